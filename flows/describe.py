@@ -1,0 +1,78 @@
+"""What a preset is before it runs: settings, parameters by part, tokens, steps and estimated bytes."""
+
+import dataclasses
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.tables import number, shorten
+from schemas.errors import SpecError
+from schemas.overrides import describe_fields
+from schemas.pipeline import PipelineSpec
+from stages.bundle import bundle
+from stages.sizing import measure_model
+
+
+def describe_spec(preset: str, label: str, spec: PipelineSpec) -> dict[str, Any]:
+    """Everything `fairway describe` says, as plain JSON types. Raises SpecError for a model that cannot be built."""
+    train = spec.train
+    try:
+        size = measure_model(train.model, train.optimizer, spec.quantize.rules)
+    except ValueError as error:
+        raise SpecError(f"train.{error}") from error
+    source, _ = bundle("stages.core.submission", spec.package.keep_comments)
+    code_bytes = len(source.encode())
+    total = size.estimated_blob_bytes + code_bytes
+    return {
+        "preset": preset,
+        "name": label,
+        "parameters": size.num_parameters,
+        "parameters_by_part": size.parts,
+        "idle_parameters": size.idle,
+        "frozen_parameters": size.frozen,
+        "max_steps": train.schedule.max_steps,
+        "max_seconds": train.schedule.max_seconds,
+        "batch_tokens": train.data.batch_tokens,
+        "max_tokens": train.schedule.max_steps * train.data.batch_tokens,
+        "processes": train.compute.num_processes,
+        "device": train.compute.device,
+        "estimated_blob_bytes": size.estimated_blob_bytes,
+        "code_bytes": code_bytes,
+        "estimated_artifact_bytes": total,
+        "limit_bytes": spec.check_size.limit_bytes,
+        "estimated_margin_bytes": spec.check_size.limit_bytes - total,
+        "settings": [dataclasses.asdict(info) for info in describe_fields(spec)],
+    }
+
+
+def print_description(console: Console, told: dict[str, Any]) -> None:
+    """The same for people."""
+    settings = Table(title=f"Settings of {told['preset']} (--set NAME=VALUE changes one)", title_justify="left")
+    settings.add_column("name", no_wrap=True)
+    settings.add_column("value", justify="right")
+    settings.add_column("unit")
+    settings.add_column("what it is, and what it may be")
+    for info in told["settings"]:
+        help_text = f"{info['help']} [dim]{info['bounds']}[/dim]" if info["bounds"] else info["help"]
+        settings.add_row(info["name"], shorten(number(info["value"])) or "–", info["unit"], help_text)
+    console.print(settings)
+    summary = Table(title="Size and length", title_justify="left", show_header=False)
+    summary.add_column("figure")
+    summary.add_column("value", justify="right")
+    summary.add_column("note")
+    summary.add_row("parameters", f"{told['parameters']:,}", "")
+    for part, count in sorted(told["parameters_by_part"].items(), key=lambda item: -item[1]):
+        summary.add_row(f"  {part}", f"{count:,}", f"{count / told['parameters']:.1%}")
+    for kind, why in (("idle", "no forward pass uses them"), ("frozen", "get no updates, on purpose: train.optimizer.frozen")):
+        found = told[f"{kind}_parameters"]
+        if found:
+            summary.add_row(f"{kind} parameters", f"{sum(found.values()):,}", f"{why}: {', '.join(found)}")
+    cap = f", or {told['max_seconds']:g} s of training" if told["max_seconds"] else ""
+    summary.add_row("steps", f"{told['max_steps']:,}", f"at most{cap}")
+    summary.add_row("tokens", f"{told['max_tokens']:,}", f"at most, {told['batch_tokens']:,} a step")
+    summary.add_row("processes", f"{told['processes']}", told["device"])
+    summary.add_row("artifact bytes, estimated", f"{told['estimated_artifact_bytes']:,}", f"of which code {told['code_bytes']:,}")
+    margin = told["estimated_margin_bytes"]
+    summary.add_row("limit", f"{told['limit_bytes']:,}", f"{abs(margin):,} {'to spare' if margin >= 0 else '[red]OVER[/red]'}, by the estimate")
+    console.print(summary)

@@ -1,0 +1,177 @@
+"""Prefect's surroundings: our own home, nothing that calls outside, and a server, running already or only for one run.
+
+`settings_first` must come before Prefect is imported, because Prefect reads its environment once. prefect.toml says the same
+for plain `prefect` commands in the checkout; a test keeps the two equal.
+"""
+
+import fcntl
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from schemas.errors import SpecError
+from stages.launch import guarded
+
+log = logging.getLogger(__name__)
+
+SETTINGS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # its pages call Amplitude whatever the settings say
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
+SERVER_START_SECONDS = 90.0
+SERVER_STOP_SECONDS = 5.0
+_TRIES = 3
+
+
+def settings_first(home: Path) -> None:
+    """Put Prefect's settings into the environment, those of the user first. `home` is where Prefect keeps its files."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    profiles = Path.home() / ".prefect" / "profiles.toml"
+    if "PREFECT_HOME" not in os.environ and profiles.is_file():
+        os.environ.setdefault("PREFECT_PROFILES_PATH", str(profiles))  # may name the user's server
+    os.environ.setdefault("PREFECT_HOME", str(home))
+    Path(os.environ["PREFECT_HOME"]).expanduser().mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def prefect_api(store: Path) -> Iterator[str]:
+    """Address of a Prefect API for the time of the block: the configured server's, else a temporary one's.
+
+    The temporary server keeps its database under `<store>/prefect/temporary-N`, one N for each run at the same time, and
+    ends with the block, or with this process however that ends. Raises SpecError when the configured server is silent.
+    """
+    settings_first(store / "prefect" / "home")
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, temporary_settings
+
+    if url := PREFECT_API_URL.value():
+        if not is_healthy(url):
+            raise SpecError(f"PREFECT_API_URL = {url}: no Prefect server answers there. Start it, or unset it to run with a temporary one")
+        yield url
+        return
+    with _free_home(store / "prefect") as (home, lock), _server(home, lock) as url:
+        # Nobody watches this server for lost heartbeats, and waiting for the heartbeat thread costs every flow a second.
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: home, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            try:
+                yield url
+            finally:
+                _send_what_is_queued()
+
+
+def is_healthy(url: str) -> bool:
+    """Whether a Prefect API answers at `url`."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5) as answer:
+            return answer.status == 200
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+def _send_what_is_queued() -> None:
+    """Log lines and events leave in the background; the server must not go before they arrived."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=SERVER_STOP_SECONDS)
+    EventsWorker.drain_all(timeout=SERVER_STOP_SECONDS)
+
+
+@contextmanager
+def _free_home(parent: Path) -> Iterator[tuple[Path, int]]:
+    """The first home that no other run uses, and the descriptor whose flock keeps it: two servers on one SQLite file block each other."""
+    for number in count():
+        home = parent / f"temporary-{number}"
+        home.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            continue
+        try:
+            yield home, descriptor
+        finally:
+            os.close(descriptor)
+        return
+
+
+@contextmanager
+def _server(home: Path, lock: int) -> Iterator[str]:
+    """A Prefect server without UI on a free port of the loopback interface."""
+    started = time.perf_counter()
+    server_log = home / "server.log"
+    for _ in range(_TRIES):
+        port = _free_port()
+        process = _start(home, port, lock, server_log)
+        try:
+            url = f"http://127.0.0.1:{port}/api"
+            if _comes_up(process, url):
+                log.info("temporary Prefect server ready in %.1f s", time.perf_counter() - started)
+                yield url
+                return
+        finally:
+            _stop(process)
+    tail = "\n".join(server_log.read_text(errors="replace").splitlines()[-15:])
+    raise RuntimeError(f"the temporary Prefect server did not start within {SERVER_START_SECONDS:.0f} s; {server_log} ends with:\n{tail}")
+
+
+def _start(home: Path, port: int, lock: int, server_log: Path) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        "PREFECT_UI_ENABLED": "false",
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT__SERVER_FINAL": "1",
+        "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+    }
+    environment.pop("PREFECT_API_URL", None)
+    command = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port)]
+    with server_log.open("ab") as output:
+        return subprocess.Popen(
+            [*guarded("SIGTERM"), *command, "--log-level", "error", "--lifespan", "on"],
+            env=environment,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C ends the run, which still has to tell the server so
+            pass_fds=(lock,),  # the home stays taken until this server is gone too
+        )
+
+
+def _comes_up(process: subprocess.Popen, url: str) -> bool:
+    deadline = time.monotonic() + SERVER_START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if is_healthy(url):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _stop(process: subprocess.Popen) -> None:
+    process.terminate()
+    try:
+        process.wait(SERVER_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

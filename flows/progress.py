@@ -1,0 +1,12 @@
+"""How a stage at work reaches whoever watches: log lines under these names, and one function that hears how far it is."""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+
+OUR_LOGGERS = ("stages", "flows")
+
+StageProgress = Callable[[str, float, float, str], None]
+"""Called with stage, done, total and unit."""
+
+stage_progress: ContextVar[StageProgress | None] = ContextVar("stage_progress", default=None)
+"""Set around a flow call by the command line."""

@@ -1,0 +1,95 @@
+"""What a run shows when it is done: the report record, and Prefect's artifacts (tables and the loss curve)."""
+
+import base64
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from flows.tables import budget_rows, decomposition_rows, number, quantization_rows, result_rows, stage_rows
+from schemas.base import Schema
+from schemas.check_size import SizeReport
+from schemas.overrides import describe_fields
+from schemas.pipeline import PipelineReport, PipelineSpec, StageSummary
+from schemas.publish import PublishedReport, PublishSpec, ReportedSetting
+from stages.runner import Outcome
+
+
+def publish_spec(spec: PipelineSpec, label: str, outcomes: Sequence[Outcome]) -> PublishSpec:
+    """What the report says beside the results: the run's settings and where each result came from."""
+    settings = tuple(ReportedSetting(name=info.name, value=number(info.value), unit=info.unit) for info in describe_fields(spec))
+    provenance = tuple(outcome.record.provenance for outcome in outcomes)
+    return PublishSpec(title=spec.publish.title, run_name=label, settings=settings, provenance=provenance)
+
+
+def pipeline_report(
+    run_id: str,
+    label: str,
+    preset: str,
+    spec: PipelineSpec,
+    created_at: datetime,
+    seconds: float,
+    outcomes: Sequence[Outcome],
+    results: dict[str, Schema],
+    published: PublishedReport,
+) -> PipelineReport:
+    """Everything about one run in one record."""
+    stages = tuple(
+        StageSummary(
+            stage=outcome.record.provenance.stage,
+            key=outcome.record.provenance.key,
+            cached=outcome.cached,
+            seconds=outcome.seconds,
+            computed_seconds=outcome.record.provenance.seconds,
+        )
+        for outcome in outcomes
+    )
+    return PipelineReport(
+        run_id=run_id,
+        name=label,
+        preset=preset,
+        created_at=created_at.isoformat(timespec="seconds"),
+        seconds=seconds,
+        spec=spec,
+        stages=stages,
+        published=published,
+        **results,  # type: ignore[arg-type]
+    )
+
+
+def over_limit_message(size: SizeReport) -> str:
+    """By how much the submission is over the limit, and what takes the most."""
+    largest = ", ".join(f"{part.name} {part.num_bytes:,}" for part in size.largest)
+    return (
+        f"the submission is over the limit by {-size.margin_bytes:,} bytes ({size.total_bytes:,} of {size.limit_bytes:,}). "
+        f"The largest parts: {largest}. Store tensors in fewer bits (quantize.rules) or make the model smaller (train.model)"
+    )
+
+
+def publish_artifacts(report: PipelineReport, store: Path) -> None:
+    """Tables and the loss curve as artifacts of the present flow run."""
+    create_markdown_artifact(key="result", markdown=_result_markdown(report, store), description="bits per byte, bytes and seconds")
+    create_table_artifact(key="byte-budget", table=budget_rows(report), description="what the limit is spent on")
+    create_table_artifact(key="quantization", table=quantization_rows(report), description="each tensor in the blob")
+    create_table_artifact(key="bpb-decomposition", table=decomposition_rows(report), description="what each step does to the score")
+    curve = base64.b64encode((store / report.published.loss_curve.path).read_bytes()).decode()
+    create_markdown_artifact(key="loss-curve", markdown=f"# Loss\n\n![loss](data:image/svg+xml;base64,{curve})", description="training loss")
+
+
+def _result_markdown(report: PipelineReport, store: Path) -> str:
+    fits = "fits" if report.size.fits else "**does not fit**"
+    lines = [f"# {report.name}", "", f"The artifact {fits}: {report.size.total_bytes:,} of {report.size.limit_bytes:,} bytes.", ""]
+    lines += _markdown_table(result_rows(report)) + ["", "## Stages", ""] + _markdown_table(stage_rows(report))
+    lines += ["", f"Report: `{store / report.published.html.path}`", "", f"Package: `{store / report.package.folder}`"]
+    return "\n".join(lines)
+
+
+def _markdown_table(rows: list[dict[str, Any]]) -> list[str]:
+    names = list(rows[0])
+    return [
+        f"| {' | '.join(names)} |",
+        f"|{'---|' * len(names)}",
+        *(f"| {' | '.join(str(row[name]).replace('|', chr(92) + '|') for name in names)} |" for row in rows),
+    ]

@@ -1,0 +1,75 @@
+"""Finished runs in a store: `<store>/runs/<run id>/report.json`, one PipelineReport each. Needs neither Prefect nor torch."""
+
+import difflib
+import logging
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from schemas.errors import SpecError
+from schemas.pipeline import PipelineReport
+
+log = logging.getLogger(__name__)
+
+REPORT_NAME = "report.json"
+
+
+def save_report(store: Path, report: PipelineReport) -> Path:
+    """Write the report of a run, whole or not at all; returns its path."""
+    folder = store / "runs" / report.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    path, temporary = folder / REPORT_NAME, folder / f"{REPORT_NAME}.tmp"
+    temporary.write_text(report.model_dump_json(indent=1), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def load_report(store: Path, run_id: str) -> PipelineReport | None:
+    """The report of the run with exactly this id; None if it left none. Raises SpecError for one that cannot be read."""
+    path = store / "runs" / run_id / REPORT_NAME
+    try:
+        return PipelineReport.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        first = str(error).splitlines()[0]
+        raise SpecError(f"{path}: damaged or of another version ({first}). Remove its folder; the run's results stay in the store") from error
+
+
+def list_reports(store: Path) -> list[PipelineReport]:
+    """Every run that finished, the newest last. A report that cannot be read is named in the log and left out."""
+    reports = []
+    for folder in sorted((store / "runs").glob("*/")):
+        try:
+            report = load_report(store, folder.name)
+        except SpecError as error:
+            log.warning("%s", error)
+            continue
+        if report is not None:
+            reports.append(report)
+    return sorted(reports, key=lambda report: report.created_at)
+
+
+def find_report(store: Path, wanted: str) -> PipelineReport:
+    """The run with this id or name, the beginning of either, or `last`. Of several with one name, the newest.
+
+    Raises SpecError when no run or more than one is meant.
+    """
+    reports = list_reports(store)
+    if not reports:
+        raise SpecError(f"RUN = {wanted}: the store {store} holds no finished run. `fairway run` makes one")
+    if wanted == "last":
+        return reports[-1]
+    for exact in (lambda r: r.run_id == wanted, lambda r: r.name == wanted):
+        if matching := [report for report in reports if exact(report)]:
+            return matching[-1]
+    begins = [report for report in reports if wanted and (report.run_id.startswith(wanted) or report.name.startswith(wanted))]
+    names = sorted({report.name for report in begins})
+    if len(names) == 1:
+        return begins[-1]
+    if names:
+        raise SpecError(f"RUN = {wanted}: stands for {len(names)} runs: {', '.join(names)}. Give more of the name or the id")
+    known = [report.name for report in reports]
+    near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4) or known[-3:]
+    raise SpecError(f"RUN = {wanted}: no such run. Did you mean {' or '.join(dict.fromkeys(near))}? `fairway runs` lists all")

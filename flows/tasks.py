@@ -1,0 +1,117 @@
+"""Stage → Prefect task: name, retries of transient errors, streamed log lines, progress, and `Cached` from the store.
+
+The store decides what is cached (docs/decisions/0001-the-store-is-the-cache.md); Prefect shows it and retries.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from prefect import Task, task
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.logging.handlers import APILogHandler
+from prefect.states import Completed
+from prefect.tasks import exponential_backoff
+from pydantic import ValidationError
+
+from flows.progress import OUR_LOGGERS, stage_progress
+from schemas.base import Schema
+from schemas.errors import FairwayError
+from schemas.runtime import RunOptions
+from stages.runner import Outcome, run_stage
+from stages.store import Store
+
+log = logging.getLogger(__name__)
+
+BACKOFF_SECONDS = 2.0
+PERMANENT_ERRORS = (FairwayError, ValidationError)
+RESOURCE_TAGS = {"train": ["train"]}  # Prefect's tag limits keep one training at a time on a machine
+
+_running: dict[Any, Any] = {}  # task run id -> flow run id, of the tasks that run in this process now
+
+
+def stage_runner(options: RunOptions, label: str, outcomes: list[Outcome]) -> Callable[..., Any]:
+    """A function that runs a stage as a task and gives its result: `run("merge", spec, trained=…, tokenized=…)`.
+
+    `label` goes into the names of the task runs; every Outcome is appended to `outcomes`. Raises what the stage raises.
+    """
+    stream_logs()
+
+    def run(stage: str, spec: Any, **inputs: Schema) -> Any:
+        state = stage_task(stage, options)(stage, spec, inputs, options, label, return_state=True)
+        outcome = state.result(raise_on_failure=True)
+        outcomes.append(outcome)
+        return outcome.record.result
+
+    return run
+
+
+def stage_task(stage: str, options: RunOptions) -> Task:
+    """The Prefect task of one stage, retried `options.retries` times with growing delays after a transient error."""
+    delays = {"retry_delay_seconds": exponential_backoff(BACKOFF_SECONDS), "retry_jitter_factor": 0.3} if options.retries else {}
+    return task(
+        _run_in_task,
+        name=stage,
+        task_run_name=_task_run_name,
+        tags=RESOURCE_TAGS.get(stage, []),
+        retries=options.retries,
+        retry_condition_fn=is_transient,
+        persist_result=False,
+        **delays,
+    )
+
+
+def is_transient(task: Any, task_run: TaskRun, state: State) -> bool:
+    """Whether another try can help: not after a SpecError, a StageError or data that does not validate."""
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, PERMANENT_ERRORS):
+        return False
+    if task_run.run_count <= task.retries:
+        log.warning("%s: %s: %s. It is tried again (%d of %d)", task.name, type(error).__name__, error, task_run.run_count, task.retries)
+    return True
+
+
+def stream_logs() -> None:
+    """Send the lines of our loggers to the log of the run they belong to. Safe to call again.
+
+    A line from a thread without run context goes to the one task that runs in this process; with several it is kept local.
+    """
+    for name in OUR_LOGGERS:
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+        if not any(isinstance(handler, APILogHandler) for handler in logger.handlers):
+            handler = APILogHandler()
+            handler.addFilter(_assign_run)
+            logger.addHandler(handler)
+
+
+def _run_in_task(stage: str, spec: Any, inputs: dict[str, Schema], options: RunOptions, label: str) -> State[Outcome]:
+    listener = stage_progress.get()
+
+    def on_progress(done: float, total: float, unit: str) -> None:
+        if listener is not None:
+            listener(stage, done, total, unit)
+
+    context = TaskRunContext.get()
+    assert context is not None
+    _running[context.task_run.id] = context.task_run.flow_run_id
+    try:
+        outcome = run_stage(Store(options.store), stage, spec, inputs, options, on_progress)
+    finally:
+        del _running[context.task_run.id]
+    key = outcome.record.provenance.key[:12]
+    if outcome.cached:
+        return Completed(name="Cached", message=f"found in the store: {key}", data=outcome)
+    return Completed(message=f"made in {outcome.seconds:.1f} s: {key}", data=outcome)
+
+
+def _task_run_name(parameters: dict[str, Any]) -> str:
+    return f"{parameters['stage']}-{parameters['label']}"
+
+
+def _assign_run(record: logging.LogRecord) -> bool:
+    if TaskRunContext.get() is None and len(_running) == 1 and not hasattr(record, "flow_run_id"):
+        [(record.task_run_id, record.flow_run_id)] = _running.items()
+    return True

@@ -1,0 +1,130 @@
+"""What `fairway` shows on a terminal: progress bars and log lines while it runs, tables when it is done."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from flows.progress import OUR_LOGGERS, StageProgress
+from flows.tables import Row, bpb, result_rows, stage_rows
+from schemas.pipeline import PipelineReport
+
+
+@contextmanager
+def live_output(console: Console) -> Iterator[StageProgress]:
+    """Log lines and, on a terminal, a bar for the stage at work. Gives the function that is told how far a stage is."""
+    progress = Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    bars: dict[str, TaskID] = {}
+
+    def show(stage: str, done: float, total: float, unit: str) -> None:
+        for other, bar in bars.items():
+            progress.update(bar, visible=other == stage)
+        if stage not in bars:
+            bars[stage] = progress.add_task(stage, total=total, amount="")
+        progress.update(bars[stage], completed=done, total=total, amount=_amount(done, total, unit), visible=done < total)
+
+    with _log_to(console), progress:
+        yield show
+
+
+@contextmanager
+def _log_to(console: Console) -> Iterator[None]:
+    """Our loggers' lines to `console`, and only there: Prefect's own console handler would repeat them."""
+    handler = RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
+    loggers = [logging.getLogger(name) for name in OUR_LOGGERS]
+    before = [(logger.propagate, logger.level) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, (propagate, level) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.propagate = propagate
+            logger.setLevel(level)
+
+
+def print_report(console: Console, report: PipelineReport, store: Path) -> None:
+    """The table that ends a run, and where things lie."""
+    console.print()
+    console.print(rows_table(f"{report.name}  ({report.created_at})", result_rows(report), {"value"}))
+    total = Text(f"{report.seconds:.1f} s in all", style="dim")
+    console.print(rows_table("Stages", stage_rows(report), {"seconds"}))
+    console.print(total)
+    for name, path in (("report", report.published.html.path), ("package", report.package.folder)):
+        console.print(Text.assemble((f"{name:8}", "bold"), str(store / path)), soft_wrap=True)
+
+
+def print_runs(console: Console, reports: list[PipelineReport]) -> None:
+    """One line a run, the newest last."""
+    table = Table(title="Finished runs", title_justify="left")
+    for name in ("name", "id", "finished", "quantized", "sliding", "bytes", "fits", "seconds"):
+        table.add_column(name, justify="right" if name in ("quantized", "sliding", "bytes", "seconds") else "left", no_wrap=name == "name")
+    for report in reports:
+        sliding = report.val_bpb_quantized_sliding
+        table.add_row(
+            report.name,
+            report.run_id[:8],
+            report.created_at,
+            bpb(report.val_bpb_quantized),
+            bpb(sliding) if sliding is not None else "–",
+            f"{report.size.total_bytes:,}",
+            "yes" if report.size.fits else "[red]no[/red]",
+            f"{report.seconds:.1f}",
+        )
+    console.print(table)
+
+
+def rows_table(title: str, rows: list[Row], right: set[str]) -> Table:
+    """Rows with equal keys as a table."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in rows[0]:
+        table.add_column(name, justify="right" if name in right else "left")
+    for row in rows:
+        table.add_row(*(Text(value) for value in row.values()))
+    return table
+
+
+def report_json(report: PipelineReport, store: Path) -> dict[str, Any]:
+    """The report with the figures of the table at the top, as plain JSON types."""
+    figures = {
+        "name": report.name,
+        "run_id": report.run_id,
+        "val_bpb_last": report.val_bpb_last,
+        "val_bpb_merged": report.val_bpb_merged,
+        "val_bpb_quantized": report.val_bpb_quantized,
+        "val_bpb_quantized_sliding": report.val_bpb_quantized_sliding,
+        "num_parameters": report.packed.num_parameters,
+        "total_bytes": report.size.total_bytes,
+        "limit_bytes": report.size.limit_bytes,
+        "fits": report.size.fits,
+        "seconds": report.seconds,
+        "cached_stages": [stage.stage for stage in report.stages if stage.cached],
+        "report_html": str(store / report.published.html.path),
+        "package_folder": str(store / report.package.folder),
+    }
+    return {**figures, "report": report.model_dump(mode="json")}
+
+
+def _amount(done: float, total: float, unit: str) -> str:
+    if unit == "%":
+        return f"{done:.0f} %"
+    return f"{done:,.0f} / {total:,.0f} {unit}"

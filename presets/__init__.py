@@ -1,0 +1,20 @@
+"""Named pipeline specs, each a function that derives from another: smoke, demo, record, reference."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from presets.demo import demo, smoke
+from presets.record import record, reference
+from schemas.errors import SpecError
+from schemas.pipeline import PipelineSpec
+
+PRESETS: dict[str, Callable[[], PipelineSpec]] = {"smoke": smoke, "demo": demo, "record": record, "reference": reference}
+
+
+def load_preset(name: str) -> PipelineSpec:
+    """The preset's spec. Raises SpecError naming the nearest preset for an unknown name."""
+    if name not in PRESETS:
+        near = get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise SpecError(f"preset = {name!r}: {hint}there are {', '.join(PRESETS)}")
+    return PRESETS[name]()

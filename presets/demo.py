@@ -1,0 +1,101 @@
+"""Presets for a machine without GPU, on the embedded corpus: `demo` learns visibly in minutes, `smoke` runs in seconds."""
+
+from dataclasses import replace
+
+from schemas.evaluate import EvaluateSpec
+from schemas.merge import MergeSpec
+from schemas.pipeline import PipelineSpec
+from schemas.publish import PublishOptions
+from schemas.settings import (
+    AveragingSettings,
+    ComputeSettings,
+    DataSettings,
+    FormatRule,
+    ModelSettings,
+    OptimizerSettings,
+    QatSettings,
+    QuantizerSettings,
+    ScheduleSettings,
+    ScoringSettings,
+    SnapshotSettings,
+    TrainSettings,
+)
+from schemas.tokenize_corpus import HashFraction, SotuCorpus, TokenizerSpec, TokenizeSpec
+
+TWO_CORES = ComputeSettings(device="cpu", num_processes=1, threads_per_process=2)
+
+DEMO_RULES = (
+    FormatRule("tok_emb.weight", "fp16"),
+    FormatRule("blocks.0.*.weight", "int8"),
+    FormatRule("blocks.5.*.weight", "int8"),
+    FormatRule("*.weight", "int6"),
+    FormatRule("*", "fp32"),
+)
+
+
+def demo() -> PipelineSpec:
+    """Every technique on, a small model, two minutes of training on two cores."""
+    scoring = ScoringSettings(sequence_length=256, stride=64, batch_tokens=16_384)
+    return PipelineSpec(
+        tokenize=TokenizeSpec(corpus=SotuCorpus(), tokenizer=TokenizerSpec(vocab_size=1024), split=HashFraction(val_fraction=0.04)),
+        train=TrainSettings(
+            model=ModelSettings(
+                num_layers=6,
+                model_dim=192,
+                num_heads=3,
+                num_kv_heads=1,
+                mlp_hidden=512,
+                rope_dims=16,
+                xsa_layers=2,
+                value_embedding_dim=48,
+                value_embedding_layers=(4, 5),
+            ),
+            optimizer=OptimizerSettings(),
+            schedule=ScheduleSettings(max_steps=320, warmdown_fraction=0.6),
+            data=DataSettings(batch_tokens=4_096, sequence_length=256, micro_batch_sequences=16),
+            snapshots=SnapshotSettings(start_lr_scale=0.2, every_steps=10),
+            qat=QatSettings(start_lr_scale=0.2, rules=DEMO_RULES),
+            compute=TWO_CORES,
+        ),
+        merge=MergeSpec(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring, compute=TWO_CORES),
+        quantize=QuantizerSettings(rules=DEMO_RULES),
+        evaluate=EvaluateSpec(scoring=scoring, compute=TWO_CORES),
+        publish=PublishOptions(title="Fairway: demo preset"),
+    )
+
+
+def smoke() -> PipelineSpec:
+    """`demo` cut down to seconds, with everything still on."""
+    base = demo()
+    scoring = ScoringSettings(sequence_length=64, stride=32, batch_tokens=4_096)
+    rules = (FormatRule("tok_emb.weight", "fp16"), FormatRule("blocks.0.*.weight", "int8"), FormatRule("*.weight", "int6"), FormatRule("*", "fp32"))
+    train = replace(
+        base.train,
+        model=replace(
+            base.train.model,
+            vocab_size=320,
+            num_layers=3,
+            model_dim=32,
+            num_heads=2,
+            num_kv_heads=1,
+            mlp_hidden=64,
+            rope_dims=8,
+            xsa_layers=1,
+            value_embedding_dim=8,
+            value_embedding_layers=(2,),
+        ),
+        schedule=replace(base.train.schedule, max_steps=40),
+        data=DataSettings(batch_tokens=1_024, sequence_length=64, micro_batch_sequences=8),
+        snapshots=replace(base.train.snapshots, every_steps=2),
+        qat=replace(base.train.qat, rules=rules),
+    )
+    return base.derive(
+        tokenize=base.tokenize.derive(
+            corpus=SotuCorpus(max_documents=6), tokenizer=TokenizerSpec(vocab_size=320), split=HashFraction(val_fraction=0.3)
+        ),
+        train=train,
+        merge=base.merge.derive(scoring=scoring),
+        quantize=replace(base.quantize, rules=rules),
+        evaluate=base.evaluate.derive(scoring=scoring),
+        publish=PublishOptions(title="Fairway: smoke preset"),
+    )

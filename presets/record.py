@@ -1,0 +1,71 @@
+"""The reference's model and recipe (parameter-golf pull request 543): mended (`record`) and as it really ran (`reference`)."""
+
+from dataclasses import replace
+
+from schemas.evaluate import EvaluateSpec
+from schemas.merge import MergeSpec
+from schemas.pipeline import PipelineSpec
+from schemas.publish import PublishOptions
+from schemas.settings import (
+    AveragingSettings,
+    ComputeSettings,
+    DataSettings,
+    ModelSettings,
+    OptimizerSettings,
+    QatSettings,
+    QuantizerSettings,
+    ScheduleSettings,
+    ScoringSettings,
+    SnapshotSettings,
+    TrainSettings,
+)
+from schemas.tokenize_corpus import FirstDocuments, ShardsCorpus, TokenizerSpec, TokenizeSpec
+
+EIGHT_GPUS = ComputeSettings(device="cuda", num_processes=8, threads_per_process=8, compile=True)
+
+
+def record() -> PipelineSpec:
+    """25,224,282 parameters, 600 s on eight GPUs; schedules follow progress, QAT begins before the snapshots it is for."""
+    scoring = ScoringSettings(sequence_length=2048, stride=64, batch_tokens=131_072)
+    return PipelineSpec(
+        tokenize=TokenizeSpec(
+            corpus=ShardsCorpus(folder="data/datasets/fineweb10B_sp1024", tokenizer_model="data/tokenizers/fineweb_1024_bpe.model"),
+            tokenizer=TokenizerSpec(vocab_size=1024),
+            split=FirstDocuments(num_val_documents=50_000),
+            compressor_baselines=False,
+        ),
+        train=TrainSettings(
+            model=ModelSettings(),
+            optimizer=OptimizerSettings(muon_momentum_warmup_fraction=0.25),
+            schedule=ScheduleSettings(max_steps=20_000, max_seconds=600.0, warmdown_fraction=0.5, compile_warmup_steps=3),
+            data=DataSettings(batch_tokens=786_432, sequence_length=2048, micro_batch_sequences=48),
+            snapshots=SnapshotSettings(start_lr_scale=0.2, every_fraction=None, every_steps=50),
+            # Every averaged snapshot sees the grid: QAT begins where the averaging window does.
+            qat=QatSettings(start_lr_scale=0.2),
+            compute=EIGHT_GPUS,
+        ),
+        merge=MergeSpec(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring, compute=EIGHT_GPUS),
+        quantize=QuantizerSettings(),
+        evaluate=EvaluateSpec(scoring=scoring, compute=EIGHT_GPUS),
+        publish=PublishOptions(title="Fairway: record preset"),
+    )
+
+
+def reference() -> PipelineSpec:
+    """The reference as it really ran, as far as settings go: idle scales, an untrained value embedding, no AdamW decay, step counts."""
+    base = record()
+    train = replace(
+        base.train,
+        model=replace(base.train.model, value_embedding_scale_every_layer=True, smear_stops_at_bos=False),
+        optimizer=replace(
+            base.train.optimizer,
+            adam_weight_decay=0.0,
+            muon_momentum_warmup_fraction=None,
+            muon_momentum_warmup_steps=1500,
+            frozen=("value_embedding.table.weight", "value_embedding.proj.weight"),
+        ),
+        schedule=replace(base.train.schedule, warmdown_fraction=None, warmdown_steps=3000),
+        data=replace(base.train.data, order="sequential"),
+        qat=replace(base.train.qat, start_lr_scale=0.1),
+    )
+    return base.derive(train=train, publish=PublishOptions(title="Fairway: reference preset"))

@@ -1,0 +1,1 @@
+"""What crosses a stage border: frozen, validated records. Pydantic and the standard library only."""

@@ -1,0 +1,76 @@
+"""Frozen pydantic base, and the identity that cache keys are made of.
+
+`fingerprint(value)` is stable across processes and field order. A file counts by its sha256 alone (not by where it
+lies), and a field marked `Volatile` (timings, hosts, logs) does not count, so equal bytes give equal keys.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import PurePath
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+T = TypeVar("T")
+
+
+class _VolatileMarker:
+    """Marks a field that describes a run but does not identify its result."""
+
+    def __repr__(self) -> str:
+        return "volatile"
+
+
+VOLATILE = _VolatileMarker()
+Volatile = Annotated[T, VOLATILE]
+
+
+class Schema(BaseModel):
+    """Immutable, refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def derive(self, **changes: Any) -> Self:
+        """A copy with `changes`, validated again (`model_copy` is not)."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate(values | changes)
+
+    def identity(self) -> Any:
+        """What this value is, as plain JSON types, without what merely describes how it came about."""
+        return {
+            name: identity(getattr(self, name))
+            for name, field in sorted(type(self).model_fields.items())
+            if VOLATILE not in field.metadata
+        }
+
+
+def identity(value: Any) -> Any:
+    """`value` as JSON types. Raises TypeError for a type whose text is not known to be stable."""
+    if isinstance(value, Schema):
+        return value.identity()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: identity(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): identity(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
+    if isinstance(value, (list, tuple)):
+        return [identity(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((identity(item) for item in value), key=lambda item: json.dumps(item, sort_keys=True))
+    if isinstance(value, Enum):
+        return identity(value.value)
+    if isinstance(value, PurePath):
+        return value.as_posix()
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    raise TypeError(f"{type(value).__name__} has no stable identity; give it one in schemas.base.identity")
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 (hex) of `identity(value)` as canonical JSON."""
+    text = json.dumps(identity(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,34 @@
+"""Evaluation: the package and the validation shards in; bits per byte of what ships out."""
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from schemas.base import Schema, Volatile
+from schemas.settings import ComputeSettings, ScoringSettings
+
+
+class Score(Schema):
+    """bpb = (nll_nats_sum / ln 2) / num_bytes over targets that were each scored once."""
+
+    bpb: float
+    loss: float = Field(description="nats per target")
+    nll_nats_sum: float
+    num_targets: PositiveInt
+    num_bytes: PositiveInt = Field(description="UTF-8 bytes that the scored tokens stand for")
+    num_bos_targets: NonNegativeInt
+    bos_nats_sum: float = Field(description="share of nll_nats_sum spent on predicting BOS, which stands for no byte")
+    seconds: Volatile[NonNegativeFloat]
+
+
+class EvaluateSpec(Schema):
+    scoring: ScoringSettings = Field(default_factory=ScoringSettings, description="windows")
+    compute: ComputeSettings = Field(default_factory=ComputeSettings, description="where the package is scored")
+
+
+class Evaluation(Schema):
+    """The scores of what ships, and the check of their denominator."""
+
+    non_overlapping: Score
+    sliding: Score | None
+    text_utf8_bytes: NonNegativeInt | None = Field(description="validation text as it came; None for ready-made shards")
+    text_normalized_bytes: NonNegativeInt | None = Field(description="the same after the tokenizer's normalisation")
+    byte_account: str = Field(description="how the token bytes compare with the text")

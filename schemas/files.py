@@ -1,0 +1,78 @@
+"""A file in the store, where a result came from, and the record that every stage leaves beside its files."""
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, field_validator
+
+from schemas.base import SCHEMA_VERSION, Schema, Volatile
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileRef(Schema):
+    """A file, named relative to the store's root so that a moved store still works, and identified by its content."""
+
+    path: str
+    num_bytes: NonNegativeInt
+    sha256: Sha256
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside_the_store(cls, path: str) -> str:
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\x00" in path or not pure.parts:
+            raise ValueError(f"{path!r} must be a relative path inside the store, without '..'")
+        return path
+
+    def identity(self) -> Any:
+        return self.sha256
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.path).name
+
+
+class SourceFile(Schema):
+    """A file of the user's, outside the store: an input of tokenization."""
+
+    path: str
+    num_bytes: NonNegativeInt
+    sha256: Sha256
+
+    def identity(self) -> Any:
+        return self.sha256
+
+
+class Provenance(Schema):
+    """How a result came about. Never part of an identity."""
+
+    stage: str
+    key: str
+    created_at: str
+    seconds: NonNegativeFloat
+    host: str
+    fairway_version: str
+    code_sha256: str
+    libraries: dict[str, str]
+    inputs: dict[str, str]  # name of the input -> key of the record it came from
+
+
+SpecT = TypeVar("SpecT")
+ResultT = TypeVar("ResultT", bound=Schema)
+
+
+class StageRecord(Schema, Generic[SpecT, ResultT]):
+    """What lies as record.json beside a stage's files: what was asked, what came out, and from what."""
+
+    schema_version: int = SCHEMA_VERSION
+    provenance: Volatile[Provenance]
+    spec: Volatile[SpecT]
+    result: ResultT
+
+    @field_validator("schema_version")
+    @classmethod
+    def _known(cls, version: int) -> int:
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"record has schema version {version}, this Fairway reads {SCHEMA_VERSION}: run the stage again")
+        return version

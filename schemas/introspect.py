@@ -1,0 +1,158 @@
+"""What can be set: every field of a spec with value, unit, help and bounds, read from the schemas themselves."""
+
+import dataclasses
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel
+
+from schemas.base import Schema
+
+_UNITS = ("bytes", "tokens", "documents", "steps", "seconds", "fraction")
+_BOUNDS = (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"))
+_METADATA_BOUNDS = (("minimum", "at least"), ("above", "above"), ("maximum", "at most"))
+
+
+@dataclass(frozen=True)
+class Child:
+    """A field as declared: its type, and what is known about it in words."""
+
+    hint: Any
+    help: str
+    unit: str = ""
+    bounds: str = ""
+
+    @property
+    def summary(self) -> str:
+        return ", ".join(part for part in (self.help, self.unit, self.bounds) if part)
+
+
+@dataclass(frozen=True)
+class SettingInfo:
+    """One setting of a spec: `name` is dotted, `value` as plain JSON types, the rest is text and may be empty."""
+
+    name: str
+    value: Any
+    unit: str
+    help: str
+    bounds: str
+
+    @property
+    def summary(self) -> str:
+        return ", ".join(part for part in (self.help, self.unit, self.bounds) if part)
+
+
+def describe_fields(spec: Schema) -> list[SettingInfo]:
+    """Every setting of `spec`, depth first, in the order of declaration. Of a union, the variant that is chosen."""
+    return list(_walk("", Child(type(spec), ""), spec.model_dump(mode="json")))
+
+
+def children(hint: Any, node: Mapping[str, Any] | None) -> Mapping[str, Child]:
+    """The fields of a section; of a union those of the variant that `node["kind"]` names. Empty for a plain value."""
+    options = variants(hint)
+    if options:
+        chosen = (node or {}).get("kind")
+        return _fields(options.get(str(chosen), next(iter(options.values()))))
+    kind = _bare(hint)
+    return _fields(kind) if _is_section(kind) else {}
+
+
+def variants(hint: Any) -> dict[str, type]:
+    """kind -> class of a union whose members say their `kind`; empty for any other type."""
+    members = [member for member in _members(hint) if _is_section(member)]
+    if len(members) < 2:
+        return {}
+    return {get_args(member.model_fields["kind"].annotation)[0]: member for member in members}
+
+
+def list_item(hint: Any) -> Child:
+    """What an item of a tuple field is."""
+    return Child(get_args(_bare(hint))[0], "an item of a list")
+
+
+def is_list(hint: Any) -> bool:
+    return get_origin(_bare(hint)) is tuple
+
+
+def is_nullable(hint: Any) -> bool:
+    return type(None) in _members(hint)
+
+
+def takes(hint: Any, kind: type) -> bool:
+    """Whether a value of exactly the type `kind` may stand here."""
+    for member in _members(hint):
+        if member is kind or (get_origin(member) is Literal and any(type(choice) is kind for choice in get_args(member))):
+            return True
+    return False
+
+
+def _walk(name: str, child: Child, value: Any) -> Iterator[SettingInfo]:
+    level = children(child.hint, value) if isinstance(value, Mapping) else {}
+    if not level:
+        yield SettingInfo(name, value, child.unit, child.help, child.bounds)
+        return
+    kinds = variants(child.hint)
+    for key, inner in level.items():
+        if kinds and key == "kind":
+            inner = Child(inner.hint, child.help, bounds=_one_of(kinds))
+        yield from _walk(f"{name}.{key}" if name else key, inner, value[key])
+
+
+@cache
+def _fields(cls: type) -> dict[str, Child]:
+    if issubclass(cls, BaseModel):
+        return {
+            name: Child(field.annotation, field.description or "", _unit(name), _pydantic_bounds(field.annotation, field.metadata))
+            for name, field in cls.model_fields.items()
+        }
+    hints = get_type_hints(cls, include_extras=True)
+    return {item.name: _dataclass_child(hints[item.name], item) for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+
+
+def _dataclass_child(hint: Any, item: dataclasses.Field) -> Child:
+    told = item.metadata
+    bounds = [f"{words} {told[key]:,}" for key, words in _METADATA_BOUNDS if told.get(key) is not None]
+    return Child(hint, told.get("help", ""), told.get("unit", ""), ", ".join([*_choices(hint), *bounds]))
+
+
+def _pydantic_bounds(annotation: Any, metadata: list[Any]) -> str:
+    found = list(metadata)
+    for member in _raw_members(annotation):
+        found += getattr(member, "__metadata__", ())
+    bounds = [f"{words} {getattr(item, key):,}" for item in found for key, words in _BOUNDS if getattr(item, key, None) is not None]
+    return ", ".join([*_choices(annotation), *bounds])
+
+
+def _choices(hint: Any) -> list[str]:
+    return [_one_of(get_args(member)) for member in _members(hint) if get_origin(member) is Literal]
+
+
+def _one_of(names: Any) -> str:
+    return " | ".join(str(name) for name in names)
+
+
+def _unit(name: str) -> str:
+    last = name.rpartition("_")[2]
+    return last if last in _UNITS else ""
+
+
+def _raw_members(hint: Any) -> tuple[Any, ...]:
+    if get_origin(hint) is Annotated:
+        inner = get_args(hint)[0]
+        return get_args(inner) if get_origin(inner) in (Union, types.UnionType) else (hint,)
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _members(hint: Any) -> list[Any]:
+    return [_bare(member) for member in _raw_members(hint)]
+
+
+def _bare(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and (dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel))

@@ -1,0 +1,27 @@
+"""Merging: snapshots in; one model and its score before and after out."""
+
+from pydantic import Field, PositiveInt
+
+from schemas.base import Schema, Volatile
+from schemas.files import FileRef
+from schemas.settings import AveragingSettings, ComputeSettings, ModelSettings, ScoringSettings
+from schemas.evaluate import Score
+
+
+class MergeSpec(Schema):
+    averaging: AveragingSettings = Field(default_factory=AveragingSettings, description="which snapshots, and how")
+    scoring: ScoringSettings = Field(default_factory=ScoringSettings, description="how last iterate and merged model are scored")
+    compute: ComputeSettings = Field(default_factory=ComputeSettings, description="where they are scored")
+
+
+class MergedModel(Schema):
+    """One set of float32 weights, and what averaging did to the score."""
+
+    model: ModelSettings
+    weights: FileRef
+    method: str
+    steps: tuple[PositiveInt, ...] = Field(description="steps of the snapshots that were averaged")
+    lr_scales: tuple[float, ...]
+    num_with_qat: int = Field(description="averaged snapshots that were taken under QAT")
+    last: Volatile[Score]
+    merged: Volatile[Score]

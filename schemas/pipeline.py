@@ -1,0 +1,83 @@
+"""A whole run: the specs of all stages, and the report that gathers their results."""
+
+from pydantic import Field, model_validator
+
+from schemas.base import Schema, Volatile
+from schemas.check_size import CheckSizeSpec, SizeReport
+from schemas.evaluate import Evaluation, EvaluateSpec
+from schemas.merge import MergedModel, MergeSpec
+from schemas.package import Package, PackageSpec
+from schemas.publish import PublishedReport, PublishOptions
+from schemas.quantize import PackedModel, QuantizeSpec
+from schemas.tokenize_corpus import ShardsCorpus, TokenizedCorpus, TokenizeSpec
+from schemas.train import Checkpoints, TrainSpec
+
+
+class PipelineSpec(Schema):
+    """Everything that decides a run's numbers."""
+
+    tokenize: TokenizeSpec = Field(default_factory=TokenizeSpec, description="text to shards")
+    train: TrainSpec = Field(default_factory=TrainSpec, description="shards to snapshots")
+    merge: MergeSpec = Field(default_factory=MergeSpec, description="snapshots to one model")
+    quantize: QuantizeSpec = Field(default_factory=QuantizeSpec, description="model to blob")
+    package: PackageSpec = Field(default_factory=PackageSpec, description="blob to the folder that ships")
+    check_size: CheckSizeSpec = Field(default_factory=CheckSizeSpec, description="bytes against the limit")
+    evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="bits per byte of what ships")
+    publish: PublishOptions = Field(default_factory=PublishOptions, description="the report")
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> "PipelineSpec":
+        # A ready-made tokenizer brings its own size, which training checks once the file is read.
+        own_tokenizer = self.tokenize.tokenizer.model_path is None and not isinstance(self.tokenize.corpus, ShardsCorpus)
+        if own_tokenizer and self.tokenize.tokenizer.vocab_size != self.train.model.vocab_size:
+            raise ValueError(
+                f"tokenize.tokenizer.vocab_size = {self.tokenize.tokenizer.vocab_size} and train.model.vocab_size = "
+                f"{self.train.model.vocab_size}: set both to the same number"
+            )
+        return self
+
+
+class StageSummary(Schema):
+    """One stage of one run."""
+
+    stage: str
+    key: str
+    cached: bool
+    seconds: float = Field(description="in this run; near 0 when cached")
+    computed_seconds: float = Field(description="when it was really computed")
+
+
+class PipelineReport(Schema):
+    """One run, complete: what was asked, what came out, where it lies."""
+
+    run_id: str
+    name: str
+    preset: str
+    created_at: str
+    seconds: float
+    spec: PipelineSpec
+    stages: tuple[StageSummary, ...]
+    tokenized: TokenizedCorpus
+    trained: Checkpoints
+    merged: MergedModel
+    packed: PackedModel
+    package: Package
+    size: SizeReport
+    evaluation: Evaluation
+    published: Volatile[PublishedReport]
+
+    @property
+    def val_bpb_last(self) -> float:
+        return self.merged.last.bpb
+
+    @property
+    def val_bpb_merged(self) -> float:
+        return self.merged.merged.bpb
+
+    @property
+    def val_bpb_quantized(self) -> float:
+        return self.evaluation.non_overlapping.bpb
+
+    @property
+    def val_bpb_quantized_sliding(self) -> float | None:
+        return self.evaluation.sliding.bpb if self.evaluation.sliding else None

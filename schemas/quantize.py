@@ -1,0 +1,45 @@
+"""Quantization: the merged model in; one compressed blob and a row for each tensor out."""
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from schemas.base import Schema
+from schemas.files import FileRef
+from schemas.settings import QuantizerSettings
+
+QuantizeSpec = QuantizerSettings
+
+
+class ClipShare(Schema):
+    """How many rows chose a clip ratio."""
+
+    clip_ratio: float
+    num_rows: PositiveInt
+
+
+class TensorReport(Schema):
+    """One tensor in the blob."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    num_elements: PositiveInt
+    clips: tuple[ClipShare, ...] = Field(description="empty for tensors kept in floating point")
+    rms_error: NonNegativeFloat = Field(description="root mean square of stored minus original")
+    rms_error_round_to_nearest: NonNegativeFloat = Field(description="the same with every row's clip ratio at 1")
+    relative_error: NonNegativeFloat = Field(description="rms_error over the tensor's own rms")
+    entropy_bits: NonNegativeFloat = Field(description="order-0 entropy of the stored symbols, bits a weight")
+    stored_bytes: NonNegativeInt = Field(description="before compression, scales included")
+    compressed_bytes: NonNegativeInt = Field(description="this tensor's payload compressed alone at the same level")
+
+
+class PackedModel(Schema):
+    """The blob that ships and how it came to its size."""
+
+    blob: FileRef
+    method: str
+    num_parameters: PositiveInt
+    stored_bytes: PositiveInt = Field(description="header and tensors before compression")
+    header_bytes: PositiveInt = Field(description="JSON header before compression")
+    blob_bytes: PositiveInt
+    blob_bytes_round_to_nearest: PositiveInt = Field(description="the same model with plain rounding, same rules and level")
+    tensors: tuple[TensorReport, ...]

@@ -1,0 +1,69 @@
+"""Training: token shards in; snapshots of the weights, metrics and the account of what was trained out."""
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from schemas.base import Schema, Volatile
+from schemas.files import FileRef
+from schemas.settings import ModelSettings, TrainSettings
+
+TrainSpec = TrainSettings
+
+
+class Snapshot(Schema):
+    """Weights at one step, as safetensors."""
+
+    step: PositiveInt
+    lr_scale: NonNegativeFloat
+    qat_on: bool
+    weights: FileRef
+
+
+class ParameterGroup(Schema):
+    """The parameters that one optimizer updates with one learning rate. Every parameter is in exactly one group."""
+
+    name: str
+    optimizer: str = Field(description="muon, adamw or none")
+    lr: float
+    weight_decay: float
+    parameters: tuple[str, ...]
+    num_parameters: NonNegativeInt
+
+
+class ParameterChange(Schema):
+    """How far a tensor moved from its initialisation."""
+
+    name: str
+    shape: tuple[int, ...]
+    initial_rms: float
+    final_rms: float
+    change_rms: float = Field(description="root mean square of final minus initial")
+
+
+class TrainTimings(Schema):
+    training_seconds: NonNegativeFloat = Field(description="inside the cap's clock")
+    warmup_seconds: NonNegativeFloat
+    median_step_milliseconds: NonNegativeFloat
+    tokens_per_second: NonNegativeFloat
+    snapshot_seconds: NonNegativeFloat = Field(description="time that snapshots kept the training loop")
+    checkpoint_seconds: NonNegativeFloat = Field(description="time that checkpoints kept the training loop")
+    resumed_from_steps: tuple[int, ...] = Field(description="checkpoints that this run went on from")
+    peak_memory_bytes: NonNegativeInt
+
+
+class Checkpoints(Schema):
+    """What training leaves: the last iterate, the averaging window's snapshots, and the account of both."""
+
+    model: ModelSettings
+    last: Snapshot
+    snapshots: tuple[Snapshot, ...]
+    num_parameters: PositiveInt
+    steps: PositiveInt
+    tokens_seen: PositiveInt
+    epochs: NonNegativeFloat = Field(description="passes over the training split")
+    stopped_by: str = Field(description="max_steps or max_seconds")
+    final_train_loss: float = Field(description="nats per token, mean of the last tenth of the steps")
+    qat_steps: NonNegativeInt
+    groups: tuple[ParameterGroup, ...]
+    changes: tuple[ParameterChange, ...]
+    metrics: Volatile[FileRef]
+    timings: Volatile[TrainTimings]

@@ -1,0 +1,95 @@
+"""Token shards -> batches. The batch of a step depends on seed and step alone, not on processes or on where one resumed."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from schemas.settings import DataSettings
+from stages.core.shards import open_shard
+
+
+class TokenStream:
+    """The shards of a split read as one long array, memory-mapped."""
+
+    def __init__(self, shards: list[Path]) -> None:
+        self._arrays = [open_shard(path) for path in shards]
+        self._starts = np.cumsum([0] + [len(array) for array in self._arrays])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Tokens [start, start + count) as int64, across shard borders."""
+        parts: list[np.ndarray] = []
+        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while count > 0:
+            offset = start - int(self._starts[shard])
+            part = self._arrays[shard][offset : offset + count]
+            parts.append(part)
+            start, count, shard = start + len(part), count - len(part), shard + 1
+        return np.concatenate(parts).astype(np.int64)
+
+
+class SequenceOrder:
+    """Which training sequence comes at which position: epoch after epoch, each a new permutation, or as they lie."""
+
+    def __init__(self, num_sequences: int, seed: int, shuffled: bool) -> None:
+        self.num_sequences, self._seed, self._shuffled = num_sequences, seed, shuffled
+        self._epoch, self._permutation = -1, np.empty(0, np.int64)
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Sequence numbers for positions counted over all epochs."""
+        epochs, offsets = np.divmod(positions, self.num_sequences)
+        if not self._shuffled:
+            return offsets
+        result = np.empty_like(offsets)
+        for epoch in np.unique(epochs):
+            if epoch != self._epoch:
+                self._permutation = np.random.default_rng([self._seed, int(epoch)]).permutation(self.num_sequences)
+                self._epoch = int(epoch)
+            result[epochs == epoch] = self._permutation[offsets[epochs == epoch]]
+        return result
+
+
+class BatchLoader:
+    """One process's share of each step's global batch, prepared a step ahead in a thread.
+
+    Sequence i is tokens [i·L, (i+1)·L], so neighbours share one token: the last target of one is the first input of the next.
+    Raises ValueError when the split is shorter than one sequence.
+    """
+
+    def __init__(self, stream: TokenStream, settings: DataSettings, seed: int, rank: int = 0, num_processes: int = 1, pin: bool = False) -> None:
+        num_sequences = (len(stream) - 1) // settings.sequence_length
+        if num_sequences < 1:
+            raise ValueError(f"the training split has {len(stream)} tokens, fewer than one sequence of {settings.sequence_length} + 1")
+        self._stream, self._settings, self._pin = stream, settings, pin
+        self.order = SequenceOrder(num_sequences, seed, settings.order == "shuffled")
+        self._share = settings.batch_sequences // num_processes
+        self._offset = rank * self._share
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._ahead: tuple[int, Future[list[tuple[Tensor, Tensor]]]] | None = None
+
+    def batch(self, step: int) -> list[tuple[Tensor, Tensor]]:
+        """Micro-batches of step `step` (from 0): pairs of inputs and targets, each (B, T) int64, together this process's share."""
+        if self._ahead is not None and self._ahead[0] == step:
+            current = self._ahead[1].result()
+        else:
+            current = self._read(step)
+        self._ahead = (step + 1, self._thread.submit(self._read, step + 1))
+        return current
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, step: int) -> list[tuple[Tensor, Tensor]]:
+        length = self._settings.sequence_length
+        first = step * self._settings.batch_sequences + self._offset
+        sequences = self.order.at(np.arange(first, first + self._share))
+        rows = np.stack([self._stream.read(int(i) * length, length + 1) for i in sequences])
+        tokens = torch.from_numpy(rows)
+        if self._pin:
+            tokens = tokens.pin_memory()
+        return [(part[:, :-1], part[:, 1:]) for part in tokens.split(self._settings.micro_batch_sequences)]

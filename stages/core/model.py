@@ -1,0 +1,253 @@
+"""The transformer: GQA with partial RoPE, XSA, SmearGate, shared value embedding, U-Net skips, tied and softcapped head.
+
+Shape legend: B batch, T tokens, D model dim, H query heads, K key/value heads, G = H/K, E head dim, V vocabulary.
+Sources: openai/parameter-golf pull request 543 and those it builds on; RoPE arXiv:2104.09864, GQA arXiv:2305.13245,
+primer's relu² arXiv:2109.08668, Gemma 2's logit softcap arXiv:2408.00118.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from schemas.settings import FormatRule, ModelSettings, format_for
+from stages.core.quantizers.grid import fake_quantize
+
+BOS_ID = 1
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Root-mean-square norm over the last dim, without learned weights."""
+    return F.rms_norm(x, (x.size(-1),))
+
+
+class Matrix(nn.Module):
+    """A bias-free linear map or an embedding table: float32 master weight (rows, columns), cast to the input's dtype at use.
+
+    Late QAT adds `qat_shift` = Q(w) − w, a constant for autograd, so the forward pass sees the quantized weight and the
+    gradient goes straight through (arXiv:1308.3432). A tensor's value switches it, so nothing is compiled again.
+    """
+
+    qat_shift: Tensor | None
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, columns))
+        self.register_buffer("qat_shift", None, persistent=False)
+        self.qat_bits = 0
+
+    def current(self, dtype: torch.dtype) -> Tensor:
+        weight = self.weight if self.qat_shift is None else self.weight + self.qat_shift
+        return weight.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.current(x.dtype))
+
+    def look_up(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows `ids` (B, T) as (B, T, columns)."""
+        return F.embedding(ids, self.current(dtype))
+
+
+class Attention(nn.Module):
+    """Causal self-attention of one layer. `exclusive` takes the component along each token's own value out (XSA)."""
+
+    def __init__(self, settings: ModelSettings, exclusive: bool) -> None:
+        super().__init__()
+        kv_dim = settings.num_kv_heads * settings.head_dim
+        self.num_heads, self.num_kv_heads, self.head_dim = settings.num_heads, settings.num_kv_heads, settings.head_dim
+        self.exclusive = exclusive
+        self.q = Matrix(settings.model_dim, settings.model_dim)
+        self.k = Matrix(kv_dim, settings.model_dim)
+        self.v = Matrix(kv_dim, settings.model_dim)
+        self.out = Matrix(settings.model_dim, settings.model_dim)
+        self.q_gain = nn.Parameter(torch.full((settings.num_heads,), settings.q_gain_init))
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None) -> Tensor:
+        """x (B, T, D), rotation cos and sin (T, rope_dims/2), value_shift (B, T, K·E) or None -> (B, T, D)."""
+        batch, tokens, _ = x.shape
+        q = self.q(x).view(batch, tokens, self.num_heads, self.head_dim)
+        k = self.k(x).view(batch, tokens, self.num_kv_heads, self.head_dim)
+        v = self.v(x) if value_shift is None else self.v(x) + value_shift
+        v = v.view(batch, tokens, self.num_kv_heads, self.head_dim)
+        q = rotate_partly(rms_norm(q), *rotation) * self.q_gain.to(x.dtype)[:, None]
+        k = rotate_partly(rms_norm(k), *rotation)
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=self.num_kv_heads < self.num_heads
+        ).transpose(1, 2)  # (B, T, H, E)
+        if self.exclusive:
+            y = exclude_own_value(y, v)
+        return self.out(y.reshape(batch, tokens, -1))
+
+
+def rotary_angles(tokens: int, dims: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, dims/2) of position times frequency, float32."""
+    frequencies = base ** (-torch.arange(0, dims, 2, dtype=torch.float32, device=device) / max(dims, 1))
+    angles = torch.outer(torch.arange(tokens, dtype=torch.float32, device=device), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def rotate_partly(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first 2·cos.size(1) dims of each head, half-split; the others pass. x (B, T, heads, E)."""
+    half = cos.size(1)
+    if half == 0:
+        return x
+    cos, sin = cos.to(x.dtype)[:, None], sin.to(x.dtype)[:, None]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((first * cos + second * sin, second * cos - first * sin, rest), dim=-1)
+
+
+def exclude_own_value(y: Tensor, v: Tensor) -> Tensor:
+    """XSA: y − (y·v̂)v̂ with v̂ = v/‖v‖ of the head's KV group. y (B, T, H, E), v (B, T, K, E) -> (B, T, H, E)."""
+    batch, tokens, heads, dims = y.shape
+    direction = F.normalize(v, dim=-1).unsqueeze(3)  # (B, T, K, 1, E)
+    grouped = y.view(batch, tokens, v.size(2), heads // v.size(2), dims)
+    return (grouped - (grouped * direction).sum(-1, keepdim=True) * direction).view(batch, tokens, heads, dims)
+
+
+class Mlp(nn.Module):
+    """relu(x W1)² W2."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.up = Matrix(settings.mlp_hidden, settings.model_dim)
+        self.down = Matrix(settings.model_dim, settings.mlp_hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)).square())
+
+
+class Block(nn.Module):
+    """One layer; its input is a learned mix of the stream x and the first layer's input x0."""
+
+    def __init__(self, settings: ModelSettings, layer: int) -> None:
+        super().__init__()
+        self.norm_scale = (layer + 1) ** -0.5 if settings.ln_scale else 1.0
+        self.attn = Attention(settings, exclusive=layer >= settings.num_layers - settings.xsa_layers)
+        self.mlp = Mlp(settings)
+        self.attn_scale = nn.Parameter(torch.ones(settings.model_dim))
+        self.mlp_scale = nn.Parameter(torch.ones(settings.model_dim))
+        self.resid_mix = nn.Parameter(torch.stack((torch.ones(settings.model_dim), torch.zeros(settings.model_dim))))
+
+    def forward(self, x: Tensor, x0: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None) -> Tensor:
+        keep, restart = self.resid_mix.to(x.dtype)
+        x = keep * x + restart * x0
+        x = x + self.attn_scale.to(x.dtype) * self.attn(rms_norm(x) * self.norm_scale, rotation, value_shift)
+        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.norm_scale)
+
+
+class SmearGate(nn.Module):
+    """x_t ← (1−g)·x_t + g·x_{t−1}, g = sigmoid of a learned weight per dim; nothing comes before the first token."""
+
+    def __init__(self, dim: int, stops_at_bos: bool) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(dim))
+        self.stops_at_bos = stops_at_bos
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.gate).to(x.dtype)
+        previous = F.pad(x[:, :-1], (0, 0, 1, 0))
+        if self.stops_at_bos:
+            previous = previous * (ids != BOS_ID).unsqueeze(-1)
+        return (1 - gate) * x + gate * previous
+
+
+class ValueEmbedding(nn.Module):
+    """One table and projection shared by some layers: v ← v + scale·proj(table[ids])."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.table = Matrix(settings.vocab_size, settings.value_embedding_dim)
+        self.proj = Matrix(settings.num_kv_heads * settings.head_dim, settings.value_embedding_dim)
+        every_layer = settings.value_embedding_scale_every_layer
+        layers = range(settings.num_layers) if every_layer else settings.value_embedding_layers
+        self.scales = nn.ParameterDict({str(layer): nn.Parameter(torch.ones(1)) for layer in layers})
+
+    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.proj(self.table.look_up(ids, dtype))
+
+
+class GPT(nn.Module):
+    """The whole model. Construct, then `init_weights` or `load_state_dict`."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.tok_emb = Matrix(settings.vocab_size, settings.model_dim)
+        self.smear = SmearGate(settings.model_dim, settings.smear_stops_at_bos) if settings.smear_gate else None
+        self.value_embedding = ValueEmbedding(settings) if settings.value_embedding_dim else None
+        self.blocks = nn.ModuleList(Block(settings, layer) for layer in range(settings.num_layers))
+        self.num_encoder_layers = settings.num_layers // 2
+        if settings.unet_skips:
+            self.skip_weights = nn.Parameter(torch.ones(self.num_encoder_layers, settings.model_dim))
+        else:
+            self.skip_weights = None
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Orthogonal matrices, zero output projections, small normal embeddings; the same on every device."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, module in self.named_modules():
+            if not isinstance(module, Matrix):
+                continue
+            fresh = torch.empty(module.weight.shape)
+            if name == "tok_emb":
+                fresh.normal_(0.0, self.settings.embedding_init_std, generator=generator)
+            elif name == "value_embedding.table":
+                fresh.normal_(0.0, 0.01, generator=generator)
+            elif name.endswith((".out", ".down", ".proj")):
+                fresh.zero_()
+            else:
+                nn.init.orthogonal_(fresh, generator=generator)
+            module.weight.copy_(fresh)
+
+    def hidden(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Token ids (B, T) int64 -> normalised output of the last layer (B, T, D) in `dtype`."""
+        settings = self.settings
+        x = rms_norm(self.tok_emb.look_up(ids, dtype))
+        if self.smear is not None:
+            x = self.smear(x, ids)
+        value_shift = self.value_embedding(ids, dtype) if self.value_embedding is not None else None
+        rotation = rotary_angles(ids.size(1), settings.rope_dims, settings.rope_base, ids.device)
+        x0, skips = x, []
+        for layer, block in enumerate(self.blocks):
+            if self.skip_weights is not None and layer >= self.num_encoder_layers and skips:
+                x = x + self.skip_weights[layer - self.num_encoder_layers].to(dtype) * skips.pop()
+            shift = None
+            if value_shift is not None and layer in settings.value_embedding_layers:
+                shift = self.value_embedding.scales[str(layer)].to(dtype) * value_shift  # type: ignore[union-attr, index]
+            x = block(x, x0, rotation, shift)
+            if self.skip_weights is not None and layer < self.num_encoder_layers:
+                skips.append(x)
+        return rms_norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden (..., D) -> softcapped logits (..., V), float32."""
+        cap = self.settings.logit_softcap
+        return cap * torch.tanh(self.tok_emb(hidden).float() / cap)
+
+    def forward(self, ids: Tensor, targets: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Mean cross-entropy in nats of `targets` (B, T) after `ids` (B, T)."""
+        logits = self.logits(self.hidden(ids, dtype))
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def idle_parameters(self) -> list[str]:
+        """Names of parameters that no forward pass uses, so that training cannot change them."""
+        if self.value_embedding is None:
+            return []
+        used = {str(layer) for layer in self.settings.value_embedding_layers}
+        return [f"value_embedding.scales.{layer}" for layer in self.value_embedding.scales if layer not in used]
+
+    def prepare_qat(self, rules: tuple[FormatRule, ...]) -> None:
+        """Give every matrix that the rules store as integers its shift, 0 until `update_qat` is called."""
+        for name, module in self.named_modules():
+            if isinstance(module, Matrix):
+                stored_as = format_for(f"{name}.weight", rules)
+                if stored_as.startswith("int"):
+                    module.qat_bits = int(stored_as.removeprefix("int"))
+                    module.qat_shift = torch.zeros_like(module.weight)
+
+    @torch.no_grad()
+    def update_qat(self) -> None:
+        """Set every shift to Q(w) − w of the present weights; called once an optimizer step while QAT is on."""
+        for module in self.modules():
+            if isinstance(module, Matrix) and module.qat_shift is not None:
+                module.qat_shift.copy_(fake_quantize(module.weight, module.qat_bits) - module.weight)

@@ -1,0 +1,28 @@
+"""Threads, devices and the process group of one torchrun process."""
+
+import os
+
+import torch
+import torch.distributed as dist
+
+from schemas.settings import ComputeSettings
+
+
+def compute_dtype(settings: ComputeSettings) -> torch.dtype:
+    return torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+
+
+def join_processes(settings: ComputeSettings) -> tuple[int, int, torch.device]:
+    """Set threads and device, join the process group when torchrun started several. Returns rank, world size, device."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    torch.set_num_threads(settings.threads_per_process)
+    torch.use_deterministic_algorithms(settings.device == "cpu")
+    if settings.device == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    else:
+        device = torch.device("cpu")
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if settings.device == "cuda" else "gloo")
+    return rank, world, device

@@ -1,0 +1,63 @@
+"""Learning rate, momentum, snapshot and QAT windows as functions of progress; pure, so that plots and tests can ask it."""
+
+from dataclasses import dataclass
+
+from schemas.settings import OptimizerSettings, QatSettings, ScheduleSettings, SnapshotSettings
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where training stands before a step: steps done and seconds of training, evaluation and warm-up excluded."""
+
+    steps: int
+    seconds: float
+
+
+def progress_at(clock: Clock, settings: ScheduleSettings) -> float:
+    """Share of the run that is done, 0 to 1: of steps or of seconds, whichever is further."""
+    share = clock.steps / settings.max_steps
+    if settings.max_seconds is not None:
+        share = max(share, clock.seconds / settings.max_seconds)
+    return min(share, 1.0)
+
+
+def lr_scale_at(clock: Clock, settings: ScheduleSettings) -> float:
+    """1, then linearly to 0 at the cap. `warmdown_steps` counts in steps of the length measured so far."""
+    if settings.warmdown_fraction is not None:
+        if settings.warmdown_fraction == 0:
+            return 1.0
+        return min(1.0, (1.0 - progress_at(clock, settings)) / settings.warmdown_fraction)
+    assert settings.warmdown_steps is not None
+    if settings.warmdown_steps == 0:
+        return 1.0
+    scale = (settings.max_steps - clock.steps) / settings.warmdown_steps
+    if settings.max_seconds is not None and clock.steps:
+        warmdown_seconds = settings.warmdown_steps * clock.seconds / clock.steps
+        scale = min(scale, (settings.max_seconds - clock.seconds) / max(warmdown_seconds, 1e-9))
+    return min(1.0, max(0.0, scale))
+
+
+def momentum_at(clock: Clock, schedule: ScheduleSettings, settings: OptimizerSettings) -> float:
+    """Muon's momentum: linear from start to end over its warm-up."""
+    if settings.muon_momentum_warmup_steps is not None:
+        span, done = float(settings.muon_momentum_warmup_steps), float(clock.steps)
+    else:
+        assert settings.muon_momentum_warmup_fraction is not None
+        span, done = settings.muon_momentum_warmup_fraction, progress_at(clock, schedule)
+    share = min(1.0, done / span) if span else 1.0
+    return settings.muon_momentum_start + share * (settings.muon_momentum - settings.muon_momentum_start)
+
+
+def qat_on_at(lr_scale: float, settings: QatSettings) -> bool:
+    return lr_scale < settings.start_lr_scale
+
+
+def snapshot_due(before: Clock, after: Clock, lr_scale: float, schedule: ScheduleSettings, settings: SnapshotSettings) -> bool:
+    """Whether the step from `before` to `after`, taken at `lr_scale`, ends with a snapshot."""
+    if lr_scale >= settings.start_lr_scale:
+        return False
+    if settings.every_steps is not None:
+        return after.steps % settings.every_steps == 0
+    assert settings.every_fraction is not None
+    count_before = int(progress_at(before, schedule) / settings.every_fraction + 1e-9)
+    return int(progress_at(after, schedule) / settings.every_fraction + 1e-9) > count_before

@@ -1,0 +1,52 @@
+"""Where text comes from: one module a source. `locate` pins a corpus down by content, `documents` streams its text."""
+
+from collections.abc import Iterator
+
+from schemas.files import SourceFile
+from schemas.tokenize_corpus import Corpus, CorpusManifest, FilesCorpus, HuggingFaceCorpus, ShardsCorpus, SotuCorpus, TokenizeSpec
+from stages.corpora import files, huggingface, shards, sotu
+from stages.corpora.sources import OnRead, ignore_read, source_file
+from stages.hashing import FileHashes
+
+_READ_ANEW = FileHashes(None)
+
+
+def locate(spec: TokenizeSpec, hashes: FileHashes = _READ_ANEW) -> CorpusManifest:
+    """Every file that tokenization reads, with its sha256, in the order it is read; the ready-made tokenizer included.
+
+    `hashes` remembers digests between runs, so that a large corpus is not hashed again. Raises SpecError when a file is
+    missing, unreadable or of unknown kind, or when a dataset cannot be found or reached.
+    """
+    corpus = spec.corpus
+    model = None if spec.tokenizer.model_path is None else source_file(spec.tokenizer.model_path, hashes, "tokenizer.model_path")
+    if isinstance(corpus, SotuCorpus):
+        return sotu.locate(corpus, hashes).derive(tokenizer_model=model)
+    if isinstance(corpus, FilesCorpus):
+        return files.locate(corpus, hashes).derive(tokenizer_model=model)
+    if isinstance(corpus, HuggingFaceCorpus):
+        return huggingface.locate(corpus, hashes).derive(tokenizer_model=model)
+    return shards.locate(corpus, spec.tokenizer.model_path, hashes)
+
+
+def documents(
+    corpus: Corpus, manifest: CorpusManifest, hashes: FileHashes = _READ_ANEW, on_read: OnRead = ignore_read
+) -> Iterator[str]:
+    """The documents' texts in order, streamed: memory stays that of the largest document or Parquet batch.
+
+    Each file is checked against the manifest before it is read. `on_read` is told of every further piece of a file that
+    was read, in bytes of the file. Raises SpecError for text that cannot be used, with file and place, StageError for a
+    file that changed since the manifest was made.
+    """
+    if isinstance(corpus, ShardsCorpus):
+        raise TypeError("ready-made shards have no text to read")
+    for file in manifest.files:
+        yield from _documents_of(corpus, manifest, file, hashes, on_read)
+
+
+def _documents_of(corpus: Corpus, manifest: CorpusManifest, file: SourceFile, hashes: FileHashes, on_read: OnRead) -> Iterator[str]:
+    if isinstance(corpus, FilesCorpus):
+        return files.documents(file, corpus.format, corpus.text_column, hashes, on_read)
+    if isinstance(corpus, HuggingFaceCorpus):
+        local = huggingface.fetch(corpus, manifest, file)
+        return files.documents(local, "auto", corpus.text_column, hashes, on_read)
+    return files.documents(file, "txt", "", hashes, on_read)

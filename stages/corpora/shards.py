@@ -1,0 +1,160 @@
+"""Ready-made parameter-golf shards and their tokenizer: verified where they lie, not copied."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from schemas.errors import SpecError, StageError
+from schemas.files import SourceFile
+from schemas.tokenize_corpus import CorpusManifest, ShardsCorpus, SplitCounts, TokenizedCorpus
+from stages.core.shards import ShardError, open_shard
+from stages.corpora.sources import OnRead, source_file, unchanged
+from stages.hashing import FileHashes
+
+log = logging.getLogger(__name__)
+
+# Web text has some exact copies that a ready-made split cannot be blamed for; whole shards in common are another matter.
+SHARED_DOCUMENTS_ALLOWED = 0.01
+
+_NAME = re.compile(r"fineweb_(train|val)_(\d{6})\.bin")
+_CHUNK_TOKENS = 8_000_000
+
+
+def locate(corpus: ShardsCorpus, model_path: str | None, hashes: FileHashes) -> CorpusManifest:
+    """Training shards, then validation shards, each by number, and the tokenizer. Raises SpecError when some are missing."""
+    if model_path is not None:
+        raise SpecError(f"tokenizer.model_path = {model_path}: shards bring their own tokenizer. Leave it empty and set corpus.tokenizer_model")
+    if not corpus.tokenizer_model:
+        raise SpecError("corpus.tokenizer_model = '': give the SentencePiece .model that the shards were made with")
+    folder = Path(corpus.folder).expanduser().absolute()
+    if not corpus.folder or not folder.is_dir():
+        raise SpecError(f"corpus.folder = {corpus.folder!r}: is no folder. Give the one with fineweb_train_*.bin and fineweb_val_*.bin")
+    splits: dict[str, list[Path]] = {"train": [], "val": []}
+    for path in sorted(folder.iterdir()):
+        if match := _NAME.fullmatch(path.name):
+            splits[match[1]].append(path)
+    for split, paths in splits.items():
+        if not paths:
+            raise SpecError(f"corpus.folder = {corpus.folder}: has no fineweb_{split}_*.bin. Both splits must be there")
+    _refuse_holes(splits["val"])
+    return CorpusManifest(
+        source=f"{len(splits['train'])} training and {len(splits['val'])} validation shards in {corpus.folder}",
+        files=tuple(source_file(path, hashes, "corpus.folder") for path in splits["train"] + splits["val"]),
+        tokenizer_model=source_file(corpus.tokenizer_model, hashes, "corpus.tokenizer_model"),
+    )
+
+
+def verify(manifest: CorpusManifest, hashes: FileHashes, on_read: OnRead) -> TokenizedCorpus:
+    """The shards of the manifest as a corpus, after every token was looked at.
+
+    Raises StageError for a changed file, a header or size that is wrong, an id outside the tokenizer's vocabulary, a
+    split without BOS, and splits that share documents. A few shared documents (at most 1 % of validation) are logged.
+    """
+    assert manifest.tokenizer_model is not None
+    with unchanged(manifest.tokenizer_model, hashes) as model_path:
+        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(model_path))
+    bos_id, vocab_size = tokenizer.bos_id(), tokenizer.vocab_size()
+    if bos_id < 0:
+        raise StageError(f"{model_path}: has no BOS piece, which begins each document of a shard")
+    shards = {split: [file for file in manifest.files if f"_{split}_" in Path(file.path).name] for split in ("train", "val")}
+    counts, digests = {}, {}
+    for split in ("val", "train"):
+        documents = _Documents(bos_id, known=digests.get("val"))
+        for file in shards[split]:
+            with unchanged(file, hashes) as path:
+                for chunk in _chunks(path, vocab_size):
+                    documents.add(chunk)
+                    on_read(2 * chunk.size)
+        documents.finish()
+        if documents.num_bos == 0:
+            raise StageError(f"the {split} shards hold no BOS (id {bos_id}): they were made with another tokenizer or in another format")
+        counts[split] = SplitCounts(
+            num_documents=documents.num_bos,
+            num_tokens=documents.num_tokens,
+            num_bos=documents.num_bos,
+            utf8_bytes=None,
+            normalized_utf8_bytes=None,
+        )
+        digests[split] = documents.digests
+        _judge_shared(documents.num_shared, counts["val"].num_documents)
+    return TokenizedCorpus(
+        tokenizer=manifest.tokenizer_model,
+        tokenizer_sha256=manifest.tokenizer_model.sha256,
+        vocab_size=vocab_size,
+        bos_id=bos_id,
+        train_shards=tuple(shards["train"]),
+        val_shards=tuple(shards["val"]),
+        train=counts["train"],
+        val=counts["val"],
+    )
+
+
+class _Documents:
+    """Counts a split's tokens and documents and finds those that `known` has already; memory is that of one chunk."""
+
+    def __init__(self, bos_id: int, known: set[bytes] | None) -> None:
+        self.num_tokens = self.num_bos = self.num_shared = 0
+        self.digests: set[bytes] = set()
+        self._bos_id, self._known = bos_id, known
+        self._open = hashlib.sha256()
+        self._open_tokens = 0
+
+    def add(self, tokens: np.ndarray) -> None:
+        """Tokens (n,) uint16 that follow those added before; a document may go on from one call to the next."""
+        starts = np.flatnonzero(tokens == self._bos_id)
+        self.num_tokens += tokens.size
+        self.num_bos += starts.size
+        first, *others = np.split(tokens, starts)
+        self._continue(first)
+        for document in others:
+            self.finish()
+            self._continue(document)
+
+    def finish(self) -> None:
+        """End the document in work."""
+        if self._open_tokens > 1:
+            digest = self._open.digest()[:16]
+            if self._known is None:
+                self.digests.add(digest)
+            elif digest in self._known:
+                self.num_shared += 1
+        self._open, self._open_tokens = hashlib.sha256(), 0
+
+    def _continue(self, tokens: np.ndarray) -> None:
+        self._open.update(tokens.tobytes())
+        self._open_tokens += tokens.size
+
+
+def _chunks(path: Path, vocab_size: int) -> Iterator[np.ndarray]:
+    try:
+        tokens = open_shard(path)
+    except ShardError as error:
+        raise StageError(f"{error}. Fetch or write the shard again") from error
+    for start in range(0, len(tokens), _CHUNK_TOKENS):
+        chunk = np.asarray(tokens[start : start + _CHUNK_TOKENS])
+        largest = int(chunk.max())
+        if largest >= vocab_size:
+            position = start + int(chunk.argmax())
+            raise StageError(f"{path}: token {position:,} is {largest}, the tokenizer has {vocab_size} pieces. Give the tokenizer of these shards")
+        yield chunk
+
+
+def _judge_shared(num_shared: int, num_val_documents: int) -> None:
+    if num_shared > SHARED_DOCUMENTS_ALLOWED * num_val_documents:
+        raise StageError(
+            f"{num_shared:,} training documents are also in the validation split of {num_val_documents:,}: the splits overlap. "
+            "Take shards of an export that keeps them apart"
+        )
+    if num_shared:
+        log.warning("%d training documents are also among the %d of the validation split", num_shared, num_val_documents)
+
+
+def _refuse_holes(paths: list[Path]) -> None:
+    for expected, path in enumerate(paths):
+        if path.name != f"fineweb_val_{expected:06d}.bin":
+            raise SpecError(f"corpus.folder = {path.parent}: fineweb_val_{expected:06d}.bin is missing before {path.name}. Fetch it again")

@@ -1,0 +1,54 @@
+"""The user's own files: pinned down by content, and found unchanged when they are read."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from schemas.errors import SpecError, StageError
+from schemas.files import SourceFile
+from stages.hashing import FileHashes
+
+OnRead = Callable[[int], None]
+
+# Hashing so little takes less time than looking it up.
+_SMALL_BYTES = 4_000_000
+_READ_ANEW = FileHashes(None)
+
+
+def ignore_read(num_bytes: int) -> None:
+    """For readers that show no progress."""
+
+
+def source_file(path: str | Path, hashes: FileHashes, setting: str) -> SourceFile:
+    """The file's size and sha256. Raises SpecError, naming `setting`, when it cannot be read."""
+    full = Path(path).expanduser().absolute()
+    try:
+        if not full.is_file():
+            raise SpecError(f"{setting} = {path}: {'is not a file' if full.exists() else 'there is no such file'}. Give the path of a file")
+        size = full.stat().st_size
+        return SourceFile(path=str(full), num_bytes=size, sha256=_hashes_for(size, hashes).sha256(full))
+    except OSError as error:
+        raise SpecError(f"{setting} = {path}: cannot be read ({error.strerror or error}). Check its permissions") from error
+
+
+@contextmanager
+def unchanged(file: SourceFile, hashes: FileHashes) -> Iterator[Path]:
+    """Path of a file that is what the manifest says, before and after the body read it; else raises StageError."""
+    path = Path(file.path)
+    problem = _hashes_for(file.num_bytes, hashes).problem_with(path, file.num_bytes, file.sha256)
+    if problem is not None:
+        raise StageError(f"the corpus changed since it was hashed: {problem}. Run again to use it as it is now")
+    before = _stamp(path)
+    yield path
+    if _stamp(path) != before:
+        raise StageError(f"the corpus changed while it was read: {path} was written to. Run again when nothing writes to it")
+
+
+def _hashes_for(num_bytes: int, hashes: FileHashes) -> FileHashes:
+    return _READ_ANEW if num_bytes <= _SMALL_BYTES else hashes
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns, status.st_ino

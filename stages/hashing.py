@@ -1,0 +1,74 @@
+"""sha256 of files, remembered by size, modification time and inode, so that a cached run does not wait for hashing."""
+
+import hashlib
+import logging
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+class FileHashes:
+    """sha256 of files; remembered in a SQLite file when one is given.
+
+    A file whose size, modification time (ns) and inode are as before is not read again. `FileHashes(None)` always reads.
+    """
+
+    def __init__(self, database: Path | None) -> None:
+        self._database = database
+
+    def sha256(self, path: Path) -> str:
+        """Hex digest of the file's content. Raises OSError when it cannot be read."""
+        status = path.stat()
+        stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
+        if (known := self._remembered(path, stamp)) is not None:
+            return known
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self._remember(path, stamp, digest)
+        return digest
+
+    def problem_with(self, path: Path, num_bytes: int, sha256: str) -> str | None:
+        """What is wrong with the file against its recorded size and digest, in words; None if nothing is."""
+        try:
+            size = path.stat().st_size
+            if not path.is_file():
+                return f"{path} is not a file"
+            if size != num_bytes:
+                return f"{path} has {size:,} bytes, recorded were {num_bytes:,}"
+            if self.sha256(path) != sha256:
+                return f"{path} is damaged: its sha256 is not the recorded {sha256[:12]}…"
+        except FileNotFoundError:
+            return f"{path} is missing"
+        except OSError as error:
+            return f"{path} cannot be read: {error}"
+        return None
+
+    def _connect(self) -> sqlite3.Connection:
+        assert self._database is not None
+        connection = sqlite3.connect(self._database, timeout=10)
+        connection.execute("CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, size INT, mtime_ns INT, inode INT, sha256 TEXT)")
+        return connection
+
+    def _remembered(self, path: Path, stamp: tuple[int, int, int]) -> str | None:
+        if self._database is None or not self._database.exists():
+            return None
+        try:
+            with closing(self._connect()) as connection:
+                row = connection.execute(
+                    "SELECT sha256 FROM hashes WHERE path = ? AND size = ? AND mtime_ns = ? AND inode = ?", (str(path.resolve()), *stamp)
+                ).fetchone()
+        except sqlite3.Error as error:
+            log.warning("the memory of file hashes %s cannot be read (%s): hashing again", self._database, error)
+            return None
+        return row[0] if row else None
+
+    def _remember(self, path: Path, stamp: tuple[int, int, int], digest: str) -> None:
+        if self._database is None:
+            return
+        try:
+            with closing(self._connect()) as connection, connection:
+                connection.execute("REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", (str(path.resolve()), *stamp, digest))
+        except sqlite3.Error as error:
+            log.warning("the memory of file hashes %s cannot be written (%s)", self._database, error)

@@ -1,0 +1,147 @@
+"""Run work under torchrun: job.json in, result.json out. The processes never outlive the caller.
+
+A child prints log lines and `@progress DONE TOTAL UNIT` lines, and leaves result.json, or error.json for an error that a
+retry cannot mend. Everything else that ends it is transient.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import SpecError, StageError
+from schemas.settings import ComputeSettings
+from stages.workspace import Progress
+
+log = logging.getLogger(__name__)
+
+PROGRESS_MARK = "@progress "
+TERM_GRACE_SECONDS = 12.0
+_TAIL_LINES = 30
+_PERMANENT = {"SpecError": SpecError, "StageError": StageError}
+
+
+class ChildFailedError(RuntimeError):
+    """A child process ended without result and without saying that the error is permanent. Worth another try."""
+
+
+def launch_module(module: str, job: dict[str, Any], folder: Path, compute: ComputeSettings, progress: Progress, timeout: float | None) -> Any:
+    """Run `python -m module JOB RESULT` in `compute.num_processes` processes; returns what they left as JSON.
+
+    Raises SpecError or StageError as the child said, ChildFailedError or TimeoutError otherwise.
+    """
+    job_path, result_path, error_path = folder / "job.json", folder / "result.json", folder / "error.json"
+    for stale in (result_path, error_path):
+        stale.unlink(missing_ok=True)
+    job_path.write_text(json.dumps(job), encoding="utf-8")
+    try:
+        run_child([*torchrun(compute), "-m", module, str(job_path), str(result_path)], compute, progress, timeout)
+    except ChildFailedError:
+        if error_path.exists():
+            said = json.loads(error_path.read_text(encoding="utf-8"))
+            raise _PERMANENT[said["kind"]](said["message"]) from None
+        raise
+    result = json.loads(result_path.read_text(encoding="utf-8"))
+    for used in (job_path, result_path):
+        used.unlink()
+    return result
+
+
+def torchrun(compute: ComputeSettings) -> list[str]:
+    """The command that starts `compute.num_processes` guarded processes on this machine; append `-m module` or a script."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={compute.num_processes}", "--no-python", *guarded("SIGKILL")]
+
+
+def guarded(death_signal: str) -> list[str]:
+    """Prefix of a Python command that gets `death_signal` when its parent ends."""
+    return [sys.executable, "-I", str(Path(__file__).with_name("guard.py")), death_signal, sys.executable]
+
+
+@contextmanager
+def child_result(result_path: Path) -> Iterator[Callable[[Any], None]]:
+    """In a child: gives the function that leaves the result; turns permanent errors into error.json."""
+    try:
+        yield lambda value: _write_json(result_path, value)
+    except tuple(_PERMANENT.values()) as error:
+        _write_json(result_path.with_name("error.json"), {"kind": type(error).__name__, "message": str(error)})
+        raise SystemExit(1) from error
+
+
+def say_progress(done: float, total: float, unit: str) -> None:
+    """In a child: tell the parent how far the work is."""
+    print(f"{PROGRESS_MARK}{done} {total} {unit}", flush=True)
+
+
+def run_child(command: Sequence[str], compute: ComputeSettings, progress: Progress, timeout: float | None, **options: Any) -> list[str]:
+    """Run a command with its lines logged and its progress reported; end its whole family on error, cancel or timeout.
+
+    Returns the last lines. Raises ChildFailedError on a non-zero exit, TimeoutError after `timeout` seconds.
+    """
+    environment = {**options.pop("env", os.environ), "OMP_NUM_THREADS": str(compute.threads_per_process), "PYTHONUNBUFFERED": "1"}
+    command = [*guarded("SIGTERM")[:-1], *command]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", bufsize=1, env=environment, **options
+    )
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    timed_out = threading.Event()
+
+    def expire() -> None:
+        timed_out.set()
+        process.terminate()
+
+    timer = threading.Timer(timeout, expire) if timeout else None
+    if timer:
+        timer.daemon = True
+        timer.start()
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            _handle(line.rstrip("\n"), tail, progress)
+        status = process.wait()
+    except BaseException:
+        _end(process)
+        raise
+    finally:
+        if timer:
+            timer.cancel()
+        if process.stdout:
+            process.stdout.close()
+    if timed_out.is_set():
+        raise TimeoutError(f"the stage's process ran past {timeout} s (stage_timeout_seconds)")
+    if status:
+        ending = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        raise ChildFailedError(f"the stage's process ended with {ending}; its last lines:\n" + "\n".join(tail))
+    return list(tail)
+
+
+def _handle(line: str, tail: deque[str], progress: Progress) -> None:
+    if line.startswith(PROGRESS_MARK):
+        done, total, unit = line.removeprefix(PROGRESS_MARK).split(" ", 2)
+        progress(float(done), float(total), unit)
+    elif line:
+        tail.append(line)
+        log.info("%s", line)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """TERM, which torchrun passes on to its ranks, then KILL; the ranks die with torchrun in any case."""
+    process.terminate()
+    try:
+        process.wait(TERM_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,69 @@
+"""Merge: snapshots -> one model, scored before and after. By hand: python -m stages.merge --spec spec.json --input trained=… --input tokenized=…"""
+
+import dataclasses
+
+from schemas.errors import SpecError, StageError
+from schemas.evaluate import Score
+from schemas.merge import MergedModel, MergeSpec
+from schemas.tokenize_corpus import TokenizedCorpus
+from schemas.train import Checkpoints
+from stages.launch import launch_module
+from stages.workspace import Workspace
+
+
+def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, work: Workspace) -> MergedModel:
+    """Average the snapshots of the window in float64 and score last iterate and merged model (non-overlapping windows).
+
+    Raises SpecError when no snapshot lies in the window, StageError when snapshots do not fit together.
+    """
+    from safetensors.torch import load_file, save_file
+
+    from stages.core.averaging import average_states, averaging_weights, choose_snapshots
+
+    chosen = [trained.last]
+    if spec.averaging.method != "last":
+        chosen = [trained.snapshots[i] for i in choose_snapshots([item.lr_scale for item in trained.snapshots], spec.averaging)]
+        if not chosen:
+            raise SpecError(_nothing_to_average(spec, trained))
+    states = (load_file(work.read(item.weights)) for item in chosen)
+    try:
+        merged = average_states(states, averaging_weights(len(chosen), spec.averaging))
+    except ValueError as error:
+        raise StageError(f"the snapshots cannot be averaged: {error}") from error
+    path = work.out_dir / "merged.safetensors"
+    save_file(merged, path)
+    weights = {"last": str(work.read(trained.last.weights)), "merged": str(path)}
+    job = {
+        "model": dataclasses.asdict(trained.model),
+        "weights": weights,
+        "shards": [str(work.read(ref)) for ref in tokenized.val_shards],
+        "tokenizer": str(work.read(tokenized.tokenizer)),
+        "scoring": dataclasses.asdict(spec.scoring),
+        "compute": dataclasses.asdict(spec.compute),
+    }
+    scores = launch_module("stages.score_rank", job, work.out_dir, spec.compute, work.progress, work.runtime.stage_timeout_seconds)
+    return MergedModel(
+        model=trained.model,
+        weights=work.ref(path),
+        method=spec.averaging.method,
+        steps=tuple(item.step for item in chosen),
+        lr_scales=tuple(item.lr_scale for item in chosen),
+        num_with_qat=sum(item.qat_on for item in chosen),
+        last=Score(**scores["last"]),
+        merged=Score(**scores["merged"]),
+    )
+
+
+def _nothing_to_average(spec: MergeSpec, trained: Checkpoints) -> str:
+    scales = [item.lr_scale for item in trained.snapshots]
+    there = f"training left {len(scales)} snapshots at lr scales {min(scales):.3f} to {max(scales):.3f}" if scales else "training left no snapshots"
+    return (
+        f"merge.averaging.start_lr_scale = {spec.averaging.start_lr_scale}: no snapshot was taken below it; {there}. "
+        "Widen the window, write more snapshots (train.snapshots) or set merge.averaging.method=last"
+    )
+
+
+if __name__ == "__main__":
+    from stages.by_hand import main
+
+    main("merge")

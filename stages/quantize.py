@@ -1,0 +1,144 @@
+"""Quantize the merged model and pack it into the blob that ships, with an account of every tensor.
+
+    python -m stages.quantize --spec spec.json --input merged=…/record.json
+
+MergedModel → PackedModel and model.fwz. Plain rounding with the same rules and level is always made too: the record says
+what the chosen method gains over it, or that it gains nothing.
+"""
+
+import dataclasses
+import logging
+import math
+import os
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from typing import Any
+
+import numpy as np
+import torch
+import zstandard
+from safetensors.torch import load_file
+from torch import Tensor
+
+from schemas.errors import SpecError, StageError
+from schemas.merge import MergedModel
+from schemas.package import BLOB_NAME
+from schemas.quantize import ClipShare, PackedModel, QuantizeSpec, TensorReport
+from stages.core.packing import pack, payload_of, seal, serialize
+from stages.core.quantizers.methods import FormatRuleError, quantize_state
+from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
+from stages.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+def quantize(spec: QuantizeSpec, merged: MergedModel, work: Workspace) -> PackedModel:
+    """The blob of `merged`, and a row for each tensor in it.
+
+    Raises SpecError when the rules give a tensor a format that it cannot have, StageError for weights that no format holds.
+    """
+    state = load_file(work.read(merged.weights))
+    chosen = _quantize(state, spec)
+    plain_spec = dataclasses.replace(spec, method="round_to_nearest")
+    plain = chosen if spec.method == plain_spec.method else _quantize(state, plain_spec)
+    metadata = {"model": dataclasses.asdict(merged.model), "method": spec.method}
+    header, payload = serialize(chosen, metadata)
+
+    # Each compression is single-threaded, so its bytes do not depend on the machine; zstd lets other threads run meanwhile.
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        blob_job = pool.submit(seal, header, payload, spec.zstd_level)
+        plain_job = blob_job if plain is chosen else pool.submit(pack, plain, metadata | {"method": plain.method}, spec.zstd_level)
+        alone = {tensor.name: pool.submit(_size_alone, tensor, spec.zstd_level) for tensor in chosen.tensors}
+        jobs: set[Future[Any]] = {blob_job, plain_job, *alone.values()}
+        for done, _ in enumerate(as_completed(jobs), start=1):
+            work.report_progress(done, len(jobs), "compressed parts")
+    blob = blob_job.result()
+    path = work.out_dir / BLOB_NAME
+    path.write_bytes(blob)
+    packed = PackedModel(
+        blob=work.ref(path),
+        method=chosen.method,
+        num_parameters=sum(tensor.values.numel() for tensor in chosen.tensors),
+        stored_bytes=len(header) + len(payload),
+        header_bytes=len(header),
+        blob_bytes=len(blob),
+        blob_bytes_round_to_nearest=len(plain_job.result()),
+        tensors=tuple(
+            _report(state[tensor.name], tensor, rounded, alone[tensor.name].result())
+            for tensor, rounded in zip(chosen.tensors, plain.tensors, strict=True)
+        ),
+    )
+    _log_gain(packed)
+    return packed
+
+
+def _quantize(state: dict[str, Tensor], spec: QuantizeSpec) -> QuantizedModel:
+    try:
+        return quantize_state(state, spec)
+    except FormatRuleError as error:
+        raise SpecError(f"quantize.rules: {error}") from error
+    except ValueError as error:
+        raise StageError(f"the merged model cannot be quantized: {error}") from error
+
+
+def _size_alone(tensor: QuantizedTensor, level: int) -> int:
+    return len(zstandard.ZstdCompressor(level=level).compress(payload_of([tensor])))
+
+
+def _report(original: Tensor, tensor: QuantizedTensor, rounded: QuantizedTensor, compressed_bytes: int) -> TensorReport:
+    rms_error = _rms(tensor.dequantized() - original)
+    own_rms = _rms(original)
+    return TensorReport(
+        name=tensor.name,
+        shape=tuple(original.shape),
+        format=tensor.format,
+        num_elements=original.numel(),
+        clips=_clip_shares(tensor),
+        rms_error=rms_error,
+        rms_error_round_to_nearest=_rms(rounded.dequantized() - original),
+        relative_error=rms_error / own_rms if own_rms else 0.0,
+        entropy_bits=entropy_bits(tensor.values),
+        stored_bytes=tensor.stored_bytes,
+        compressed_bytes=compressed_bytes,
+    )
+
+
+def _rms(values: Tensor) -> float:
+    return math.sqrt(values.double().square().mean().item())
+
+
+def _clip_shares(tensor: QuantizedTensor) -> tuple[ClipShare, ...]:
+    if tensor.clip_ratios is None:
+        return ()
+    ratios, counts = torch.unique(tensor.clip_ratios, return_counts=True)
+    pairs = zip(ratios.tolist(), counts.tolist(), strict=True)
+    # float32 ratios back to the decimals that the spec gave
+    return tuple(ClipShare(clip_ratio=round(ratio, 6), num_rows=count) for ratio, count in sorted(pairs, reverse=True))
+
+
+def entropy_bits(values: Tensor) -> float:
+    """Order-0 entropy in bits a value: of the codes of an int8 tensor; of each byte plane, summed, of a floating-point one."""
+    planes = values.numpy().reshape(-1).view(np.uint8).reshape(values.numel(), -1).T
+    return float(sum(_entropy(np.bincount(plane, minlength=256)) for plane in planes))
+
+
+def _entropy(counts: np.ndarray) -> float:
+    shares = counts[counts > 0] / counts.sum()
+    return max(0.0, float(-(shares * np.log2(shares)).sum()))
+
+
+def _log_gain(packed: PackedModel) -> None:
+    log.info("quantized %s parameters by %s into %s bytes", f"{packed.num_parameters:,}", packed.method, f"{packed.blob_bytes:,}")
+    if packed.method == "round_to_nearest":
+        return
+    squared = sum(row.num_elements * row.rms_error**2 for row in packed.tensors if row.clips)
+    squared_plain = sum(row.num_elements * row.rms_error_round_to_nearest**2 for row in packed.tensors if row.clips)
+    error_change = math.sqrt(squared / squared_plain) - 1 if squared_plain else 0.0
+    byte_change = packed.blob_bytes / packed.blob_bytes_round_to_nearest - 1
+    verdict = "no gain" if error_change >= 0 and byte_change >= 0 else "mixed" if error_change > 0 or byte_change > 0 else "a gain"
+    log.info("against plain rounding: error %+.2f %%, bytes %+.2f %%: %s", 100 * error_change, 100 * byte_change, verdict)
+
+
+if __name__ == "__main__":
+    from stages.by_hand import main
+
+    main("quantize")

@@ -1,0 +1,74 @@
+"""The stages: what each is called, where its work lies, what it takes and what it gives."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.base import Schema
+from schemas.check_size import CheckSizeSpec, SizeReport
+from schemas.evaluate import Evaluation, EvaluateSpec
+from schemas.files import StageRecord
+from schemas.merge import MergedModel, MergeSpec
+from schemas.package import Package, PackageSpec
+from schemas.publish import PublishedReport, PublishSpec
+from schemas.quantize import PackedModel, QuantizeSpec
+from schemas.tokenize_corpus import CorpusManifest, TokenizedCorpus, TokenizeSpec
+from schemas.train import Checkpoints, TrainSpec
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`inputs` maps each parameter of the stage function to the type of the result it takes.
+
+    `child_modules` run in processes of their own, so imports do not lead to them. A resumable stage finds the files of
+    an interrupted try in its output folder.
+    """
+
+    name: str
+    spec_type: type
+    result_type: type[Schema]
+    inputs: dict[str, type[Schema]]
+    child_modules: tuple[str, ...] = ()
+    resumable: bool = False
+
+    @property
+    def module(self) -> str:
+        return f"stages.{self.name}"
+
+    @property
+    def code_roots(self) -> tuple[str, ...]:
+        return (self.module, *self.child_modules)
+
+    def function(self) -> Callable[..., Any]:
+        return getattr(importlib.import_module(self.module), self.name)
+
+    def record_type(self) -> type[StageRecord]:
+        return StageRecord[self.spec_type, self.result_type]  # type: ignore[name-defined]
+
+
+_ALL = (
+    Stage("tokenize_corpus", TokenizeSpec, TokenizedCorpus, {"manifest": CorpusManifest}),
+    Stage("train", TrainSpec, Checkpoints, {"tokenized": TokenizedCorpus}, ("stages.train_rank",), resumable=True),
+    Stage("merge", MergeSpec, MergedModel, {"trained": Checkpoints, "tokenized": TokenizedCorpus}, ("stages.score_rank",)),
+    Stage("quantize", QuantizeSpec, PackedModel, {"merged": MergedModel}),
+    Stage("package", PackageSpec, Package, {"packed": PackedModel}, ("stages.core.submission",)),
+    Stage("check_size", CheckSizeSpec, SizeReport, {"package": Package, "packed": PackedModel}),
+    Stage("evaluate", EvaluateSpec, Evaluation, {"package": Package, "tokenized": TokenizedCorpus}),
+    Stage(
+        "publish",
+        PublishSpec,
+        PublishedReport,
+        {
+            "tokenized": TokenizedCorpus,
+            "trained": Checkpoints,
+            "merged": MergedModel,
+            "packed": PackedModel,
+            "package": Package,
+            "size": SizeReport,
+            "evaluation": Evaluation,
+        },
+    ),
+)
+
+STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}

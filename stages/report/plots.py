@@ -1,0 +1,154 @@
+"""The report's plots, as SVG text. Deterministic: no dates, no random ids.
+
+A themed plot is embedded in the page and takes its text and grid colours from it (light and dark); an unthemed one stands
+alone on white.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+Columns = dict[str, NDArray]
+"""Training metrics by column: step, loss, lr_scale, tokens, seconds, grad_norm, qat_on, snapshot, muon_momentum; each (steps,)."""
+
+BLUE, ORANGE, GREEN, RED, PURPLE = "#3b82d6", "#e08a1e", "#2f9e6e", "#d6524a", "#8b6fd0"
+BAR_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, "#7b8794", "#c77dba", "#4bb3c4")
+# Stand-ins that no palette has; in a themed plot they become the page's own colours.
+_INK, _GRID = "#010203", "#040506"
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fairway",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+}
+_MAX_POINTS = 1200
+
+
+def loss_curve(metrics: Columns, themed: bool) -> str:
+    """Training loss in nats a token over steps, and its running mean."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        step, loss = metrics["step"], metrics["loss"]
+        axes.plot(*_thin(step, loss), color=BLUE, linewidth=0.8, alpha=0.35)
+        axes.plot(*_thin(step, running_mean(loss)), color=BLUE, linewidth=1.8, label="running mean")
+        _mark_phases(axes, metrics)
+        low, high = float(loss.min()), float(np.quantile(loss, 0.995))
+        axes.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
+        axes.set(xlabel="optimizer step", ylabel="loss, nats a token")
+        axes.legend(loc="upper right", ncols=3)
+
+    return _svg(draw, (8.6, 3.3), themed)
+
+
+def timeline(metrics: Columns, themed: bool) -> str:
+    """Learning-rate scale, Muon momentum and gradient norm over steps, with the QAT window and every snapshot."""
+
+    def draw(figure: Figure) -> None:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+        step = metrics["step"]
+        upper.plot(*_thin(step, metrics["lr_scale"]), color=ORANGE, linewidth=1.8, label="learning-rate scale")
+        upper.plot(*_thin(step, metrics["muon_momentum"]), color=PURPLE, linewidth=1.4, linestyle="--", label="Muon momentum")
+        taken = metrics["snapshot"].astype(bool)
+        if taken.any():
+            upper.plot(step[taken], metrics["lr_scale"][taken], "o", color=GREEN, markersize=4, label=f"{int(taken.sum())} snapshots")
+        _mark_phases(upper, metrics)
+        upper.set(ylabel="share of the peak", ylim=(-0.04, 1.08))
+        upper.legend(loc="center left")
+        lower.plot(*_thin(step, metrics["grad_norm"]), color=GREEN, linewidth=0.9)
+        lower.set(xlabel="optimizer step", ylabel="gradient norm", yscale="log")
+
+    return _svg(draw, (8.6, 4.2), themed)
+
+
+def decomposition(steps: Sequence[tuple[str, float]], others: Sequence[tuple[str, float]], themed: bool) -> str:
+    """Bars of bits per byte: each step of ours, then the general compressors."""
+
+    def draw(figure: Figure) -> None:
+        names = [name for name, _ in (*steps, *others)][::-1]
+        values = [value for _, value in (*steps, *others)][::-1]
+        colours = ([BLUE] * len(steps) + ["#7b8794"] * len(others))[::-1]
+        axes = figure.add_subplot()
+        bars = axes.barh(names, values, color=colours, height=0.62)
+        axes.bar_label(bars, labels=[f"{value:.4f}" for value in values], padding=4, color=_INK)
+        axes.set(xlabel="bits per byte of the validation text (lower is better)", xlim=(0, 1.14 * max(values)))
+        axes.grid(axis="y", visible=False)
+
+    return _svg(draw, (8.6, 0.75 + 0.36 * (len(steps) + len(others))), themed)
+
+
+def budget(parts: Sequence[tuple[str, int]], limit_bytes: int, themed: bool) -> str:
+    """One bar of all parts against the limit."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        left = 0
+        for (name, count), colour in zip(parts, BAR_COLOURS * (1 + len(parts) // len(BAR_COLOURS)), strict=False):
+            axes.barh([0], [count], left=left, color=colour, height=0.5, label=f"{name} {count:,}")
+            left += count
+        axes.axvline(limit_bytes, color=RED, linewidth=1.6)
+        axes.annotate("limit", (limit_bytes, 0.34), color=RED, ha="right", xytext=(-4, 0), textcoords="offset points")
+        axes.set(xlim=(0, 1.03 * max(limit_bytes, left)), ylim=(-0.35, 0.5), yticks=[])
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} MB")
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.28), ncols=3, handlelength=1, columnspacing=1.6)
+
+    return _svg(draw, (8.6, 1.9 + 0.18 * (len(parts) // 3)), themed)
+
+
+def running_mean(values: NDArray, share: float = 0.02) -> NDArray:
+    """Mean of each value and those around it, over a window of `share` of all; the window shrinks at the ends. (n,) -> (n,)."""
+    half = max(1, int(len(values) * share / 2))
+    sums = np.concatenate(([0.0], np.cumsum(values, dtype=np.float64)))
+    index = np.arange(len(values))
+    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def _mark_phases(axes: Axes, metrics: Columns) -> None:
+    """Shade the steps between the first and the last snapshot, and those under QAT."""
+    for column, colour, name in (("snapshot", GREEN, "snapshot window"), ("qat_on", ORANGE, "QAT on")):
+        steps = metrics["step"][metrics[column].astype(bool)]
+        if len(steps):
+            axes.axvspan(float(steps[0]), float(steps[-1]), color=colour, alpha=0.13, linewidth=0, label=name)
+
+
+def _thin(x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+    """Every n-th point and the last, so that a long run's page stays small."""
+    keep = np.unique(np.append(np.arange(0, len(x), max(1, -(-len(x) // _MAX_POINTS))), len(x) - 1))
+    return x[keep], y[keep]
+
+
+def _svg(draw: Callable[[Figure], None], size: tuple[float, float], themed: bool) -> str:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        figure.patch.set_facecolor("none" if themed else "white")
+        draw(figure)
+        for axes in figure.axes:
+            axes.set_facecolor("none")
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]  # no XML declaration and document type inside HTML
+    ink, grid = ("currentColor", "var(--grid)") if themed else ("#1d2733", "#d9dee5")
+    return text.replace(_INK, ink).replace(_GRID, grid)

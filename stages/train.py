@@ -1,0 +1,54 @@
+"""Train: token shards -> snapshots, last iterate, metrics. By hand: python -m stages.train --spec spec.json --input tokenized=…/record.json
+
+The work happens in torchrun's processes (`stages.train_rank`), also when there is only one.
+"""
+
+import dataclasses
+import shutil
+
+from schemas.errors import SpecError
+from schemas.tokenize_corpus import TokenizedCorpus
+from schemas.train import Checkpoints, Snapshot, TrainSpec
+from stages.launch import launch_module
+from stages.workspace import Workspace
+
+
+def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Checkpoints:
+    """Train `spec` on the training split. Goes on from the last sound checkpoint in the output folder.
+
+    Raises SpecError when tokens and model do not fit together, StageError when the loss diverges.
+    """
+    _check(spec, tokenized)
+    job = {
+        "settings": dataclasses.asdict(spec),
+        "shards": [str(work.read(ref)) for ref in tokenized.train_shards],
+        "folder": str(work.out_dir),
+        "runtime": work.runtime.model_dump(mode="json"),
+    }
+    result = launch_module("stages.train_rank", job, work.out_dir, spec.compute, work.progress, work.runtime.stage_timeout_seconds)
+    shutil.rmtree(work.out_dir / "checkpoints")
+    snapshots = [
+        Snapshot(weights=work.ref(work.out_dir / "snapshots" / item.pop("file")), **item) for item in result.pop("snapshots")
+    ]
+    last = Snapshot(weights=work.ref(work.out_dir / "last.safetensors"), **result.pop("last"))
+    return Checkpoints.model_validate({**result, "model": spec.model, "last": last, "snapshots": snapshots, "metrics": work.ref(work.out_dir / "metrics.parquet")})
+
+
+def _check(spec: TrainSpec, tokenized: TokenizedCorpus) -> None:
+    if tokenized.vocab_size != spec.model.vocab_size:
+        raise SpecError(
+            f"train.model.vocab_size = {spec.model.vocab_size}: the tokenizer has {tokenized.vocab_size} pieces; set it to {tokenized.vocab_size}"
+        )
+    needed = spec.data.sequence_length + 1
+    for name, split in (("training", tokenized.train), ("validation", tokenized.val)):
+        if split.num_tokens < needed:
+            raise SpecError(
+                f"train.data.sequence_length = {spec.data.sequence_length}: the {name} split has only {split.num_tokens} tokens, "
+                f"fewer than one sequence ({needed}). Use more text or a shorter sequence"
+            )
+
+
+if __name__ == "__main__":
+    from stages.by_hand import main
+
+    main("train")

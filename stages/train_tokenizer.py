@@ -1,0 +1,125 @@
+"""The tokenizer: a SentencePiece BPE model trained on the training documents, or a ready-made one that is checked."""
+
+import io
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece
+
+from schemas.errors import SpecError
+from schemas.tokenize_corpus import TokenizerSpec
+from stages.core.bits_per_byte import SPACE_SYMBOL
+
+log = logging.getLogger(__name__)
+
+PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
+# SentencePiece drops training sentences of more than 4,192 bytes without a word.
+MAX_SENTENCE_BYTES = 4096
+
+
+class NoTrainingTextError(ValueError):
+    """There is no text to train a tokenizer on."""
+
+
+def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> bytes:
+    """A serialized SentencePiece model of `spec.vocab_size` pieces from the first `spec.training_bytes` of `texts`.
+
+    The same texts give the same bytes. Raises NoTrainingTextError for texts without a line, SpecError for a vocabulary
+    that is too large or too small for them.
+    """
+    lines = sentences(texts, spec.training_bytes)
+    first = next(lines, None)
+    if first is None:
+        raise NoTrainingTextError
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_chain(first, lines),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=spec.vocab_size,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="nmt_nfkc",
+            add_dummy_prefix=False,
+            character_coverage=spec.character_coverage,
+            # Without a piece for the space, each would fall back to the three bytes of ▁.
+            required_chars=SPACE_SYMBOL,
+            pad_id=PAD_ID,
+            bos_id=BOS_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            # The number is written into the model, so it must not depend on the machine; it does not change the pieces.
+            num_threads=2,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _training_error(spec, error) from error
+    return model.getvalue()
+
+
+def sentences(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
+    """Lines of the texts, cut to at most 4,096 UTF-8 bytes each, at spaces where there are any; `max_bytes` in all."""
+    taken = 0
+    for text in texts:
+        for line in text.split("\n"):
+            if not line or line.isspace():
+                continue
+            for sentence in _cut(line):
+                taken += len(sentence.encode())
+                if taken > max_bytes:
+                    return
+                yield sentence
+
+
+def check_tokenizer(path: Path, spec: TokenizerSpec) -> None:
+    """Refuse, by SpecError, a ready-made model that cannot be read, has another size or other special ids."""
+    field = f"tokenizer.model_path = {spec.model_path}"
+    try:
+        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise SpecError(f"{field}: is not a SentencePiece model ({error}). Give the .model file of one") from error
+    size = tokenizer.vocab_size()
+    if size != spec.vocab_size:
+        raise SpecError(f"tokenizer.vocab_size = {spec.vocab_size}: the model {spec.model_path} has {size} pieces. Set tokenizer.vocab_size = {size}")
+    ids = (tokenizer.pad_id(), tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.unk_id())
+    if ids != (PAD_ID, BOS_ID, EOS_ID, UNK_ID):
+        raise SpecError(
+            f"{field}: its ids are pad {ids[0]}, bos {ids[1]}, eos {ids[2]}, unk {ids[3]} (-1: none); shards need pad {PAD_ID}, bos {BOS_ID}, "
+            f"eos {EOS_ID}, unk {UNK_ID}. Use such a model, or leave model_path empty to train one"
+        )
+
+
+def _cut(line: str) -> Iterator[str]:
+    if len(line) * 4 <= MAX_SENTENCE_BYTES or len(data := line.encode()) <= MAX_SENTENCE_BYTES:
+        yield line
+        return
+    while len(data) > MAX_SENTENCE_BYTES:
+        end = data.rfind(b" ", 1, MAX_SENTENCE_BYTES)
+        if end < 0:
+            end = MAX_SENTENCE_BYTES
+            while data[end] & 0xC0 == 0x80:  # inside a character
+                end -= 1
+        yield data[:end].decode()
+        data = data[end:]
+    yield data.decode()
+
+
+def _chain(first: str, others: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from others
+
+
+def _training_error(spec: TokenizerSpec, error: RuntimeError) -> SpecError:
+    message = str(error)
+    field = f"tokenizer.vocab_size = {spec.vocab_size}"
+    if most := re.search(r"set it to a value <= (\d+)", message):
+        return SpecError(f"{field}: the training text has too few different words for so many pieces. Set it to at most {most[1]}, or give more text")
+    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return SpecError(
+            f"{field}: the training text has so many different characters that at least {least[1]} pieces are needed. "
+            f"Raise it, or lower tokenizer.character_coverage = {spec.character_coverage}"
+        )
+    return SpecError(f"{field}: SentencePiece cannot train a model on this text ({message}). Change tokenizer or give other text")

@@ -1,0 +1,232 @@
+"""Dotted settings: each field of each spec, set, misspelled and given nonsense."""
+
+import dataclasses
+import inspect
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from schemas import settings
+from schemas.errors import SpecError
+from schemas.introspect import SettingInfo, describe_fields
+from schemas.overrides import apply_overrides
+from schemas.pipeline import PipelineSpec
+
+SPEC = PipelineSpec()
+KINDS = {
+    "tokenize.corpus": ("sotu", "files", "shards", "huggingface"),
+    "tokenize.split": ("first_documents", "hash_fraction"),
+}
+
+
+def _every_setting() -> dict[str, tuple[PipelineSpec, SettingInfo]]:
+    """Every setting of every variant of every union, with a spec in which it exists."""
+    found = {}
+    for section, kinds in KINDS.items():
+        for kind in kinds:
+            spec = apply_overrides(SPEC, [f"{section}.kind={kind}"])
+            for info in describe_fields(spec):
+                found.setdefault(info.name, (spec, info))
+    return found
+
+
+EVERY = _every_setting()
+
+
+def _value(spec: PipelineSpec, name: str) -> Any:
+    return {info.name: info.value for info in describe_fields(spec)}[name]
+
+
+def test_the_listing_reaches_every_field_of_every_schema() -> None:
+    assert {"tokenize.corpus.paths", "tokenize.corpus.dataset", "tokenize.split.num_val_documents"} <= set(EVERY)
+    for cls, prefix in (
+        (settings.ModelSettings, "train.model"),
+        (settings.QuantizerSettings, "quantize"),
+        (settings.ComputeSettings, "evaluate.compute"),
+    ):
+        assert {f"{prefix}.{item.name}" for item in dataclasses.fields(cls)} <= set(EVERY)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_setting_has_a_line_of_help(name: str) -> None:
+    assert EVERY[name][1].help
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_setting_takes_its_own_value_back(name: str) -> None:
+    spec, info = EVERY[name]
+    text = info.value if isinstance(info.value, str) else json.dumps(info.value)
+    assert apply_overrides(spec, [f"{name}={text}"]) == spec
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_misspelled_setting_is_answered_with_the_nearest_name(name: str) -> None:
+    spec, _ = EVERY[name]
+    head, _, last = name.rpartition(".")
+    wrong = f"{head}.{last[:-1]}x" if len(last) > 4 else f"{head}.{last}_"
+    with pytest.raises(SpecError) as caught:
+        apply_overrides(spec, [f"{wrong}=1"])
+    assert wrong in str(caught.value)
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nonsense_for_a_setting_is_refused_and_named(name: str) -> None:
+    spec, info = EVERY[name]
+    nonsense = '{"a": [1]}'
+    if (isinstance(info.value, str) and not info.bounds) or name in ("tokenize.tokenizer.model_path",):
+        assert _value(apply_overrides(spec, [f"{name}={nonsense}"]), name) == nonsense  # text takes anything
+        return
+    with pytest.raises(SpecError) as caught:
+        apply_overrides(spec, [f"{name}={nonsense}"])
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, info) in EVERY.items() if "at least" in info.bounds or "above" in info.bounds])
+def test_a_number_below_its_bound_is_refused_and_named(name: str) -> None:
+    spec, info = EVERY[name]
+    value = [-1] if isinstance(info.value, list) else -1
+    with pytest.raises(SpecError) as caught:
+        apply_overrides(spec, [f"{name}={json.dumps(value)}"])
+    assert name in str(caught.value)
+    assert "-1" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, info) in EVERY.items() if type(info.value) in (int, float)])
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "nan", "1e999", "true", "", "null", "ten"])
+def test_what_is_no_finite_number_is_refused_for_a_number(name: str, text: str) -> None:
+    spec, _ = EVERY[name]
+    if text in ("", "null") and any(name in pair for pair in _pairs()):
+        return  # empties this one of a pair
+    with pytest.raises(SpecError) as caught:
+        apply_overrides(spec, [f"{name}={text}"])
+    assert name.rpartition(".")[2] in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["quantize.method", "=3", "", " =1"])
+def test_text_without_a_name_and_a_value_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match=r"dotted\.name=value"):
+        apply_overrides(SPEC, [text])
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_any_text_gives_a_spec_or_a_spec_error(name: str, value: str) -> None:
+    try:
+        changed = apply_overrides(SPEC, [f"{name}={value}"])
+    except SpecError:
+        return
+    assert isinstance(changed, PipelineSpec)
+
+
+@given(
+    st.sampled_from(sorted(EVERY)),
+    st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5),
+)
+def test_any_value_gives_a_spec_that_validates_or_a_spec_error_that_names_the_setting(name: str, value: Any) -> None:
+    spec, _ = EVERY[name]
+    try:
+        changed = apply_overrides(spec, [f"{name}={json.dumps(value)}"])
+    except SpecError as error:
+        message = str(error)
+    else:
+        message = name
+        assert PipelineSpec.model_validate_json(changed.model_dump_json()) == changed
+    assert name.split(".")[0] in message
+
+
+def test_a_value_is_json_or_else_text() -> None:
+    changed = apply_overrides(
+        SPEC, ["quantize.clip_candidates=[1.0, 0.5]", "merge.averaging.method=last", "publish.title=007", "train.seed=7"]
+    )
+    assert changed.quantize.clip_candidates == (1.0, 0.5)
+    assert changed.merge.averaging.method == "last"
+    assert changed.publish.title == "007"
+    assert changed.train.seed == 7
+    assert apply_overrides(SPEC, ['publish.title="quoted"']).publish.title == "quoted"
+
+
+def test_an_optional_setting_is_emptied_by_nothing_or_null() -> None:
+    capped = apply_overrides(SPEC, ["train.schedule.max_seconds=60"])
+    assert capped.train.schedule.max_seconds == 60
+    for text in ("", "null"):
+        assert apply_overrides(capped, [f"train.schedule.max_seconds={text}"]).train.schedule.max_seconds is None
+
+
+def test_another_kind_takes_the_old_kinds_fields_away_wherever_it_stands() -> None:
+    base = apply_overrides(SPEC, ["tokenize.corpus.max_documents=3"])
+    for order in (1, -1):
+        changed = apply_overrides(base, ['tokenize.corpus.paths=["a.txt"]', "tokenize.corpus.kind=files"][::order])
+        assert changed.tokenize.corpus.model_dump() == {"kind": "files", "paths": ("a.txt",), "format": "auto", "text_column": "text"}
+
+
+def test_the_same_kind_again_keeps_its_fields() -> None:
+    base = apply_overrides(SPEC, ["tokenize.corpus.max_documents=3"])
+    assert apply_overrides(base, ["tokenize.corpus.kind=sotu"]) == base
+
+
+def test_a_setting_of_another_kind_says_which_kind_has_it() -> None:
+    with pytest.raises(SpecError, match=r"belongs to tokenize\.corpus\.kind = files"):
+        apply_overrides(SPEC, ['tokenize.corpus.paths=["a.txt"]'])
+
+
+def _pairs() -> list[tuple[str, str]]:
+    pairs = [(name, name.removesuffix("_fraction") + "_steps") for name in EVERY if name.endswith("_fraction")]
+    return [pair for pair in pairs if pair[1] in EVERY]
+
+
+def test_every_exclusive_pair_of_the_settings_is_known_by_its_endings() -> None:
+    declared = re.findall(r'_exactly_one\(self, "(\w+)", "(\w+)"\)', inspect.getsource(settings))
+    assert sorted(declared) == sorted((a.rpartition(".")[2], b.rpartition(".")[2]) for a, b in _pairs())
+
+
+@pytest.mark.parametrize(("fraction", "steps"), _pairs())
+def test_giving_one_of_an_exclusive_pair_empties_the_other(fraction: str, steps: str) -> None:
+    in_steps = apply_overrides(SPEC, [f"{steps}=10"])
+    assert (_value(in_steps, fraction), _value(in_steps, steps)) == (None, 10)
+    in_fractions = apply_overrides(in_steps, [f"{fraction}=0.5"])
+    assert (_value(in_fractions, fraction), _value(in_fractions, steps)) == (0.5, None)
+    with pytest.raises(SpecError, match="exactly one"):
+        apply_overrides(SPEC, [f"{steps}=10", f"{fraction}=0.5"])
+
+
+def test_list_items_go_by_index() -> None:
+    changed = apply_overrides(SPEC, ["quantize.rules.0.format=int8", "quantize.clip_candidates.1=0.5"])
+    assert changed.quantize.rules[0].format == "int8"
+    assert changed.quantize.rules[1:] == SPEC.quantize.rules[1:]
+    assert changed.quantize.clip_candidates[1] == 0.5
+    for name in ("quantize.rules.5.format", "quantize.rules.-1.format", "quantize.rules.first.format"):
+        with pytest.raises(SpecError, match="0 to 4"):
+            apply_overrides(SPEC, [f"{name}=int8"])
+
+
+def test_settings_are_checked_together_after_all_are_applied() -> None:
+    both = ["tokenize.tokenizer.vocab_size=512", "train.model.vocab_size=512"]
+    assert apply_overrides(SPEC, both).train.model.vocab_size == 512
+    with pytest.raises(SpecError, match=r"tokenize\.tokenizer\.vocab_size = 512 and train\.model\.vocab_size = 1024"):
+        apply_overrides(SPEC, both[:1])
+
+
+def test_the_given_spec_stays_as_it_was() -> None:
+    before = SPEC.model_dump()
+    apply_overrides(SPEC, ["train.seed=9", "quantize.rules.0.format=int8"])
+    assert SPEC.model_dump() == before
+
+
+def test_specs_refuse_unknown_fields_without_overrides_too() -> None:
+    with pytest.raises(ValidationError):
+        PipelineSpec.model_validate({"quantize": {"methd": "x"}})
+
+
+def test_a_setting_is_described_with_unit_help_and_bounds() -> None:
+    infos = {info.name: info for info in describe_fields(SPEC)}
+    assert infos["train.schedule.max_steps"] == SettingInfo(
+        "train.schedule.max_steps", 20_000, "steps", "optimizer steps at most", "at least 1"
+    )
+    assert infos["merge.averaging.method"].bounds == "swa | ema | last"
+    assert infos["tokenize.corpus.kind"].bounds == "sotu | files | shards | huggingface"
+    assert infos["check_size.limit_bytes"].unit == "bytes"

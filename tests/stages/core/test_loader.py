@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from schemas.settings import DataSettings
+from stages.core.loader import BatchLoader, SequenceOrder, TokenStream
+from stages.core.shards import ShardWriter
+
+SETTINGS = DataSettings(batch_tokens=32, sequence_length=8, micro_batch_sequences=2)
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> TokenStream:
+    with ShardWriter(tmp_path, "train", shard_tokens=37) as writer:
+        writer.write(np.arange(200, dtype=np.uint16))
+    return TokenStream(writer.paths)
+
+
+def global_batch(stream: TokenStream, step: int, num_processes: int, settings: DataSettings = SETTINGS, seed: int = 0) -> torch.Tensor:
+    rows = []
+    for rank in range(num_processes):
+        loader = BatchLoader(stream, settings, seed, rank, num_processes)
+        rows += [torch.cat((inputs, targets[:, -1:]), 1) for inputs, targets in loader.batch(step)]
+        loader.close()
+    return torch.cat(rows)
+
+
+def test_a_stream_reads_across_shard_borders(stream: TokenStream) -> None:
+    assert len(stream) == 200
+    np.testing.assert_array_equal(stream.read(30, 90), np.arange(30, 120))
+
+
+def test_the_global_batch_is_the_same_for_any_number_of_processes(stream: TokenStream) -> None:
+    for step in (0, 5, 11):
+        one = global_batch(stream, step, 1)
+        assert one.shape == (4, 9)
+        assert torch.equal(one, global_batch(stream, step, 2))
+        assert torch.equal(one, global_batch(stream, step, 4))
+
+
+def test_targets_are_the_next_tokens_and_micro_batches_have_their_size(stream: TokenStream) -> None:
+    loader = BatchLoader(stream, SETTINGS, 0)
+    for inputs, targets in loader.batch(0):
+        assert inputs.shape == (2, 8)
+        assert torch.equal(targets, inputs + 1)
+    loader.close()
+
+
+def test_an_epoch_sees_every_sequence_once_and_the_next_in_another_order() -> None:
+    order = SequenceOrder(11, seed=4, shuffled=True)
+    first, second = order.at(np.arange(11)), order.at(np.arange(11, 22))
+    assert sorted(first) == sorted(second) == list(range(11))
+    assert list(first) != list(second)
+    np.testing.assert_array_equal(order.at(np.arange(8, 14)), np.concatenate((first[8:], second[:3])))
+
+
+def test_seeds_change_the_order_and_sequential_is_the_order_of_the_shards(stream: TokenStream) -> None:
+    assert not torch.equal(global_batch(stream, 0, 1, seed=0), global_batch(stream, 0, 1, seed=1))
+    sequential = DataSettings(batch_tokens=32, sequence_length=8, micro_batch_sequences=2, order="sequential")
+    assert global_batch(stream, 0, 1, sequential, seed=9)[:, 0].tolist() == [0, 8, 16, 24]
+
+
+def test_a_split_shorter_than_a_sequence_is_refused(stream: TokenStream) -> None:
+    with pytest.raises(ValueError, match="200 tokens, fewer than one sequence of 400"):
+        BatchLoader(stream, DataSettings(batch_tokens=400, sequence_length=400), 0)

@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import pytest
+
+from schemas.settings import OptimizerSettings, QatSettings, ScheduleSettings, SnapshotSettings
+from stages.core.schedule import Clock, lr_scale_at, momentum_at, progress_at, qat_on_at, snapshot_due
+
+STEPS = ScheduleSettings(max_steps=100, warmdown_fraction=0.4)
+TIMED = ScheduleSettings(max_steps=1000, max_seconds=60.0, warmdown_fraction=0.5)
+
+
+def test_progress_is_steps_or_seconds_whichever_is_further() -> None:
+    assert progress_at(Clock(25, 999.0), STEPS) == 0.25
+    assert progress_at(Clock(100, 30.0), TIMED) == 0.5
+    assert progress_at(Clock(900, 30.0), TIMED) == 0.9
+    assert progress_at(Clock(5, 61.0), TIMED) == 1.0
+
+
+def test_learning_rate_is_constant_then_linear_to_zero() -> None:
+    assert [lr_scale_at(Clock(step, 0.0), STEPS) for step in (0, 60, 80, 100)] == [1.0, 1.0, pytest.approx(0.5), 0.0]
+
+
+def test_a_slower_machine_gets_the_same_schedule_over_the_same_time() -> None:
+    fast, slow = Clock(400, 45.0), Clock(40, 45.0)
+    assert lr_scale_at(fast, TIMED) == lr_scale_at(slow, TIMED) == pytest.approx(0.5)
+
+
+def test_warmdown_in_steps_is_their_measured_length_of_wallclock_before_the_cap() -> None:
+    settings = replace(TIMED, max_steps=20_000, warmdown_fraction=None, warmdown_steps=300)
+    assert lr_scale_at(Clock(100, 10.0), settings) == 1.0  # 0.1 s a step: 30 s of warmdown begin at 30 s
+    assert lr_scale_at(Clock(450, 45.0), settings) == pytest.approx(0.5)
+    by_steps = ScheduleSettings(max_steps=100, warmdown_fraction=None, warmdown_steps=40)
+    assert lr_scale_at(Clock(80, 1.0), by_steps) == pytest.approx(0.5)
+
+
+def test_momentum_rises_linearly_over_its_warmup_in_progress_or_steps() -> None:
+    by_progress = OptimizerSettings(muon_momentum_start=0.8, muon_momentum=0.9, muon_momentum_warmup_fraction=0.5)
+    assert [momentum_at(Clock(step, 0.0), STEPS, by_progress) for step in (0, 25, 50, 90)] == pytest.approx([0.8, 0.85, 0.9, 0.9])
+    by_steps = replace(by_progress, muon_momentum_warmup_fraction=None, muon_momentum_warmup_steps=10)
+    assert momentum_at(Clock(5, 0.0), STEPS, by_steps) == pytest.approx(0.85)
+
+
+def test_qat_is_on_below_its_lr_scale_and_never_at_zero() -> None:
+    assert qat_on_at(0.09, QatSettings(start_lr_scale=0.1))
+    assert not qat_on_at(0.1, QatSettings(start_lr_scale=0.1))
+    assert not qat_on_at(0.0, QatSettings(start_lr_scale=0.0))
+
+
+def test_snapshots_come_every_so_many_steps_inside_the_window_only() -> None:
+    settings = SnapshotSettings(start_lr_scale=0.2, every_steps=2)
+    taken = []
+    for step in range(100):
+        before, after = Clock(step, 0.0), Clock(step + 1, 0.0)
+        if snapshot_due(before, after, lr_scale_at(before, STEPS), STEPS, settings):
+            taken.append(after.steps)
+    assert taken == [94, 96, 98, 100]
+
+
+def test_snapshots_by_progress_are_evenly_spaced_in_time() -> None:
+    settings = SnapshotSettings(start_lr_scale=1.0, every_steps=None, every_fraction=0.1)
+    taken = [
+        second
+        for second in range(60)
+        if snapshot_due(Clock(second, second), Clock(second + 1, second + 1.0), lr_scale_at(Clock(second, second), TIMED), TIMED, settings)
+    ]
+    assert len(taken) == 5
+    assert all(b - a == 6 for a, b in zip(taken, taken[1:], strict=False))

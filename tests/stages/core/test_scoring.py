@@ -1,0 +1,88 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.settings import ModelSettings, ScoringSettings
+from stages.core.bits_per_byte import TokenBytes
+from stages.core.loader import TokenStream
+from stages.core.model import BOS_ID, GPT
+from stages.core.scoring import plan_windows, score
+from stages.core.shards import ShardWriter
+
+MODEL = ModelSettings(
+    vocab_size=32, num_layers=2, model_dim=16, num_heads=2, num_kv_heads=1, mlp_hidden=16, rope_dims=4, xsa_layers=1, value_embedding_dim=0
+)
+TABLE = TokenBytes(
+    base_bytes=np.array([0, 0, 0, 3] + [1 + i % 4 for i in range(28)]),
+    leading_space=np.array([False] * 4 + [i % 3 == 0 for i in range(28)]),
+    boundary=np.array([True, True, True] + [False] * 29),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    torch.manual_seed(0)
+    model = GPT(MODEL)
+    model.init_weights(0)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.add_(0.2 * torch.randn_like(param))
+    return model
+
+
+@pytest.fixture(scope="module")
+def ids() -> np.ndarray:
+    ids = np.random.default_rng(1).integers(3, 32, 157).astype(np.uint16)
+    ids[[0, 40, 41, 100]] = BOS_ID
+    return ids
+
+
+@pytest.fixture
+def stream(ids: np.ndarray, tmp_path: Path) -> TokenStream:
+    with ShardWriter(tmp_path, "val", shard_tokens=100) as writer:
+        writer.write(ids)
+    return TokenStream(writer.paths)
+
+
+@given(num_targets=st.integers(1, 400), length=st.integers(1, 60), data=st.data())
+def test_windows_score_every_target_once_and_none_is_empty(num_targets: int, length: int, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, length))
+    windows = plan_windows(num_targets, length, stride)
+    scored = [target for window in windows for target in range(window.first_target, window.stop)]
+    assert scored == list(range(num_targets))
+    assert all(window.start <= window.first_target < window.stop <= window.start + length for window in windows)
+    assert all(window.start + length - stride < num_targets for window in windows[1:])
+
+
+def slow_nll(model: GPT, ids: np.ndarray, length: int, stride: int) -> list[float]:
+    """The definition, one target at a time: the context starts at the smallest multiple of stride that leaves room."""
+    result = []
+    for target in range(len(ids) - 1):
+        start = 0 if target < length else math.ceil((target + 1 - length) / stride) * stride
+        inputs = torch.from_numpy(ids[start : target + 1].astype(np.int64))[None]
+        logits = model.logits(model.hidden(inputs))[0, -1]
+        result.append(float(F.cross_entropy(logits.double(), torch.tensor(int(ids[target + 1])))))
+    return result
+
+
+@pytest.mark.parametrize(("length", "stride"), [(24, 24), (24, 8), (24, 5), (400, 64)])
+@torch.inference_mode()
+def test_score_is_the_slow_definition(model: GPT, ids: np.ndarray, stream: TokenStream, length: int, stride: int) -> None:
+    sums = score(model, stream, TABLE, ScoringSettings(length, min(stride, length), batch_tokens=100), stride, torch.float32)
+    expected = slow_nll(model, ids, length, stride)
+    bytes_expected = 0
+    for previous, target in zip(ids[:-1], ids[1:], strict=True):
+        space = TABLE.leading_space[target] and not TABLE.boundary[previous]
+        bytes_expected += int(TABLE.base_bytes[target]) + int(space)
+    assert sums.num_targets == len(expected) == 156
+    assert sums.nll_nats_sum == pytest.approx(sum(expected), rel=1e-5)
+    assert sums.num_bytes == bytes_expected
+    assert sums.bpb == pytest.approx(sum(expected) / math.log(2) / bytes_expected, rel=1e-5)
+    assert sums.num_bos_targets == 3
+    assert sums.bos_nats_sum == pytest.approx(sum(expected[i] for i in (39, 40, 99)), rel=1e-5)
