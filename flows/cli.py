@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="a setting other than the preset's; may be repeated")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="another value of a setting; may be repeated")]
 Seed = Annotated[int | None, typer.Option(help="short for --set train.seed=…")]
 Processes = Annotated[int | None, typer.Option(help="processes that train, merge and evaluate: sets ….compute.num_processes")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda, for the same three: sets ….compute.device")]

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -48,16 +49,16 @@ def describe_spec(preset: str, label: str, spec: PipelineSpec) -> dict[str, Any]
 
 def print_description(console: Console, told: dict[str, Any]) -> None:
     """The same for people."""
-    settings = Table(title=f"Settings of {told['preset']} (--set NAME=VALUE changes one)", title_justify="left")
+    settings = Table(title=f"Settings of {told['preset']} (--set NAME=VALUE changes one)", title_justify="left", box=SIMPLE_HEAD)
     settings.add_column("name", no_wrap=True)
     settings.add_column("value", justify="right")
     settings.add_column("unit")
-    settings.add_column("what it is, and what it may be")
+    settings.add_column("what it is")
+    settings.add_column("allowed")
     for info in told["settings"]:
-        help_text = f"{info['help']} [dim]{info['bounds']}[/dim]" if info["bounds"] else info["help"]
-        settings.add_row(info["name"], shorten(number(info["value"])) or "–", info["unit"], help_text)
+        settings.add_row(info["name"], shorten(number(info["value"])) or "–", info["unit"], info["help"], info["bounds"])
     console.print(settings)
-    summary = Table(title="Size and length", title_justify="left", show_header=False)
+    summary = Table(title="Size and length", title_justify="left", show_header=False, box=SIMPLE_HEAD)
     summary.add_column("figure")
     summary.add_column("value", justify="right")
     summary.add_column("note")
@@ -68,11 +69,12 @@ def print_description(console: Console, told: dict[str, Any]) -> None:
         found = told[f"{kind}_parameters"]
         if found:
             summary.add_row(f"{kind} parameters", f"{sum(found.values()):,}", f"{why}: {', '.join(found)}")
-    cap = f", or {told['max_seconds']:g} s of training" if told["max_seconds"] else ""
+    cap = f", or as many as {told['max_seconds']:g} s of training hold" if told["max_seconds"] else ""
     summary.add_row("steps", f"{told['max_steps']:,}", f"at most{cap}")
     summary.add_row("tokens", f"{told['max_tokens']:,}", f"at most, {told['batch_tokens']:,} a step")
     summary.add_row("processes", f"{told['processes']}", told["device"])
     summary.add_row("artifact bytes, estimated", f"{told['estimated_artifact_bytes']:,}", f"of which code {told['code_bytes']:,}")
     margin = told["estimated_margin_bytes"]
-    summary.add_row("limit", f"{told['limit_bytes']:,}", f"{abs(margin):,} {'to spare' if margin >= 0 else '[red]OVER[/red]'}, by the estimate")
+    verdict = "to spare" if margin >= 0 else "[red]OVER[/red]"
+    summary.add_row("limit", f"{told['limit_bytes']:,}", f"{abs(margin):,} {verdict}, by the estimate")
     console.print(summary)

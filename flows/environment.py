@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -63,13 +62,16 @@ def prefect_api(store: Path) -> Iterator[str]:
             raise SpecError(f"PREFECT_API_URL = {url}: no Prefect server answers there. Start it, or unset it to run with a temporary one")
         yield url
         return
-    with _free_home(store / "prefect") as (home, lock), _server(home, lock) as url:
+    with (
+        _free_home(store / "prefect") as (home, lock),
+        _server(home, lock) as url,
         # Nobody watches this server for lost heartbeats, and waiting for the heartbeat thread costs every flow a second.
-        with temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: home, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            try:
-                yield url
-            finally:
-                _send_what_is_queued()
+        temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: home, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        try:
+            yield url
+        finally:
+            _send_what_is_queued()
 
 
 def is_healthy(url: str) -> bool:

@@ -55,7 +55,7 @@ def pipeline_report(
         spec=spec,
         stages=stages,
         published=published,
-        **results,  # type: ignore[arg-type]
+        **results,
     )
 
 
@@ -75,13 +75,14 @@ def publish_artifacts(report: PipelineReport, store: Path) -> None:
     create_table_artifact(key="quantization", table=quantization_rows(report), description="each tensor in the blob")
     create_table_artifact(key="bpb-decomposition", table=decomposition_rows(report), description="what each step does to the score")
     curve = base64.b64encode((store / report.published.loss_curve.path).read_bytes()).decode()
-    create_markdown_artifact(key="loss-curve", markdown=f"# Loss\n\n![loss](data:image/svg+xml;base64,{curve})", description="training loss")
+    picture = f"# Loss\n\n![loss](data:image/svg+xml;base64,{curve})"
+    create_markdown_artifact(key="loss-curve", markdown=picture, description="training loss")
 
 
 def _result_markdown(report: PipelineReport, store: Path) -> str:
     fits = "fits" if report.size.fits else "**does not fit**"
     lines = [f"# {report.name}", "", f"The artifact {fits}: {report.size.total_bytes:,} of {report.size.limit_bytes:,} bytes.", ""]
-    lines += _markdown_table(result_rows(report)) + ["", "## Stages", ""] + _markdown_table(stage_rows(report))
+    lines += [*_markdown_table(result_rows(report)), "", "## Stages", "", *_markdown_table(stage_rows(report))]
     lines += ["", f"Report: `{store / report.published.html.path}`", "", f"Package: `{store / report.package.folder}`"]
     return "\n".join(lines)
 

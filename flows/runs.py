@@ -34,7 +34,7 @@ def load_report(store: Path, run_id: str) -> PipelineReport | None:
         return None
     except (OSError, ValidationError) as error:
         first = str(error).splitlines()[0]
-        raise SpecError(f"{path}: damaged or of another version ({first}). Remove its folder; the run's results stay in the store") from error
+        raise SpecError(f"{path}: damaged or of another version ({first}). Remove its folder; the results stay stored") from error
 
 
 def list_reports(store: Path) -> list[PipelineReport]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.logging.handlers import APILogHandler
@@ -39,7 +40,7 @@ def stage_runner(options: RunOptions, label: str, outcomes: list[Outcome]) -> Ca
     stream_logs()
 
     def run(stage: str, spec: Any, **inputs: Schema) -> Any:
-        state = stage_task(stage, options)(stage, spec, inputs, options, label, return_state=True)
+        state: Any = stage_task(stage, options)(stage, spec, inputs, options, label, return_state=True)
         outcome = state.result(raise_on_failure=True)
         outcomes.append(outcome)
         return outcome.record.result
@@ -47,19 +48,20 @@ def stage_runner(options: RunOptions, label: str, outcomes: list[Outcome]) -> Ca
     return run
 
 
-def stage_task(stage: str, options: RunOptions) -> Task:
+def stage_task(stage: str, options: RunOptions) -> Task[..., Any]:
     """The Prefect task of one stage, retried `options.retries` times with growing delays after a transient error."""
-    delays = {"retry_delay_seconds": exponential_backoff(BACKOFF_SECONDS), "retry_jitter_factor": 0.3} if options.retries else {}
-    return task(
-        _run_in_task,
+    decorate = task(
         name=stage,
-        task_run_name=_task_run_name,
+        task_run_name="{stage}-{label}",
         tags=RESOURCE_TAGS.get(stage, []),
         retries=options.retries,
+        retry_delay_seconds=exponential_backoff(BACKOFF_SECONDS) if options.retries else 0,
+        retry_jitter_factor=0.3,
         retry_condition_fn=is_transient,
+        cache_policy=NO_CACHE,
         persist_result=False,
-        **delays,
     )
+    return decorate(_run_in_task)
 
 
 def is_transient(task: Any, task_run: TaskRun, state: State) -> bool:
@@ -105,10 +107,6 @@ def _run_in_task(stage: str, spec: Any, inputs: dict[str, Schema], options: RunO
     if outcome.cached:
         return Completed(name="Cached", message=f"found in the store: {key}", data=outcome)
     return Completed(message=f"made in {outcome.seconds:.1f} s: {key}", data=outcome)
-
-
-def _task_run_name(parameters: dict[str, Any]) -> str:
-    return f"{parameters['stage']}-{parameters['label']}"
 
 
 def _assign_run(record: logging.LogRecord) -> bool:

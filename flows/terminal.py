@@ -46,7 +46,7 @@ def live_output(console: Console) -> Iterator[StageProgress]:
 @contextmanager
 def _log_to(console: Console) -> Iterator[None]:
     """Our loggers' lines to `console`, and only there: Prefect's own console handler would repeat them."""
-    handler = RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
+    handler = _handler(console)
     loggers = [logging.getLogger(name) for name in OUR_LOGGERS]
     before = [(logger.propagate, logger.level) for logger in loggers]
     for logger in loggers:
@@ -60,6 +60,14 @@ def _log_to(console: Console) -> Iterator[None]:
             logger.removeHandler(handler)
             logger.propagate = propagate
             logger.setLevel(level)
+
+
+def _handler(console: Console) -> logging.Handler:
+    if console.is_terminal:
+        return RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
+    plain = logging.StreamHandler(console.file)
+    plain.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    return plain
 
 
 def print_report(console: Console, report: PipelineReport, store: Path) -> None:
@@ -76,7 +84,7 @@ def print_report(console: Console, report: PipelineReport, store: Path) -> None:
 def print_runs(console: Console, reports: list[PipelineReport]) -> None:
     """One line a run, the newest last."""
     table = Table(title="Finished runs", title_justify="left")
-    for name in ("name", "id", "finished", "quantized", "sliding", "bytes", "fits", "seconds"):
+    for name in ("name", "id", "started", "quantized", "sliding", "bytes", "fits", "seconds"):
         table.add_column(name, justify="right" if name in ("quantized", "sliding", "bytes", "seconds") else "left", no_wrap=name == "name")
     for report in reports:
         sliding = report.val_bpb_quantized_sliding

@@ -68,7 +68,12 @@ def smoke() -> PipelineSpec:
     """`demo` cut down to seconds, with everything still on."""
     base = demo()
     scoring = ScoringSettings(sequence_length=64, stride=32, batch_tokens=4_096)
-    rules = (FormatRule("tok_emb.weight", "fp16"), FormatRule("blocks.0.*.weight", "int8"), FormatRule("*.weight", "int6"), FormatRule("*", "fp32"))
+    rules = (
+        FormatRule("tok_emb.weight", "fp16"),
+        FormatRule("blocks.0.*.weight", "int8"),
+        FormatRule("*.weight", "int6"),
+        FormatRule("*", "fp32"),
+    )
     train = replace(
         base.train,
         model=replace(

@@ -43,9 +43,7 @@ class Schema(BaseModel):
     def identity(self) -> Any:
         """What this value is, as plain JSON types, without what merely describes how it came about."""
         return {
-            name: identity(getattr(self, name))
-            for name, field in sorted(type(self).model_fields.items())
-            if VOLATILE not in field.metadata
+            name: identity(getattr(self, name)) for name, field in sorted(type(self).model_fields.items()) if VOLATILE not in field.metadata
         }
 
 

@@ -28,5 +28,7 @@ class SizeReport(Schema):
     margin_bytes: int = Field(description="limit minus total; negative when over")
     fits: bool
     files: tuple[SizePart, ...]
-    tensor_groups: tuple[SizePart, ...] = Field(description="the blob's bytes by tensor group, in proportion to each tensor compressed alone")
+    tensor_groups: tuple[SizePart, ...] = Field(
+        description="the blob's bytes by tensor group, in proportion to each tensor compressed alone"
+    )
     largest: tuple[SizePart, ...] = Field(description="the three largest contributors")

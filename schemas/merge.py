@@ -3,9 +3,9 @@
 from pydantic import Field, PositiveInt
 
 from schemas.base import Schema, Volatile
+from schemas.evaluate import Score
 from schemas.files import FileRef
 from schemas.settings import AveragingSettings, ComputeSettings, ModelSettings, ScoringSettings
-from schemas.evaluate import Score
 
 
 class MergeSpec(Schema):

@@ -4,7 +4,7 @@ from pydantic import Field, model_validator
 
 from schemas.base import Schema, Volatile
 from schemas.check_size import CheckSizeSpec, SizeReport
-from schemas.evaluate import Evaluation, EvaluateSpec
+from schemas.evaluate import EvaluateSpec, Evaluation
 from schemas.merge import MergedModel, MergeSpec
 from schemas.package import Package, PackageSpec
 from schemas.publish import PublishedReport, PublishOptions

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 S = TypeVar("S", bound="Settings")
 
@@ -34,7 +34,7 @@ def setting(
 class Settings:
     """Base: bounds checked at construction, unknown fields refused by pydantic."""
 
-    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -104,9 +104,7 @@ class ModelSettings(Settings):
         if self.xsa_layers > self.num_layers:
             raise ValueError(f"xsa_layers = {self.xsa_layers}: must be at most num_layers = {self.num_layers}")
         if self.value_embedding_dim and any(i >= self.num_layers for i in self.value_embedding_layers):
-            raise ValueError(
-                f"value_embedding_layers = {self.value_embedding_layers}: layers count from 0 to {self.num_layers - 1}"
-            )
+            raise ValueError(f"value_embedding_layers = {self.value_embedding_layers}: layers count from 0 to {self.num_layers - 1}")
         if len(set(self.value_embedding_layers)) != len(self.value_embedding_layers):
             raise ValueError(f"value_embedding_layers = {self.value_embedding_layers}: names a layer twice")
         if self.value_embedding_dim and not self.value_embedding_layers:
@@ -154,7 +152,9 @@ class ScheduleSettings(Settings):
     warmdown_fraction: float | None = setting(
         0.5, "last share of progress over which the learning rate falls to 0", unit="fraction of progress", minimum=0, maximum=1
     )
-    warmdown_steps: int | None = setting(None, "the same, in steps (of their measured length when time is the cap)", unit="steps", minimum=0)
+    warmdown_steps: int | None = setting(
+        None, "the same, in steps (of their measured length when time is the cap)", unit="steps", minimum=0
+    )
     compile_warmup_steps: int = setting(0, "untimed passes that compile and leave all state untouched", unit="steps", minimum=0)
 
     def check(self) -> None:
@@ -172,9 +172,7 @@ class DataSettings(Settings):
 
     def check(self) -> None:
         if self.batch_tokens % self.sequence_length:
-            raise ValueError(
-                f"batch_tokens = {self.batch_tokens}: must be a multiple of sequence_length = {self.sequence_length}"
-            )
+            raise ValueError(f"batch_tokens = {self.batch_tokens}: must be a multiple of sequence_length = {self.sequence_length}")
 
     @property
     def batch_sequences(self) -> int:
@@ -278,7 +276,10 @@ class QuantizerSettings(Settings):
     )
     rules: tuple[FormatRule, ...] = setting(DEFAULT_RULES, "format of each tensor; the first match counts")
     clip_candidates: tuple[float, ...] = setting(
-        (1.0, 0.98, 0.95, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7), "clip ratios of the row's largest value that gptq_lite tries", above=0, maximum=1
+        (1.0, 0.98, 0.95, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7),
+        "clip ratios of the row's largest value that gptq_lite tries",
+        above=0,
+        maximum=1,
     )
     zstd_level: int = setting(22, "compression of the container", minimum=1, maximum=22)
 

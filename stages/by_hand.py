@@ -41,16 +41,20 @@ def _parser(stage: Stage) -> argparse.ArgumentParser:
     takes = ", ".join(f"{name} ({kind.__name__})" for name, kind in stage.inputs.items() if kind is not CorpusManifest)
     parser = argparse.ArgumentParser(prog=f"python -m {stage.module}", description=f"Run the stage {stage.name} alone, without Prefect.")
     parser.add_argument("--spec", required=True, help=f"JSON file with the {stage.spec_type.__name__}; {{}} takes every default")
-    parser.add_argument("--input", action="append", default=[], metavar="NAME=RECORD", help=f"record.json of an earlier stage: {takes or 'none needed'}")
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="NAME=RECORD", help=f"record.json of an earlier stage: {takes or 'none needed'}"
+    )
     parser.add_argument("--store", default=os.environ.get("FAIRWAY_STORE", ".fairway"), help="folder of the store (default: %(default)s)")
     return parser
 
 
 def _inputs(stage: Stage, spec: Any, given: list[str]) -> dict[str, Schema]:
-    paths = dict(item.split("=", 1) if "=" in item else (item, "") for item in given)
+    paths = {name: path for name, _, path in (item.partition("=") for item in given)}
     needed = {name: kind for name, kind in stage.inputs.items() if kind is not CorpusManifest}
     if set(paths) != set(needed):
-        raise SpecError(f"--input: give {', '.join(f'{name}=…/record.json' for name in needed) or 'none'}; given: {', '.join(paths) or 'none'}")
+        raise SpecError(
+            f"--input: give {', '.join(f'{name}=…/record.json' for name in needed) or 'none'}; given: {', '.join(paths) or 'none'}"
+        )
     inputs: dict[str, Schema] = {}
     if CorpusManifest in stage.inputs.values():
         from stages.corpora import locate  # only tokenization needs the corpora

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -92,7 +92,8 @@ class _Helper:
         self._process.communicate()
 
     def encode(self, batch: list[str]) -> list[bytes]:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
             _write_parts(self._process.stdin, [text.encode() for text in batch])
             ids = _read_parts(self._process.stdout)
@@ -111,14 +112,14 @@ def _encode_batch(idle: "queue.SimpleQueue[_Helper]", batch: list[str]) -> list[
         idle.put(helper)
 
 
-def _write_parts(stream: BinaryIO, parts: list[bytes]) -> None:
+def _write_parts(stream: IO[bytes], parts: list[bytes]) -> None:
     """One message: number of parts, their lengths, the parts."""
     stream.write(np.array([len(parts), *map(len, parts)], np.uint64).tobytes())
     stream.write(b"".join(parts))
     stream.flush()
 
 
-def _read_parts(stream: BinaryIO) -> list[bytes] | None:
+def _read_parts(stream: IO[bytes]) -> list[bytes] | None:
     """The parts of the next message; None at the end of the stream."""
     count = stream.read(8)
     if len(count) < 8:

@@ -9,7 +9,7 @@ import os
 import shutil
 
 from schemas.errors import StageError
-from schemas.evaluate import Evaluation, EvaluateSpec, Score
+from schemas.evaluate import EvaluateSpec, Evaluation, Score
 from schemas.package import Package
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.launch import run_child, torchrun

@@ -14,7 +14,8 @@ import sentencepiece
 SPACE_SYMBOL = "▁"
 # What str.split() takes for white space (all of Unicode's White_Space and four control characters).
 PYTHON_SPACES = frozenset(
-    "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+    "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680"
+    "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
 
 # Reading the rules of a model takes 0.3 s; for SentencePiece's usual ones the answer is known.
@@ -43,13 +44,15 @@ class TextEncoder:
         self.by_words = spaces is not None
         self._spaces = spaces or frozenset()
         self._other_spaces = sorted(PYTHON_SPACES - self._spaces)
+        # Where ▁ itself is not turned into a space, it is dropped at the end of a text and kept inside it.
+        self._keeps_symbol = self._tokenizer.normalize(f"{_ANCHOR}{SPACE_SYMBOL}{SPACE_SYMBOL}{_ANCHOR}").count(SPACE_SYMBOL * 2) > 0
         self._anchor_ids = len(self._tokenizer.encode(_ANCHOR))
         self._ids_of: dict[str, bytes] = {"": b""}
         self._cached_characters = 0
 
     def encode(self, text: str) -> bytes:
         """The ids of `text` as native uint16, without BOS; exactly `SentencePieceProcessor.encode(text)`."""
-        if not self.by_words:
+        if not self.by_words or (self._keeps_symbol and SPACE_SYMBOL in text):
             return _to_bytes(self._tokenizer.encode(text))
         parts: list[bytes] = []
         for part in _slices(text):
@@ -118,6 +121,8 @@ def _word_separators(model: bytes, tokenizer: sentencepiece.SentencePieceProcess
         return None
     if tokenizer.normalize(f"  {_ANCHOR}  {_ANCHOR} ").removeprefix(SPACE_SYMBOL) != f"{_ANCHOR}{SPACE_SYMBOL}{_ANCHOR}":
         return None  # spaces are kept as they are, or not written as ▁
+    if not known.character_rules:
+        return frozenset(" ")
     spaces = NMT_NFKC_SPACES if hashlib.sha256(known.character_rules).hexdigest() == NMT_NFKC_SHA256 else rule_spaces(model)
     return spaces if " " in spaces else None
 
@@ -125,6 +130,8 @@ def _word_separators(model: bytes, tokenizer: sentencepiece.SentencePieceProcess
 def rule_spaces(model: bytes) -> frozenset[str]:
     """The characters of PYTHON_SPACES that the model's normalisation rules turn into a space in any surroundings."""
     rules = sentencepiece.SentencePieceNormalizer(model_proto=model).decompile()
+    if any("  " in target or SPACE_SYMBOL in target for _, target in rules):
+        return frozenset()  # such spaces are dropped at the end of a text and kept inside it
     spaces = {source for source, target in rules if target == " "} | ({" "} - {source for source, _ in rules})
     in_longer_rules = {character for source, _ in rules if len(source) > 1 for character in source}
     return frozenset(spaces - in_longer_rules) & PYTHON_SPACES
@@ -153,7 +160,8 @@ def _read_model(model: bytes) -> _Model:
         if number == 1 and isinstance(value, bytes):
             piece = dict(_fields(value))
             text, kind = piece.get(1, b""), piece.get(3, _NORMAL)
-            assert isinstance(text, bytes) and isinstance(kind, int)
+            assert isinstance(text, bytes)
+            assert isinstance(kind, int)
             pieces.append(_Piece(text.decode(), kind))
         elif number == 2 and isinstance(value, bytes):
             model_type = next((v for n, v in _fields(value) if n == 3 and isinstance(v, int)), model_type)

@@ -33,7 +33,9 @@ class ChildFailedError(RuntimeError):
     """A child process ended without result and without saying that the error is permanent. Worth another try."""
 
 
-def launch_module(module: str, job: dict[str, Any], folder: Path, compute: ComputeSettings, progress: Progress, timeout: float | None) -> Any:
+def launch_module(
+    module: str, job: dict[str, Any], folder: Path, compute: ComputeSettings, progress: Progress, timeout: float | None
+) -> Any:
     """Run `python -m module JOB RESULT` in `compute.num_processes` processes; returns what they left as JSON.
 
     Raises SpecError or StageError as the child said, ChildFailedError or TimeoutError otherwise.
@@ -57,7 +59,15 @@ def launch_module(module: str, job: dict[str, Any], folder: Path, compute: Compu
 
 def torchrun(compute: ComputeSettings) -> list[str]:
     """The command that starts `compute.num_processes` guarded processes on this machine; append `-m module` or a script."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={compute.num_processes}", "--no-python", *guarded("SIGKILL")]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={compute.num_processes}",
+        "--no-python",
+        *guarded("SIGKILL"),
+    ]
 
 
 def guarded(death_signal: str) -> list[str]:

@@ -1,4 +1,7 @@
-"""Merge: snapshots -> one model, scored before and after. By hand: python -m stages.merge --spec spec.json --input trained=… --input tokenized=…"""
+"""Merge: snapshots -> one model, scored before and after.
+
+By hand: python -m stages.merge --spec spec.json --input trained=…/record.json --input tokenized=…/record.json
+"""
 
 import dataclasses
 
@@ -56,7 +59,11 @@ def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, wor
 
 def _nothing_to_average(spec: MergeSpec, trained: Checkpoints) -> str:
     scales = [item.lr_scale for item in trained.snapshots]
-    there = f"training left {len(scales)} snapshots at lr scales {min(scales):.3f} to {max(scales):.3f}" if scales else "training left no snapshots"
+    there = (
+        f"training left {len(scales)} snapshots at lr scales {min(scales):.3f} to {max(scales):.3f}"
+        if scales
+        else "training left no snapshots"
+    )
     return (
         f"merge.averaging.start_lr_scale = {spec.averaging.start_lr_scale}: no snapshot was taken below it; {there}. "
         "Widen the window, write more snapshots (train.snapshots) or set merge.averaging.method=last"

@@ -7,7 +7,7 @@ from typing import Any
 
 from schemas.base import Schema
 from schemas.check_size import CheckSizeSpec, SizeReport
-from schemas.evaluate import Evaluation, EvaluateSpec
+from schemas.evaluate import EvaluateSpec, Evaluation
 from schemas.files import StageRecord
 from schemas.merge import MergedModel, MergeSpec
 from schemas.package import Package, PackageSpec

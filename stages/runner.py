@@ -1,6 +1,6 @@
 """Run one stage against the store: make its key, serve it if it is there, otherwise make and publish it.
 
-    run_stage(store, "quantize", spec, {"merged": merged}, runtime) -> Outcome(record, cached, seconds)
+run_stage(store, "quantize", spec, {"merged": merged}, runtime) -> Outcome(record, cached, seconds)
 """
 
 import hashlib

@@ -13,8 +13,8 @@ from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings, fr
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
-from stages.core.scoring import score, score_as_dict
 from stages.core.processes import compute_dtype, join_processes
+from stages.core.scoring import score, score_as_dict
 from stages.launch import child_result, say_progress
 
 

@@ -23,7 +23,8 @@ NUMERIC_LIBRARIES = {
 def reachable_modules(roots: Iterable[str]) -> dict[str, Path]:
     """Name -> source file of every module of ours that `roots` reach, themselves included, packages' __init__ too.
 
-    Imports under `if TYPE_CHECKING` do not count. Raises ModuleNotFoundError for a root that does not exist.
+    Imports under `if TYPE_CHECKING` and `if __name__ == "__main__"` do not count.
+    Raises ModuleNotFoundError for a root that does not exist.
     """
     found: dict[str, Path] = {}
     waiting = sorted(roots)
@@ -61,12 +62,12 @@ def imported_modules(path: Path) -> tuple[str, ...]:
 
 def _imports(tree: ast.AST) -> Iterator[str]:
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if isinstance(node, ast.If) and any(name in ast.unparse(node.test) for name in ("TYPE_CHECKING", "__name__")):
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module, "relative imports are not used here"
+            assert node.module, "relative imports are not used here"
             yield node.module
             if node.module.split(".")[0] in OUR_PACKAGES:
                 candidates = (f"{node.module}.{alias.name}" for alias in node.names)

@@ -1,11 +1,12 @@
 """Content-addressed store: one folder a result, published whole by rename, verified whenever it is read.
 
-    <root>/stages/<stage>/<key>/record.json + files     finished results
-    <root>/work/<stage>/<key>/                          a result being made (training goes on from what it finds here)
-    <root>/locks/, <root>/hashes.sqlite                 who makes what; what was verified when
+<root>/stages/<stage>/<key>/record.json + .sha256 + files   finished results
+<root>/work/<stage>/<key>/                          a result being made (training goes on from what it finds here)
+<root>/locks/, <root>/hashes.sqlite                 who makes what; what was verified when
 """
 
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from schemas.errors import SpecError
 from schemas.files import FileRef, SourceFile, StageRecord
@@ -37,7 +38,9 @@ class Store:
             for name in ("stages", "work", "locks", "runs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SpecError(f"store = {self.root}: cannot be used as a store ({error}). Give a writable folder by --store or FAIRWAY_STORE") from error
+            raise SpecError(
+                f"store = {self.root}: cannot be used as a store ({error}). Give a writable folder by --store or FAIRWAY_STORE"
+            ) from error
         if not os.access(self.root / "work", os.W_OK):
             raise SpecError(f"store = {self.root}: is read-only. Give a writable folder by --store or FAIRWAY_STORE")
         self.hashes = FileHashes(self.root / "hashes.sqlite")
@@ -55,13 +58,15 @@ class Store:
         """The finished record of `key` with every file verified, or None. Damage is named in the log, never served."""
         record_path = self.folder(stage, key) / RECORD_NAME
         try:
-            record = stage.record_type().model_validate_json(record_path.read_bytes())
+            record = stage.record_type().model_validate_json(_read_sealed(record_path))
         except FileNotFoundError:
             if self.folder(stage, key).exists():
                 log.warning("%s: %s is missing: the stage runs again", stage.name, record_path)
             return None
-        except (ValidationError, OSError) as error:
-            log.warning("%s: record %s is damaged or of another version: the stage runs again (%s)", stage.name, record_path, _one_line(error))
+        except (ValueError, OSError) as error:
+            log.warning(
+                "%s: record %s is damaged or of another version: the stage runs again (%s)", stage.name, record_path, _one_line(error)
+            )
             return None
         if record.provenance.key != key or record.provenance.stage != stage.name:
             log.warning("%s: record %s belongs to another result: the stage runs again", stage.name, record_path)
@@ -81,10 +86,7 @@ class Store:
     def publish(self, stage: Stage, key: str, record: StageRecord) -> None:
         """Make the work folder of `key` its result: record last, everything on disk, then one rename."""
         work, final = self.work_folder(stage, key), self.folder(stage, key)
-        record_path = work / RECORD_NAME
-        temporary = record_path.with_suffix(".tmp")
-        temporary.write_text(record.model_dump_json(indent=1), encoding="utf-8")
-        os.replace(temporary, record_path)
+        _write_sealed(work / RECORD_NAME, record.model_dump_json(indent=1).encode())
         for path in sorted(work.rglob("*")):
             _flush_to_disk(path)
         _flush_to_disk(work)
@@ -124,6 +126,22 @@ def file_refs(value: Any) -> Iterator[FileRef | SourceFile]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from file_refs(item)
+
+
+def _write_sealed(path: Path, content: bytes) -> None:
+    """Write a record, and beside it its sha256 in the form that `sha256sum -c` reads: a flipped digit would still be JSON."""
+    seal = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+    path.with_suffix(".sha256").write_text(seal, encoding="utf-8")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _read_sealed(path: Path) -> bytes:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != path.with_suffix(".sha256").read_text(encoding="utf-8").split(" ")[0]:
+        raise ValueError("its sha256 is not the one beside it")
+    return content
 
 
 def _flush_to_disk(path: Path) -> None:

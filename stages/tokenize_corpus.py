@@ -11,14 +11,13 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import sentencepiece
 
 from schemas.errors import StageError
-from schemas.tokenize_corpus import CorpusManifest, FirstDocuments, ShardsCorpus, TokenizedCorpus, TokenizeSpec
+from schemas.tokenize_corpus import CorpusManifest, FirstDocuments, ShardsCorpus, SplitCounts, TokenizedCorpus, TokenizeSpec
 from stages.core.bits_per_byte import SPACE_SYMBOL, load_token_bytes
 from stages.corpora import documents, shards
 from stages.corpora.sources import unchanged
@@ -45,24 +44,132 @@ def tokenize_corpus(spec: TokenizeSpec, manifest: CorpusManifest, work: Workspac
         return shards.verify(manifest, work.hashes, _Progress(manifest, work))
     model_path = work.out_dir / "tokenizer.model"
     _make_tokenizer(spec, manifest, work, model_path)
+    # Unnamed, so that nothing of it is left among the results.
+    with tempfile.TemporaryFile(dir=work.out_dir) as val_text:
+        train, val, normalized_bytes = _write_splits(spec, manifest, work, model_path, val_text)
+        val_counts = _val_counts(val, normalized_bytes, val_text, spec.compressor_baselines)
+    log.info("%s: %s training and %s validation documents", manifest.source, f"{train.num_documents:,}", f"{val.num_documents:,}")
+    tokenizer = work.ref(model_path)
+    return TokenizedCorpus(
+        tokenizer=tokenizer,
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=spec.tokenizer.vocab_size,
+        bos_id=BOS_ID,
+        train_shards=tuple(work.ref(path) for path in train.paths),
+        val_shards=tuple(work.ref(path) for path in val.paths),
+        train=train.counts(),
+        val=val_counts,
+    )
+
+
+def normalized_size(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> int:
+    """UTF-8 bytes of the text after the tokenizer's normalisation, without a space at its very start.
+
+    That is what the tokens of a document behind BOS stand for; ▁ is the normalised space, one byte.
+    """
+    normalized = tokenizer.normalize(text).removeprefix(SPACE_SYMBOL)
+    return len(normalized.encode()) - (len(SPACE_SYMBOL.encode()) - 1) * normalized.count(SPACE_SYMBOL)
+
+
+def _make_tokenizer(spec: TokenizeSpec, manifest: CorpusManifest, work: Workspace, model_path: Path) -> None:
+    if manifest.tokenizer_model is not None:
+        with unchanged(manifest.tokenizer_model, work.hashes) as ready_made:
+            check_tokenizer(ready_made, spec.tokenizer)
+            shutil.copyfile(ready_made, model_path)
+        return
+    texts = documents(spec.corpus, manifest, work.hashes)
+    training_texts = (text for index, text in enumerate(texts) if split_of(spec.split, index, text) == "train")
+    started = time.perf_counter()
+    try:
+        model_path.write_bytes(train_tokenizer(spec.tokenizer, training_texts))
+    except NoTrainingTextError:
+        _explain_no_training_text(spec, manifest, work)
+        raise
+    log.info("trained a tokenizer of %d pieces in %.1f s", spec.tokenizer.vocab_size, time.perf_counter() - started)
+
+
+def _explain_no_training_text(spec: TokenizeSpec, manifest: CorpusManifest, work: Workspace) -> None:
+    num_documents, num_val = 0, 0
+    for index, text in enumerate(documents(spec.corpus, manifest, work.hashes)):
+        num_documents += 1
+        num_val += bool(text.strip()) and split_of(spec.split, index, text) == "val"
+    refuse_empty_split(spec.split, num_documents, 0, num_val)
+
+
+def _write_splits(
+    spec: TokenizeSpec, manifest: CorpusManifest, work: Workspace, model_path: Path, val_text: BinaryIO
+) -> tuple[SplitWriter, SplitWriter, int]:
+    """Both splits, closed, and the bytes of the normalised validation text."""
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(model_path))
     table = load_token_bytes(model_path)
-    normalized_bytes = 0
-    val_documents = _ValidationDocuments(spec)
     texts = documents(spec.corpus, manifest, work.hashes, _Progress(manifest, work))
-    with ExitStack() as stack:
-        # Unnamed, so that nothing of it is left in the result.
-        text_file = stack.enter_context(tempfile.TemporaryFile(dir=work.out_dir))
-        train = stack.enter_context(SplitWriter(work.out_dir, "train", spec.shard_tokens, table))
-        val = stack.enter_context(SplitWriter(work.out_dir, "val", spec.shard_tokens, table, text_file))
-        for index, (text, ids) in enumerate(encode_stream(texts, model_path, _num_processes(manifest))):
+    copies = _CopyDetector() if isinstance(spec.split, FirstDocuments) else None
+    normalized_bytes = 0
+    with (
+        SplitWriter(work.out_dir, "train", spec.shard_tokens, table) as train,
+        SplitWriter(work.out_dir, "val", spec.shard_tokens, table, val_text) as val,
+    ):
+        for index, (text, ids) in enumerate(encode_stream(texts, model_path, _num_processes(manifest, work))):
             split = split_of(spec.split, index, text)
-            if split == "val":
-                if val.add(text, ids):
-                    normalized_bytes += normalized_size(tokenizer, text)
-                    val_documents.add(index, ids)
-            elif train.add(text, ids):
-                val_documents.refuse_copy(index, ids)
+            written = (val if split == "val" else train).add(text, ids)
+            if written and split == "val":
+                normalized_bytes += normalized_size(tokenizer, text)
+            if written and copies is not None:
+                copies.check(split, index, ids)
         num_documents = train.num_documents + train.num_empty + val.num_documents + val.num_empty
         refuse_empty_split(spec.split, num_documents, train.num_documents, val.num_documents)
-...
+    return train, val, normalized_bytes
+
+
+def _val_counts(val: SplitWriter, normalized_bytes: int, text: BinaryIO, with_compressors: bool) -> SplitCounts:
+    if not with_compressors:
+        return val.counts(normalized_bytes)
+    num_bytes = text.tell()
+    return val.counts(normalized_bytes, zstd_size(text, num_bytes), xz_size(text))
+
+
+class _CopyDetector:
+    """Finds a document of the validation split among the training documents: same ids, so same normalised text.
+
+    Splits by hash need none of it: equal texts have equal hashes.
+    """
+
+    def __init__(self) -> None:
+        self._val: dict[bytes, int] = {}
+
+    def check(self, split: str, index: int, ids: bytes) -> None:
+        digest = hashlib.sha256(ids).digest()[:16]
+        if split == "val":
+            self._val.setdefault(digest, index)
+        elif (copy := self._val.get(digest)) is not None:
+            raise StageError(
+                f"document {index:,} of the training split has the same text as document {copy:,} of the validation split "
+                "(counted from 0). Remove one of them, or use split.kind = hash_fraction, which keeps equal documents together"
+            )
+
+
+class _Progress:
+    """Passes the bytes read on to the workspace, a few times a second."""
+
+    def __init__(self, manifest: CorpusManifest, work: Workspace) -> None:
+        self._work, self._done, self._reported_at = work, 0, 0.0
+        self._total = sum(file.num_bytes for file in manifest.files)
+
+    def __call__(self, num_bytes: int) -> None:
+        self._done += num_bytes
+        now = time.monotonic()
+        if now - self._reported_at >= _REPORT_SECONDS or self._done >= self._total:
+            self._reported_at = now
+            self._work.report_progress(min(self._done, self._total), self._total, "bytes")
+
+
+def _num_processes(manifest: CorpusManifest, work: Workspace) -> int:
+    if sum(file.num_bytes for file in manifest.files) < _SHARED_FROM_BYTES:
+        return 1
+    return work.runtime.encode_processes or available_processes()
+
+
+if __name__ == "__main__":
+    from stages.by_hand import main
+
+    main("tokenize_corpus")

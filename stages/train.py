@@ -27,17 +27,18 @@ def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Check
     }
     result = launch_module("stages.train_rank", job, work.out_dir, spec.compute, work.progress, work.runtime.stage_timeout_seconds)
     shutil.rmtree(work.out_dir / "checkpoints")
-    snapshots = [
-        Snapshot(weights=work.ref(work.out_dir / "snapshots" / item.pop("file")), **item) for item in result.pop("snapshots")
-    ]
+    snapshots = [Snapshot(weights=work.ref(work.out_dir / "snapshots" / item.pop("file")), **item) for item in result.pop("snapshots")]
     last = Snapshot(weights=work.ref(work.out_dir / "last.safetensors"), **result.pop("last"))
-    return Checkpoints.model_validate({**result, "model": spec.model, "last": last, "snapshots": snapshots, "metrics": work.ref(work.out_dir / "metrics.parquet")})
+    return Checkpoints.model_validate(
+        {**result, "model": spec.model, "last": last, "snapshots": snapshots, "metrics": work.ref(work.out_dir / "metrics.parquet")}
+    )
 
 
 def _check(spec: TrainSpec, tokenized: TokenizedCorpus) -> None:
     if tokenized.vocab_size != spec.model.vocab_size:
         raise SpecError(
-            f"train.model.vocab_size = {spec.model.vocab_size}: the tokenizer has {tokenized.vocab_size} pieces; set it to {tokenized.vocab_size}"
+            f"train.model.vocab_size = {spec.model.vocab_size}: the tokenizer has {tokenized.vocab_size} pieces; "
+            "set it to that"
         )
     needed = spec.data.sequence_length + 1
     for name, split in (("training", tokenized.train), ("validation", tokenized.val)):

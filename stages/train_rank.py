@@ -33,7 +33,9 @@ def main() -> None:
     files = TrainingFiles(Path(job["folder"]), runtime["checkpoint_every_seconds"], runtime["keep_checkpoints"])
     with child_result(Path(sys.argv[2])) as leave:
         resume = _resume_everywhere(files, settings)
-        hooks = Hooks(_Narrator(files, settings, runtime["log_every_seconds"]), files.add_snapshot, files.checkpoint_due, files.add_checkpoint)
+        hooks = Hooks(
+            _Narrator(files, settings, runtime["log_every_seconds"]), files.add_snapshot, files.checkpoint_due, files.add_checkpoint
+        )
         trainer = Trainer(settings, [Path(path) for path in job["shards"]], hooks, resume)
         del resume
         if trainer.rank == 0:
@@ -103,7 +105,14 @@ def _announce(trainer: Trainer) -> None:
     count = sum(param.numel() for param in trainer.model.parameters())
     log.info("%s parameters on %d × %s", f"{count:,}", trainer.world, trainer.device.type)
     for group in trainer.groups:
-        log.info("group %s: %d tensors, optimizer %s, lr %g, weight decay %g", group.name, len(group.names), group.optimizer, group.lr, group.weight_decay)
+        log.info(
+            "group %s: %d tensors, optimizer %s, lr %g, weight decay %g",
+            group.name,
+            len(group.names),
+            group.optimizer,
+            group.lr,
+            group.weight_decay,
+        )
 
 
 def _finish(files: TrainingFiles, settings: TrainSettings, trainer: Trainer, trained: TrainedModel) -> dict[str, Any]:
@@ -153,7 +162,13 @@ def _change(name: str, before: Tensor, after: Tensor) -> dict[str, Any]:
     def rms(tensor: Tensor) -> float:
         return float(tensor.double().square().mean().sqrt())
 
-    return {"name": name, "shape": tuple(after.shape), "initial_rms": rms(before), "final_rms": rms(after), "change_rms": rms(after - before)}
+    return {
+        "name": name,
+        "shape": tuple(after.shape),
+        "initial_rms": rms(before),
+        "final_rms": rms(after),
+        "change_rms": rms(after - before),
+    }
 
 
 if __name__ == "__main__":

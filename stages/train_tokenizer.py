@@ -61,16 +61,17 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> bytes:
 
 
 def sentences(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
-    """Lines of the texts, cut to at most 4,096 UTF-8 bytes each, at spaces where there are any; `max_bytes` in all."""
+    """Lines of the texts, cut to at most 4,096 UTF-8 bytes each, at spaces where there are any; `max_bytes` in all, one at least."""
     taken = 0
     for text in texts:
         for line in text.split("\n"):
             if not line or line.isspace():
                 continue
             for sentence in _cut(line):
-                taken += len(sentence.encode())
-                if taken > max_bytes:
+                num_bytes = len(sentence.encode())
+                if taken and taken + num_bytes > max_bytes:
                     return
+                taken += num_bytes
                 yield sentence
 
 
@@ -83,12 +84,12 @@ def check_tokenizer(path: Path, spec: TokenizerSpec) -> None:
         raise SpecError(f"{field}: is not a SentencePiece model ({error}). Give the .model file of one") from error
     size = tokenizer.vocab_size()
     if size != spec.vocab_size:
-        raise SpecError(f"tokenizer.vocab_size = {spec.vocab_size}: the model {spec.model_path} has {size} pieces. Set tokenizer.vocab_size = {size}")
+        raise SpecError(f"tokenizer.vocab_size = {spec.vocab_size}: the model {spec.model_path} has {size} pieces. Set it to {size}")
     ids = (tokenizer.pad_id(), tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.unk_id())
     if ids != (PAD_ID, BOS_ID, EOS_ID, UNK_ID):
         raise SpecError(
-            f"{field}: its ids are pad {ids[0]}, bos {ids[1]}, eos {ids[2]}, unk {ids[3]} (-1: none); shards need pad {PAD_ID}, bos {BOS_ID}, "
-            f"eos {EOS_ID}, unk {UNK_ID}. Use such a model, or leave model_path empty to train one"
+            f"{field}: its ids are pad {ids[0]}, bos {ids[1]}, eos {ids[2]}, unk {ids[3]} (-1: none); shards need pad {PAD_ID}, "
+            f"bos {BOS_ID}, eos {EOS_ID}, unk {UNK_ID}. Use such a model, or leave model_path empty to train one"
         )
 
 
@@ -116,7 +117,7 @@ def _training_error(spec: TokenizerSpec, error: RuntimeError) -> SpecError:
     message = str(error)
     field = f"tokenizer.vocab_size = {spec.vocab_size}"
     if most := re.search(r"set it to a value <= (\d+)", message):
-        return SpecError(f"{field}: the training text has too few different words for so many pieces. Set it to at most {most[1]}, or give more text")
+        return SpecError(f"{field}: the training text is too small for so many pieces. Set it to at most {most[1]}, or give more text")
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return SpecError(
             f"{field}: the training text has so many different characters that at least {least[1]} pieces are needed. "

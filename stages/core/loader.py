@@ -61,7 +61,9 @@ class BatchLoader:
     Raises ValueError when the split is shorter than one sequence.
     """
 
-    def __init__(self, stream: TokenStream, settings: DataSettings, seed: int, rank: int = 0, num_processes: int = 1, pin: bool = False) -> None:
+    def __init__(
+        self, stream: TokenStream, settings: DataSettings, seed: int, rank: int = 0, num_processes: int = 1, pin: bool = False
+    ) -> None:
         num_sequences = (len(stream) - 1) // settings.sequence_length
         if num_sequences < 1:
             raise ValueError(f"the training split has {len(stream)} tokens, fewer than one sequence of {settings.sequence_length} + 1")

@@ -176,10 +176,7 @@ class GPT(nn.Module):
         self.value_embedding = ValueEmbedding(settings) if settings.value_embedding_dim else None
         self.blocks = nn.ModuleList(Block(settings, layer) for layer in range(settings.num_layers))
         self.num_encoder_layers = settings.num_layers // 2
-        if settings.unet_skips:
-            self.skip_weights = nn.Parameter(torch.ones(self.num_encoder_layers, settings.model_dim))
-        else:
-            self.skip_weights = None
+        self.skip_weights = nn.Parameter(torch.ones(self.num_encoder_layers, settings.model_dim)) if settings.unet_skips else None
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -207,13 +204,14 @@ class GPT(nn.Module):
             x = self.smear(x, ids)
         value_shift = self.value_embedding(ids, dtype) if self.value_embedding is not None else None
         rotation = rotary_angles(ids.size(1), settings.rope_dims, settings.rope_base, ids.device)
-        x0, skips = x, []
+        x0 = x
+        skips: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             if self.skip_weights is not None and layer >= self.num_encoder_layers and skips:
                 x = x + self.skip_weights[layer - self.num_encoder_layers].to(dtype) * skips.pop()
             shift = None
             if value_shift is not None and layer in settings.value_embedding_layers:
-                shift = self.value_embedding.scales[str(layer)].to(dtype) * value_shift  # type: ignore[union-attr, index]
+                shift = self.value_embedding.scales[str(layer)].to(dtype) * value_shift  # type: ignore[union-attr]
             x = block(x, x0, rotation, shift)
             if self.skip_weights is not None and layer < self.num_encoder_layers:
                 skips.append(x)

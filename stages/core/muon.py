@@ -42,11 +42,12 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
+            by_shape: dict[torch.Size, list[Tensor]] = {}
             for param in group["params"]:
                 by_shape.setdefault(param.shape, []).append(param)
             for shape, params in by_shape.items():
-                grads = [param.grad for param in params]
+                grads = [param.grad for param in params if param.grad is not None]
+                assert len(grads) == len(params), "every trained matrix has a gradient"
                 buffers = [self.state[param]["momentum_buffer"] for param in params]
                 momentum = group["momentum"]
                 torch._foreach_mul_(buffers, momentum)

@@ -86,10 +86,9 @@ class ShardWriter:
                 raise ValueError(f"token ids from {tokens.min()} to {tokens.max()}: a shard holds 0 to 65,535")
             tokens = tokens.astype(np.uint16)
         while tokens.size:
-            if self._file is None:
-                self._open_next()
+            file = self._file or self._open_next()
             part, tokens = np.split(tokens, [self._shard_tokens - self._in_shard])
-            self._file.write(part.astype("<u2", copy=False).tobytes())
+            file.write(part.astype("<u2", copy=False).tobytes())
             self._in_shard += part.size
             self.num_tokens += part.size
             if self._in_shard == self._shard_tokens:
@@ -106,8 +105,9 @@ class ShardWriter:
         self._file.close()
         self._file, self._in_shard = None, 0
 
-    def _open_next(self) -> None:
+    def _open_next(self) -> BinaryIO:
         path = self._folder / shard_name(self._split, len(self.paths))
-        self._file = open(path, "xb")
+        self._file = path.open("xb")
         self._file.write(bytes(SHARD_HEADER_BYTES))
         self.paths.append(path)
+        return self._file

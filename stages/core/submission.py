@@ -37,7 +37,10 @@ def load_packed_model(blob_path: Path, device: torch.device) -> GPT:
 def evaluate_blob(options: argparse.Namespace) -> dict[str, dict[str, float] | None]:
     """Scores by kind: non_overlapping, and sliding when the stride is not 0."""
     compute = ComputeSettings(
-        device=options.device, threads_per_process=options.threads, precision=options.precision, num_processes=int(os.environ.get("WORLD_SIZE", "1"))
+        device=options.device,
+        threads_per_process=options.threads,
+        precision=options.precision,
+        num_processes=int(os.environ.get("WORLD_SIZE", "1")),
     )
     scoring = ScoringSettings(options.sequence_length, options.stride, options.batch_tokens)
     rank, _, device = join_processes(compute)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -135,10 +136,10 @@ class Trainer:
             # On a GPU figures are read a few steps late, so that the host never waits for the step it has just launched.
             self._settle(pending, keep=0 if due or self.device.type == "cpu" else 4)
             if due:
-                self._timed("snapshot", lambda: self.hooks.snapshot(self.clock.steps, lr_scale, qat_on, self.weights()))
+                self._timed("snapshot", self._take_snapshot, lr_scale, qat_on)
             if self.rank == 0 and self.hooks.checkpoint_due():
                 self._settle(pending, keep=0)
-                self._timed("checkpoint", lambda: self.hooks.checkpoint(self.state()))
+                self._timed("checkpoint", self._take_checkpoint)
         self._settle(pending, keep=0)
         self.loader.close()
         capped = schedule.max_seconds is not None and self.clock.seconds >= schedule.max_seconds
@@ -163,7 +164,7 @@ class Trainer:
 
     def state(self) -> TrainState:
         tensors = {f"model/{name}": tensor for name, tensor in self.weights().items()}
-        names = {param: name for name, param in self.model.named_parameters()}
+        names: dict[Tensor, str] = {param: name for name, param in self.model.named_parameters()}
         for optimizer in self.optimizers:
             for param, values in optimizer.state.items():
                 for key, value in values.items():
@@ -233,10 +234,16 @@ class Trainer:
             if self.rank == 0:
                 self.hooks.step(StepMetrics(**{**vars(row), "loss": value, "grad_norm": float(grad_norm)}))
 
-    def _timed(self, what: str, action: Callable[[], None]) -> None:
+    def _take_snapshot(self, lr_scale: float, qat_on: bool) -> None:
+        self.hooks.snapshot(self.clock.steps, lr_scale, qat_on, self.weights())
+
+    def _take_checkpoint(self) -> None:
+        self.hooks.checkpoint(self.state())
+
+    def _timed(self, what: str, action: Callable[..., None], *arguments: Any) -> None:
         if self.rank == 0:
             began = time.perf_counter()
-            action()
+            action(*arguments)
             self.hook_seconds[what] += time.perf_counter() - began
 
     def _agree(self, seconds: float) -> float:

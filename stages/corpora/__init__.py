@@ -28,9 +28,7 @@ def locate(spec: TokenizeSpec, hashes: FileHashes = _READ_ANEW) -> CorpusManifes
     return shards.locate(corpus, spec.tokenizer.model_path, hashes)
 
 
-def documents(
-    corpus: Corpus, manifest: CorpusManifest, hashes: FileHashes = _READ_ANEW, on_read: OnRead = ignore_read
-) -> Iterator[str]:
+def documents(corpus: Corpus, manifest: CorpusManifest, hashes: FileHashes = _READ_ANEW, on_read: OnRead = ignore_read) -> Iterator[str]:
     """The documents' texts in order, streamed: memory stays that of the largest document or Parquet batch.
 
     Each file is checked against the manifest before it is read. `on_read` is told of every further piece of a file that

@@ -100,7 +100,9 @@ def _json_text(line: str, key: str, place: str) -> str:
     if not isinstance(row, dict):
         raise SpecError(f"{place}: is a JSON {type(row).__name__}. Each line must be one JSON object with the text under {key!r}")
     if key not in row:
-        raise SpecError(f"{place}: has no key corpus.text_column = {key!r}; its keys are {_names(row)}. Set corpus.text_column to one of them")
+        raise SpecError(
+            f"{place}: has no key corpus.text_column = {key!r}; its keys are {_names(row)}. Set corpus.text_column to one of them"
+        )
     return _checked(row[key], f"{place}: the value of {key!r}")
 
 
@@ -113,7 +115,9 @@ def _checked(value: Any, place: str) -> str:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise SpecError(f"{place} has half of a surrogate pair at character {error.start:,}, which no UTF-8 text can hold. Repair it") from error
+            raise SpecError(
+                f"{place} has half of a surrogate pair at character {error.start:,}, which no UTF-8 text can hold. Repair it"
+            ) from error
     return value
 
 
@@ -144,12 +148,15 @@ def _check_column(path: Path, schema: Any, column: str) -> None:
 
     if column not in schema.names:
         raise SpecError(
-            f"{path}: has no column corpus.text_column = {column!r}; its columns are {_names(schema.names)}. Set corpus.text_column to one of them"
+            f"{path}: has no column corpus.text_column = {column!r}; its columns are {_names(schema.names)}. "
+            "Set corpus.text_column to one of them"
         )
     kind = schema.field(column).type
     value_kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(value_kind) or pa.types.is_large_string(value_kind) or pa.types.is_string_view(value_kind)):
-        raise SpecError(f"{path}: column corpus.text_column = {column!r} holds {kind}, not text. Set corpus.text_column to a column of strings")
+        raise SpecError(
+            f"{path}: column corpus.text_column = {column!r} holds {kind}, not text. Set corpus.text_column to a column of strings"
+        )
 
 
 def _texts_of_column(values: Any, place: str, first_row: int) -> Iterator[str]:
@@ -160,7 +167,9 @@ def _texts_of_column(values: Any, place: str, first_row: int) -> Iterator[str]:
             try:
                 value.as_py()
             except UnicodeDecodeError as error:
-                raise SpecError(f"{place} {row:,}: byte {error.start:,} is not valid UTF-8 ({error.reason}). Write the file again") from error
+                raise SpecError(
+                    f"{place} {row:,}: byte {error.start:,} is not valid UTF-8 ({error.reason}). Write the file again"
+                ) from error
         raise
     return (text or "" for text in texts)
 

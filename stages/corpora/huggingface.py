@@ -79,7 +79,8 @@ def _dataset_info(corpus: HuggingFaceCorpus) -> Any:
         raise SpecError(f"{dataset}: no such dataset, or it is private. Check the name; for a private one log in: hf auth login") from error
     except (OSError, errors.HTTPError) as error:
         raise SpecError(
-            f"{dataset}: the Hugging Face hub cannot be reached ({error}). Check the network, or download the files and use corpus.kind = files"
+            f"{dataset}: the Hugging Face hub cannot be reached ({error}). Check the network, "
+            "or download the files and use corpus.kind = files"
         ) from error
 
 
@@ -104,4 +105,3 @@ def _hub() -> Any:
     from huggingface_hub import HfApi
 
     return HfApi(library_name="fairway")
-

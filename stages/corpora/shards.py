@@ -10,7 +10,6 @@ import numpy as np
 import sentencepiece
 
 from schemas.errors import SpecError, StageError
-from schemas.files import SourceFile
 from schemas.tokenize_corpus import CorpusManifest, ShardsCorpus, SplitCounts, TokenizedCorpus
 from stages.core.shards import ShardError, open_shard
 from stages.corpora.sources import OnRead, source_file, unchanged
@@ -28,7 +27,7 @@ _CHUNK_TOKENS = 8_000_000
 def locate(corpus: ShardsCorpus, model_path: str | None, hashes: FileHashes) -> CorpusManifest:
     """Training shards, then validation shards, each by number, and the tokenizer. Raises SpecError when some are missing."""
     if model_path is not None:
-        raise SpecError(f"tokenizer.model_path = {model_path}: shards bring their own tokenizer. Leave it empty and set corpus.tokenizer_model")
+        raise SpecError(f"tokenizer.model_path = {model_path}: shards have their own tokenizer. Set corpus.tokenizer_model instead")
     if not corpus.tokenizer_model:
         raise SpecError("corpus.tokenizer_model = '': give the SentencePiece .model that the shards were made with")
     folder = Path(corpus.folder).expanduser().absolute()
@@ -62,9 +61,10 @@ def verify(manifest: CorpusManifest, hashes: FileHashes, on_read: OnRead) -> Tok
     if bos_id < 0:
         raise StageError(f"{model_path}: has no BOS piece, which begins each document of a shard")
     shards = {split: [file for file in manifest.files if f"_{split}_" in Path(file.path).name] for split in ("train", "val")}
-    counts, digests = {}, {}
+    counts: dict[str, SplitCounts] = {}
+    val_digests: set[bytes] | None = None
     for split in ("val", "train"):
-        documents = _Documents(bos_id, known=digests.get("val"))
+        documents = _Documents(bos_id, known=val_digests)
         for file in shards[split]:
             with unchanged(file, hashes) as path:
                 for chunk in _chunks(path, vocab_size):
@@ -80,7 +80,7 @@ def verify(manifest: CorpusManifest, hashes: FileHashes, on_read: OnRead) -> Tok
             utf8_bytes=None,
             normalized_utf8_bytes=None,
         )
-        digests[split] = documents.digests
+        val_digests = documents.digests if split == "val" else val_digests
         _judge_shared(documents.num_shared, counts["val"].num_documents)
     return TokenizedCorpus(
         tokenizer=manifest.tokenizer_model,
@@ -140,7 +140,7 @@ def _chunks(path: Path, vocab_size: int) -> Iterator[np.ndarray]:
         largest = int(chunk.max())
         if largest >= vocab_size:
             position = start + int(chunk.argmax())
-            raise StageError(f"{path}: token {position:,} is {largest}, the tokenizer has {vocab_size} pieces. Give the tokenizer of these shards")
+            raise StageError(f"{path}: token {position:,} is {largest}, the tokenizer has {vocab_size} pieces. Give their tokenizer")
         yield chunk
 
 

@@ -6,6 +6,7 @@ alone on white.
 
 import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,7 +21,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE = "#3b82d6", "#e08a1e", "#2f9e6e", "#d6524a", "
 BAR_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, "#7b8794", "#c77dba", "#4bb3c4")
 # Stand-ins that no palette has; in a themed plot they become the page's own colours.
 _INK, _GRID = "#010203", "#040506"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fairway",
     "font.family": "sans-serif",

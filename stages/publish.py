@@ -1,0 +1,102 @@
+"""Publish: every result of a run -> report.html, one page without outside requests, and the loss curve alone.
+
+python -m stages.publish --spec spec.json --input tokenized=…/record.json --input trained=…    (--help names all inputs)
+"""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from schemas.check_size import SizeReport
+from schemas.errors import StageError
+from schemas.evaluate import Evaluation
+from schemas.merge import MergedModel
+from schemas.package import Package
+from schemas.publish import PublishedReport, PublishSpec
+from schemas.quantize import PackedModel
+from schemas.tokenize_corpus import TokenizedCorpus
+from schemas.train import Checkpoints
+from stages.report import content, plots
+from stages.workspace import Workspace
+
+METRIC_COLUMNS = ("step", "loss", "lr_scale", "grad_norm", "qat_on", "snapshot", "muon_momentum")
+
+
+def publish(
+    spec: PublishSpec,
+    tokenized: TokenizedCorpus,
+    trained: Checkpoints,
+    merged: MergedModel,
+    packed: PackedModel,
+    package: Package,
+    size: SizeReport,
+    evaluation: Evaluation,
+    work: Workspace,
+) -> PublishedReport:
+    """Write the report. Raises StageError when the training metrics lack a column or hold no step."""
+    results = content.Results(tokenized, trained, merged, packed, package, size, evaluation)
+    metrics = read_metrics(work.read(trained.metrics))
+    html, curve = work.out_dir / "report.html", work.out_dir / "loss_curve.svg"
+    html.write_text(render(spec, results, metrics), encoding="utf-8")
+    curve.write_text(plots.loss_curve(metrics, themed=False), encoding="utf-8")
+    return PublishedReport(html=work.ref(html), loss_curve=work.ref(curve))
+
+
+def read_metrics(path: Path) -> plots.Columns:
+    """The training metrics by column, each (steps,). Raises StageError for a file that is not what training writes."""
+    table = pq.read_table(path)
+    missing = [name for name in METRIC_COLUMNS if name not in table.column_names]
+    if missing or table.num_rows == 0:
+        raise StageError(f"training metrics {path.name}: {'no column ' + ', '.join(missing) if missing else 'no step in it'}")
+    return {name: table.column(name).to_numpy() for name in METRIC_COLUMNS}
+
+
+def render(spec: PublishSpec, results: content.Results, metrics: plots.Columns) -> str:
+    """The whole page. Text from results and settings is escaped; only our own plots go in as markup."""
+    steps = [(name, score.bpb) for name, score in content.score_steps(results)]
+    pictures = {
+        "loss": plots.loss_curve(metrics, themed=True),
+        "timeline": plots.timeline(metrics, themed=True),
+        "decomposition": plots.decomposition(steps, content.compressors(results.tokenized.val), themed=True),
+        "budget": plots.budget(content.budget_parts(results.size), results.size.limit_bytes, themed=True),
+    }
+    changes = content.change_rows(results.trained)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("report")), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.get_template("page.html").render(
+        **vars(results),
+        spec=spec,
+        figures=content.headline(results),
+        plots={name: Markup(svg) for name, svg in pictures.items()},
+        score_rows=content.score_rows(results),
+        budget_rows=content.budget_rows(results.size),
+        gain=content.quantization_gain(results.packed),
+        tensor_rows=content.tensor_rows(results.packed),
+        training_rows=content.training_rows(results.trained),
+        group_rows=content.group_rows(results.trained),
+        change_rows=changes,
+        unchanged=sum(same for _, same in changes),
+        corpus_rows=content.corpus_rows(results.tokenized),
+        setting_rows=[[setting.name, setting.value, setting.unit] for setting in spec.settings],
+        provenance_rows=[
+            [
+                origin.stage,
+                origin.key[:12],
+                origin.created_at,
+                f"{origin.seconds:.1f}",
+                origin.host,
+                origin.code_sha256[:12],
+                ", ".join(f"{name} {version}" for name, version in origin.libraries.items()),
+            ]
+            for origin in spec.provenance
+        ],
+    )
+
+
+if __name__ == "__main__":
+    from stages.by_hand import main
+
+    main("publish")

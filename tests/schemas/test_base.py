@@ -1,0 +1,106 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from pydantic import ValidationError
+
+from presets import PRESETS
+from schemas.base import Schema, Volatile, fingerprint
+from schemas.files import FileRef, SourceFile
+from schemas.pipeline import PipelineSpec
+from schemas.settings import ModelSettings, TrainSettings, format_for, from_dict
+
+HASH = "a" * 64
+
+
+class Sample(Schema):
+    a: int = 1
+    tags: frozenset[str] = frozenset()
+    seconds: Volatile[float] = 0.0
+    file: FileRef | None = None
+
+
+def test_fingerprints_ignore_order_paths_and_volatile_fields_only() -> None:
+    base = Sample(a=1, tags=frozenset({"x", "y", "z"}), file=FileRef(path="p", num_bytes=1, sha256=HASH))
+    assert fingerprint(base) == fingerprint(base.derive(seconds=5.0, file=FileRef(path="q", num_bytes=1, sha256=HASH)))
+    assert fingerprint(base) != fingerprint(base.derive(a=2))
+    assert fingerprint(base) != fingerprint(base.derive(file=FileRef(path="p", num_bytes=1, sha256="b" * 64)))
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+
+
+def test_fingerprints_are_the_same_in_another_process() -> None:
+    code = "from presets import PRESETS; from schemas.base import fingerprint; print([fingerprint(make()) for make in PRESETS.values()])"
+    texts = {
+        subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, check=True, capture_output=True, text=True).stdout
+        for seed in ("1", "2")
+    }
+    assert texts == {str([fingerprint(make()) for make in PRESETS.values()]) + "\n"}
+
+
+def test_what_has_no_stable_identity_is_refused() -> None:
+    with pytest.raises(TypeError, match="no stable identity"):
+        fingerprint({"f": object()})
+
+
+def test_derive_validates_again() -> None:
+    with pytest.raises(ValidationError):
+        Sample().derive(a="many")
+    with pytest.raises(ValidationError):
+        Sample().derive(b=1)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../secret", "a/../../b", "a\\b", "", "a\x00b"])
+def test_a_file_reference_cannot_leave_the_store(path: str) -> None:
+    with pytest.raises(ValidationError, match="relative path inside the store"):
+        FileRef(path=path, num_bytes=1, sha256=HASH)
+    assert SourceFile(path=path or "x", num_bytes=1, sha256=HASH)
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_every_preset_survives_json_and_its_settings_survive_plain_dicts(preset: str) -> None:
+    spec = PRESETS[preset]()
+    assert PipelineSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert from_dict(TrainSettings, json.loads(spec.model_dump_json())["train"]) == spec.train
+
+
+def test_schemas_import_neither_torch_nor_numpy() -> None:
+    code = "import sys, schemas.pipeline, presets; assert not {'torch', 'numpy', 'prefect', 'pyarrow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 7}, "model_dim = 512: must be a multiple of num_heads = 7"),
+        ({"num_kv_heads": 3}, "num_kv_heads = 3: must divide"),
+        ({"rope_dims": 15}, "rope_dims = 15: must be even"),
+        ({"xsa_layers": 12}, "xsa_layers = 12: must be at most num_layers = 11"),
+        ({"value_embedding_layers": (11,)}, "layers count from 0 to 10"),
+        ({"value_embedding_layers": ()}, "turn it off with value_embedding_dim = 0"),
+        ({"vocab_size": 70_000}, "vocab_size = 70000: must be at most 65536"),
+        ({"logit_softcap": float("nan")}, "must be a finite number"),
+    ],
+)
+def test_settings_refuse_what_cannot_be_and_say_what_can(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(ModelSettings(), **change)
+
+
+def test_the_first_matching_rule_decides_a_format() -> None:
+    rules = PRESETS["record"]().quantize.rules
+    assert format_for("tok_emb.weight", rules) == "fp16"
+    assert format_for("blocks.0.attn.q.weight", rules) == format_for("blocks.10.mlp.up.weight", rules) == "int8"
+    assert format_for("blocks.1.attn.q.weight", rules) == "int6"
+    assert format_for("blocks.10.attn.q_gain", rules) == "fp32"
+
+
+def test_units_and_help_are_there_for_every_setting() -> None:
+    def walk(cls: type) -> None:
+        for field in cls.__dataclass_fields__.values():
+            assert field.metadata["help"], field.name
+            if isinstance(value := getattr(cls(), field.name), ModelSettings | TrainSettings):
+                walk(type(value))
+
+    walk(TrainSettings)

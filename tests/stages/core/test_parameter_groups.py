@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from presets import PRESETS
+from schemas.settings import OptimizerSettings
+from stages.core.model import GPT
+from stages.core.parameter_groups import group_parameters, make_optimizers
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_every_parameter_of_every_preset_is_in_exactly_one_group(preset: str) -> None:
+    settings = PRESETS[preset]().train
+    with torch.device("meta"):
+        model = GPT(settings.model)
+    groups = group_parameters(model, settings.optimizer)
+    listed = [name for group in groups for name in group.names]
+    assert sorted(listed) == sorted(name for name, _ in model.named_parameters())
+    by_name = {group.name: group for group in groups}
+    assert set(by_name["embeddings"].names) <= {"tok_emb.weight", "value_embedding.table.weight"}
+    assert all(name.endswith(".weight") for name in by_name["matrices"].names)
+
+
+def test_the_reference_preset_names_what_it_never_trains() -> None:
+    settings = PRESETS["reference"]().train
+    with torch.device("meta"):
+        model = GPT(settings.model)
+    groups = {group.name: group for group in group_parameters(model, settings.optimizer)}
+    assert set(groups["frozen"].names) == {"value_embedding.table.weight", "value_embedding.proj.weight"}
+    assert len(groups["idle"].names) == 9
+
+
+def test_optimizers_hold_exactly_the_trained_parameters() -> None:
+    model = GPT(PRESETS["smoke"]().train.model)
+    settings = OptimizerSettings(frozen=("smear.*",))
+    optimizers = make_optimizers(model, group_parameters(model, settings), settings, torch.float32)
+    held = [param for optimizer in optimizers for group in optimizer.param_groups for param in group["params"]]
+    assert len({id(param) for param in held}) == len(held)
+    assert {id(param) for param in held} == {id(param) for param in model.parameters() if param.requires_grad}
+    assert not model.smear.gate.requires_grad
+
+
+def test_a_frozen_pattern_that_matches_nothing_is_refused() -> None:
+    model = GPT(PRESETS["smoke"]().train.model)
+    with pytest.raises(ValueError, match="no parameter matches 'value_embeding"):
+        group_parameters(model, OptimizerSettings(frozen=("value_embeding.*",)))

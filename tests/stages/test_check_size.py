@@ -1,0 +1,109 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.check_size import CheckSizeSpec
+from schemas.errors import SpecError
+from schemas.merge import MergedModel
+from schemas.package import Package, PackageSpec
+from schemas.quantize import PackedModel
+from schemas.settings import QuantizerSettings
+from stages.check_size import apportion, check_size, describe_size, group_of
+from stages.package import package
+from stages.quantize import quantize
+from stages.workspace import DamagedFileError, Workspace
+
+MakeWorkspace = Callable[[str], Workspace]
+
+
+@pytest.fixture
+def packed(tiny_merged: MergedModel, make_workspace: MakeWorkspace) -> PackedModel:
+    return quantize(QuantizerSettings(), tiny_merged, make_workspace("quantize"))
+
+
+@pytest.fixture
+def packaged(packed: PackedModel, make_workspace: MakeWorkspace) -> Package:
+    return package(PackageSpec(), packed, make_workspace("package"))
+
+
+def test_the_total_is_the_files_on_disk_and_every_part_adds_up(
+    packed: PackedModel, packaged: Package, make_workspace: MakeWorkspace
+) -> None:
+    work = make_workspace("check_size")
+    report = check_size(CheckSizeSpec(), packaged, packed, work)
+    on_disk = {path.name: path.stat().st_size for path in (work.root / packaged.folder).iterdir()}
+    assert {part.name: part.num_bytes for part in report.files} == on_disk
+    assert report.total_bytes == sum(on_disk.values()) == report.code_bytes + report.model_bytes
+    assert report.model_bytes == packed.blob_bytes
+    assert sum(part.num_bytes for part in report.tensor_groups) == report.model_bytes
+    assert {part.name for part in report.tensor_groups} == {"embedding", "value embedding", "attention", "mlp", "controls", "header"}
+    assert report.fits
+    assert report.margin_bytes == 16_000_000 - report.total_bytes
+
+
+def test_any_other_file_in_the_folder_counts_as_code(packed: PackedModel, packaged: Package, make_workspace: MakeWorkspace) -> None:
+    work = make_workspace("check_size")
+    before = check_size(CheckSizeSpec(), packaged, packed, work)
+    extra = work.root / packaged.folder / "notes" / "stray.bin"
+    extra.parent.mkdir()
+    extra.write_bytes(bytes(123_456))
+    report = check_size(CheckSizeSpec(), packaged, packed, work)
+    assert report.total_bytes == before.total_bytes + 123_456
+    assert report.code_bytes == before.code_bytes + 123_456
+    assert report.largest[0].name == "notes/stray.bin"
+
+
+def test_the_limit_itself_fits_and_one_byte_less_does_not_and_is_no_error(
+    packed: PackedModel, packaged: Package, make_workspace: MakeWorkspace
+) -> None:
+    work = make_workspace("check_size")
+    total = check_size(CheckSizeSpec(), packaged, packed, work).total_bytes
+    assert check_size(CheckSizeSpec(limit_bytes=total), packaged, packed, work).fits
+    over = check_size(CheckSizeSpec(limit_bytes=total - 1), packaged, packed, work)
+    assert not over.fits
+    assert over.margin_bytes == -1
+    assert len(over.largest) == 3
+    assert over.largest[0].name == "train_gpt.py"
+    assert [part.num_bytes for part in over.largest] == sorted((part.num_bytes for part in over.largest), reverse=True)
+    sentence = describe_size(over)
+    assert "are 1 over the limit" in sentence
+    assert all(part.name in sentence for part in over.largest)
+
+
+def test_a_damaged_blob_is_not_counted(packed: PackedModel, packaged: Package, make_workspace: MakeWorkspace) -> None:
+    work = make_workspace("check_size")
+    Path(work.root / packaged.blob.path).write_bytes(b"x")
+    with pytest.raises(DamagedFileError):
+        check_size(CheckSizeSpec(), packaged, packed, work)
+
+
+def test_records_of_different_blobs_are_refused(packed: PackedModel, packaged: Package, make_workspace: MakeWorkspace) -> None:
+    other = packed.derive(blob=packed.blob.derive(sha256="0" * 64))
+    with pytest.raises(SpecError, match="different blobs"):
+        check_size(CheckSizeSpec(), packaged, other, make_workspace("check_size"))
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("tok_emb.weight", "embedding"),
+        ("blocks.10.attn.out.weight", "attention"),
+        ("blocks.10.attn.q_gain", "controls"),
+        ("blocks.0.mlp.up.weight", "mlp"),
+        ("blocks.0.mlp_scale", "controls"),
+        ("value_embedding.scales.9", "value embedding"),
+        ("skip_weights", "controls"),
+    ],
+)
+def test_tensors_are_grouped_by_their_role(name: str, group: str) -> None:
+    assert group_of(name) == group
+
+
+@given(st.integers(0, 10**9), st.lists(st.integers(0, 10**7), min_size=1, max_size=20).filter(any))
+def test_shares_sum_to_the_total_and_each_is_its_proportion_within_one(total: int, weights: list[int]) -> None:
+    shares = apportion(total, weights)
+    assert sum(shares) == total
+    assert all(abs(share - total * weight / sum(weights)) < 1 + 1e-6 * total for share, weight in zip(shares, weights, strict=True))

@@ -1,0 +1,181 @@
+"""The fast path gives SentencePiece's own ids: over arbitrary Unicode, over the corpus, and it knows where it must not be used."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from schemas.tokenize_corpus import SotuCorpus, TokenizerSpec, TokenizeSpec
+from stages import fast_encode
+from stages.corpora import documents, locate
+from stages.encode_stream import encode_stream
+from stages.fast_encode import NMT_NFKC_SPACES, PYTHON_SPACES, TextEncoder, rule_spaces
+from stages.train_tokenizer import train_tokenizer
+
+LINES = [
+    "It is the policy of the United States, and of the several States; $1,000,000 in 1850.",
+    "Naïve café — “quoted” words… and ﬁne ½ measures of the policy",
+    "the states the united the unit a an and 12 345 6",
+] * 30
+SPEC = TokenizeSpec(corpus=SotuCorpus())
+
+# Spaces of every kind, characters that the normalisation drops, joins or expands, right-to-left and emoji, what looks like pieces.
+NASTY = (
+    "ab the\u2581 \t\n\v\f\r\x00\x01\x1c\x1f\x7f\x85\xa0\u1680\u2003\u200b\u200d\u200f\u2028\u202f\u205f\u3000\ufeff\ufffd\u0301\u0308"
+    "éﬁ½¨´ﷺㄱ한漢\u1100\u1161שא🙂👩\U0001f3fd<s>_12"
+)
+TEXTS = st.text(max_size=80) | st.text(alphabet=NASTY, max_size=80) | st.text(alphabet="ab \n▁\u0301", max_size=40)
+
+FAST = {
+    "ours": {},
+    "dummy prefix": {"add_dummy_prefix": True},
+    "nfkc_cf": {"normalization_rule_name": "nfkc_cf"},
+    "no normalisation": {"normalization_rule_name": "identity"},
+    "no piece for the space": {"required_chars": "", "character_coverage": 1.0},
+    "digits together": {"split_digits": False},
+}
+PLAIN = {
+    "unigram": {"model_type": "unigram", "vocab_size": 310},
+    "words may merge": {"split_by_whitespace": False},
+    "space at the end of pieces": {"treat_whitespace_as_suffix": True},
+    "spaces kept": {"remove_extra_whitespaces": False},
+    "symbols of the user": {"user_defined_symbols": ["<sep>", "of the"]},
+    "no byte fallback": {"byte_fallback": False, "vocab_size": 90},
+}
+
+
+def train(options: dict) -> bytes:
+    model = io.BytesIO()
+    settings = {"model_type": "bpe", "vocab_size": 400, "byte_fallback": True, "split_digits": True, "add_dummy_prefix": False}
+    settings |= {"normalization_rule_name": "nmt_nfkc", "required_chars": "▁", "pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(LINES), model_writer=model, minloglevel=2, **(settings | options))
+    return model.getvalue()
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, tuple[TextEncoder, sentencepiece.SentencePieceProcessor]]:
+    trained = {name: train(options) for name, options in (FAST | PLAIN).items()}
+    return {name: (TextEncoder(model), sentencepiece.SentencePieceProcessor(model_proto=model)) for name, model in trained.items()}
+
+
+def assert_same(encoder: TextEncoder, tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> None:
+    assert np.frombuffer(encoder.encode(text), np.uint16).tolist() == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_words_are_looked_up_where_no_merge_crosses_a_space(models, name):
+    assert models[name][0].by_words
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_whole_texts_are_encoded_where_words_are_not_independent(models, name):
+    assert not models[name][0].by_words
+
+
+@pytest.mark.parametrize("name", FAST | PLAIN)
+@given(text=TEXTS)
+@example("")
+@example(" \n\t ")
+@example("\u200b \u200b the states")
+@example("\v the\x85states\x1cunited \v")
+@example(" ▁ a▁▁b \u0301c \u00a0\u0308d e\0\u0301")
+def test_ids_are_sentencepieces_own(models, name, text):
+    assert_same(*models[name], text)
+
+
+@given(text=st.text(alphabet="abthe \n\v\u2003é", min_size=1, max_size=60))
+def test_a_long_text_is_cut_into_slices_without_a_trace(models, text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast_encode, "_SLICE_CHARACTERS", 7)
+        assert_same(*models["ours"], text)
+
+
+def test_a_full_table_of_words_is_emptied_and_filled_again(models, monkeypatch):
+    monkeypatch.setattr(fast_encode, "_MAX_CACHED_WORDS", 3)
+    for text in LINES[:3] * 3:
+        assert_same(*models["ours"], text)
+
+
+def test_the_known_rules_separate_words_where_the_model_says_so():
+    assert rule_spaces(train({})) == NMT_NFKC_SPACES
+    assert set(PYTHON_SPACES) == {chr(code) for code in range(0x110000) if chr(code).isspace()}
+
+
+def test_text_that_writes_out_control_pieces_makes_none(models):
+    encoder, _ = models["ours"]
+    assert not {0, 1, 2, 3} & set(np.frombuffer(encoder.encode("<s> </s> <unk> <pad> <0x41>"), np.uint16).tolist())
+
+
+@pytest.fixture(scope="module")
+def corpus_model() -> bytes:
+    return train_tokenizer(TokenizerSpec(), documents(SPEC.corpus, locate(SPEC)))
+
+
+def test_every_tenth_address_of_the_corpus_is_encoded_the_same(corpus_model):
+    compare_corpus(corpus_model, step=10)
+
+
+@pytest.mark.slow
+def test_the_whole_corpus_is_encoded_the_same(corpus_model):
+    compare_corpus(corpus_model, step=1)
+
+
+def compare_corpus(model: bytes, step: int) -> None:
+    encoder, tokenizer = TextEncoder(model), sentencepiece.SentencePieceProcessor(model_proto=model)
+    for text in list(documents(SPEC.corpus, locate(SPEC)))[::step]:
+        assert_same(encoder, tokenizer, text)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_stream_comes_back_in_order_from_any_number_of_processes(tmp_path: Path, monkeypatch, num_processes):
+    monkeypatch.setattr("stages.encode_stream._BATCH_CHARACTERS", 200)
+    path = tmp_path / "a.model"
+    path.write_bytes(model := train({}))
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
+    texts = [f"{line} {number} 🙂\0" * (number % 3) for number, line in enumerate(LINES)]
+    pairs = list(encode_stream(iter(texts), path, num_processes))
+    assert [text for text, _ in pairs] == texts
+    assert [np.frombuffer(ids, np.uint16).tolist() for _, ids in pairs] == tokenizer.encode(texts)
+
+
+def test_helpers_end_with_the_stream_that_is_left_early(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("stages.encode_stream._BATCH_CHARACTERS", 50)
+    started = []
+    popen = fast_popen(started)
+    monkeypatch.setattr("stages.encode_stream.subprocess.Popen", popen)
+    path = tmp_path / "a.model"
+    path.write_bytes(train({}))
+    stream = encode_stream(iter(LINES), path, 2)
+    next(stream)
+    stream.close()
+    assert len(started) == 2
+    assert all(process.returncode is not None for process in started)
+
+
+def test_a_killed_helper_is_an_error_and_no_wait(tmp_path: Path, monkeypatch):
+    started = []
+    monkeypatch.setattr("stages.encode_stream.subprocess.Popen", fast_popen(started))
+    monkeypatch.setattr("stages.encode_stream._BATCH_CHARACTERS", 50)
+    path = tmp_path / "a.model"
+    path.write_bytes(train({}))
+    stream = encode_stream(iter(LINES), path, 1 + 1)
+    next(stream)
+    for process in started:
+        process.kill()
+    with pytest.raises(ChildProcessError, match="ended with status -9"):
+        list(stream)
+
+
+def fast_popen(started: list):
+    import subprocess
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    return Popen

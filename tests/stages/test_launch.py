@@ -1,0 +1,115 @@
+"""Child processes: results come back, errors keep their kind, and nobody outlives the caller. Real processes throughout."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import StageError
+from schemas.settings import ComputeSettings
+from stages.launch import ChildFailedError, launch_module, run_child, torchrun
+from stages.workspace import no_progress
+
+ONE = ComputeSettings(threads_per_process=1)
+TWO = ComputeSettings(num_processes=2, threads_per_process=1)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+
+
+def wait_until(condition, seconds: float = 30.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_lines_are_logged_and_progress_is_reported() -> None:
+    seen: list[tuple[float, float, str]] = []
+    tail = run_child(python("print('hello'); print('@progress 2 5 windows, sliding')"), ONE, lambda *p: seen.append(p), None)
+    assert tail == ["hello"]
+    assert seen == [(2.0, 5.0, "windows, sliding")]
+
+
+def test_a_failed_child_is_transient_and_shows_its_last_lines() -> None:
+    with pytest.raises(ChildFailedError, match=r"status 3; its last lines:\nlast words"):
+        run_child(python("import sys; print('last words'); sys.exit(3)"), ONE, no_progress, None)
+    with pytest.raises(ChildFailedError, match="signal SIGKILL"):
+        run_child(python("import os; os.kill(os.getpid(), 9)"), ONE, no_progress, None)
+
+
+def test_a_child_that_runs_too_long_is_ended() -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match="ran past 1"):
+        run_child(python("import time; time.sleep(60)"), ONE, no_progress, 1.0)
+    assert time.monotonic() - started < 20
+
+
+def write_module(folder: Path, body: str) -> str:
+    (folder / "job_module.py").write_text(
+        "import json, os, sys, time\nfrom pathlib import Path\nfrom stages.launch import child_result\n"
+        "job = json.loads(Path(sys.argv[1]).read_text())\nrank = int(os.environ['RANK'])\n" + body
+    )
+    return "job_module"
+
+
+def test_a_module_under_torchrun_gets_its_job_and_leaves_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    body = "with child_result(Path(sys.argv[2])) as leave:\n    if rank == 0: leave([job['x'] + 1, os.environ['WORLD_SIZE']])\n"
+    module = write_module(tmp_path, body)
+    assert launch_module(module, {"x": 41}, tmp_path, TWO, no_progress, None) == [42, "2"]
+
+
+def test_a_permanent_error_in_a_process_arrives_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    body = "from schemas.errors import StageError\nwith child_result(Path(sys.argv[2])):\n    raise StageError('the loss is nan')\n"
+    module = write_module(tmp_path, body)
+    with pytest.raises(StageError, match="the loss is nan"):
+        launch_module(module, {}, tmp_path, ONE, no_progress, None)
+
+
+CALLER = """
+import sys
+from schemas.settings import ComputeSettings
+from stages.launch import run_child, torchrun
+compute = ComputeSettings(num_processes=2, threads_per_process=1)
+run_child([*torchrun(compute), sys.argv[1], sys.argv[2]], compute, lambda *p: None, None)
+"""
+RANK = """
+import os, sys, time
+from pathlib import Path
+(Path(sys.argv[1]) / os.environ["RANK"]).write_text(str(os.getpid()))
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_ranks_die_with_the_caller_however_it_ends(tmp_path: Path, how: signal.Signals) -> None:
+    script, pids = tmp_path / "rank.py", tmp_path / "pids"
+    script.write_text(RANK)
+    pids.mkdir()
+    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(script), str(pids)], start_new_session=True)
+    assert wait_until(lambda: len([p for p in pids.iterdir() if p.read_text()]) == 2)
+    ranks = [int(path.read_text()) for path in pids.iterdir()]
+    caller.send_signal(how)
+    caller.wait(30)
+    assert wait_until(lambda: not any(alive(rank) for rank in ranks))
+
+
+def test_torchrun_is_used_for_one_process_too() -> None:
+    assert torchrun(ONE)[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]

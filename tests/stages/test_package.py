@@ -1,0 +1,109 @@
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+
+from schemas.errors import StageError
+from schemas.merge import MergedModel
+from schemas.package import PackageSpec
+from schemas.quantize import PackedModel
+from schemas.settings import QuantizerSettings, ScoringSettings
+from stages.core.bits_per_byte import load_token_bytes
+from stages.core.loader import TokenStream
+from stages.core.scoring import score
+from stages.core.shards import ShardWriter
+from stages.core.submission import load_packed_model
+from stages.package import check_imports, package
+from stages.quantize import quantize
+from stages.workspace import DamagedFileError, Workspace
+
+MakeWorkspace = Callable[..., Workspace]
+
+
+@pytest.fixture
+def packed(tiny_merged: MergedModel, make_workspace: MakeWorkspace) -> PackedModel:
+    return quantize(QuantizerSettings(), tiny_merged, make_workspace("quantize"))
+
+
+@pytest.fixture
+def validation(tmp_path: Path) -> Path:
+    """A folder with a real tokenizer of 300 pieces and one validation shard made with it."""
+    folder = tmp_path / "validation data"
+    folder.mkdir()
+    text = "The state of the union is strong, and the people of the nation are stronger — über alle Maßen. " * 30
+    lines = [text[start : start + 80] for start in range(0, len(text), 80)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=300,
+        model_type="bpe",
+        byte_fallback=True,
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    with ShardWriter(folder, "val", 10_000) as writer:
+        writer.write(np.array([1, *tokenizer.encode(text)], np.uint16))
+    return folder
+
+
+@pytest.mark.parametrize("keep_comments", [True, False])
+def test_the_folder_holds_the_script_and_a_true_copy_of_the_blob(
+    keep_comments: bool, packed: PackedModel, make_workspace: MakeWorkspace
+) -> None:
+    work = make_workspace("package")
+    made = package(PackageSpec(keep_comments=keep_comments), packed, work)
+    folder = work.root / made.folder
+    assert sorted(path.name for path in folder.iterdir()) == ["model.fwz", "train_gpt.py"]
+    assert made.blob.sha256 == packed.blob.sha256
+    assert not (folder / "model.fwz").samefile(work.root / packed.blob.path)
+    assert work.read(made.script) == folder / "train_gpt.py"
+    assert made.source_sha256 == made.script.sha256
+    assert made.modules[-1] == "stages.core.submission"
+
+
+def test_the_script_alone_scores_the_blob_like_the_modules_do(
+    packed: PackedModel, make_workspace: MakeWorkspace, validation: Path, tmp_path: Path
+) -> None:
+    work = make_workspace("package")
+    made = package(PackageSpec(keep_comments=False), packed, work)
+    elsewhere = tmp_path / "somewhere else"
+    shutil.copytree(work.root / made.folder, elsewhere)
+    command = [sys.executable, "-I", str(elsewhere / "train_gpt.py"), "--eval", "--val", str(validation / "fineweb_val_*.bin")]
+    command += ["--tokenizer", str(validation / "tokenizer.model"), "--json", str(tmp_path / "scores.json"), "--threads", "1"]
+    command += ["--sequence-length", "32", "--stride", "16", "--batch-tokens", "256", "--precision", "float32", "--device", "cpu"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+
+    model = load_packed_model(work.read(packed.blob), torch.device("cpu"))
+    stream, table = TokenStream(sorted(validation.glob("*.bin"))), load_token_bytes(validation / "tokenizer.model")
+    for kind, stride in (("non_overlapping", 32), ("sliding", 16)):
+        sums = score(model, stream, table, ScoringSettings(32, 16, 256), stride, torch.float32)
+        assert scores[kind]["bpb"] == pytest.approx(sums.bpb, rel=1e-6)
+        assert scores[kind]["num_targets"] == sums.num_targets == len(stream) - 1
+
+
+def test_a_script_that_needs_more_than_a_reviewer_has_is_refused() -> None:
+    check_imports("import os, torch\nfrom numpy import array\ndef f():\n    import sentencepiece\n")
+    for statement in ("import pydantic", "def f():\n    from stages.core.model import GPT", "from . import x"):
+        with pytest.raises(StageError, match="would import"):
+            check_imports(statement)
+
+
+def test_a_damaged_blob_is_not_packaged(packed: PackedModel, make_workspace: MakeWorkspace) -> None:
+    work = make_workspace("package")
+    path = work.root / packed.blob.path
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedFileError):
+        package(PackageSpec(), packed, work)
