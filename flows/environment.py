@@ -30,6 +30,7 @@ SETTINGS = {
     "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
+_OWN_SERVER_ONLY = {"PREFECT_SERVER_EPHEMERAL_ENABLED": "false"}  # Prefect's own temporary server outlives a killed run
 SERVER_START_SECONDS = 90.0
 SERVER_STOP_SECONDS = 5.0
 _TRIES = 3
@@ -38,7 +39,7 @@ _TRIES = 3
 def settings_first(home: Path) -> None:
     """Put Prefect's settings into the environment, those of the user first. `home` is where Prefect keeps its files."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    for name, value in SETTINGS.items():
+    for name, value in (SETTINGS | _OWN_SERVER_ONLY).items():
         os.environ.setdefault(name, value)
     profiles = Path.home() / ".prefect" / "profiles.toml"
     if "PREFECT_HOME" not in os.environ and profiles.is_file():

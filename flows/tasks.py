@@ -5,12 +5,15 @@ The store decides what is cached (docs/decisions/0001-the-store-is-the-cache.md)
 
 import logging
 from collections.abc import Callable
+from contextvars import Context, copy_context
+from functools import partial
 from typing import Any
+from uuid import UUID
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
@@ -29,7 +32,7 @@ BACKOFF_SECONDS = 2.0
 PERMANENT_ERRORS = (FairwayError, ValidationError)
 RESOURCE_TAGS = {"train": ["train"]}  # Prefect's tag limits keep one training at a time on a machine
 
-_running: dict[Any, Any] = {}  # task run id -> flow run id, of the tasks that run in this process now
+_running: dict[UUID, Context] = {}  # by task run id, the contexts of the tasks that run in this process now
 
 
 def stage_runner(options: RunOptions, label: str, outcomes: list[Outcome]) -> Callable[..., Any]:
@@ -70,7 +73,8 @@ def is_transient(task: Any, task_run: TaskRun, state: State) -> bool:
     if isinstance(error, PERMANENT_ERRORS):
         return False
     if task_run.run_count <= task.retries:
-        log.warning("%s: %s: %s. It is tried again (%d of %d)", task.name, type(error).__name__, error, task_run.run_count, task.retries)
+        first_line = str(error).partition("\n")[0]
+        log.warning("%s: %s: %s. Try %d of %d follows", task.name, type(error).__name__, first_line, task_run.run_count + 1, task.retries + 1)
     return True
 
 
@@ -85,7 +89,7 @@ def stream_logs() -> None:
             logger.setLevel(logging.INFO)
         if not any(isinstance(handler, APILogHandler) for handler in logger.handlers):
             handler = APILogHandler()
-            handler.addFilter(_assign_run)
+            handler.addFilter(partial(_belongs_to_a_run, handler))
             logger.addHandler(handler)
 
 
@@ -98,7 +102,7 @@ def _run_in_task(stage: str, spec: Any, inputs: dict[str, Schema], options: RunO
 
     context = TaskRunContext.get()
     assert context is not None
-    _running[context.task_run.id] = context.task_run.flow_run_id
+    _running[context.task_run.id] = copy_context()
     try:
         outcome = run_stage(Store(options.store), stage, spec, inputs, options, on_progress)
     finally:
@@ -109,7 +113,11 @@ def _run_in_task(stage: str, spec: Any, inputs: dict[str, Schema], options: RunO
     return Completed(message=f"made in {outcome.seconds:.1f} s: {key}", data=outcome)
 
 
-def _assign_run(record: logging.LogRecord) -> bool:
-    if TaskRunContext.get() is None and len(_running) == 1 and not hasattr(record, "flow_run_id"):
-        [(record.task_run_id, record.flow_run_id)] = _running.items()
-    return True
+def _belongs_to_a_run(handler: APILogHandler, record: logging.LogRecord) -> bool:
+    """Whether this thread's own context says which run the line is from; if not, it is sent from the only task's context."""
+    if TaskRunContext.get() is not None or FlowRunContext.get() is not None:
+        return True
+    if len(_running) == 1:
+        [context] = _running.values()
+        context.copy().run(handler.emit, record)
+    return False

@@ -276,7 +276,7 @@ class QuantizerSettings(Settings):
     )
     rules: tuple[FormatRule, ...] = setting(DEFAULT_RULES, "format of each tensor; the first match counts")
     clip_candidates: tuple[float, ...] = setting(
-        (1.0, 0.98, 0.95, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7),
+        (1.0, 0.99, 0.98, 0.97, 0.95, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7),
         "clip ratios of the row's largest value that gptq_lite tries",
         above=0,
         maximum=1,

@@ -92,7 +92,7 @@ def _explain_no_training_text(spec: TokenizeSpec, manifest: CorpusManifest, work
     num_documents, num_val = 0, 0
     for index, text in enumerate(documents(spec.corpus, manifest, work.hashes)):
         num_documents += 1
-        num_val += bool(text.strip()) and split_of(spec.split, index, text) == "val"
+        num_val += bool(text.replace("\0", "").strip()) and split_of(spec.split, index, text) == "val"
     refuse_empty_split(spec.split, num_documents, 0, num_val)
 
 

@@ -11,6 +11,7 @@ import sentencepiece
 from schemas.errors import SpecError
 from schemas.tokenize_corpus import TokenizerSpec
 from stages.core.bits_per_byte import SPACE_SYMBOL
+from stages.corpora.sources import ready_made_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
+        if "all_chars_count" in str(error) or "sentences_.empty()" in str(error):
+            raise NoTrainingTextError from error  # nothing but characters that normalisation drops
         raise _training_error(spec, error) from error
     return model.getvalue()
 
@@ -77,18 +80,14 @@ def sentences(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
 
 def check_tokenizer(path: Path, spec: TokenizerSpec) -> None:
     """Refuse, by SpecError, a ready-made model that cannot be read, has another size or other special ids."""
-    field = f"tokenizer.model_path = {spec.model_path}"
-    try:
-        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
-        raise SpecError(f"{field}: is not a SentencePiece model ({error}). Give the .model file of one") from error
+    tokenizer = ready_made_tokenizer(path, "tokenizer.model_path")
     size = tokenizer.vocab_size()
     if size != spec.vocab_size:
-        raise SpecError(f"tokenizer.vocab_size = {spec.vocab_size}: the model {spec.model_path} has {size} pieces. Set it to {size}")
+        raise SpecError(f"tokenizer.vocab_size = {spec.vocab_size}: the model {path} has {size} pieces. Set it to {size}")
     ids = (tokenizer.pad_id(), tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.unk_id())
     if ids != (PAD_ID, BOS_ID, EOS_ID, UNK_ID):
         raise SpecError(
-            f"{field}: its ids are pad {ids[0]}, bos {ids[1]}, eos {ids[2]}, unk {ids[3]} (-1: none); shards need pad {PAD_ID}, "
+            f"tokenizer.model_path = {path}: its ids are pad {ids[0]}, bos {ids[1]}, eos {ids[2]}, unk {ids[3]} (-1: none); shards need pad {PAD_ID}, "
             f"bos {BOS_ID}, eos {EOS_ID}, unk {UNK_ID}. Use such a model, or leave model_path empty to train one"
         )
 

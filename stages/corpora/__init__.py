@@ -18,14 +18,14 @@ def locate(spec: TokenizeSpec, hashes: FileHashes = _READ_ANEW) -> CorpusManifes
     missing, unreadable or of unknown kind, or when a dataset cannot be found or reached.
     """
     corpus = spec.corpus
+    if isinstance(corpus, ShardsCorpus):
+        return shards.locate(corpus, spec.tokenizer.model_path, hashes)
     model = None if spec.tokenizer.model_path is None else source_file(spec.tokenizer.model_path, hashes, "tokenizer.model_path")
     if isinstance(corpus, SotuCorpus):
         return sotu.locate(corpus, hashes).derive(tokenizer_model=model)
     if isinstance(corpus, FilesCorpus):
         return files.locate(corpus, hashes).derive(tokenizer_model=model)
-    if isinstance(corpus, HuggingFaceCorpus):
-        return huggingface.locate(corpus, hashes).derive(tokenizer_model=model)
-    return shards.locate(corpus, spec.tokenizer.model_path, hashes)
+    return huggingface.locate(corpus, hashes).derive(tokenizer_model=model)
 
 
 def documents(corpus: Corpus, manifest: CorpusManifest, hashes: FileHashes = _READ_ANEW, on_read: OnRead = ignore_read) -> Iterator[str]:
@@ -45,6 +45,6 @@ def _documents_of(corpus: Corpus, manifest: CorpusManifest, file: SourceFile, ha
     if isinstance(corpus, FilesCorpus):
         return files.documents(file, corpus.format, corpus.text_column, hashes, on_read)
     if isinstance(corpus, HuggingFaceCorpus):
-        local = huggingface.fetch(corpus, manifest, file)
+        local = huggingface.fetch(corpus, manifest, file, hashes)
         return files.documents(local, "auto", corpus.text_column, hashes, on_read)
     return files.documents(file, "txt", "", hashes, on_read)

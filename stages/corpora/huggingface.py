@@ -3,6 +3,7 @@
 Locating asks the hub for names and digests only. Files are downloaded, into the hub's own cache, when they are read.
 """
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from schemas.tokenize_corpus import CorpusManifest, HuggingFaceCorpus
 from stages.corpora.files import ENDINGS
 from stages.corpora.sources import source_file
 from stages.hashing import FileHashes
+
+log = logging.getLogger(__name__)
 
 _SPLIT_NAMES = ("train", "training", "validation", "valid", "dev", "test", "testing", "eval", "evaluation")
 
@@ -41,10 +44,14 @@ def locate(corpus: HuggingFaceCorpus, hashes: FileHashes) -> CorpusManifest:
     )
 
 
-def fetch(corpus: HuggingFaceCorpus, manifest: CorpusManifest, file: SourceFile) -> SourceFile:
-    """The file on this machine, downloaded at the manifest's commit unless the hub's cache has it."""
+def fetch(corpus: HuggingFaceCorpus, manifest: CorpusManifest, file: SourceFile, hashes: FileHashes) -> SourceFile:
+    """The file on this machine, downloaded at the manifest's commit unless the hub's cache has it undamaged."""
     assert manifest.revision is not None
-    return file.derive(path=str(_download(corpus, manifest.revision, file.path)))
+    local = _download(corpus, manifest.revision, file.path)
+    if problem := hashes.problem_with(local, file.num_bytes, file.sha256):
+        log.warning("the hub's cache: %s: downloading it again", problem)
+        local = _download(corpus, manifest.revision, file.path, force_download=True)
+    return file.derive(path=str(local))
 
 
 def split_files(names: list[str], split: str, folder: str = "") -> list[str]:
@@ -91,11 +98,11 @@ def _pinned(corpus: HuggingFaceCorpus, commit: str, sibling: Any, hashes: FileHa
     return source_file(_download(corpus, commit, sibling.rfilename), hashes, "corpus.dataset").derive(path=sibling.rfilename)
 
 
-def _download(corpus: HuggingFaceCorpus, commit: str, name: str) -> Path:
+def _download(corpus: HuggingFaceCorpus, commit: str, name: str, force_download: bool = False) -> Path:
     from huggingface_hub import errors
 
     try:
-        return Path(_hub().hf_hub_download(corpus.dataset, name, repo_type="dataset", revision=commit))
+        return Path(_hub().hf_hub_download(corpus.dataset, name, repo_type="dataset", revision=commit, force_download=force_download))
     except errors.RemoteEntryNotFoundError as error:
         raise StageError(f"{corpus.dataset}: {name} is gone from the repository at {commit}") from error
 

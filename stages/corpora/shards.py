@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 
 from schemas.errors import SpecError, StageError
 from schemas.tokenize_corpus import CorpusManifest, ShardsCorpus, SplitCounts, TokenizedCorpus
 from stages.core.shards import ShardError, open_shard
-from stages.corpora.sources import OnRead, source_file, unchanged
+from stages.corpora.sources import OnRead, ready_made_tokenizer, source_file, unchanged
 from stages.hashing import FileHashes
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def verify(manifest: CorpusManifest, hashes: FileHashes, on_read: OnRead) -> Tok
     """
     assert manifest.tokenizer_model is not None
     with unchanged(manifest.tokenizer_model, hashes) as model_path:
-        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(model_path))
+        tokenizer = ready_made_tokenizer(model_path, "corpus.tokenizer_model")
     bos_id, vocab_size = tokenizer.bos_id(), tokenizer.vocab_size()
     if bos_id < 0:
         raise StageError(f"{model_path}: has no BOS piece, which begins each document of a shard")

@@ -5,9 +5,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import sentencepiece
+
 from schemas.errors import SpecError, StageError
 from schemas.files import SourceFile
 from stages.hashing import FileHashes
+
+MAX_VOCAB_SIZE = 65_536
 
 OnRead = Callable[[int], None]
 
@@ -43,6 +47,17 @@ def unchanged(file: SourceFile, hashes: FileHashes) -> Iterator[Path]:
     yield path
     if _stamp(path) != before:
         raise StageError(f"the corpus changed while it was read: {path} was written to. Run again when nothing writes to it")
+
+
+def ready_made_tokenizer(path: Path, setting: str) -> sentencepiece.SentencePieceProcessor:
+    """A SentencePiece model whose ids fit in a shard. Raises SpecError, naming `setting`, when it is none."""
+    try:
+        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise SpecError(f"{setting} = {path}: is not a SentencePiece model ({error}). Give the .model file of one") from error
+    if (size := tokenizer.vocab_size()) > MAX_VOCAB_SIZE:
+        raise SpecError(f"{setting} = {path}: has {size:,} pieces, the ids of a shard fit {MAX_VOCAB_SIZE:,}. Give a smaller model")
+    return tokenizer
 
 
 def _hashes_for(num_bytes: int, hashes: FileHashes) -> FileHashes:

@@ -102,12 +102,13 @@ def test_a_huge_count_allocates_nothing(tmp_path):
 
 
 def test_a_shard_that_was_never_closed_is_refused(tmp_path):
-    class Interrupted(Exception):
-        pass
+    def interrupted() -> None:
+        with ShardWriter(tmp_path, "val", 100) as writer:
+            writer.write(np.arange(10, dtype=np.uint16))
+            raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted), ShardWriter(tmp_path, "val", 100) as writer:
-        writer.write(np.arange(10, dtype=np.uint16))
-        raise Interrupted
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     with pytest.raises(ShardError):
         open_shard(tmp_path / shard_name("val", 0))
 

@@ -1,0 +1,70 @@
+"""One temporary Prefect server for all flow tests, and one real run of the preset `smoke`."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.environment import prefect_api, settings_first
+
+# Before any test module imports Prefect, which reads its environment once.
+os.environ.pop("PREFECT_API_URL", None)
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="fairway-prefect-")
+settings_first(Path(os.environ["PREFECT_HOME"]))
+
+
+@dataclass(frozen=True)
+class FlowRun:
+    """A finished run of the pipeline: its Prefect state, its report if it left one, and its task runs by name."""
+
+    state: Any
+    report: Any
+    task_states: dict[str, Any]
+
+    @property
+    def computed(self) -> list[str]:
+        """Stages that were really run, in their order."""
+        return [name for name, state in self.task_states.items() if state.name != "Cached"]
+
+
+@pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with prefect_api(tmp_path_factory.mktemp("prefect store")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def run_pipeline(api: str) -> Callable[..., FlowRun]:
+    """Run the pipeline on a store with overrides; the answer does not raise."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    from flows.pipeline import pipeline
+    from flows.runs import load_report
+    from schemas.runtime import RunOptions
+    from stages.registry import STAGES
+
+    def run(store: Path, *overrides: str, preset: str = "smoke", retries: int = 1) -> FlowRun:
+        state = pipeline(preset, list(overrides), RunOptions(store=str(store), retries=retries), return_state=True)
+        run_id = state.state_details.flow_run_id
+        with get_client(sync_client=True) as client:
+            task_runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [run_id]}))
+        by_stage = {task.name.split("-")[0]: task.state for task in task_runs}
+        return FlowRun(state, load_report(store, str(run_id)), {stage: by_stage[stage] for stage in STAGES if stage in by_stage})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def smoke_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose path has a space and a letter beyond ASCII."""
+    return tmp_path_factory.mktemp("store") / "of smöke"
+
+
+@pytest.fixture(scope="session")
+def smoke_run(run_pipeline: Callable[..., FlowRun], smoke_store: Path) -> FlowRun:
+    return run_pipeline(smoke_store)
