@@ -12,6 +12,7 @@ alone, tokenizer training included, on 1 GB and prints the peak memory of all it
 
 import argparse
 import json
+import os
 import platform
 import random
 import resource
@@ -32,10 +33,9 @@ from schemas.runtime import RunOptions
 from schemas.tokenize_corpus import FilesCorpus, FirstDocuments, SotuCorpus, TokenizedCorpus, TokenizerSpec, TokenizeSpec
 from stages.core.shards import ShardWriter, open_shard
 from stages.corpora import documents, locate
-from stages.encode_stream import available_processes
 from stages.hashing import FileHashes
+from stages.tokenization.tokenizer import BOS_ID, train_tokenizer
 from stages.tokenize_corpus import tokenize_corpus
-from stages.train_tokenizer import BOS_ID, train_tokenizer
 from stages.workspace import Workspace
 
 LIMIT_RATIO = 4.0
@@ -70,9 +70,9 @@ def run_peer(corpus: Path, model: Path, folder: Path, num_threads: int) -> list[
     return writer.paths
 
 
-def run_ours(spec: TokenizeSpec, folder: Path, num_processes: int) -> TokenizedCorpus:
+def run_ours(spec: TokenizeSpec, folder: Path, num_threads: int) -> TokenizedCorpus:
     """The stage, as the runner calls it on a corpus never seen before."""
-    runtime = RunOptions(encode_processes=num_processes)
+    runtime = RunOptions(encode_threads=num_threads)
     work = Workspace(folder, folder, PurePosixPath(), runtime, FileHashes(None))
     return tokenize_corpus(spec, locate(spec), work)
 
@@ -115,18 +115,18 @@ def compare(corpus: Path, num_threads: int, runs: int) -> dict:
 def gigabyte(corpus: Path, folder: Path) -> dict:
     """One run of the whole stage, in this process; the peak memory counts helpers at the size of the largest of them."""
     spec = _spec(corpus, TokenizerSpec())
-    num_processes = 2
+    num_threads = 2
     started = time.perf_counter()
-    result = run_ours(spec, folder, num_processes)
+    result = run_ours(spec, folder, num_threads)
     seconds = time.perf_counter() - started
     own, largest_helper = (1024 * resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
         "benchmark": "tokenization of a gigabyte",
-        "threads": num_processes,
+        "threads": num_threads,
         "text_bytes": corpus.stat().st_size,
         "tokens": result.train.num_tokens + result.val.num_tokens,
         "ours_seconds": seconds,
-        "peak_bytes": own + num_processes * largest_helper,
+        "peak_bytes": own + num_threads * largest_helper,
         "limit_peak_bytes": PEAK_LIMIT_BYTES,
     }
 
@@ -218,7 +218,7 @@ def _show_gigabyte(row: dict) -> None:
 
 def _circumstances() -> dict:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {"machine": platform.processor() or platform.machine(), "cores": available_processes(), "commit": commit or "unknown"}
+    return {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "commit": commit or "unknown"}
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ def is_transient(task: Any, task_run: TaskRun, state: State) -> bool:
         return False
     if task_run.run_count <= task.retries:
         first_line = str(error).partition("\n")[0]
-        log.warning("%s: %s: %s. Try %d of %d follows", task.name, type(error).__name__, first_line, task_run.run_count + 1, task.retries + 1)
+        kind, again = type(error).__name__, task_run.run_count + 1
+        log.warning("%s: %s: %s. Try %d of %d follows", task.name, kind, first_line, again, task.retries + 1)
     return True
 
 

@@ -33,14 +33,22 @@ def live_output(console: Console) -> Iterator[StageProgress]:
     bars: dict[str, TaskID] = {}
 
     def show(stage: str, done: float, total: float, unit: str) -> None:
-        for other, bar in bars.items():
-            progress.update(bar, visible=other == stage)
         if stage not in bars:
+            for other in list(bars):
+                progress.remove_task(bars.pop(other))
             bars[stage] = progress.add_task(stage, total=total, amount="")
-        progress.update(bars[stage], completed=done, total=total, amount=_amount(done, total, unit), visible=done < total)
+            progress.start()
+        progress.update(bars[stage], completed=done, total=total, amount=_amount(done, total, unit))
+        if done >= total:
+            # Nothing to show until the next stage reports; an empty display would only blank the line again and again.
+            progress.stop()
+            progress.remove_task(bars.pop(stage))
 
-    with _log_to(console), progress:
-        yield show
+    with _log_to(console):
+        try:
+            yield show
+        finally:
+            progress.stop()
 
 
 @contextmanager

@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import zstandard
-
 from schemas.check_size import CheckSizeSpec, SizePart, SizeReport
 from schemas.errors import SpecError
 from schemas.package import BLOB_NAME, Package
 from schemas.quantize import PackedModel
-from stages.core.packing import open_blob
+from stages.core.packing import compress_frame, open_blob
 from stages.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -92,7 +90,7 @@ def _files_of(folder: Path) -> tuple[SizePart, ...]:
 
 def _tensor_groups(packed: PackedModel, blob: bytes, model_bytes: int) -> tuple[SizePart, ...]:
     header, _ = open_blob(blob)
-    weights = {HEADER_GROUP: len(zstandard.ZstdCompressor(level=22).compress(header))}
+    weights = {HEADER_GROUP: len(compress_frame(header, 22))}
     for tensor in packed.tensors:
         group = group_of(tensor.name)
         weights[group] = weights.get(group, 0) + tensor.compressed_bytes

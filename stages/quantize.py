@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import zstandard
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.package import BLOB_NAME
 from schemas.quantize import ClipShare, PackedModel, QuantizeSpec, TensorReport
-from stages.core.packing import pack, payload_of, seal, serialize
+from stages.core.packing import compress_frame, pack, payload_of, seal, serialize
 from stages.core.quantizers.methods import FormatRuleError, quantize_state
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
 from stages.workspace import Workspace
@@ -81,7 +80,7 @@ def _quantize(state: dict[str, Tensor], spec: QuantizeSpec) -> QuantizedModel:
 
 
 def _size_alone(tensor: QuantizedTensor, level: int) -> int:
-    return len(zstandard.ZstdCompressor(level=level).compress(payload_of([tensor])))
+    return len(compress_frame(payload_of([tensor]), level))
 
 
 def _report(original: Tensor, tensor: QuantizedTensor, rounded: QuantizedTensor, compressed_bytes: int) -> TensorReport:

@@ -43,9 +43,17 @@ def reachable_modules(roots: Iterable[str]) -> dict[str, Path]:
 
 
 def code_digest(roots: Iterable[str]) -> str:
-    """sha256 over all reachable modules; comments, blank lines and docstrings do not count."""
-    lines = [f"{name} {_module_digest(path)}" for name, path in reachable_modules(roots).items()]
+    """sha256 over all reachable modules and the templates in their packages; comments, blank lines and docstrings do not count."""
+    modules = reachable_modules(roots)
+    lines = [f"{name} {_module_digest(path)}" for name, path in modules.items()]
+    lines += [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in templates(modules.values())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def templates(modules: Iterable[Path]) -> list[Path]:
+    """Files that are no Python but make part of a result, in the packages among `modules`."""
+    folders = sorted({path.parent for path in modules if path.name == "__init__.py"})
+    return [path for folder in folders for path in sorted(folder.glob("*.html"))]
 
 
 def library_versions(roots: Iterable[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import sentencepiece
 
 from schemas.errors import StageError
@@ -21,15 +22,15 @@ from schemas.tokenize_corpus import CorpusManifest, FirstDocuments, ShardsCorpus
 from stages.core.bits_per_byte import SPACE_SYMBOL, load_token_bytes
 from stages.corpora import documents, shards
 from stages.corpora.sources import unchanged
-from stages.encode_stream import available_processes, encode_stream
-from stages.split_writer import SplitWriter, xz_size, zstd_size
-from stages.splits import refuse_empty_split, split_of
-from stages.train_tokenizer import BOS_ID, NoTrainingTextError, check_tokenizer, train_tokenizer
+from stages.tokenization.fast_encode import default_threads, encode_stream
+from stages.tokenization.split_writer import SplitWriter, xz_size, zstd_size
+from stages.tokenization.splits import refuse_empty_split, split_of
+from stages.tokenization.tokenizer import BOS_ID, NoTrainingTextError, check_tokenizer, train_tokenizer
 from stages.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-# Below this, starting helper processes takes longer than they save.
+# Each thread learns the words anew, which does not pay for less.
 _SHARED_FROM_BYTES = 50_000_000
 _REPORT_SECONDS = 0.5
 
@@ -109,7 +110,7 @@ def _write_splits(
         SplitWriter(work.out_dir, "train", spec.shard_tokens, table) as train,
         SplitWriter(work.out_dir, "val", spec.shard_tokens, table, val_text) as val,
     ):
-        for index, (text, ids) in enumerate(encode_stream(texts, model_path, _num_processes(manifest, work))):
+        for index, (text, ids) in enumerate(encode_stream(texts, model_path.read_bytes(), _num_threads(manifest, work))):
             split = split_of(spec.split, index, text)
             written = (val if split == "val" else train).add(text, ids)
             if written and split == "val":
@@ -137,8 +138,8 @@ class _CopyDetector:
     def __init__(self) -> None:
         self._val: dict[bytes, int] = {}
 
-    def check(self, split: str, index: int, ids: bytes) -> None:
-        digest = hashlib.sha256(ids).digest()[:16]
+    def check(self, split: str, index: int, ids: np.ndarray) -> None:
+        digest = hashlib.sha256(ids.tobytes()).digest()[:16]
         if split == "val":
             self._val.setdefault(digest, index)
         elif (copy := self._val.get(digest)) is not None:
@@ -163,10 +164,10 @@ class _Progress:
             self._work.report_progress(min(self._done, self._total), self._total, "bytes")
 
 
-def _num_processes(manifest: CorpusManifest, work: Workspace) -> int:
+def _num_threads(manifest: CorpusManifest, work: Workspace) -> int:
     if sum(file.num_bytes for file in manifest.files) < _SHARED_FROM_BYTES:
         return 1
-    return work.runtime.encode_processes or available_processes()
+    return work.runtime.encode_threads or default_threads()
 
 
 if __name__ == "__main__":

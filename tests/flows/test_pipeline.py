@@ -95,7 +95,7 @@ def test_a_damaged_blob_is_made_again_and_nothing_else_is(harm: str, run_pipelin
     assert blob.read_bytes() == content
 
 
-def test_over_the_limit_the_report_is_written_and_the_run_fails_saying_by_how_much(run_pipeline: Any, smoke_run: Any, smoke_store: Path) -> None:
+def test_over_the_limit_the_run_fails_after_its_report_and_says_by_how_much(run_pipeline: Any, smoke_run: Any, smoke_store: Path) -> None:
     over = run_pipeline(smoke_store, "check_size.limit_bytes=100")
     assert over.state.is_failed()
     assert over.computed == ["check_size", "publish"]

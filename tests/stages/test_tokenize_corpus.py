@@ -21,9 +21,9 @@ from stages.corpora import locate
 from stages.hashing import FileHashes
 from stages.registry import STAGES
 from stages.runner import stage_key
-from stages.splits import split_of
+from stages.tokenization.splits import split_of
+from stages.tokenization.tokenizer import sentences, train_tokenizer
 from stages.tokenize_corpus import tokenize_corpus
-from stages.train_tokenizer import sentences, train_tokenizer
 from stages.workspace import Workspace
 
 WORDS = ["union", "state", "treasury", "naïve", "café", "—", "12,345", "of\u00a0the", "漢字", "🙂", "peace", "war", "commerce", "ﬁscal"]
@@ -102,10 +102,10 @@ def test_two_runs_give_the_same_bytes(bench):
     assert first.identity() == second.identity()
 
 
-def test_the_number_of_processes_does_not_bear_on_the_result(bench, monkeypatch):
+def test_the_number_of_threads_does_not_bear_on_the_result(bench, monkeypatch):
     alone, _ = bench.run(bench.spec(TEXTS))
     monkeypatch.setattr("stages.tokenize_corpus._SHARED_FROM_BYTES", 0)
-    monkeypatch.setattr("stages.encode_stream._BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr("stages.tokenization.fast_encode._BATCH_CHARACTERS", 1000)
     shared, _ = bench.run(bench.spec(TEXTS))
     assert alone.identity() == shared.identity()
 
@@ -130,7 +130,7 @@ def test_long_lines_are_not_lost_for_training(bench):
 @given(texts=st.lists(st.text(alphabet="ab é漢\n🙂", max_size=50), max_size=5))
 def test_training_sentences_are_the_lines_cut_short_with_nothing_lost(texts):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.train_tokenizer.MAX_SENTENCE_BYTES", 16)
+        patch.setattr("stages.tokenization.tokenizer.MAX_SENTENCE_BYTES", 16)
         cut = list(sentences(texts, 10**9))
     assert all(len(sentence.encode()) <= 16 for sentence in cut)
     lines = [line for text in texts for line in text.split("\n") if line.strip()]

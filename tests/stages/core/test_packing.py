@@ -110,6 +110,13 @@ def test_equal_models_give_equal_bytes_whatever_the_order_of_their_tensors() -> 
     assert pack(QuantizedModel(model.method, model.tensors[::-1]), METADATA, 22) == SMALL
 
 
+def test_tensors_of_one_role_stand_together() -> None:
+    names = ["blocks.0.k.6", "blocks.0.q.6", "blocks.10.k.6", "blocks.2.q.6", "blocks.1.q.8"]
+    model = quantize_state({name: torch.ones(2, 2) for name in names}, QuantizerSettings(rules=RULES))
+    tensors, _ = unpack(pack(model, {}, 1))
+    assert list(tensors) == ["blocks.0.k.6", "blocks.10.k.6", "blocks.0.q.6", "blocks.2.q.6", "blocks.1.q.8"]
+
+
 def test_byte_planes_compress_better_than_the_numbers_as_they_are() -> None:
     numbers = torch.randn(256, 512, generator=torch.Generator().manual_seed(0)) * 0.02
     for tensor_format, dtype in (("fp16", "<f2"), ("fp32", "<f4")):

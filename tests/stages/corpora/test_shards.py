@@ -12,7 +12,7 @@ from schemas.tokenize_corpus import ShardsCorpus, TokenizedCorpus, TokenizerSpec
 from stages.corpora import documents, locate, shards
 from stages.corpora.sources import ignore_read
 from stages.hashing import FileHashes
-from stages.train_tokenizer import train_tokenizer
+from stages.tokenization.tokenizer import train_tokenizer
 
 TRAIN = [[1, 10, 11, 12, 1, 20], [21, 22, 1, 30]]  # three documents, the second cut by the end of a shard
 VAL = [[1, 40, 41, 1, 50]]

@@ -11,8 +11,8 @@ import zstandard
 from schemas.tokenize_corpus import SplitCounts
 from stages.core.bits_per_byte import TokenBytes, count_bytes
 from stages.core.shards import ShardWriter
-from stages.splits import SplitName
-from stages.train_tokenizer import BOS_ID
+from stages.tokenization.splits import SplitName
+from stages.tokenization.tokenizer import BOS_ID
 
 _BOS = np.array([BOS_ID], np.uint16).tobytes()
 _BUFFER_BYTES = 2_000_000
@@ -41,9 +41,9 @@ class SplitWriter:
     def paths(self) -> list[Path]:
         return self._shards.paths
 
-    def add(self, text: str, ids: bytes) -> bool:
-        """Append a document (its ids as native uint16); one without ids has no text and is left out. Says if it was written."""
-        if not ids:
+    def add(self, text: str, ids: np.ndarray) -> bool:
+        """Append a document with its ids (n,) uint16; one without ids has no text and is left out. Says if it was written."""
+        if not ids.size:
             self.num_empty += 1
             return False
         self.num_documents += 1
@@ -52,7 +52,7 @@ class SplitWriter:
         else:
             self._utf8_bytes += len(text) if text.isascii() else len(text.encode())
         self._buffer += _BOS
-        self._buffer += ids
+        self._buffer += ids.tobytes()
         if len(self._buffer) > _BUFFER_BYTES:
             self._flush()
         return True

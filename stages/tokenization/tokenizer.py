@@ -87,8 +87,8 @@ def check_tokenizer(path: Path, spec: TokenizerSpec) -> None:
     ids = (tokenizer.pad_id(), tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.unk_id())
     if ids != (PAD_ID, BOS_ID, EOS_ID, UNK_ID):
         raise SpecError(
-            f"tokenizer.model_path = {path}: its ids are pad {ids[0]}, bos {ids[1]}, eos {ids[2]}, unk {ids[3]} (-1: none); shards need pad {PAD_ID}, "
-            f"bos {BOS_ID}, eos {EOS_ID}, unk {UNK_ID}. Use such a model, or leave model_path empty to train one"
+            f"tokenizer.model_path = {path}: its ids are pad {ids[0]}, bos {ids[1]}, eos {ids[2]}, unk {ids[3]} (-1: none); "
+            f"shards need pad {PAD_ID}, bos {BOS_ID}, eos {EOS_ID}, unk {UNK_ID}. Use such a model, or leave model_path empty to train one"
         )
 
 

@@ -1,0 +1,40 @@
+# make run    install into .venv (once), then run the preset `demo` through the Prefect flow
+# make test   install, then all tests
+# make lint   install, then ruff, mypy and the import contracts
+# make lock   write requirements.lock from what .venv holds now
+#
+# FAIRWAY_STORE names another store; PRESET another preset.
+
+# Relative when make runs here, so that a checkout on a path with spaces works too.
+ROOT := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
+PYTHON ?= python3
+VENV := $(ROOT)/.venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PRESET ?= demo
+export FAIRWAY_STORE ?= $(ROOT)/.fairway
+
+.PHONY: run test lint lock
+
+run: $(INSTALLED)
+	@"$(BIN)/fairway" run --preset $(PRESET)
+
+test: $(INSTALLED)
+	@cd "$(ROOT)" && .venv/bin/python -m pytest
+
+lint: $(INSTALLED)
+	@cd "$(ROOT)" && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
+
+# pip copes with its own age, but setuptools must be there before the project is installed without build isolation.
+$(INSTALLED): $(ROOT)/requirements.lock $(ROOT)/pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit("Fairway needs Python 3.11 or newer; set PYTHON=/path/to/it" if sys.version_info < (3, 11) else 0)'
+	"$(PYTHON)" -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --quiet --requirement "$(ROOT)/requirements.lock"
+	"$(BIN)/python" -m pip install --quiet --no-deps --no-build-isolation --editable "$(ROOT)"
+	@touch "$@"
+
+lock:
+	@{ echo "# Exact versions of everything, development tools included. Written by \`make lock\`, installed by \`make run\`."; \
+	   "$(BIN)/python" -m pip freeze --all --exclude-editable --exclude pip --exclude fairway | sed 's/^\(torch==[^+]*\)+.*/\1/'; \
+	} > "$(ROOT)/requirements.lock.new"
+	@mv "$(ROOT)/requirements.lock.new" "$(ROOT)/requirements.lock"

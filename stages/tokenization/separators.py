@@ -1,0 +1,112 @@
+"""At which characters a text may be cut into words that a SentencePiece model encodes independently of each other.
+
+For a BPE model no piece of which has ▁ after its first character, no merge crosses the space between two words. What is a
+space is for the model's normalisation to say. The model's own settings are read from its protocol buffer, because the
+Python package does not tell them.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import sentencepiece
+
+from stages.core.bits_per_byte import SPACE_SYMBOL
+
+ASCII_SPACES = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x1f ")
+
+# Reading the rules of a model takes 0.3 s; for SentencePiece's usual ones the answer is known.
+NMT_NFKC_SHA256 = "1e2c7b43d3ee9755ceaa2ac335e253d8703604e0249ee1e81156c92b46423844"
+NMT_NFKC_SPACES = frozenset("\t\n\f\r ")
+
+_BPE = 2
+_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
+
+
+def word_separators(model: bytes) -> frozenset[str] | None:
+    """Those of ASCII_SPACES at which a text may be cut before it is encoded, always with " " among them.
+
+    None when words must not be encoded apart: the model is no BPE with byte fallback, its pieces span words, it keeps runs of
+    spaces, or it has symbols of the user, which may hold anything. Raises RuntimeError when `model` is no model.
+    """
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
+    known = _read_model(model)
+    types = [piece.type for piece in known.pieces]
+    if known.model_type != _BPE or set(types) != {_NORMAL, _UNKNOWN, _CONTROL, _BYTE} or types.count(_BYTE) != 256:
+        return None
+    if any(SPACE_SYMBOL in piece.text[1:] or " " in piece.text for piece in known.pieces if piece.type == _NORMAL):
+        return None
+    if tokenizer.normalize("  x  x ").removeprefix(SPACE_SYMBOL) != f"x{SPACE_SYMBOL}x":
+        return None
+    if not known.character_rules:
+        return frozenset(" ")
+    spaces = NMT_NFKC_SPACES if hashlib.sha256(known.character_rules).hexdigest() == NMT_NFKC_SHA256 else rule_spaces(model)
+    return spaces if " " in spaces else None
+
+
+def rule_spaces(model: bytes) -> frozenset[str]:
+    """Those of ASCII_SPACES that the model's normalisation rules turn into one space whatever stands beside them."""
+    rules = sentencepiece.SentencePieceNormalizer(model_proto=model).decompile()
+    if any("  " in target or SPACE_SYMBOL in target for _, target in rules):
+        return frozenset()  # such spaces are dropped at the end of a text and kept inside it
+    spaces = {source for source, target in rules if target == " "} | ({" "} - {source for source, _ in rules})
+    in_longer_rules = {character for source, _ in rules if len(source) > 1 for character in source}
+    return frozenset(spaces - in_longer_rules) & ASCII_SPACES
+
+
+class _Piece(NamedTuple):
+    text: str
+    type: int
+
+
+@dataclass(frozen=True)
+class _Model:
+    pieces: list[_Piece]
+    model_type: int
+    character_rules: bytes
+
+
+def _read_model(model: bytes) -> _Model:
+    """From ModelProto (sentencepiece_model.proto): 1 pieces (1 text, 3 type), 2 trainer_spec (3 model_type),
+    3 normalizer_spec (2 precompiled_charsmap)."""
+    pieces, model_type, character_rules = [], 1, b""
+    for number, value in _fields(model):
+        if not isinstance(value, bytes):
+            continue
+        if number == 1:
+            piece = dict(_fields(value))
+            text, kind = piece.get(1, b""), piece.get(3, _NORMAL)
+            assert isinstance(text, bytes)
+            assert isinstance(kind, int)
+            pieces.append(_Piece(text.decode(), kind))
+        elif number == 2:
+            model_type = next((v for n, v in _fields(value) if n == 3 and isinstance(v, int)), model_type)
+        elif number == 3:
+            character_rules = next((v for n, v in _fields(value) if n == 2 and isinstance(v, bytes)), character_rules)
+    return _Model(pieces, model_type, character_rules)
+
+
+def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
+    """(number, value) of each field of a protocol buffer message; fixed-width values come as bytes."""
+    found: list[tuple[int, int | bytes]] = []
+    position = 0
+
+    def varint() -> int:
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = message[position]
+            value |= (byte & 0x7F) << shift
+            position, shift = position + 1, shift + 7
+            if byte < 0x80:
+                return value
+
+    while position < len(message):
+        number, wire_type = divmod(varint(), 8)
+        if wire_type == 0:
+            found.append((number, varint()))
+            continue
+        length = {1: 8, 5: 4}[wire_type] if wire_type in (1, 5) else varint()
+        found.append((number, message[position : position + length]))
+        position += length
+    return found

@@ -1,0 +1,134 @@
+"""A table from words to token ids that looks many words up at once, by array operations, and learns those it lacks.
+
+W words in a call, V rows in the table. A word is a slice of a byte array. Words of up to 15 bytes are keyed by two 64-bit
+numbers, their bytes and their length, in an open-addressing hash table; longer ones, which are rare, by a dict.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+# Bytes that must follow the last word of the data given to `find`.
+PADDING = 16
+
+_LONG = 16  # a word of so many bytes or more is not in the hash table
+_LENGTHS = range(_LONG + 1)
+_LOW_MASK = np.array([2 ** (8 * min(length, 8)) - 1 for length in _LENGTHS], np.uint64)
+_HIGH_MASK = np.array([2 ** (8 * max(length - 8, 0)) - 1 for length in range(_LONG)] + [0], np.uint64)
+_LENGTH_TAG = np.array([length << 56 for length in _LENGTHS], np.uint64)
+_NO_WORD = 2**64 - 1
+# Odd constants of the golden ratio and of xxHash.
+_LOW_FACTOR, _HIGH_FACTOR = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
+_START_ROWS, _START_IDS, _START_BITS = 1024, 4096, 16
+_MAX_ROWS = 400_000
+_MAX_IDS = 8_000_000
+
+
+class WordTable:
+    """Rows of token ids, found by word; `encode` gives the ids of words that are not known yet.
+
+    Row 0 stands for no word. About 100 bytes a word; the owner starts a new table once this one `is_full`.
+    """
+
+    def __init__(self, encode: Callable[[list[bytes]], list[list[int]]]) -> None:
+        self._encode = encode
+        self._num_rows, self._num_ids = 1, 0
+        self._low, self._high = np.zeros(_START_ROWS, np.uint64), np.full(_START_ROWS, _NO_WORD, np.uint64)
+        self._first_id, self._num_ids_of = np.zeros(_START_ROWS, np.int64), np.zeros(_START_ROWS, np.int64)
+        self._ids = np.zeros(_START_IDS, np.uint16)
+        self._slot_bits = _START_BITS
+        self._row_in_slot = np.zeros(2**_START_BITS, np.int32)
+        self._long_words: dict[bytes, int] = {}
+
+    def is_full(self) -> bool:
+        return self._num_rows > _MAX_ROWS or self._num_ids > _MAX_IDS
+
+    def find(self, data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Rows (W,) of the words data[starts[i]:ends[i]]; data is uint8 with PADDING bytes behind the last word."""
+        lengths = np.minimum(ends - starts, _LONG)
+        windows = sliding_window_view(data, 16)[starts].view("<u8")  # (W, 2)
+        low = windows[:, 0] & _LOW_MASK[lengths]
+        high = windows[:, 1] & _HIGH_MASK[lengths] | _LENGTH_TAG[lengths]
+        slots = self._slots(low, high)
+        rows = self._row_in_slot[slots]
+        # Positions whose slot holds another word look on in the next one; an empty slot ends the search.
+        searching = np.flatnonzero((self._low[rows] != low) | (self._high[rows] != high))
+        unknown: list[np.ndarray] = []
+        while searching.size:
+            in_use = rows[searching] != 0
+            unknown.append(searching[~in_use])
+            searching = searching[in_use]
+            slots[searching] = (slots[searching] + 1) & (2**self._slot_bits - 1)
+            rows[searching] = found = self._row_in_slot[slots[searching]]
+            searching = searching[(self._low[found] != low[searching]) | (self._high[found] != high[searching])]
+        if unknown and (at := np.concatenate(unknown)).size:
+            words = [data[start:end].tobytes() for start, end in zip(starts[at].tolist(), ends[at].tolist(), strict=True)]
+            rows[at] = self._learn(words, low[at], high[at])
+        return rows
+
+    def add(self, ids: list[list[int]]) -> np.ndarray:
+        """New rows (len(ids),) that no word leads to."""
+        counts = np.array([len(item) for item in ids], np.int64)
+        rows = np.arange(self._num_rows, self._num_rows + len(ids))
+        flat = np.array([token for item in ids for token in item], np.uint16)
+        while len(self._low) < self._num_rows + len(ids):
+            self._low, self._first_id, self._num_ids_of = _doubled(self._low), _doubled(self._first_id), _doubled(self._num_ids_of)
+            self._high = _doubled(self._high, _NO_WORD)
+        while len(self._ids) < self._num_ids + len(flat):
+            self._ids = _doubled(self._ids)
+        self._ids[self._num_ids : self._num_ids + len(flat)] = flat
+        self._num_ids_of[rows] = counts
+        self._first_id[rows] = self._num_ids + np.cumsum(counts) - counts
+        self._num_rows += len(ids)
+        self._num_ids += len(flat)
+        return rows
+
+    def has_ids(self, row: int) -> bool:
+        return bool(self._num_ids_of[row])
+
+    def ids(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of the rows (W,) one after the other, uint16, and the bounds (W + 1,) between the rows' ids."""
+        counts = self._num_ids_of[rows]
+        bounds = np.concatenate([[0], np.cumsum(counts)])
+        places = np.arange(bounds[-1]) + np.repeat(self._first_id[rows] - bounds[:-1], counts)
+        return self._ids[places], bounds
+
+    def _learn(self, words: list[bytes], low: np.ndarray, high: np.ndarray) -> list[int]:
+        """Rows of words that the hash table lacks: long ones, and new ones, each perhaps several times."""
+        first_at: dict[bytes, int] = {}
+        for position, word in enumerate(words):
+            first_at.setdefault(word, position)
+        row_of = {word: self._long_words[word] for word in first_at if word in self._long_words}
+        if new := [word for word in first_at if word not in row_of]:
+            rows = self.add(self._encode(new))
+            row_of.update(zip(new, rows.tolist(), strict=True))
+            self._long_words.update((word, row_of[word]) for word in new if len(word) >= _LONG)
+            short = np.array([len(word) < _LONG for word in new])
+            at = np.array([first_at[word] for word in new])[short]
+            self._low[rows[short]], self._high[rows[short]] = low[at], high[at]
+            self._place(rows[short])
+        return [row_of[word] for word in words]
+
+    def _place(self, rows: np.ndarray) -> None:
+        """Enter rows whose keys are set into the hash table, which stays at most a quarter full."""
+        if 4 * self._num_rows > 2**self._slot_bits:
+            while 4 * self._num_rows > 2**self._slot_bits:
+                self._slot_bits += 1
+            self._row_in_slot = np.zeros(2**self._slot_bits, np.int32)
+            rows = np.flatnonzero(self._high[: self._num_rows] != _NO_WORD)
+        slots = self._slots(self._low[rows], self._high[rows])
+        while rows.size:
+            free = self._row_in_slot[slots] == 0
+            self._row_in_slot[slots[free]] = rows[free]
+            # Of several rows that wanted one slot, the last has it.
+            left = self._row_in_slot[slots] != rows
+            rows, slots = rows[left], (slots[left] + 1) & (2**self._slot_bits - 1)
+
+    def _slots(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """First slots (W,) of keys; the multiplications wrap."""
+        return (((low * _LOW_FACTOR) ^ (high * _HIGH_FACTOR)) >> np.uint64(64 - self._slot_bits)).view(np.int64)
+
+
+def _doubled(array: np.ndarray, fill: int = 0) -> np.ndarray:
+    return np.concatenate([array, np.full(len(array), fill, array.dtype)])

@@ -1,0 +1,67 @@
+"""Finding a run by what a person types."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.runs import find_report, list_reports, load_report, save_report
+from schemas.errors import SpecError
+
+
+@pytest.fixture
+def store(tmp_path: Path, smoke_run: Any) -> Path:
+    """Three runs: two of one name, the newest of another."""
+    for run_id, name, created_at in (
+        ("aaaa-1", "demo-seed1-11111111", "2026-01-01T00:00:00+00:00"),
+        ("aaaa-2", "demo-seed1-11111111", "2026-01-02T00:00:00+00:00"),
+        ("bbbb-3", "demo-seed2-22222222", "2026-01-03T00:00:00+00:00"),
+    ):
+        save_report(tmp_path, smoke_run.report.derive(run_id=run_id, name=name, created_at=created_at))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("wanted", "run_id"),
+    [
+        ("last", "bbbb-3"),
+        ("aaaa-1", "aaaa-1"),
+        ("bbbb", "bbbb-3"),
+        ("demo-seed1-11111111", "aaaa-2"),
+        ("demo-seed1", "aaaa-2"),
+        ("demo-seed2", "bbbb-3"),
+    ],
+)
+def test_id_name_beginning_or_last(wanted: str, run_id: str, store: Path) -> None:
+    assert find_report(store, wanted).run_id == run_id
+
+
+def test_a_beginning_of_several_names_lists_them(store: Path) -> None:
+    with pytest.raises(SpecError, match=r"demo-seed1-11111111, demo-seed2-22222222"):
+        find_report(store, "demo")
+
+
+def test_an_unknown_run_is_answered_with_the_nearest(store: Path) -> None:
+    with pytest.raises(SpecError, match="demo-seed2-22222222"):
+        find_report(store, "demo-seed2-22222223")
+
+
+def test_what_was_saved_is_read_back_equal(store: Path, smoke_run: Any) -> None:
+    path = save_report(store, smoke_run.report)
+    assert load_report(store, smoke_run.report.run_id) == smoke_run.report
+    assert [item.name for item in path.parent.iterdir()] == ["report.json"]
+
+
+def test_a_damaged_report_is_named_and_does_not_hide_the_others(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = store / "runs" / "aaaa-1" / "report.json"
+    path.write_text(path.read_text()[:-20])
+    assert [report.run_id for report in list_reports(store)] == ["aaaa-2", "bbbb-3"]
+    assert "aaaa-1" in caplog.text
+    with pytest.raises(SpecError, match="damaged"):
+        load_report(store, "aaaa-1")
+
+
+def test_a_run_without_report_is_no_run(store: Path) -> None:
+    (store / "runs" / "cccc").mkdir()
+    assert load_report(store, "cccc") is None
+    assert len(list_reports(store)) == 3

@@ -1,0 +1,293 @@
+"""The report: complete, self-contained, escaped, the same bytes for the same results."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from schemas.check_size import SizePart, SizeReport
+from schemas.errors import StageError
+from schemas.evaluate import Evaluation, Score
+from schemas.files import FileRef, Provenance
+from schemas.merge import MergedModel
+from schemas.package import Package
+from schemas.publish import PublishedReport, PublishSpec, ReportedSetting
+from schemas.quantize import ClipShare, PackedModel, TensorReport
+from schemas.settings import ModelSettings
+from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
+from schemas.train import Checkpoints, ParameterChange, ParameterGroup, Snapshot, TrainTimings
+from stages.publish import publish, read_metrics
+from stages.report import content, plots
+from stages.source import reachable_modules, templates
+from stages.workspace import Workspace
+
+STEPS = 60
+HOSTILE = '<script>alert("x")</script>'
+
+
+def _metrics(steps: int = STEPS) -> dict[str, list[Any]]:
+    scale = [min(1.0, 2 * (1 - step / steps)) for step in range(1, steps + 1)]
+    return {
+        "step": list(range(1, steps + 1)),
+        "loss": [6 * np.exp(-step / 20) + 3 for step in range(steps)],
+        "lr_scale": scale,
+        "muon_momentum": [0.95] * steps,
+        "tokens": [1024 * step for step in range(1, steps + 1)],
+        "seconds": [0.1 * step for step in range(1, steps + 1)],
+        "grad_norm": [0.5] * steps,
+        "qat_on": [value < 0.1 for value in scale],
+        "snapshot": [value < 0.2 and step % 2 == 0 for step, value in enumerate(scale)],
+    }
+
+
+def _ref(name: str) -> FileRef:
+    return FileRef(path=f"stages/x/{name}", num_bytes=1, sha256="0" * 64)
+
+
+def _score(bpb: float) -> Score:
+    nats = bpb * np.log(2) * 1000
+    counts = {"num_targets": 400, "num_bytes": 1000, "num_bos_targets": 3}
+    return Score(bpb=bpb, loss=2.5, nll_nats_sum=nats, bos_nats_sum=np.log(2) * 20, seconds=0.1, **counts)
+
+
+def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[str, Any]:
+    split = SplitCounts(
+        num_documents=9, num_tokens=400, num_bos=9, utf8_bytes=1010, normalized_utf8_bytes=1000, zstd_bytes=300, xz_bytes=310
+    )
+    tensors = (
+        TensorReport(
+            name="blocks.0.attn.q.weight",
+            shape=(8, 16),
+            format="int6",
+            num_elements=128,
+            clips=(ClipShare(clip_ratio=0.9, num_rows=2), ClipShare(clip_ratio=1.0, num_rows=6)),
+            rms_error=0.01,
+            rms_error_round_to_nearest=0.0125,
+            relative_error=0.02,
+            entropy_bits=5.1,
+            stored_bytes=144,
+            compressed_bytes=100,
+        ),
+        TensorReport(
+            name="smear.gate",
+            shape=(16,),
+            format="fp32",
+            num_elements=16,
+            clips=(),
+            rms_error=0,
+            rms_error_round_to_nearest=0,
+            relative_error=0,
+            entropy_bits=4,
+            stored_bytes=64,
+            compressed_bytes=60,
+        ),
+    )
+    snapshot = Snapshot(step=58, lr_scale=0.07, qat_on=True, weights=_ref("58"))
+    return {
+        "tokenized": TokenizedCorpus(
+            tokenizer=_ref("t"), tokenizer_sha256="1" * 64, vocab_size=300, bos_id=1, train_shards=(), val_shards=(), train=split, val=split
+        ),
+        "trained": Checkpoints(
+            model=ModelSettings(),
+            last=snapshot,
+            snapshots=(snapshot,),
+            num_parameters=144,
+            steps=STEPS,
+            tokens_seen=61_440,
+            epochs=1.5,
+            stopped_by="max_steps",
+            final_train_loss=3.1,
+            qat_steps=3,
+            groups=(ParameterGroup(name="matrices", optimizer="muon", lr=0.02, weight_decay=0.04, parameters=("a",), num_parameters=128),),
+            changes=(
+                ParameterChange(name="blocks.0.attn.q.weight", shape=(8, 16), initial_rms=0.3, final_rms=0.4, change_rms=0.2),
+                ParameterChange(name=HOSTILE, shape=(16,), initial_rms=1, final_rms=1, change_rms=0),
+            ),
+            metrics=metrics,
+            timings=TrainTimings(
+                training_seconds=6,
+                warmup_seconds=0,
+                median_step_milliseconds=100,
+                tokens_per_second=10_240,
+                snapshot_seconds=0.01,
+                checkpoint_seconds=0.02,
+                resumed_from_steps=(),
+                peak_memory_bytes=10**9,
+            ),
+        ),
+        "merged": MergedModel(
+            model=ModelSettings(),
+            weights=_ref("m"),
+            method="swa",
+            steps=(58,),
+            lr_scales=(0.07,),
+            num_with_qat=1,
+            last=_score(1.9),
+            merged=_score(1.88),
+        ),
+        "packed": PackedModel(
+            blob=_ref("model.fwz"),
+            method="gptq_lite",
+            num_parameters=144,
+            stored_bytes=300,
+            header_bytes=90,
+            blob_bytes=200,
+            blob_bytes_round_to_nearest=210,
+            tensors=tensors,
+        ),
+        "package": Package(folder="stages/p", script=_ref("train_gpt.py"), blob=_ref("model.fwz"), modules=("a",), source_sha256="2" * 64),
+        "size": SizeReport(
+            limit_bytes=16_000_000 if fits else 1000,
+            total_bytes=1200,
+            code_bytes=1000,
+            model_bytes=200,
+            margin_bytes=16_000_000 - 1200 if fits else -200,
+            fits=fits,
+            files=(SizePart(name="train_gpt.py", num_bytes=1000), SizePart(name="model.fwz", num_bytes=200)),
+            tensor_groups=(SizePart(name="attention", num_bytes=150), SizePart(name="controls", num_bytes=50)),
+            largest=(SizePart(name="train_gpt.py", num_bytes=1000),),
+        ),
+        "evaluation": Evaluation(
+            non_overlapping=_score(1.885),
+            sliding=_score(1.84) if sliding else None,
+            text_utf8_bytes=1010,
+            text_normalized_bytes=1000,
+            byte_account="1,000 bytes by the token table = the normalised text",
+        ),
+    }
+
+
+@pytest.fixture
+def published(make_workspace: Callable[..., Workspace]) -> Callable[..., str]:
+    """Publishes synthetic results; gives the page."""
+
+    def make(spec: PublishSpec | None = None, name: str = "publish", steps: int = STEPS, **changes: Any) -> str:
+        work = make_workspace(name)
+        pq.write_table(pa.table(_metrics(steps)), work.out_dir / "metrics.parquet")
+        result = publish(spec or PublishSpec(), **_results(work.ref(work.out_dir / "metrics.parquet"), **changes), work=work)
+        assert isinstance(result, PublishedReport)
+        assert work.read(result.loss_curve).read_text().startswith("<svg")
+        return work.read(result.html).read_text()
+
+    return make
+
+
+class _Collector(HTMLParser):
+    """Every attribute that could make a browser ask for something, and every open tag without its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action", "data", "srcset")]
+
+
+def test_the_page_asks_for_nothing_outside_and_runs_nothing(published: Callable[..., str]) -> None:
+    page = published()
+    parser = _Collector()
+    parser.feed(page)
+    assert all(address.startswith("#") for address in parser.addresses)
+    assert not {"script", "link", "img", "iframe", "object", "embed"} & set(parser.tags)
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_text_from_results_and_settings_is_escaped(published: Callable[..., str]) -> None:
+    page = published(PublishSpec(title=HOSTILE, run_name=HOSTILE, settings=(ReportedSetting(name=HOSTILE, value=HOSTILE),)))
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 5
+
+
+def test_the_page_shows_every_score_and_what_each_step_did(published: Callable[..., str]) -> None:
+    page = published()
+    for figure in ("1.90000", "1.88000", "1.88500", "1.84000", "-0.02000", "+0.00500", "-0.04500"):
+        assert figure in page
+    assert "0.02000" in page  # the share of BOS: 20 bits over 1000 bytes
+    assert "2.3762" in page  # zstd: 8·300 bits over the 1,010 bytes of the text as it came
+
+
+def test_each_part_of_the_account_is_there(published: Callable[..., str]) -> None:
+    origin = Provenance(
+        stage="train",
+        key="k" * 64,
+        created_at="2026-01-01T00:00:00+00:00",
+        seconds=1.5,
+        host="somewhere",
+        fairway_version="0",
+        code_sha256="c" * 64,
+        libraries={"torch": "2.13.0"},
+        inputs={},
+    )
+    page = published(PublishSpec(settings=(ReportedSetting(name="train.seed", value="7"),), provenance=(origin,)))
+    for text in (
+        "blocks.0.attn.q.weight",
+        "1: 75%, 0.9: 25%",
+        "smear.gate",
+        "matrices",
+        "muon",
+        "train.seed",
+        "torch 2.13.0",
+        "somewhere",
+        "1 did not change",
+    ):
+        assert text in page, text
+    assert "36.00% less squared error and a blob 10 bytes smaller" in page
+
+
+def test_the_same_results_give_the_same_bytes(published: Callable[..., str]) -> None:
+    assert published(name="first") == published(name="second")
+
+
+def test_it_copes_with_no_sliding_score_one_step_and_a_size_over_the_limit(published: Callable[..., str]) -> None:
+    page = published(sliding=False, steps=1, fits=False)
+    assert "200 OVER the limit of 1,000" in page
+    assert "sliding windows" not in page
+
+
+def test_metrics_without_a_column_or_a_step_are_refused(make_workspace: Callable[..., Workspace]) -> None:
+    folder = make_workspace().out_dir
+    pq.write_table(pa.table({"step": [1]}), folder / "a.parquet")
+    with pytest.raises(StageError, match="no column loss"):
+        read_metrics(folder / "a.parquet")
+    pq.write_table(pa.table(_metrics()).slice(0, 0), folder / "b.parquet")
+    with pytest.raises(StageError, match="no step"):
+        read_metrics(folder / "b.parquet")
+
+
+def test_a_themed_plot_takes_its_colours_from_the_page_and_an_unthemed_one_brings_them(published: Callable[..., str]) -> None:
+    metrics = {name: np.array(values) for name, values in _metrics().items()}
+    themed, alone = plots.loss_curve(metrics, themed=True), plots.loss_curve(metrics, themed=False)
+    assert "currentColor" in themed
+    assert "var(--grid)" in themed
+    assert "currentColor" not in alone
+    assert "var(--" not in alone
+
+
+def test_the_running_mean_is_the_mean_of_the_window() -> None:
+    values = np.random.default_rng(0).normal(size=300)
+    smooth = plots.running_mean(values, share=0.1)
+    slow = [values[max(0, i - 15) : i + 16].mean() for i in range(300)]
+    np.testing.assert_allclose(smooth, slow, rtol=1e-12)
+
+
+def test_a_method_that_gains_nothing_is_said_to_gain_nothing() -> None:
+    packed: PackedModel = _results(_ref("m"))["packed"]
+    worse = packed.derive(
+        blob_bytes=packed.blob_bytes_round_to_nearest + 5,
+        tensors=tuple(tensor.derive(rms_error=tensor.rms_error_round_to_nearest) for tensor in packed.tensors),
+    )
+    assert content.quantization_gain(worse).endswith("gptq_lite gives no less squared error and a blob 5 bytes larger.")
+    assert "no search" in content.quantization_gain(packed.derive(method="round_to_nearest"))
+
+
+def test_the_pages_template_is_part_of_the_stages_code() -> None:
+    modules = reachable_modules(["stages.publish"])
+    assert [path.name for path in templates(modules.values())] == ["page.html"]
+    assert templates(reachable_modules(["stages.quantize"]).values()) == []
