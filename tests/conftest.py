@@ -1,5 +1,118 @@
-"""Before anything imports torch: threads wait at barriers instead of spinning, so that tests beside other work stay fast."""
+"""Shared fixtures: a tiny tokenized corpus and a workspace, made without the tokenize stage.
 
+Before anything imports torch, threads are told to wait at barriers instead of spinning: tests beside other work stay fast.
+"""
+
+import hashlib
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from presets import load_preset
+from schemas.evaluate import Score
+from schemas.files import SourceFile
+from schemas.merge import MergedModel
+from schemas.runtime import RunOptions
+from schemas.settings import ModelSettings, TrainSettings
+from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
+from stages.core.model import GPT
+from stages.core.shards import ShardWriter
+from stages.hashing import FileHashes
+from stages.workspace import Workspace
+
+TINY_MODEL = ModelSettings(
+    vocab_size=300,
+    num_layers=3,
+    model_dim=32,
+    num_heads=4,
+    num_kv_heads=2,
+    mlp_hidden=48,
+    rope_dims=4,
+    xsa_layers=1,
+    value_embedding_dim=8,
+    value_embedding_layers=(2,),
+)
+
+
+@pytest.fixture
+def make_workspace(tmp_path: Path) -> Callable[..., Workspace]:
+    """Makes the workspace of a stage, all in one store; what it writes can be read by the next one at once."""
+
+    def make(name: str = "stage") -> Workspace:
+        published_as = PurePosixPath("stages", name)
+        out_dir = tmp_path / "store" / published_as
+        out_dir.mkdir(parents=True)
+        return Workspace(tmp_path / "store", out_dir, published_as, RunOptions(), FileHashes(None))
+
+    return make
+
+
+@pytest.fixture
+def smoke_training() -> TrainSettings:
+    """The smoke preset's training, twelve steps long."""
+    settings = load_preset("smoke").train
+    return replace(settings, schedule=replace(settings.schedule, max_steps=12))
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenizedCorpus:
+    """Shards of 20,000 and 700 tokens, vocabulary 320, that a model can learn something from, and no real tokenizer."""
+    folder = tmp_path_factory.mktemp("tokens")
+    tokenizer = folder / "tokenizer.model"
+    tokenizer.write_bytes(b"not read by training")
+    generator = np.random.default_rng(0)
+    shards, counts = {}, {}
+    for split, num_tokens in (("train", 20_000), ("val", 700)):
+        tokens = (4 + 310 * generator.random(num_tokens) ** 4).astype(np.uint16)
+        tokens[::100] = 1
+        with ShardWriter(folder, split, 10_000) as writer:
+            writer.write(tokens)
+        shards[split] = tuple(_source_file(path) for path in writer.paths)
+        counts[split] = SplitCounts(
+            num_documents=num_tokens // 100, num_tokens=num_tokens, num_bos=num_tokens // 100, utf8_bytes=None, normalized_utf8_bytes=None
+        )
+    reference = _source_file(tokenizer)
+    return TokenizedCorpus(
+        tokenizer=reference,
+        tokenizer_sha256=reference.sha256,
+        vocab_size=320,
+        bos_id=1,
+        train_shards=shards["train"],
+        val_shards=shards["val"],
+        train=counts["train"],
+        val=counts["val"],
+    )
+
+
+@pytest.fixture
+def tiny_state() -> dict[str, torch.Tensor]:
+    """Weights of TINY_MODEL, as if trained a little: nothing is all zeros any more."""
+    generator = torch.Generator().manual_seed(0)
+    state = GPT(TINY_MODEL).state_dict()
+    return {name: torch.randn(tensor.shape, generator=generator) * 0.1 + (tensor.dim() < 2) for name, tensor in state.items()}
+
+
+@pytest.fixture
+def tiny_merged(make_workspace: Callable[..., Workspace], tiny_state: dict[str, torch.Tensor]) -> MergedModel:
+    """The record of a merge stage whose model is `tiny_state`."""
+    work = make_workspace("merge")
+    path = work.out_dir / "model.safetensors"
+    save_file(tiny_state, path)
+    score = Score(bpb=1.0, loss=1.0, nll_nats_sum=1.0, num_targets=1, num_bytes=1, num_bos_targets=0, bos_nats_sum=0.0, seconds=0.0)
+    return MergedModel(
+        model=TINY_MODEL, weights=work.ref(path), method="swa", steps=(1,), lr_scales=(0.1,), num_with_qat=0, last=score, merged=score
+    )
+
+
+def _source_file(path: Path) -> SourceFile:
+    content = path.read_bytes()
+    return SourceFile(path=str(path), num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())

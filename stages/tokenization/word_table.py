@@ -63,7 +63,8 @@ class WordTable:
             rows[searching] = found = self._row_in_slot[slots[searching]]
             searching = searching[(self._low[found] != low[searching]) | (self._high[found] != high[searching])]
         if unknown and (at := np.concatenate(unknown)).size:
-            words = [data[start:end].tobytes() for start, end in zip(starts[at].tolist(), ends[at].tolist(), strict=True)]
+            text = data.tobytes()
+            words = [text[start:end] for start, end in zip(starts[at].tolist(), ends[at].tolist(), strict=True)]
             rows[at] = self._learn(words, low[at], high[at])
         return rows
 

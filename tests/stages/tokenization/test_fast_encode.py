@@ -61,8 +61,8 @@ def models() -> dict[str, tuple[TextEncoder, sentencepiece.SentencePieceProcesso
     return {name: (TextEncoder(model), sentencepiece.SentencePieceProcessor(model_proto=model)) for name, model in trained.items()}
 
 
-def assert_same(encoder: TextEncoder, tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> None:
-    assert encoder.encode([text])[0].tolist() == tokenizer.encode(text)
+def assert_same(encoder: TextEncoder, tokenizer: sentencepiece.SentencePieceProcessor, texts: list[str]) -> None:
+    assert [ids.tolist() for ids in encoder.encode(texts)] == [tokenizer.encode(text) for text in texts]
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -76,27 +76,26 @@ def test_whole_texts_are_encoded_where_words_are_not_independent(models, name):
 
 
 @pytest.mark.parametrize("name", FAST | PLAIN)
-@given(text=TEXTS)
-@example("")
-@example(" \n\t ")
-@example("\u200b \u200b the states")
-@example("\v the\x85states\x1cunited \v")
-@example(" ▁ a▁▁b \u0301c \u00a0\u0308d e\0\u0301")
-def test_ids_are_sentencepieces_own(models, name, text):
-    assert_same(*models[name], text)
+@given(texts=st.lists(TEXTS, max_size=4))
+@example([])
+@example([" \n\t ", "", "a", " "])
+@example(["\u200b \u200b the states", "\v the\x85states\x1cunited \v"])
+@example([" ▁ a▁▁b \u0301c \u00a0\u0308d e\0\u0301", "the states"])
+def test_ids_are_sentencepieces_own(models, name, texts):
+    assert_same(*models[name], texts)
 
 
 @given(text=st.text(alphabet="abthe \n\v\u2003é", min_size=1, max_size=60))
 def test_a_long_text_is_cut_into_slices_without_a_trace(models, text):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast_encode, "_BATCH_CHARACTERS", 7)
-        assert_same(*models["ours"], text)
+        assert_same(*models["ours"], [text])
 
 
 def test_a_full_table_of_words_is_emptied_and_filled_again(models, monkeypatch):
     monkeypatch.setattr(word_table, "_MAX_ROWS", 3)
     for text in LINES[:3] * 3:
-        assert_same(*models["ours"], text)
+        assert_same(*models["ours"], [text])
 
 
 def test_the_known_rules_separate_words_where_the_model_says_so():
@@ -124,8 +123,7 @@ def test_the_whole_corpus_is_encoded_the_same(corpus_model):
 
 def compare_corpus(model: bytes, step: int) -> None:
     encoder, tokenizer = TextEncoder(model), sentencepiece.SentencePieceProcessor(model_proto=model)
-    for text in list(documents(SPEC.corpus, locate(SPEC)))[::step]:
-        assert_same(encoder, tokenizer, text)
+    assert_same(encoder, tokenizer, list(documents(SPEC.corpus, locate(SPEC)))[::step])
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])

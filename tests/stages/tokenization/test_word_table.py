@@ -18,8 +18,9 @@ def ids_of(word: bytes) -> list[int]:
 
 def look_up(table: WordTable, words: list[bytes]) -> list[list[int]]:
     data = np.frombuffer(b"".join(words) + b" " * PADDING, np.uint8)
-    ends = np.cumsum([len(word) for word in words], dtype=np.int64)
-    rows = table.find(data, ends - [len(word) for word in words], ends)
+    lengths = np.array([len(word) for word in words], np.int64)
+    ends = np.cumsum(lengths)
+    rows = table.find(data, ends - lengths, ends)
     ids, bounds = table.ids(rows)
     return [ids[first:end].tolist() for first, end in zip(bounds[:-1], bounds[1:], strict=True)]
 

@@ -1,0 +1,52 @@
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+
+import pytest
+
+from presets import PRESETS, load_preset
+from schemas.errors import SpecError
+from schemas.settings import ComputeSettings, DataSettings, format_for
+from schemas.tokenize_corpus import TokenizedCorpus
+from stages.core.training import Hooks, StepMetrics, Trainer
+
+
+@pytest.mark.parametrize("preset", ["record", "reference"])
+def test_the_big_presets_take_a_step_on_a_cpu(preset: str, tiny_tokens: TokenizedCorpus) -> None:
+    settings = load_preset(preset).train
+    settings = replace(
+        settings,
+        schedule=replace(settings.schedule, max_steps=1, max_seconds=None, compile_warmup_steps=0),
+        data=DataSettings(batch_tokens=64, sequence_length=32, micro_batch_sequences=2, order=settings.data.order),
+        compute=ComputeSettings(threads_per_process=2),
+    )
+    rows: list[StepMetrics] = []
+    trainer = Trainer(settings, [Path(ref.path) for ref in tiny_tokens.train_shards], Hooks(step=rows.append))
+    trainer.run()
+    assert 6.5 < rows[0].loss < 7.5  # ln 1024 = 6.93
+    moved = {name for name, tensor in trainer.weights().items() if not tensor.equal(trainer.initial[name])}
+    still = set(trainer.initial) - moved
+    if preset == "reference":
+        idle = {f"value_embedding.scales.{layer}" for layer in range(9)}
+        assert still >= idle | {"value_embedding.table.weight", "value_embedding.proj.weight"}
+    else:
+        assert "value_embedding.proj.weight" in moved
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_qat_rounds_to_the_grid_that_the_exporter_uses(preset: str) -> None:
+    spec = load_preset(preset)
+    assert spec.train.qat.rules == spec.quantize.rules
+    assert format_for("blocks.0.attn.q.weight", spec.quantize.rules) == "int8"
+
+
+@pytest.mark.parametrize("preset", ["smoke", "demo", "record"])
+def test_every_averaged_snapshot_of_the_mended_presets_is_taken_under_qat(preset: str) -> None:
+    spec = load_preset(preset)
+    assert spec.merge.averaging.start_lr_scale <= spec.train.qat.start_lr_scale
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
+    assert get_close_matches("recrod", PRESETS)
+    with pytest.raises(SpecError, match="preset = 'recrod': did you mean 'record'"):
+        load_preset("recrod")

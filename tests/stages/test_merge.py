@@ -1,0 +1,73 @@
+"""Merging: errors before any process starts. The whole stage runs in tests/flows and below on the smoke model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from presets import load_preset
+from schemas.errors import SpecError, StageError
+from schemas.files import FileRef
+from schemas.settings import AveragingSettings, ModelSettings
+from schemas.tokenize_corpus import TokenizedCorpus
+from schemas.train import Checkpoints, Snapshot, TrainTimings
+from stages.core.model import GPT
+from stages.merge import merge
+from stages.training_files import write_safetensors
+from stages.workspace import Workspace
+
+MODEL = load_preset("smoke").train.model
+
+
+def snapshot(work: Workspace, step: int, lr_scale: float, model: ModelSettings) -> Snapshot:
+    path = work.root / f"{step}.safetensors"
+    sha256 = write_safetensors(path, {name: param.detach() for name, param in GPT(model).named_parameters()})
+    ref = FileRef(path=path.name, num_bytes=path.stat().st_size, sha256=sha256)
+    return Snapshot(step=step, lr_scale=lr_scale, qat_on=False, weights=ref)
+
+
+def trained(work: Workspace, snapshots: list[Snapshot]) -> Checkpoints:
+    timings = TrainTimings(
+        training_seconds=1,
+        warmup_seconds=0,
+        median_step_milliseconds=1,
+        tokens_per_second=1,
+        snapshot_seconds=0,
+        checkpoint_seconds=0,
+        resumed_from_steps=(),
+        peak_memory_bytes=1,
+    )
+    return Checkpoints(
+        model=MODEL,
+        last=snapshot(work, 99, 0.01, MODEL),
+        snapshots=tuple(snapshots),
+        num_parameters=1,
+        steps=99,
+        tokens_seen=1,
+        epochs=1,
+        stopped_by="max_steps",
+        final_train_loss=1,
+        qat_steps=0,
+        groups=(),
+        changes=(),
+        metrics=FileRef(path="metrics.parquet", num_bytes=1, sha256="0" * 64),
+        timings=timings,
+    )
+
+
+def test_a_window_without_snapshots_is_refused_with_what_there_is(
+    make_workspace: Callable[..., Workspace], tiny_tokens: TokenizedCorpus
+) -> None:
+    work = make_workspace()
+    spec = load_preset("smoke").merge.derive(averaging=AveragingSettings(start_lr_scale=0.05))
+    with pytest.raises(SpecError, match=r"start_lr_scale = 0.05: no snapshot .* 1 snapshots at lr scales 0.100 to 0.100.*method=last"):
+        merge(spec, trained(work, [snapshot(work, 9, 0.1, MODEL)]), tiny_tokens, work)
+    with pytest.raises(SpecError, match="training left no snapshots"):
+        merge(spec, trained(work, []), tiny_tokens, work)
+
+
+def test_snapshots_of_different_models_are_not_averaged(make_workspace: Callable[..., Workspace], tiny_tokens: TokenizedCorpus) -> None:
+    work = make_workspace()
+    snapshots = [snapshot(work, 8, 0.1, MODEL), snapshot(work, 9, 0.05, replace(MODEL, mlp_hidden=72))]
+    with pytest.raises(StageError, match=r"cannot be averaged: tensor 'blocks.0.mlp.up.weight' of snapshot 1 has shape \(72, 32\)"):
+        merge(load_preset("smoke").merge, trained(work, snapshots), tiny_tokens, work)
