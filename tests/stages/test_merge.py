@@ -69,5 +69,5 @@ def test_a_window_without_snapshots_is_refused_with_what_there_is(
 def test_snapshots_of_different_models_are_not_averaged(make_workspace: Callable[..., Workspace], tiny_tokens: TokenizedCorpus) -> None:
     work = make_workspace()
     snapshots = [snapshot(work, 8, 0.1, MODEL), snapshot(work, 9, 0.05, replace(MODEL, mlp_hidden=72))]
-    with pytest.raises(StageError, match=r"cannot be averaged: tensor 'blocks.0.mlp.up.weight' of snapshot 1 has shape \(72, 32\)"):
+    with pytest.raises(StageError, match=r"cannot be averaged: tensor 'blocks.0.mlp.down.weight' of snapshot 1 has shape \(32, 72\)"):
         merge(load_preset("smoke").merge, trained(work, snapshots), tiny_tokens, work)
