@@ -1,6 +1,6 @@
 """Tokenization from a text file to shards on disk: the stage against SentencePiece's own `encode` of whole documents.
 
-    python -m benchmarks.tokenization [--runs 5] [--megabytes 60] [--threads 1 2] [--json results.jsonl]
+    python -m benchmarks.tokenization [--runs 5] [--megabytes 100] [--threads 1 2] [--json results.jsonl]
     python -m benchmarks.tokenization --gigabyte [--json results.jsonl]
 
 Both sides read one JSON-lines file and leave shards, with the same ids, which is checked in every run. The peer gives
@@ -133,7 +133,7 @@ def gigabyte(corpus: Path, folder: Path) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tokenization", description="The stage against SentencePiece's own encode.")
     parser.add_argument("--runs", type=int, default=5, help="alternating runs of each side (default: %(default)s)")
-    parser.add_argument("--megabytes", type=int, default=60, help="size of the text (default: %(default)s)")
+    parser.add_argument("--megabytes", type=int, default=100, help="size of the text (default: %(default)s)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="threads of each side (default: 1 2)")
     parser.add_argument("--gigabyte", action="store_true", help="run the stage on 1 GB of text and print its time and peak memory")
     parser.add_argument("--json", type=Path, help="append the figures to this file as JSON lines")
@@ -189,7 +189,7 @@ def _tokens(shards: list[Path]) -> np.ndarray:
 def _show_comparison(results: list[dict]) -> None:
     megabytes = results[0]["text_bytes"] / 1e6
     table = Table(title=f"{megabytes:.0f} MB of text to shards, median of {results[0]['runs']} alternating runs, identical ids")
-    for column in ("threads", "ours, s", "ours, MB/s", "SentencePiece, s", "SentencePiece, MB/s", "ratio", "goal"):
+    for column in ("threads", "ours, s", "ours, MB/s", "peer, s", "peer, MB/s", "ratio", "goal"):
         table.add_column(column, justify="right")
     for row in results:
         ours, peer = row["ours_seconds"], row["peer_seconds"]

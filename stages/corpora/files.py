@@ -8,16 +8,15 @@ import glob
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from schemas.errors import SpecError
 from schemas.files import SourceFile
-from schemas.tokenize_corpus import CorpusManifest, FilesCorpus
+from schemas.tokenize_corpus import CorpusManifest, FilesCorpus, TextFormat
 from stages.corpora.sources import OnRead, source_file, unchanged
 from stages.hashing import FileHashes
 
-FileFormat = Literal["txt", "jsonl", "parquet"]
-ENDINGS: dict[str, FileFormat] = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+ENDINGS: dict[str, TextFormat] = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _ROWS_AT_ONCE = 256
 _BOM = "\ufeff"
 
@@ -27,31 +26,27 @@ def locate(corpus: FilesCorpus, hashes: FileHashes) -> CorpusManifest:
     if not corpus.paths:
         raise SpecError('corpus.paths = (): give at least one file or glob, for example "data/**/*.jsonl"')
     found = sorted({path for pattern in corpus.paths for path in _matches(pattern)})
-    if corpus.format == "auto":
-        for path in found:
-            format_by_ending(path)
+    formats = tuple(format_by_ending(path) if corpus.format == "auto" else corpus.format for path in found)
     return CorpusManifest(
         source=f"{len(found)} file{'s' * (len(found) != 1)}: {', '.join(corpus.paths)}",
         files=tuple(source_file(path, hashes, "corpus.paths") for path in found),
+        formats=formats,
     )
 
 
-def documents(
-    file: SourceFile, file_format: Literal["auto", "txt", "jsonl", "parquet"], column: str, hashes: FileHashes, on_read: OnRead
-) -> Iterator[str]:
+def documents(file: SourceFile, file_format: TextFormat, column: str, hashes: FileHashes, on_read: OnRead) -> Iterator[str]:
     """The texts of one file, streamed. Raises SpecError for content that cannot be used, StageError for a changed file."""
-    known = format_by_ending(file.path) if file_format == "auto" else file_format
     with unchanged(file, hashes) as path:
-        if known == "txt":
+        if file_format == "txt":
             yield _text(path.read_bytes(), path)
             on_read(file.num_bytes)
-        elif known == "jsonl":
+        elif file_format == "jsonl":
             yield from _json_lines(path, column, on_read)
         else:
             yield from _parquet(path, file.num_bytes, column, on_read)
 
 
-def format_by_ending(path: str) -> FileFormat:
+def format_by_ending(path: str) -> TextFormat:
     """Format of a file by its ending. Raises SpecError for an ending that is not known."""
     try:
         return ENDINGS[Path(path).suffix.lower()]

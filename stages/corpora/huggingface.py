@@ -11,7 +11,7 @@ from typing import Any
 from schemas.errors import SpecError, StageError
 from schemas.files import SourceFile
 from schemas.tokenize_corpus import CorpusManifest, HuggingFaceCorpus
-from stages.corpora.files import ENDINGS
+from stages.corpora.files import ENDINGS, format_by_ending
 from stages.corpora.sources import source_file
 from stages.hashing import FileHashes
 
@@ -40,6 +40,7 @@ def locate(corpus: HuggingFaceCorpus, hashes: FileHashes) -> CorpusManifest:
     return CorpusManifest(
         source=f"{corpus.dataset} at {info.sha}, split {corpus.split}: {len(names)} files",
         files=tuple(_pinned(corpus, info.sha, siblings[name], hashes) for name in names),
+        formats=tuple(format_by_ending(name) for name in names),
         revision=info.sha,
     )
 

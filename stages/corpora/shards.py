@@ -43,6 +43,7 @@ def locate(corpus: ShardsCorpus, model_path: str | None, hashes: FileHashes) -> 
     return CorpusManifest(
         source=f"{len(splits['train'])} training and {len(splits['val'])} validation shards in {corpus.folder}",
         files=tuple(source_file(path, hashes, "corpus.folder") for path in splits["train"] + splits["val"]),
+        formats=(),
         tokenizer_model=source_file(corpus.tokenizer_model, hashes, "corpus.tokenizer_model"),
     )
 

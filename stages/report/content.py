@@ -96,13 +96,12 @@ def budget_rows(size: SizeReport) -> list[list[str]]:
 
 
 def tensor_rows(packed: PackedModel) -> list[list[str]]:
-    """name, shape, format, clips, relative error, error over plain rounding's, entropy, stored and compressed bytes, bits a weight."""
+    """name, shape, format, relative error, error over plain rounding's, entropy, stored and compressed bytes, bits a weight."""
     return [
         [
             tensor.name,
             _shape(tensor.shape),
             tensor.format,
-            clip_text(tensor),
             f"{tensor.relative_error:.3%}",
             f"{tensor.rms_error / tensor.rms_error_round_to_nearest:.3f}" if tensor.rms_error_round_to_nearest else "–",
             f"{tensor.entropy_bits:.2f}",
@@ -112,6 +111,17 @@ def tensor_rows(packed: PackedModel) -> list[list[str]]:
         ]
         for tensor in packed.tensors
     ]
+
+
+def clip_bars(packed: PackedModel) -> list[list[tuple[float, float]]]:
+    """For each tensor, (share of its rows, depth) by clip ratio from 1 down; depth is 0 without clipping, 1 at the run's lowest ratio."""
+    lowest = min((clip.clip_ratio for tensor in packed.tensors for clip in tensor.clips), default=1.0)
+    bars = []
+    for tensor in packed.tensors:
+        rows = sum(clip.num_rows for clip in tensor.clips)
+        ordered = sorted(tensor.clips, key=lambda clip: -clip.clip_ratio)
+        bars.append([(clip.num_rows / rows, (1 - clip.clip_ratio) / max(1 - lowest, 1e-9)) for clip in ordered])
+    return bars
 
 
 def clip_text(tensor: TensorReport) -> str:

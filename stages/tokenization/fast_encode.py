@@ -15,11 +15,12 @@ import numpy as np
 import sentencepiece
 
 from stages.core.bits_per_byte import SPACE_SYMBOL
-from stages.tokenization.separators import word_separators
+from stages.tokenization.separators import word_rules
 from stages.tokenization.word_table import PADDING, WordTable
 
 # A word is encoded behind this one, because SentencePiece drops the space at the start of what it is given.
 _ANCHOR = "x"
+_PRINTABLE_ASCII = bytes(range(0x21, 0x7F))
 _BATCH_CHARACTERS = 1_000_000
 _WAITING_BATCHES = 2  # for each thread
 _MAX_THREADS = 4  # what Python itself does for a text is not shared
@@ -33,10 +34,14 @@ class TextEncoder:
 
     def __init__(self, model: bytes) -> None:
         self._tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
-        separators = word_separators(model)
-        self.by_words = separators is not None
+        rules = word_rules(model)
+        self.by_words = rules is not None
         self._is_space = np.zeros(256, np.bool_)
-        self._is_space[[ord(character) for character in separators or ()]] = True
+        self._is_space[[ord(character) for character in (rules.separators if rules else ())]] = True
+        pieces = [self._tokenizer.id_to_piece(token) for token in range(self._tokenizer.vocab_size())]
+        self._begins_word = np.array([piece.startswith(SPACE_SYMBOL) for piece in pieces])
+        # Words that are sure to have exactly one piece that begins with ▁.
+        self._has_plain_words = rules is not None and rules.keeps_printable_ascii and SPACE_SYMBOL in pieces
         # Where ▁ itself is not turned into a space, it is dropped at the end of a text and kept inside it.
         self._keeps_symbol = SPACE_SYMBOL * 2 in self._tokenizer.normalize(f"{_ANCHOR}{SPACE_SYMBOL}{SPACE_SYMBOL}{_ANCHOR}")
         self._num_anchor_ids = len(self._tokenizer.encode(_ANCHOR))
@@ -50,14 +55,27 @@ class TextEncoder:
             results[index] = ids
         return results
 
+    def normalized_size(self, text: str) -> int:
+        """UTF-8 bytes of the text after the tokenizer's normalisation, without a space at its very start.
+
+        That is what its ids stand for behind a BOS. Counted in the text and not by ids; ▁ is a space, one byte.
+        """
+        parts = [part.decode() for part in slices(text.encode())] if len(text) > _BATCH_CHARACTERS and self._can_cut(text) else [text]
+        normalized = (self._tokenizer.normalize(part).removeprefix(SPACE_SYMBOL) for part in parts)
+        sizes = [len(part.encode()) - (len(SPACE_SYMBOL.encode()) - 1) * part.count(SPACE_SYMBOL) for part in normalized if part]
+        return sum(sizes) + max(len(sizes) - 1, 0)  # one space between parts
+
+    def _can_cut(self, text: str) -> bool:
+        return self.by_words and not (self._keeps_symbol and SPACE_SYMBOL in text)
+
     def _stands_apart(self, text: str) -> bool:
-        return not self.by_words or len(text) > _BATCH_CHARACTERS or (self._keeps_symbol and SPACE_SYMBOL in text)
+        return not self._can_cut(text) or len(text) > _BATCH_CHARACTERS
 
     def _encode_apart(self, text: str) -> np.ndarray:
-        if not self.by_words or (self._keeps_symbol and SPACE_SYMBOL in text):
+        if not self._can_cut(text):
             return np.array(self._tokenizer.encode(text), np.uint16)
         found: list[np.ndarray] = []
-        for part in _slices(text.encode()):
+        for part in slices(text.encode()):
             found += [ids for ids in self._encode_parts([part], at_start=not found) if ids.size]
         return np.concatenate(found) if found else np.empty(0, np.uint16)
 
@@ -85,7 +103,8 @@ class TextEncoder:
             text = data[starts[word] : ends[word]].tobytes()
             row = self._first_words.get(text)
             if row is None:
-                row = self._first_words[text] = int(self._table.add([self._tokenizer.encode(text.decode())])[0])
+                ids = np.array(self._tokenizer.encode(text.decode()), np.uint16)
+                row = self._first_words[text] = int(self._table.add(ids, np.array([ids.size]))[0])
             rows[word] = row
             if self._table.has_ids(row):
                 return
@@ -94,10 +113,26 @@ class TextEncoder:
         self._table = WordTable(self._encode_words)
         self._first_words: dict[bytes, int] = {}
 
-    def _encode_words(self, words: list[bytes]) -> list[list[int]]:
-        """Ids of words that a space stands before."""
-        encoded = self._tokenizer.encode([f"{_ANCHOR} {word.decode()}" for word in words], num_threads=1)
-        return [ids[self._num_anchor_ids :] for ids in encoded]
+    def _encode_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of words that a space stands before, one word after the other, and how many each has."""
+        is_plain = np.array([self._has_plain_words and not word.translate(None, _PRINTABLE_ASCII) for word in words])
+        plain = self._encode_plain_words([word for word, plain in zip(words, is_plain, strict=True) if plain])
+        others = [f"{_ANCHOR} {word.decode()}" for word, plain in zip(words, is_plain, strict=True) if not plain]
+        encoded = [ids[self._num_anchor_ids :] for ids in self._tokenizer.encode(others, num_threads=1)]
+        counts = np.empty(len(words), np.int64)
+        counts[is_plain], counts[~is_plain] = plain[1], [len(ids) for ids in encoded]
+        belongs_to_plain = np.repeat(is_plain, counts)
+        ids = np.empty(len(belongs_to_plain), np.uint16)
+        ids[belongs_to_plain], ids[~belongs_to_plain] = plain[0], [token for item in encoded for token in item]
+        return ids, counts
+
+    def _encode_plain_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """The same for words of printable ASCII: encoded as one text and told apart by the pieces that begin with ▁."""
+        text = b" ".join([_ANCHOR.encode(), *words]).decode()
+        ids = self._tokenizer.encode(text, return_type="numpy")[self._num_anchor_ids :]
+        starts = np.flatnonzero(self._begins_word[ids])
+        assert len(starts) == len(words)
+        return ids, np.diff(starts, append=len(ids))
 
 
 def encode_stream(texts: Iterable[str], model: bytes, num_threads: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -156,8 +191,8 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _slices(text: bytes) -> Iterator[bytes]:
-    """A long text in parts of about a million bytes, cut at spaces, so that it is not all words at once."""
+def slices(text: bytes) -> Iterator[bytes]:
+    """A long text in parts of about a million bytes, cut at spaces, which are left out, so that it is not all words at once."""
     start = 0
     while len(text) - start > _BATCH_CHARACTERS:
         end = text.rfind(b" ", start, start + _BATCH_CHARACTERS)

@@ -23,8 +23,17 @@ _BPE = 2
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 
 
-def word_separators(model: bytes) -> frozenset[str] | None:
-    """Those of ASCII_SPACES at which a text may be cut before it is encoded, always with " " among them.
+@dataclass(frozen=True)
+class WordRules:
+    """Those of ASCII_SPACES at which a text may be cut before it is encoded, always with " " among them, and whether the
+    normalisation leaves ASCII's printable characters alone."""
+
+    separators: frozenset[str]
+    keeps_printable_ascii: bool
+
+
+def word_rules(model: bytes) -> WordRules | None:
+    """How to cut texts into words for a model.
 
     None when words must not be encoded apart: the model is no BPE with byte fallback, its pieces span words, it keeps runs of
     spaces, or it has symbols of the user, which may hold anything. Raises RuntimeError when `model` is no model.
@@ -39,9 +48,11 @@ def word_separators(model: bytes) -> frozenset[str] | None:
     if tokenizer.normalize("  x  x ").removeprefix(SPACE_SYMBOL) != f"x{SPACE_SYMBOL}x":
         return None
     if not known.character_rules:
-        return frozenset(" ")
-    spaces = NMT_NFKC_SPACES if hashlib.sha256(known.character_rules).hexdigest() == NMT_NFKC_SHA256 else rule_spaces(model)
-    return spaces if " " in spaces else None
+        return WordRules(frozenset(" "), keeps_printable_ascii=True)
+    if hashlib.sha256(known.character_rules).hexdigest() == NMT_NFKC_SHA256:
+        return WordRules(NMT_NFKC_SPACES, keeps_printable_ascii=True)
+    spaces = rule_spaces(model)
+    return WordRules(spaces, keeps_printable_ascii=False) if " " in spaces else None
 
 
 def rule_spaces(model: bytes) -> frozenset[str]:

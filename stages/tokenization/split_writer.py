@@ -16,6 +16,7 @@ from stages.tokenization.tokenizer import BOS_ID
 
 _BOS = np.array([BOS_ID], np.uint16).tobytes()
 _BUFFER_BYTES = 2_000_000
+_COUNTED_TOKENS = 1_000_000
 _READ_BYTES = 1_000_000
 
 
@@ -71,13 +72,14 @@ class SplitWriter:
         )
 
     def _flush(self) -> None:
-        # The buffer begins with a BOS, and what stands before that does not matter for it.
-        tokens = np.frombuffer(bytes(self._buffer), np.uint16)
-        self._buffer.clear()
-        if tokens.size:
-            self._shards.write(tokens)
-            self._num_bos += int(np.count_nonzero(tokens == BOS_ID))
-            self._token_bytes += int(count_bytes(self._table, tokens[:-1], tokens[1:]).sum())
+        tokens = np.frombuffer(self._buffer, np.uint16)
+        self._buffer = bytearray()
+        self._shards.write(tokens)
+        self._num_bos += int(np.count_nonzero(tokens == BOS_ID))
+        # The first token is a BOS: whatever stands before it, it counts nothing.
+        for start in range(0, tokens.size - 1, _COUNTED_TOKENS):
+            counted = tokens[start : start + _COUNTED_TOKENS + 1]
+            self._token_bytes += int(count_bytes(self._table, counted[:-1], counted[1:]).sum())
 
 
 def zstd_size(text: BinaryIO, num_bytes: int) -> int:

@@ -5,6 +5,7 @@ numbers, their bytes and their length, in an open-addressing hash table; longer 
 """
 
 from collections.abc import Callable
+from itertools import repeat
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -26,12 +27,12 @@ _MAX_IDS = 8_000_000
 
 
 class WordTable:
-    """Rows of token ids, found by word; `encode` gives the ids of words that are not known yet.
+    """Rows of token ids, found by word; `encode` gives the ids of N words not known yet, as one array, and their counts (N,).
 
     Row 0 stands for no word. About 100 bytes a word; the owner starts a new table once this one `is_full`.
     """
 
-    def __init__(self, encode: Callable[[list[bytes]], list[list[int]]]) -> None:
+    def __init__(self, encode: Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]]) -> None:
         self._encode = encode
         self._num_rows, self._num_ids = 1, 0
         self._low, self._high = np.zeros(_START_ROWS, np.uint64), np.full(_START_ROWS, _NO_WORD, np.uint64)
@@ -68,21 +69,20 @@ class WordTable:
             rows[at] = self._learn(words, low[at], high[at])
         return rows
 
-    def add(self, ids: list[list[int]]) -> np.ndarray:
-        """New rows (len(ids),) that no word leads to."""
-        counts = np.array([len(item) for item in ids], np.int64)
-        rows = np.arange(self._num_rows, self._num_rows + len(ids))
-        flat = np.array([token for item in ids for token in item], np.uint16)
-        while len(self._low) < self._num_rows + len(ids):
+    def add(self, ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """New rows (N,) that no word leads to; `ids` holds counts[i] ids of each, one after the other."""
+        num_new = len(counts)
+        rows = np.arange(self._num_rows, self._num_rows + num_new)
+        while len(self._low) < self._num_rows + num_new:
             self._low, self._first_id, self._num_ids_of = _doubled(self._low), _doubled(self._first_id), _doubled(self._num_ids_of)
             self._high = _doubled(self._high, _NO_WORD)
-        while len(self._ids) < self._num_ids + len(flat):
+        while len(self._ids) < self._num_ids + len(ids):
             self._ids = _doubled(self._ids)
-        self._ids[self._num_ids : self._num_ids + len(flat)] = flat
+        self._ids[self._num_ids : self._num_ids + len(ids)] = ids
         self._num_ids_of[rows] = counts
         self._first_id[rows] = self._num_ids + np.cumsum(counts) - counts
-        self._num_rows += len(ids)
-        self._num_ids += len(flat)
+        self._num_rows += num_new
+        self._num_ids += len(ids)
         return rows
 
     def has_ids(self, row: int) -> bool:
@@ -95,21 +95,25 @@ class WordTable:
         places = np.arange(bounds[-1]) + np.repeat(self._first_id[rows] - bounds[:-1], counts)
         return self._ids[places], bounds
 
-    def _learn(self, words: list[bytes], low: np.ndarray, high: np.ndarray) -> list[int]:
-        """Rows of words that the hash table lacks: long ones, and new ones, each perhaps several times."""
-        first_at: dict[bytes, int] = {}
-        for position, word in enumerate(words):
-            first_at.setdefault(word, position)
-        row_of = {word: self._long_words[word] for word in first_at if word in self._long_words}
-        if new := [word for word in first_at if word not in row_of]:
-            rows = self.add(self._encode(new))
-            row_of.update(zip(new, rows.tolist(), strict=True))
-            self._long_words.update((word, row_of[word]) for word in new if len(word) >= _LONG)
-            short = np.array([len(word) < _LONG for word in new])
-            at = np.array([first_at[word] for word in new])[short]
-            self._low[rows[short]], self._high[rows[short]] = low[at], high[at]
-            self._place(rows[short])
-        return [row_of[word] for word in words]
+    def _learn(self, words: list[bytes], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """Rows (W,) of words that the hash table lacks: long ones, and new ones, each perhaps several times."""
+        rows = np.fromiter(map(self._long_words.get, words, repeat(0)), np.int64, len(words))
+        at = np.flatnonzero(rows == 0)
+        if not at.size:
+            return rows
+        number_of: dict[bytes, int] = {}
+        numbers = [number_of.setdefault(words[position], len(number_of)) for position in at.tolist()]
+        new = list(number_of)
+        new_rows = self.add(*self._encode(new))
+        rows[at] = new_rows[numbers]
+        one_of_each = np.empty(len(new), np.int64)
+        one_of_each[numbers] = at
+        is_short = np.fromiter(map(len, new), np.int64, len(new)) < _LONG
+        short = new_rows[is_short]
+        self._low[short], self._high[short] = low[one_of_each[is_short]], high[one_of_each[is_short]]
+        self._place(short)
+        self._long_words.update((new[number], int(new_rows[number])) for number in np.flatnonzero(~is_short).tolist())
+        return rows
 
     def _place(self, rows: np.ndarray) -> None:
         """Enter rows whose keys are set into the hash table, which stays at most a quarter full."""

@@ -13,7 +13,8 @@ from flows.environment import prefect_api, settings_first
 
 # Before any test module imports Prefect, which reads its environment once.
 os.environ.pop("PREFECT_API_URL", None)
-os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="fairway-prefect-")
+_HOME = tempfile.TemporaryDirectory(prefix="fairway-prefect-", ignore_cleanup_errors=True)
+os.environ["PREFECT_HOME"] = _HOME.name
 settings_first(Path(os.environ["PREFECT_HOME"]))
 
 

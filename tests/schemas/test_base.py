@@ -1,7 +1,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from pydantic import ValidationError
@@ -98,7 +98,7 @@ def test_the_first_matching_rule_decides_a_format() -> None:
 
 def test_units_and_help_are_there_for_every_setting() -> None:
     def walk(cls: type) -> None:
-        for field in cls.__dataclass_fields__.values():
+        for field in fields(cls):
             assert field.metadata["help"], field.name
             if isinstance(value := getattr(cls(), field.name), ModelSettings | TrainSettings):
                 walk(type(value))

@@ -106,7 +106,9 @@ def test_attention_is_grouped_query_attention_written_out() -> None:
         for t in range(6):
             weights = torch.softmax(k[: t + 1, h // 2] @ q[t, h] / math.sqrt(8), dim=0)
             out[t, h] = weights @ v[: t + 1, h // 2]
-    torch.testing.assert_close(attention(x, (cos, sin), None)[0], F.linear(out.view(6, 32), attention.out.weight), rtol=1e-4, atol=1e-5)
+    scale = torch.linspace(0.5, 2.0, 32)
+    expected = scale * F.linear(out.view(6, 32), attention.out.weight)
+    torch.testing.assert_close(attention(x, (cos, sin), None, scale)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

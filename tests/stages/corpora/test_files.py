@@ -81,6 +81,14 @@ def test_the_same_content_elsewhere_has_the_same_identity(tmp_path):
     assert identity(tmp_path / "one") == identity(tmp_path / "two")
 
 
+def test_the_same_content_read_in_another_format_has_another_identity(tmp_path):
+    spec = TokenizeSpec(corpus=FilesCorpus(paths=(str(tmp_path / "*"),)))
+    path = write(tmp_path / "a.txt", '{"text": "one"}')
+    before = locate(spec).identity()
+    path.rename(tmp_path / "a.jsonl")
+    assert locate(spec).identity() != before
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

@@ -92,6 +92,18 @@ def test_a_long_text_is_cut_into_slices_without_a_trace(models, text):
         assert_same(*models["ours"], [text])
 
 
+@pytest.mark.parametrize("name", FAST | PLAIN)
+@given(text=TEXTS)
+@example("  a \u200b b ▁ c ")
+def test_the_size_of_the_normalised_text_does_not_depend_on_the_cuts(models, name, text):
+    encoder, tokenizer = models[name]
+    expected = len(tokenizer.normalize(text).removeprefix("▁").replace("▁", " ").encode())
+    assert encoder.normalized_size(text) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast_encode, "_BATCH_CHARACTERS", 5)
+        assert encoder.normalized_size(text) == expected
+
+
 def test_a_full_table_of_words_is_emptied_and_filled_again(models, monkeypatch):
     monkeypatch.setattr(word_table, "_MAX_ROWS", 3)
     for text in LINES[:3] * 3:
@@ -99,7 +111,10 @@ def test_a_full_table_of_words_is_emptied_and_filled_again(models, monkeypatch):
 
 
 def test_the_known_rules_separate_words_where_the_model_says_so():
-    assert rule_spaces(train({})) == NMT_NFKC_SPACES
+    model = train({})
+    assert rule_spaces(model) == NMT_NFKC_SPACES
+    rules = sentencepiece.SentencePieceNormalizer(model_proto=model).decompile()
+    assert not [source for source, _ in rules if source.isascii() and any("!" <= character <= "~" for character in source)]
 
 
 def test_text_that_writes_out_control_pieces_makes_none(models):

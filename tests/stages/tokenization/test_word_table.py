@@ -16,6 +16,11 @@ def ids_of(word: bytes) -> list[int]:
     return [] if len(word) == 8 else [len(word), *word]
 
 
+def encode(words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    ids = [ids_of(word) for word in words]
+    return np.array([token for item in ids for token in item], np.uint16), np.array([len(item) for item in ids], np.int64)
+
+
 def look_up(table: WordTable, words: list[bytes]) -> list[list[int]]:
     data = np.frombuffer(b"".join(words) + b" " * PADDING, np.uint8)
     lengths = np.array([len(word) for word in words], np.int64)
@@ -27,14 +32,19 @@ def look_up(table: WordTable, words: list[bytes]) -> list[list[int]]:
 
 @given(calls=st.lists(WORDS, max_size=5))
 def test_every_word_gets_its_own_ids_in_every_call(calls):
-    table = WordTable(lambda words: [ids_of(word) for word in words])
+    table = WordTable(encode)
     for words in calls:
         assert look_up(table, words) == [ids_of(word) for word in words]
 
 
 def test_a_word_is_encoded_once():
     asked: list[bytes] = []
-    table = WordTable(lambda words: [asked.append(word) or [1] for word in words])
+
+    def encode_and_note(words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        asked.extend(words)
+        return encode(words)
+
+    table = WordTable(encode_and_note)
     for _ in range(2):
         look_up(table, [b"one", b"two", b"one", b"a word of more than sixteen bytes", b"a word of more than sixteen bytes"])
     assert sorted(asked) == [b"a word of more than sixteen bytes", b"one", b"two"]
@@ -42,7 +52,7 @@ def test_a_word_is_encoded_once():
 
 def test_the_table_grows_with_its_words_and_says_when_it_is_full(monkeypatch):
     monkeypatch.setattr(word_table, "_MAX_ROWS", 30_000)
-    table = WordTable(lambda words: [ids_of(word) for word in words])
+    table = WordTable(encode)
     words = [f"{number}".encode() * (1 + number % 4) for number in range(40_000)]
     assert look_up(table, words[:20_000]) == [ids_of(word) for word in words[:20_000]]
     assert not table.is_full()
@@ -56,7 +66,7 @@ def test_words_that_all_want_one_slot_are_still_told_apart(monkeypatch, bits):
     monkeypatch.setattr(word_table, "_LOW_FACTOR", np.uint64(0))
     monkeypatch.setattr(word_table, "_HIGH_FACTOR", np.uint64(0))
     monkeypatch.setattr(word_table, "_START_BITS", bits)
-    table = WordTable(lambda words: [ids_of(word) for word in words])
+    table = WordTable(encode)
     words = [f"{number}".encode() for number in range(300)]
     for part in (words[:100], words[50:], words):
         assert look_up(table, part) == [ids_of(word) for word in part]
