@@ -46,7 +46,7 @@ def pipeline(preset: str = "demo", overrides: list[str] | None = None, options: 
     outcomes: list[Outcome] = []
     run = stage_runner(options, label, outcomes)
 
-    manifest = locate(spec.tokenize)
+    manifest = locate(spec.tokenize, store.hashes)
     tokenized = run("tokenize_corpus", spec.tokenize, manifest=manifest)
     trained = run("train", spec.train, tokenized=tokenized)
     merged = run("merge", spec.merge, trained=trained, tokenized=tokenized)

@@ -28,7 +28,7 @@ def main(stage_name: str, arguments: list[str] | None = None) -> NoReturn:
     try:
         store = Store(options.store)
         spec = _read(Path(options.spec), TypeAdapter(stage.spec_type), "--spec")
-        outcome = run_stage(store, stage_name, spec, _inputs(stage, spec, options.input), RunOptions(store=str(store.root)))
+        outcome = run_stage(store, stage_name, spec, _inputs(store, stage, spec, options.input), RunOptions(store=str(store.root)))
     except SpecError as error:
         sys.exit(_say(f"{stage_name}: {error}", 2))
     except FairwayError as error:
@@ -48,7 +48,7 @@ def _parser(stage: Stage) -> argparse.ArgumentParser:
     return parser
 
 
-def _inputs(stage: Stage, spec: Any, given: list[str]) -> dict[str, Schema]:
+def _inputs(store: Store, stage: Stage, spec: Any, given: list[str]) -> dict[str, Schema]:
     paths = {name: path for name, _, path in (item.partition("=") for item in given)}
     needed = {name: kind for name, kind in stage.inputs.items() if kind is not CorpusManifest}
     if set(paths) != set(needed):
@@ -59,7 +59,7 @@ def _inputs(stage: Stage, spec: Any, given: list[str]) -> dict[str, Schema]:
     if CorpusManifest in stage.inputs.values():
         from stages.corpora import locate  # only tokenization needs the corpora
 
-        inputs["manifest"] = locate(spec)
+        inputs["manifest"] = locate(spec, store.hashes)
     for name, kind in needed.items():
         record = _read(Path(paths[name]), TypeAdapter(StageRecord[Any, kind]), f"--input {name}")  # type: ignore[valid-type]
         inputs[name] = record.result

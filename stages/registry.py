@@ -22,7 +22,7 @@ class Stage:
     """`inputs` maps each parameter of the stage function to the type of the result it takes.
 
     `child_modules` run in processes of their own, so imports do not lead to them. A resumable stage finds the files of
-    an interrupted try in its output folder.
+    an interrupted try in its output folder. One that `ships_source` is keyed by its source to the letter.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Stage:
     inputs: dict[str, type[Schema]]
     child_modules: tuple[str, ...] = ()
     resumable: bool = False
+    ships_source: bool = False
 
     @property
     def module(self) -> str:
@@ -52,7 +53,7 @@ _ALL = (
     Stage("train", TrainSpec, Checkpoints, {"tokenized": TokenizedCorpus}, ("stages.train_rank",), resumable=True),
     Stage("merge", MergeSpec, MergedModel, {"trained": Checkpoints, "tokenized": TokenizedCorpus}, ("stages.score_rank",)),
     Stage("quantize", QuantizeSpec, PackedModel, {"merged": MergedModel}),
-    Stage("package", PackageSpec, Package, {"packed": PackedModel}, ("stages.core.submission",)),
+    Stage("package", PackageSpec, Package, {"packed": PackedModel}, ("stages.core.submission",), ships_source=True),
     Stage("check_size", CheckSizeSpec, SizeReport, {"package": Package, "packed": PackedModel}),
     Stage("evaluate", EvaluateSpec, Evaluation, {"package": Package, "tokenized": TokenizedCorpus}),
     Stage(

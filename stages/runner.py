@@ -39,7 +39,7 @@ def stage_key(stage: Stage, spec: Any, inputs: dict[str, Schema]) -> str:
     """sha256 (hex) of the stage's name, its code and libraries, its spec and the content of its inputs."""
     body = {
         "stage": stage.name,
-        "code": code_digest(stage.code_roots),
+        "code": code_digest(stage.code_roots, stage.ships_source),
         "libraries": library_versions(stage.code_roots),
         "spec": fingerprint(spec),
         "inputs": {name: fingerprint(value) for name, value in inputs.items()},
@@ -87,7 +87,7 @@ def _make(
         seconds=time.perf_counter() - started,
         host=platform.node(),
         fairway_version=version("fairway"),
-        code_sha256=code_digest(stage.code_roots),
+        code_sha256=code_digest(stage.code_roots, stage.ships_source),
         libraries=library_versions(stage.code_roots),
         inputs={name: fingerprint(value) for name, value in inputs.items()},
     )

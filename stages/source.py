@@ -42,11 +42,14 @@ def reachable_modules(roots: Iterable[str]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def code_digest(roots: Iterable[str]) -> str:
-    """sha256 over all reachable modules and the templates in their packages; comments, blank lines and docstrings do not count."""
+def code_digest(roots: Iterable[str], to_the_letter: bool = False) -> str:
+    """sha256 over all reachable modules and the templates in their packages.
+
+    Comments, blank lines and docstrings count only `to_the_letter`, for a stage whose result is made of the source itself.
+    """
     modules = reachable_modules(roots)
-    lines = [f"{name} {_module_digest(path)}" for name, path in modules.items()]
-    lines += [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in templates(modules.values())]
+    lines = [f"{name} {_text_digest(path) if to_the_letter else _module_digest(path)}" for name, path in modules.items()]
+    lines += [f"{path.name} {_text_digest(path)}" for path in templates(modules.values())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -85,11 +88,18 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 @cache
 def _source_file(name: str) -> Path | None:
-    try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:
+    """Where a module of ours lies, found without importing anything: `find_spec` would import its parents, and torch with them."""
+    top, *rest = name.split(".")
+    spec = importlib.util.find_spec(top) if top in OUR_PACKAGES else None
+    if spec is None or spec.origin is None:
         return None
-    return Path(spec.origin) if spec and spec.origin else None
+    place = Path(spec.origin).parent.joinpath(*rest)
+    candidates = (place / "__init__.py", place.with_suffix(".py")) if rest else (place / "__init__.py",)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _text_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @cache

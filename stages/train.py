@@ -37,8 +37,7 @@ def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Check
 def _check(spec: TrainSpec, tokenized: TokenizedCorpus) -> None:
     if tokenized.vocab_size != spec.model.vocab_size:
         raise SpecError(
-            f"train.model.vocab_size = {spec.model.vocab_size}: the tokenizer has {tokenized.vocab_size} pieces; "
-            "set it to that"
+            f"train.model.vocab_size = {spec.model.vocab_size}: the tokenizer has {tokenized.vocab_size} pieces; set it to that"
         )
     needed = spec.data.sequence_length + 1
     for name, split in (("training", tokenized.train), ("validation", tokenized.val)):

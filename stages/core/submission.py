@@ -19,7 +19,7 @@ from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings, fr
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
-from stages.core.packing import unpack
+from stages.core.packing import BlobError, unpack
 from stages.core.processes import compute_dtype, join_processes
 from stages.core.scoring import score, score_as_dict
 
@@ -29,8 +29,18 @@ BLOB_FILE = "model.fwz"
 def load_packed_model(blob_path: Path, device: torch.device) -> GPT:
     """The model of a blob with its dequantized weights. Raises BlobError for anything that is not a sound blob."""
     state, metadata = unpack(blob_path.read_bytes())
-    model = GPT(from_dict(ModelSettings, metadata["model"]))
-    model.load_state_dict(state)
+    try:
+        settings = from_dict(ModelSettings, metadata["model"])
+        with torch.device("meta"):  # a stranger's settings must not allocate anything before they fit the tensors
+            model = GPT(settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BlobError(f"the blob does not describe a model: {error!r}") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if expected != found:
+        name = sorted(dict(set(expected.items()) ^ set(found.items())))[0]
+        raise BlobError(f"tensor {name!r}: the settings ask for shape {expected.get(name)}, the blob has {found.get(name)}")
+    model.load_state_dict(state, assign=True)
     return model.to(device)
 
 

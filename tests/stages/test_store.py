@@ -117,7 +117,7 @@ def test_the_key_follows_spec_code_and_content_but_not_where_files_lie(packed: P
     changed = packed.derive(blob=packed.blob.derive(sha256="0" * 64))
     assert stage_key(PACKAGE, PackageSpec(), {"packed": changed}) != key
     assert stage_key(PACKAGE, PackageSpec(keep_comments=False), {"packed": packed}) != key
-    monkeypatch.setattr("stages.runner.code_digest", lambda roots: "another version of the code")
+    monkeypatch.setattr("stages.runner.code_digest", lambda *roots: "another version of the code")
     assert stage_key(PACKAGE, PackageSpec(), {"packed": packed}) != key
 
 
