@@ -34,7 +34,7 @@ DEMO_RULES = (
 
 
 def demo() -> PipelineSpec:
-    """Every technique on, a small model, two minutes of training on two cores."""
+    """Every technique on, a small model, a minute or two of training on two cores."""
     scoring = ScoringSettings(sequence_length=256, stride=64, batch_tokens=16_384)
     return PipelineSpec(
         tokenize=TokenizeSpec(corpus=SotuCorpus(), tokenizer=TokenizerSpec(vocab_size=1024), split=HashFraction(val_fraction=0.04)),
@@ -51,13 +51,13 @@ def demo() -> PipelineSpec:
                 value_embedding_layers=(4, 5),
             ),
             optimizer=OptimizerSettings(),
-            schedule=ScheduleSettings(max_steps=320, warmdown_fraction=0.6),
-            data=DataSettings(batch_tokens=4_096, sequence_length=256, micro_batch_sequences=16),
-            snapshots=SnapshotSettings(start_lr_scale=0.2, every_steps=10),
+            schedule=ScheduleSettings(max_steps=480, warmdown_fraction=0.6),
+            data=DataSettings(batch_tokens=2_048, sequence_length=256, micro_batch_sequences=8),
+            snapshots=SnapshotSettings(start_lr_scale=0.1, every_steps=4),
             qat=QatSettings(start_lr_scale=0.2, rules=DEMO_RULES),
             compute=TWO_CORES,
         ),
-        merge=MergeSpec(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring, compute=TWO_CORES),
+        merge=MergeSpec(averaging=AveragingSettings(start_lr_scale=0.1), scoring=scoring, compute=TWO_CORES),
         quantize=QuantizerSettings(rules=DEMO_RULES),
         evaluate=EvaluateSpec(scoring=scoring, compute=TWO_CORES),
         publish=PublishOptions(title="Fairway: demo preset"),
@@ -91,7 +91,7 @@ def smoke() -> PipelineSpec:
         ),
         schedule=replace(base.train.schedule, max_steps=40),
         data=DataSettings(batch_tokens=1_024, sequence_length=64, micro_batch_sequences=8),
-        snapshots=replace(base.train.snapshots, every_steps=2),
+        snapshots=replace(base.train.snapshots, every_steps=1),
         qat=replace(base.train.qat, rules=rules),
     )
     return base.derive(
