@@ -74,12 +74,31 @@ class Attention(nn.Module):
         v = v.view(batch, tokens, self.num_kv_heads, self.head_dim)
         q = rotate_partly(rms_norm(q), *rotation) * self.q_gain.to(x.dtype)[:, None]
         k = rotate_partly(rms_norm(k), *rotation)
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=self.num_kv_heads < self.num_heads
-        ).transpose(1, 2)  # (B, T, H, E)
+        y = attend_causally(q, k, v)
         if self.exclusive:
             y = exclude_own_value(y, v)
         return self.out(y.reshape(batch, tokens, -1), out_scale)
+
+
+def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q·k/√E) v over this and earlier positions. q (B, T, H, E), k and v (B, T, K, E) -> (B, T, H, E).
+
+    On the CPU in bfloat16, short sequences go through two plain batched products: at 256 tokens 1.3 times as fast, forward and
+    backward together, as the fused kernel (benchmarks/attention_cpu.py).
+    """
+    batch, tokens, heads, dims = q.shape
+    kv_heads = k.size(2)
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or tokens > 256:
+        gqa = kv_heads < heads
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+    group = heads // kv_heads
+    q = (q * dims**-0.5).view(batch, tokens, kv_heads, group, dims).permute(0, 2, 3, 1, 4).reshape(-1, group * tokens, dims)
+    scores = torch.bmm(q, k.permute(0, 2, 3, 1).reshape(-1, dims, tokens)).view(-1, group, tokens, tokens)
+    future = torch.full((tokens, tokens), float("-inf"), dtype=q.dtype).triu(1)
+    shares = torch.softmax(scores + future, dim=-1).view(-1, group * tokens, tokens)
+    y = torch.bmm(shares, v.transpose(1, 2).reshape(-1, tokens, dims))
+    return y.view(batch, kv_heads, group, tokens, dims).permute(0, 3, 1, 2, 4).reshape(batch, tokens, heads, dims)
 
 
 def rotary_angles(tokens: int, dims: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:

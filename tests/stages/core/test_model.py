@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from schemas.settings import DEFAULT_RULES, FormatRule, ModelSettings
-from stages.core.model import BOS_ID, GPT, SmearGate, exclude_own_value, rotary_angles, rotate_partly
+from stages.core.model import BOS_ID, GPT, SmearGate, attend_causally, exclude_own_value, rotary_angles, rotate_partly
 from stages.core.quantizers.grid import fake_quantize
 
 SMALL = ModelSettings(
@@ -131,6 +131,13 @@ def test_every_technique_can_be_turned_off_and_matters(change: dict) -> None:
     ids = random_ids()
     ids[:, 4] = BOS_ID
     assert not torch.allclose(model.logits(model.hidden(ids)), other.logits(other.hidden(ids)), atol=1e-4)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1)])
+def test_short_sequences_on_the_cpu_attend_like_the_fused_kernel(heads: int, kv_heads: int) -> None:
+    q, k, v = (torch.randn(2, 33, n, 16, dtype=torch.bfloat16) for n in (heads, kv_heads, kv_heads))
+    exact = attend_causally(q.double(), k.double(), v.double())  # float64 takes the other way
+    torch.testing.assert_close(attend_causally(q, k, v).double(), exact, rtol=0.03, atol=0.03)
 
 
 def test_initialisation_is_orthogonal_with_zero_output_projections_and_follows_the_seed() -> None:
