@@ -40,9 +40,8 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - began)
         ours, peer = (statistics.median(values[1:]) for values in seconds.values())
         line = {"shape": [batch, tokens, heads, kv_heads, dims], "products_ms": 1000 * ours, "fused_ms": 1000 * peer, "ratio": peer / ours}
-        print(
-            f"B {batch} T {tokens} H {heads}/{kv_heads} E {dims}: {1000 * ours:.1f} ms against {1000 * peer:.1f} ms, {peer / ours:.1f} times"
-        )
+        shape = f"B {batch} T {tokens} H {heads}/{kv_heads} E {dims}"
+        print(f"{shape}: {1000 * ours:.1f} ms against {1000 * peer:.1f} ms, {peer / ours:.1f} times")
         if options.json:
             with options.json.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

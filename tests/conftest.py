@@ -94,6 +94,12 @@ def tiny_tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenizedCorpus:
 
 
 @pytest.fixture
+def tiny_model() -> ModelSettings:
+    """The smallest model with every technique on."""
+    return TINY_MODEL
+
+
+@pytest.fixture
 def tiny_state() -> dict[str, torch.Tensor]:
     """Weights of TINY_MODEL, as if trained a little: nothing is all zeros any more."""
     generator = torch.Generator().manual_seed(0)
