@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from schemas.settings import ComputeSettings, DataSettings, ModelSettings, ScheduleSettings, TrainSettings
 from stages.core.loader import BatchLoader, TokenStream
@@ -24,7 +23,7 @@ from stages.core.shards import ShardWriter
 from stages.core.training import Hooks, StepMetrics, Trainer
 
 TOKENS_A_GPU = 98_304
-VARIANTS = ("eager", "compile", "compile-cudnn")
+VARIANTS = ("eager", "compile")
 
 
 def settings_for(variant: str, steps: int, micro_batch: int) -> TrainSettings:
@@ -32,7 +31,7 @@ def settings_for(variant: str, steps: int, micro_batch: int) -> TrainSettings:
         model=ModelSettings(),
         schedule=ScheduleSettings(max_steps=steps, warmdown_fraction=0.5, compile_warmup_steps=3),
         data=DataSettings(batch_tokens=TOKENS_A_GPU, sequence_length=2048, micro_batch_sequences=micro_batch),
-        compute=ComputeSettings(device="cuda", num_processes=1, threads_per_process=8, compile=variant.startswith("compile")),
+        compute=ComputeSettings(device="cuda", num_processes=1, threads_per_process=8, compile=variant == "compile"),
     )
 
 
@@ -105,10 +104,7 @@ def main() -> None:
             writer.write(np.random.default_rng(0).integers(3, 1024, 20_000_000).astype(np.uint16))
         for variant in options.variants.split(","):
             settings = settings_for(variant, options.steps, options.micro_batch)
-            cudnn = [SDPBackend.CUDNN_ATTENTION] if variant.endswith("cudnn") else []
-            backends = [*cudnn, SDPBackend.FLASH_ATTENTION]
-            with sdpa_kernel(backends, set_priority=True):
-                result, trainer = measure(settings, writer.paths)
+            result, trainer = measure(settings, writer.paths)
             flop = step_flop(settings, sum(param.numel() for param in trainer.model.parameters()))
             result |= {"variant": variant, "device": torch.cuda.get_device_name(), "floor_ms": flop / rate * 1000}
             print(

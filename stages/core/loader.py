@@ -72,10 +72,13 @@ class BatchLoader:
         self._share = settings.batch_sequences // num_processes
         self._offset = rank * self._share
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._ahead: tuple[int, Future[list[tuple[Tensor, Tensor]]]] | None = None
+        self._ahead: tuple[int, Future[list[Tensor]]] | None = None
 
-    def batch(self, step: int) -> list[tuple[Tensor, Tensor]]:
-        """Micro-batches of step `step` (from 0): pairs of inputs and targets, each (B, T) int64, together this process's share."""
+    def batch(self, step: int) -> list[Tensor]:
+        """Micro-batches of step `step` (from 0), together this process's share: each (B, T+1) int64, inputs and targets in one.
+
+        They stay in one piece because only a contiguous pinned tensor goes to a GPU without making the host wait.
+        """
         if self._ahead is not None and self._ahead[0] == step:
             current = self._ahead[1].result()
         else:
@@ -86,7 +89,7 @@ class BatchLoader:
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, step: int) -> list[tuple[Tensor, Tensor]]:
+    def _read(self, step: int) -> list[Tensor]:
         length = self._settings.sequence_length
         first = step * self._settings.batch_sequences + self._offset
         sequences = self.order.at(np.arange(first, first + self._share))
@@ -94,4 +97,4 @@ class BatchLoader:
         tokens = torch.from_numpy(rows)
         if self._pin:
             tokens = tokens.pin_memory()
-        return [(part[:, :-1], part[:, 1:]) for part in tokens.split(self._settings.micro_batch_sequences)]
+        return list(tokens.split(self._settings.micro_batch_sequences))

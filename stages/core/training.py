@@ -200,15 +200,15 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         return total, grad_norm
 
-    def _backward(self, batch: list[tuple[Tensor, Tensor]]) -> Tensor:
-        sequences = sum(len(inputs) for inputs, _ in batch)
+    def _backward(self, batch: list[Tensor]) -> Tensor:
+        sequences = sum(len(rows) for rows in batch)
         total = torch.zeros((), device=self.device)
-        for index, (inputs, targets) in enumerate(batch):
+        for index, rows in enumerate(batch):
             last = index == len(batch) - 1
             quiet = self.network.no_sync() if self.world > 1 and not last else nullcontext()  # type: ignore[operator]
             with quiet:
-                inputs, targets = inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
-                loss = self.network(inputs, targets, self.dtype) * (len(inputs) / sequences)
+                ids = rows.to(self.device, non_blocking=True)
+                loss = self.network(ids[:, :-1], ids[:, 1:], self.dtype) * (len(rows) / sequences)
                 loss.backward()
             total += loss.detach()
         if self.world > 1:

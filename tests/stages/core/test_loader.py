@@ -22,7 +22,7 @@ def global_batch(stream: TokenStream, step: int, num_processes: int, settings: D
     rows = []
     for rank in range(num_processes):
         loader = BatchLoader(stream, settings, seed, rank, num_processes)
-        rows += [torch.cat((inputs, targets[:, -1:]), 1) for inputs, targets in loader.batch(step)]
+        rows += loader.batch(step)
         loader.close()
     return torch.cat(rows)
 
@@ -40,11 +40,11 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes(stream: TokenS
         assert torch.equal(one, global_batch(stream, step, 4))
 
 
-def test_targets_are_the_next_tokens_and_micro_batches_have_their_size(stream: TokenStream) -> None:
+def test_micro_batches_have_their_size_and_one_token_more_than_a_sequence(stream: TokenStream) -> None:
     loader = BatchLoader(stream, SETTINGS, 0)
-    for inputs, targets in loader.batch(0):
-        assert inputs.shape == (2, 8)
-        assert torch.equal(targets, inputs + 1)
+    for rows in loader.batch(0):
+        assert rows.shape == (2, 9)
+        assert torch.equal(rows[:, 1:], rows[:, :-1] + 1)
     loader.close()
 
 

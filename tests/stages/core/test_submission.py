@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from schemas.settings import ModelSettings, ModelSettings, QuantizerSettings
+from schemas.settings import ModelSettings, QuantizerSettings
 from stages.core.model import GPT
 from stages.core.packing import BlobError, pack
 from stages.core.quantizers.methods import quantize_state
 from stages.core.submission import load_packed_model
+
 
 def blob(folder: Path, model: GPT, metadata: dict) -> Path:
     path = folder / "model.fwz"
