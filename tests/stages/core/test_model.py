@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
 
 from schemas.settings import DEFAULT_RULES, FormatRule, ModelSettings
 from stages.core.model import BOS_ID, GPT, SmearGate, attend_causally, exclude_own_value, rotary_angles, rotate_partly
@@ -173,6 +174,18 @@ def test_qat_shows_the_quantized_weight_and_passes_the_gradient_straight_through
     for instance in (model, plain):
         instance(ids[:, :-1], ids[:, 1:]).backward()
     torch.testing.assert_close(model.blocks[1].mlp.up.weight.grad, plain.blocks[1].mlp.up.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_switching_qat_on_compiles_nothing_again() -> None:
+    model, ids, counter = make(), random_ids(), CompileCounter()
+    model.prepare_qat(DEFAULT_RULES)
+    compiled = torch.compile(model, backend=counter, dynamic=False)
+    before = compiled(ids[:, :-1], ids[:, 1:])
+    frames = counter.frame_count
+    model.update_qat()
+    after = compiled(ids[:, :-1], ids[:, 1:])
+    assert counter.frame_count == frames >= 1
+    assert before != after
 
 
 def test_the_records_model_has_the_published_parameter_counts() -> None:
