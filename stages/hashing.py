@@ -45,6 +45,22 @@ class FileHashes:
             return f"{path} cannot be read: {error}"
         return None
 
+    def forget(self, path: Path) -> None:
+        """Read the file again next time: a disk can flip a byte without touching size and times."""
+        if self._database is None or not self._database.exists():
+            return
+        try:
+            with closing(self._connect()) as connection, connection:
+                connection.execute("DELETE FROM hashes WHERE path = ?", (str(path.resolve()),))
+        except sqlite3.Error as error:
+            self._start_anew(error)
+
+    def _start_anew(self, error: sqlite3.Error) -> None:
+        """A memory that cannot be read is worth nothing: without it, files are hashed again."""
+        log.warning("the memory of file hashes %s cannot be used (%s)", self._database, error)
+        if self._database is not None and not isinstance(error, sqlite3.OperationalError):  # that one is a full disk or a lock
+            self._database.unlink(missing_ok=True)
+
     def _connect(self) -> sqlite3.Connection:
         assert self._database is not None
         connection = sqlite3.connect(self._database, timeout=10)
@@ -60,7 +76,7 @@ class FileHashes:
                     "SELECT sha256 FROM hashes WHERE path = ? AND size = ? AND mtime_ns = ? AND inode = ?", (str(path.resolve()), *stamp)
                 ).fetchone()
         except sqlite3.Error as error:
-            log.warning("the memory of file hashes %s cannot be read (%s): hashing again", self._database, error)
+            self._start_anew(error)
             return None
         return row[0] if row else None
 
@@ -71,4 +87,4 @@ class FileHashes:
             with closing(self._connect()) as connection, connection:
                 connection.execute("REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", (str(path.resolve()), *stamp, digest))
         except sqlite3.Error as error:
-            log.warning("the memory of file hashes %s cannot be written (%s)", self._database, error)
+            self._start_anew(error)
