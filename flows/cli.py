@@ -56,11 +56,11 @@ def run(
         resolve(preset, overrides)  # refuses bad input before anything is started
         root = Store(store).root
         try:
-            options = RunOptions(
-                store=str(root), retries=retries, stage_timeout_seconds=timeout, checkpoint_every_seconds=checkpoint_every
-            )
+            options = RunOptions(store=str(root), retries=retries, stage_timeout_seconds=timeout, checkpoint_every_seconds=checkpoint_every)
         except ValidationError as error:
-            raise SpecError("; ".join(f"--{_OPTION_OF.get(item['loc'][0], item['loc'][0])} = {item['input']}: {item['msg']}" for item in error.errors())) from error
+            raise SpecError(
+                "; ".join(f"--{_OPTION_OF.get(item['loc'][0], item['loc'][0])} = {item['input']}: {item['msg']}" for item in error.errors())
+            ) from error
         _run(preset, overrides, options, json, debug)
 
 

@@ -1,4 +1,4 @@
-"""sha256 of files, remembered by size, modification time and inode, so that a cached run does not wait for hashing."""
+"""sha256 of files; of large ones remembered by size, modification time and inode, so that a cached run does not wait for hashing."""
 
 import hashlib
 import logging
@@ -9,24 +9,31 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 
+REMEMBERED_FROM_BYTES = 16 * 2**20
+
+
 class FileHashes:
     """sha256 of files; remembered in a SQLite file when one is given.
 
-    A file whose size, modification time (ns) and inode are as before is not read again. `FileHashes(None)` always reads.
+    A file of at least `remembered_from_bytes` whose size, modification time (ns) and inode are as before is not read again:
+    a byte that the disk flipped in one is found by `fairway verify`. Smaller ones are read always, as all are by
+    `FileHashes(None)`.
     """
 
-    def __init__(self, database: Path | None) -> None:
-        self._database = database
+    def __init__(self, database: Path | None, remembered_from_bytes: int = REMEMBERED_FROM_BYTES) -> None:
+        self._database, self._remembered_from = database, remembered_from_bytes
 
     def sha256(self, path: Path) -> str:
         """Hex digest of the file's content. Raises OSError when it cannot be read."""
         status = path.stat()
         stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
-        if (known := self._remembered(path, stamp)) is not None:
+        remembered = status.st_size >= self._remembered_from
+        if remembered and (known := self._remembered(path, stamp)) is not None:
             return known
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self._remember(path, stamp, digest)
+        if remembered:
+            self._remember(path, stamp, digest)
         return digest
 
     def problem_with(self, path: Path, num_bytes: int, sha256: str) -> str | None:

@@ -78,9 +78,9 @@ class Store:
         record_path = self.folder(stage, key) / RECORD_NAME
         try:
             record = stage.record_type().model_validate_json(read_sealed(record_path))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             if self.folder(stage, key).exists():
-                log.warning("%s: %s is missing: the stage runs again", stage.name, record_path)
+                log.warning("%s: %s is missing: the stage runs again", stage.name, error.filename)
             return None
         except (ValueError, OSError) as error:
             log.warning(

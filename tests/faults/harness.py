@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ class Struck:
     process: subprocess.Popen
     mark: str
     output: Path
-    seen: int = field(default=0)
 
     def pids(self) -> list[int]:
         """Every living process with this mark."""
@@ -39,6 +38,12 @@ class Struck:
         for pid in pids:
             _send(pid, how)
         return len(pids)
+
+    def kill_at_once(self) -> None:
+        """SIGKILL to the program first and to all that it started: looking for those takes longer than a short stage."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.end()
 
     def end(self) -> None:
         """SIGKILL until nothing is left."""
