@@ -1,4 +1,7 @@
-"""The command line: fairway run | describe | show | runs | gc | verify. Heavy imports stand inside the commands, so that --help answers at once."""
+"""The command line: fairway run | describe | show | runs | gc | verify.
+
+Heavy imports stand inside the commands, so that --help answers at once.
+"""
 
 import os
 import sys

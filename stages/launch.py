@@ -19,14 +19,14 @@ from typing import Any
 
 from schemas.errors import SpecError, StageError
 from schemas.settings import ComputeSettings
-from stages.workspace import Progress
+from stages.workspace import Progress, StorageError, clear_storage_errors
 
 log = logging.getLogger(__name__)
 
 PROGRESS_MARK = "@progress "
 TERM_GRACE_SECONDS = 12.0
 _TAIL_LINES = 30
-_PERMANENT = {"SpecError": SpecError, "StageError": StageError}
+_KINDS = {"SpecError": SpecError, "StageError": StageError, "StorageError": StorageError}
 
 
 class ChildFailedError(RuntimeError):
@@ -38,7 +38,7 @@ def launch_module(
 ) -> Any:
     """Run `python -m module JOB RESULT` in `compute.num_processes` processes; returns what they left as JSON.
 
-    Raises SpecError or StageError as the child said, ChildFailedError or TimeoutError otherwise.
+    Raises SpecError, StageError or StorageError as the child said, ChildFailedError or TimeoutError otherwise.
     """
     job_path, result_path, error_path = folder / "job.json", folder / "result.json", folder / "error.json"
     for stale in (result_path, error_path):
@@ -49,7 +49,7 @@ def launch_module(
     except ChildFailedError:
         if error_path.exists():
             said = json.loads(error_path.read_text(encoding="utf-8"))
-            raise _PERMANENT[said["kind"]](said["message"]) from None
+            raise _KINDS[said["kind"]](said["message"]) from None
         raise
     result = json.loads(result_path.read_text(encoding="utf-8"))
     for used in (job_path, result_path):
@@ -77,10 +77,11 @@ def guarded(death_signal: str) -> list[str]:
 
 @contextmanager
 def child_result(result_path: Path) -> Iterator[Callable[[Any], None]]:
-    """In a child: gives the function that leaves the result; turns permanent errors into error.json."""
+    """In a child: gives the function that leaves the result; turns errors that have a name into error.json."""
     try:
-        yield lambda value: _write_json(result_path, value)
-    except tuple(_PERMANENT.values()) as error:
+        with clear_storage_errors(result_path.parent):
+            yield lambda value: _write_json(result_path, value)
+    except tuple(_KINDS.values()) as error:
         _write_json(result_path.with_name("error.json"), {"kind": type(error).__name__, "message": str(error)})
         raise SystemExit(1) from error
 

@@ -22,7 +22,8 @@ class Stage:
     """`inputs` maps each parameter of the stage function to the type of the result it takes.
 
     `child_modules` run in processes of their own, so imports do not lead to them. A resumable stage finds the files of
-    an interrupted try in its output folder; what only serves that (`scratch`) is not published. One that `ships_source` is keyed by its source to the letter.
+    an interrupted try in its output folder; what only serves that (`scratch`) is not published. One that `ships_source`
+    is keyed by its source to the letter.
     """
 
     name: str

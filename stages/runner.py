@@ -21,7 +21,7 @@ from schemas.runtime import RunOptions
 from stages.registry import STAGES, Stage
 from stages.source import code_digest, library_versions
 from stages.store import Store
-from stages.workspace import Progress, Workspace, no_progress
+from stages.workspace import Progress, Workspace, clear_storage_errors, no_progress
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ def run_stage(
 ) -> Outcome:
     """The stage's record, from the store when every file of it is sound, otherwise made now.
 
-    Raises SpecError or StageError (permanent), or whatever transient error ended the stage; an interrupted resumable
+    Raises SpecError or StageError (permanent), StorageError for a disk that is full or may not be written, or
+    whatever transient error ended the stage; an interrupted resumable
     stage goes on from its last checkpoint when called again.
     """
     stage = STAGES[stage_name]
@@ -62,7 +63,8 @@ def run_stage(
     if (record := store.find(stage, key)) is None:
         with store.lock(stage, key):
             if (record := store.find(stage, key)) is None:
-                record = _make(store, stage, key, spec, inputs, runtime, on_progress)
+                with clear_storage_errors(store.root):
+                    record = _make(store, stage, key, spec, inputs, runtime, on_progress)
                 return Outcome(record, cached=False, seconds=time.perf_counter() - started)
     log.info("%s: found in the store (%s)", stage.name, key[:12])
     return Outcome(record, cached=True, seconds=time.perf_counter() - started)

@@ -81,14 +81,14 @@ class Struck:
         raise TimeoutError(f"waited {seconds} s; it said:\n{self.text()[-2000:]}")
 
 
-def start(command: Sequence[str], folder: Path, **environment: str) -> Struck:
-    """Start a Python program of the checkout in a session of its own."""
+def start(command: Sequence[str], folder: Path, prefix: Sequence[str] = (), **environment: str) -> Struck:
+    """Start a Python program of the checkout in a session of its own; `prefix` is a program that starts it."""
     folder.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex
     output = folder / f"{mark}.out"
     with output.open("wb") as out, output.with_suffix(".err").open("wb") as err:
         process = subprocess.Popen(
-            [sys.executable, *command],
+            [*prefix, sys.executable, *command],
             cwd=ROOT,
             env={**os.environ, **environment, _MARK: mark},
             stdin=subprocess.DEVNULL,
@@ -99,8 +99,14 @@ def start(command: Sequence[str], folder: Path, **environment: str) -> Struck:
     return Struck(process, mark, output)
 
 
-def start_chain(store: Path, logs: Path, *overrides: str, **environment: str) -> Struck:
-    return start(["-m", "tests.faults.chain", str(store), *overrides], logs, **environment)
+def start_chain(store: Path, logs: Path, *overrides: str, prefix: Sequence[str] = (), **environment: str) -> Struck:
+    return start(["-m", "tests.faults.chain", str(store), *overrides], logs, prefix, **environment)
+
+
+def start_fairway(store: Path, logs: Path, *options: str, **environment: str) -> Struck:
+    """`fairway run` of the preset `smoke`, with Prefect and its server."""
+    command = ["-m", "flows.cli", "run", "--preset", "smoke", "--store", str(store), "--json", "--checkpoint-every", "0.5", *options]
+    return start(command, logs, **environment)
 
 
 def finish_chain(store: Path, logs: Path, *overrides: str, **environment: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 A process of its own, because the kernel holds its limits: an address space a little larger than it is now, and an alarm.
 """
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -20,7 +21,6 @@ import torch
 import zstandard
 
 from presets import load_preset
-import dataclasses
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.packing import BLOB_MAGIC, BlobError, pack

@@ -13,7 +13,7 @@ import pytest
 from stages.registry import STAGES
 from tests.faults.chain import CHECKPOINT_SECONDS
 from tests.faults.conftest import STEPS, Undisturbed
-from tests.faults.harness import FULL, Struck, finish_chain, made, start, start_chain
+from tests.faults.harness import FULL, Struck, finish_chain, made, start_chain, start_fairway
 
 KILLS = (
     {"tokenize_corpus": 2, "train": 13, "merge": 4, "quantize": 3, "package": 2, "check_size": 1, "evaluate": 4, "publish": 3}
@@ -127,10 +127,6 @@ def test_killed_between_training_and_publishing_no_step_is_repeated(tmp_path: Pa
     )
 
 
-def fairway(store: Path, logs: Path, *options: str) -> Struck:
-    return start(["-m", "flows.cli", "run", "--preset", "smoke", "--set", STEPS, "--store", str(store), "--json", *options], logs)
-
-
 def blob_of(run: Struck) -> bytes:
     assert run.process.wait(300) == 0, run.text()[-3000:]
     report = json.loads(run.output.read_text())
@@ -142,10 +138,10 @@ def test_the_real_command_killed_with_its_server(undisturbed: Undisturbed, tmp_p
     generator = random.Random(7)
     waits = [generator.uniform(8, 45) for _ in range(5)]
     for seconds in waits:
-        run = fairway(tmp_path / "store", tmp_path / "logs", "--checkpoint-every", "0.5")
+        run = start_fairway(tmp_path / "store", tmp_path / "logs", "--set", STEPS)
         time.sleep(seconds)
         run.end()
-    last = fairway(tmp_path / "store", tmp_path / "logs", "--checkpoint-every", "0.5")
+    last = start_fairway(tmp_path / "store", tmp_path / "logs", "--set", STEPS)
     same = blob_of(last) == (undisturbed.folder("package") / "package" / "model.fwz").read_bytes()
     at = ", ".join(f"{seconds:.0f}" for seconds in waits)
     figure(
@@ -158,9 +154,9 @@ def test_the_real_command_killed_with_its_server(undisturbed: Undisturbed, tmp_p
 
 @pytest.mark.slow
 def test_one_of_two_ranks_killed(tmp_path: Path, figure: Callable[..., None]) -> None:
-    options = ("--checkpoint-every", "0.5", "--processes", "2")
-    expected = blob_of(fairway(tmp_path / "undisturbed", tmp_path / "logs", *options))
-    run = fairway(tmp_path / "store", tmp_path / "logs", *options)
+    options = ("--set", STEPS, "--processes", "2")
+    expected = blob_of(start_fairway(tmp_path / "undisturbed", tmp_path / "logs", *options))
+    run = start_fairway(tmp_path / "store", tmp_path / "logs", *options)
     assert run.wait_for(lambda: list((tmp_path / "store" / "work" / "train").glob("*/checkpoints/*.json")))
     struck = run.kill(only=lambda pid: _is_rank(pid, 1))
     same = blob_of(run) == expected
