@@ -7,10 +7,12 @@ retry cannot mend. Everything else that ends it is transient.
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,7 +47,7 @@ def launch_module(
         stale.unlink(missing_ok=True)
     job_path.write_text(json.dumps(job), encoding="utf-8")
     try:
-        run_child([*torchrun(compute), "-m", module, str(job_path), str(result_path)], compute, progress, timeout)
+        run_torchrun(["-m", module, str(job_path), str(result_path)], folder, compute, progress, timeout)
     except ChildFailedError:
         if error_path.exists():
             said = json.loads(error_path.read_text(encoding="utf-8"))
@@ -57,13 +59,41 @@ def launch_module(
     return result
 
 
-def torchrun(compute: ComputeSettings) -> list[str]:
-    """The command that starts `compute.num_processes` guarded processes on this machine; append `-m module` or a script."""
+def run_torchrun(
+    program: Sequence[str], folder: Path, compute: ComputeSettings, progress: Progress, timeout: float | None, **options: Any
+) -> list[str]:
+    """Run `-m module …` or a script in `compute.num_processes` guarded processes of this machine, as `run_child` does.
+
+    They find one another through files in `folder`. By itself torchrun opens a port to the whole network for that, and
+    believes what it is told there (it unpickles it).
+    """
+    meeting = folder / "rendezvous"
+    shutil.rmtree(meeting, ignore_errors=True)
+    meeting.mkdir()
+    environment = {
+        **options.pop("env", os.environ),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "RENDEZVOUS_FILE": str(meeting / "ranks"),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    try:
+        command = [*_torchrun(compute, meeting / "agents"), *program]
+        return run_child(command, compute, progress, timeout, env=environment, **options)
+    finally:
+        shutil.rmtree(meeting, ignore_errors=True)
+
+
+def _torchrun(compute: ComputeSettings, endpoint: Path) -> list[str]:
     return [
         sys.executable,
         "-m",
         "torch.distributed.run",
-        "--standalone",
+        "--nnodes=1",
+        "--rdzv-backend=c10d",
+        "--rdzv-conf=store_type=file",
+        f"--rdzv-endpoint={endpoint}",
+        f"--rdzv-id={uuid.uuid4()}",
+        "--local-addr=127.0.0.1",
         f"--nproc-per-node={compute.num_processes}",
         "--no-python",
         *guarded("SIGKILL"),

@@ -6,6 +6,7 @@ run_stage(store, "quantize", spec, {"merged": merged}, runtime) -> Outcome(recor
 import hashlib
 import json
 import logging
+import os
 import platform
 import shutil
 import time
@@ -24,6 +25,9 @@ from stages.store import Store
 from stages.workspace import Progress, Workspace, clear_storage_errors, no_progress
 
 log = logging.getLogger(__name__)
+
+# Libraries that would keep files in the home or the temporary folder: nothing is written outside the store.
+_CACHES = {"MPLCONFIGDIR": "matplotlib", "TORCHINDUCTOR_CACHE_DIR": "torchinductor", "TRITON_CACHE_DIR": "triton"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ def run_stage(
     stage = STAGES[stage_name]
     _check_types(stage, spec, inputs)
     key = stage_key(stage, spec, inputs)
+    for variable, folder in _CACHES.items():
+        os.environ.setdefault(variable, str(store.root / "cache" / folder))
     started = time.perf_counter()
     if (record := store.find(stage, key)) is None:
         with store.lock(stage, key):

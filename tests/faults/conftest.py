@@ -1,9 +1,6 @@
-"""What the faults are measured against: one undisturbed run; and where the figures go that end in the table of docs/reliability.md."""
+"""What the faults are measured against: one undisturbed run."""
 
-import json
-import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,16 +44,3 @@ def copied(undisturbed: Undisturbed, tmp_path: Path) -> Path:
     store = tmp_path / "ein Lager für 模型"
     shutil.copytree(undisturbed.store, store)
     return store
-
-
-@pytest.fixture
-def figure() -> Callable[..., None]:
-    """`figure("1", "what was done", "the figure", met)`: for the table, and an assertion."""
-
-    def tell(line: str, done: str, value: str, met: bool) -> None:
-        if path := os.environ.get("FAIRWAY_FAULTS_OUT"):
-            with Path(path).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"line": line, "done": done, "figure": value, "met": bool(met)}, ensure_ascii=False) + "\n")
-        assert met, f"{done}: {value}"
-
-    return tell

@@ -91,6 +91,8 @@ def test_every_kind_of_file_damaged_in_every_way(
         for damage in DAMAGES if FULL else (DAMAGES[number % len(DAMAGES)],):
             if stage in ("train", "merge", "evaluate") and not FULL and kind not in ("last.safetensors", "merged.safetensors"):
                 continue
+            if damage is swap and others[stage, kind].read_bytes() == sound:
+                continue  # the packed script is the same in every run
             cases += 1
             damage(path, others[stage, kind])
             caplog.clear()
@@ -117,6 +119,8 @@ def test_verify_lists_every_damage_and_gives_status_1(two_runs: tuple[Chain, Cha
     for damage in DAMAGES if FULL else (flip, delete):
         store = tmp_path / damage.__name__
         for stage, kind, path in files:
+            if damage is swap and others[stage, kind].read_bytes() == path.read_bytes():
+                continue
             shutil.copytree(chain.store.root, store)
             damage(store / path.relative_to(chain.store.root), others[stage, kind])
             cases += 1

@@ -9,7 +9,7 @@ from tests.faults.harness import FULL, finish_chain, made, start_chain
 
 
 def test_two_equal_runs_train_once(undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]) -> None:
-    store = tmp_path / "ein Lager für 模型"
+    store = tmp_path / "ein [Lager] für 模型*"
     both = [start_chain(store, tmp_path, STEPS) for _ in range(2)]
     statuses = [run.process.wait(300) for run in both]
     times = sum(made(run.events()).count("train") for run in both)
