@@ -1,6 +1,7 @@
 # make run    install into .venv (once), then run the preset `demo` through the Prefect flow
 # make test   install, then all tests
 # make lint   install, then ruff, mypy and the import contracts
+# make faults strike real runs in every way that docs/reliability.md names (20 minutes), and write its table
 # make lock   write requirements.lock from what .venv holds now
 #
 # FAIRWAY_STORE names another store; PRESET another preset.
@@ -14,13 +15,16 @@ INSTALLED := $(VENV)/.installed
 PRESET ?= demo
 export FAIRWAY_STORE ?= $(ROOT)/.fairway
 
-.PHONY: run test lint lock
+.PHONY: run test lint lock faults
 
 run: $(INSTALLED)
 	@"$(BIN)/fairway" run --preset $(PRESET)
 
 test: $(INSTALLED)
 	@cd "$(ROOT)" && .venv/bin/python -m pytest
+
+faults: $(INSTALLED)
+	@cd "$(ROOT)" && .venv/bin/python -m benchmarks.faults
 
 lint: $(INSTALLED)
 	@cd "$(ROOT)" && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

@@ -1,4 +1,7 @@
-"""The command line: fairway run | describe | show | runs. Heavy imports stand inside the commands, so that --help answers at once."""
+"""The command line: fairway run | describe | show | runs | gc | verify.
+
+Heavy imports stand inside the commands, so that --help answers at once.
+"""
 
 import os
 import sys
@@ -26,6 +29,7 @@ Json = Annotated[bool, typer.Option("--json", help="plain JSON on standard outpu
 Debug = Annotated[bool, typer.Option("--debug", help="show stack traces and Prefect's own log")]
 
 DEFAULT_STORE = Path(".fairway")
+_OPTION_OF: dict[Any, str] = {"stage_timeout_seconds": "timeout", "checkpoint_every_seconds": "checkpoint-every"}
 
 
 @app.command()
@@ -38,6 +42,7 @@ def run(
     store: StoreFolder = DEFAULT_STORE,
     retries: Annotated[int, typer.Option(help="further tries after a transient error")] = 3,
     timeout: Annotated[float | None, typer.Option(help="end a stage's process after so many seconds")] = None,
+    checkpoint_every: Annotated[float, typer.Option(help="seconds of training that a kill may cost")] = 30.0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -54,9 +59,11 @@ def run(
         resolve(preset, overrides)  # refuses bad input before anything is started
         root = Store(store).root
         try:
-            options = RunOptions(store=str(root), retries=retries, stage_timeout_seconds=timeout)
+            options = RunOptions(store=str(root), retries=retries, stage_timeout_seconds=timeout, checkpoint_every_seconds=checkpoint_every)
         except ValidationError as error:
-            raise SpecError("; ".join(f"--{item['loc'][0]} = {item['input']}: {item['msg']}" for item in error.errors())) from error
+            raise SpecError(
+                "; ".join(f"--{_OPTION_OF.get(item['loc'][0], item['loc'][0])} = {item['input']}: {item['msg']}" for item in error.errors())
+            ) from error
         _run(preset, overrides, options, json, debug)
 
 
@@ -116,6 +123,49 @@ def runs(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug = 
             _print_json([{key: value for key, value in report_json(report, root).items() if key != "report"} for report in reports])
         else:
             print_runs(_console(), reports)
+
+
+@app.command()
+def gc(
+    remove: Annotated[bool, typer.Option("--remove", help="take it away; without this it is only listed")] = False,
+    keep_runs: Annotated[int | None, typer.Option(min=0, help="also give up all but so many runs and those in a ledger")] = None,
+    older_than: Annotated[float, typer.Option(min=0, help="hours that something must have lain untouched")] = 24.0,
+    store: StoreFolder = DEFAULT_STORE,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List what no run needs, or take it away. Does nothing while a run is in progress."""
+    with _clear_errors(debug):
+        from flows.housekeeping import find_unneeded, remove_unneeded
+        from flows.terminal import print_unneeded
+        from stages.store import Store
+
+        opened = Store(store)
+        found = (remove_unneeded if remove else find_unneeded)(opened, keep_runs, older_than)
+        if json:
+            items = [{"path": str(item.path), "num_bytes": item.num_bytes, "reason": item.reason} for item in found]
+            _print_json({"removed": remove, "num_bytes": sum(item.num_bytes for item in found), "items": items})
+        else:
+            print_unneeded(_console(), found, opened.root, remove)
+
+
+@app.command()
+def verify(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug = False) -> None:
+    """Read every byte in the store again and list what is damaged; status 1 if anything is."""
+    with _clear_errors(debug):
+        from flows.housekeeping import find_damage
+        from stages.store import Store
+
+        opened = Store(store)
+        damage = list(find_damage(opened))
+        if json:
+            _print_json({"store": str(opened.root), "damage": damage})
+        else:
+            for problem in damage:
+                typer.echo(problem)
+            typer.echo(f"{len(damage)} damaged; the same `fairway run` makes it again" if damage else f"{opened.root}: all sound")
+        if damage:
+            raise typer.Exit(1)
 
 
 def main() -> None:

@@ -2,13 +2,11 @@
 
 import difflib
 import logging
-import os
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from schemas.errors import SpecError
 from schemas.pipeline import PipelineReport
+from stages.sealed import read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
 
@@ -19,9 +17,8 @@ def save_report(store: Path, report: PipelineReport) -> Path:
     """Write the report of a run, whole or not at all; returns its path."""
     folder = store / "runs" / report.run_id
     folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / REPORT_NAME, folder / f"{REPORT_NAME}.tmp"
-    temporary.write_text(report.model_dump_json(indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    path = folder / REPORT_NAME
+    write_sealed(path, report.model_dump_json(indent=1).encode())
     return path
 
 
@@ -29,10 +26,12 @@ def load_report(store: Path, run_id: str) -> PipelineReport | None:
     """The report of the run with exactly this id; None if it left none. Raises SpecError for one that cannot be read."""
     path = store / "runs" / run_id / REPORT_NAME
     try:
-        return PipelineReport.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
+        return PipelineReport.model_validate_json(read_sealed(path))
+    except FileNotFoundError as error:
+        if not path.exists():
+            return None
+        raise SpecError(f"{path}: its seal {error.filename} is missing. Remove its folder; the results stay stored") from error
+    except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise SpecError(f"{path}: damaged or of another version ({first}). Remove its folder; the results stay stored") from error
 

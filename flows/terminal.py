@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from flows.housekeeping import Unneeded
 from flows.progress import OUR_LOGGERS, StageProgress
 from flows.tables import Row, bpb, result_rows, stage_rows
 from schemas.pipeline import PipelineReport
@@ -107,6 +108,18 @@ def print_runs(console: Console, reports: list[PipelineReport]) -> None:
             f"{report.seconds:.1f}",
         )
     console.print(table)
+
+
+def print_unneeded(console: Console, items: list[Unneeded], store: Path, removed: bool) -> None:
+    """What housekeeping found, or took away."""
+    table = Table(title="Removed" if removed else "No run needs", title_justify="left", title_style="bold")
+    for name in ("path in the store", "bytes", "what it is"):
+        table.add_column(name, justify="right" if name == "bytes" else "left", overflow="fold")
+    for item in items:
+        table.add_row(str(item.path.relative_to(store)), f"{item.num_bytes:,}", item.reason)
+    console.print(table)
+    total = f"{len(items)} in all, {sum(item.num_bytes for item in items):,} bytes"
+    console.print(total if removed or not items else f"{total}. Nothing was removed: `fairway gc --remove` takes it away", soft_wrap=True)
 
 
 def rows_table(title: str, rows: list[Row], right: set[str]) -> Table:

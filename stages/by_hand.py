@@ -1,10 +1,10 @@
 """A stage from the shell, without Prefect: `python -m stages.quantize --spec spec.json --input merged=…/record.json`."""
 
 import argparse
-import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +17,10 @@ from schemas.runtime import RunOptions
 from schemas.tokenize_corpus import CorpusManifest
 from stages.registry import STAGES, Stage
 from stages.runner import run_stage
+from stages.sealed import read_sealed
 from stages.store import Store
+
+log = logging.getLogger(__name__)
 
 
 def main(stage_name: str, arguments: list[str] | None = None) -> NoReturn:
@@ -33,6 +36,9 @@ def main(stage_name: str, arguments: list[str] | None = None) -> NoReturn:
         sys.exit(_say(f"{stage_name}: {error}", 2))
     except FairwayError as error:
         sys.exit(_say(f"{stage_name}: {error}", 1))
+    except (OSError, RuntimeError) as error:
+        log.debug("where it happened", exc_info=error)
+        sys.exit(_say(f"{stage_name}: {type(error).__name__}: {error}", 1))
     print(store.folder(stage, outcome.record.provenance.key) / "record.json")
     sys.exit(0)
 
@@ -61,18 +67,19 @@ def _inputs(store: Store, stage: Stage, spec: Any, given: list[str]) -> dict[str
 
         inputs["manifest"] = locate(spec, store.hashes)
     for name, kind in needed.items():
-        record = _read(Path(paths[name]), TypeAdapter(StageRecord[Any, kind]), f"--input {name}")  # type: ignore[valid-type]
+        adapter = TypeAdapter(StageRecord[Any, kind])  # type: ignore[valid-type]
+        record = _read(Path(paths[name]), adapter, f"--input {name}", read_sealed)
         inputs[name] = record.result
     return inputs
 
 
-def _read(path: Path, adapter: TypeAdapter, option: str) -> Any:
+def _read(path: Path, adapter: TypeAdapter, option: str, read_bytes: Callable[[Path], bytes] = Path.read_bytes) -> Any:
     try:
-        return adapter.validate_json(path.read_bytes())
-    except (OSError, json.JSONDecodeError) as error:
-        raise SpecError(f"{option} = {path}: cannot be read ({error})") from error
+        return adapter.validate_json(read_bytes(path))
     except ValidationError as error:
         raise SpecError(f"{option} = {path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{option} = {path}: cannot be read ({error})") from error
 
 
 def _say(message: str, status: int) -> int:

@@ -4,6 +4,7 @@ The packaged script itself does it, isolated (`python -I`) and in fresh torchrun
 or of this repository can leak into the score.
 """
 
+import glob
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from schemas.errors import StageError
 from schemas.evaluate import EvaluateSpec, Evaluation, Score
 from schemas.package import Package
 from schemas.tokenize_corpus import TokenizedCorpus
-from stages.launch import run_child, torchrun
+from stages.launch import run_torchrun
 from stages.workspace import Workspace
 
 
@@ -32,11 +33,10 @@ def evaluate(spec: EvaluateSpec, package: Package, tokenized: TokenizedCorpus, w
         (links / f"val_{index:06d}.bin").symlink_to(shard)
     scores_path = work.out_dir / "scores.json"
     command = [
-        *torchrun(spec.compute),
         "-I",
         str(work.read(package.script)),
         "--eval",
-        f"--val={links}/val_*.bin",
+        f"--val={glob.escape(str(links))}/val_*.bin",
         f"--tokenizer={work.read(tokenized.tokenizer)}",
         f"--sequence-length={spec.scoring.sequence_length}",
         f"--stride={spec.scoring.stride}",
@@ -48,7 +48,7 @@ def evaluate(spec: EvaluateSpec, package: Package, tokenized: TokenizedCorpus, w
         "--progress",
     ]
     isolated = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-    run_child(command, spec.compute, work.progress, work.runtime.stage_timeout_seconds, env=isolated, cwd=empty)
+    run_torchrun(command, work.out_dir, spec.compute, work.progress, work.runtime.stage_timeout_seconds, env=isolated, cwd=empty)
     scores = json.loads(scores_path.read_text(encoding="utf-8"))
     for used in (empty, links):
         shutil.rmtree(used)

@@ -1,4 +1,4 @@
-"""sha256 of files, remembered by size, modification time and inode, so that a cached run does not wait for hashing."""
+"""sha256 of files; of large ones remembered by size, modification time and inode, so that a cached run does not wait for hashing."""
 
 import hashlib
 import logging
@@ -9,24 +9,31 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 
+REMEMBERED_FROM_BYTES = 16 * 2**20
+
+
 class FileHashes:
     """sha256 of files; remembered in a SQLite file when one is given.
 
-    A file whose size, modification time (ns) and inode are as before is not read again. `FileHashes(None)` always reads.
+    A file of at least `remembered_from_bytes` whose size, modification time (ns) and inode are as before is not read again:
+    a byte that the disk flipped in one is found by `fairway verify`. Smaller ones are read always, as all are by
+    `FileHashes(None)`.
     """
 
-    def __init__(self, database: Path | None) -> None:
-        self._database = database
+    def __init__(self, database: Path | None, remembered_from_bytes: int = REMEMBERED_FROM_BYTES) -> None:
+        self._database, self._remembered_from = database, remembered_from_bytes
 
     def sha256(self, path: Path) -> str:
         """Hex digest of the file's content. Raises OSError when it cannot be read."""
         status = path.stat()
         stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
-        if (known := self._remembered(path, stamp)) is not None:
+        remembered = status.st_size >= self._remembered_from
+        if remembered and (known := self._remembered(path, stamp)) is not None:
             return known
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self._remember(path, stamp, digest)
+        if remembered:
+            self._remember(path, stamp, digest)
         return digest
 
     def problem_with(self, path: Path, num_bytes: int, sha256: str) -> str | None:
@@ -45,6 +52,22 @@ class FileHashes:
             return f"{path} cannot be read: {error}"
         return None
 
+    def forget(self, path: Path) -> None:
+        """Read the file again next time: a disk can flip a byte without touching size and times."""
+        if self._database is None or not self._database.exists():
+            return
+        try:
+            with closing(self._connect()) as connection, connection:
+                connection.execute("DELETE FROM hashes WHERE path = ?", (str(path.resolve()),))
+        except sqlite3.Error as error:
+            self._start_anew(error)
+
+    def _start_anew(self, error: sqlite3.Error) -> None:
+        """A memory that cannot be read is worth nothing: without it, files are hashed again."""
+        log.warning("the memory of file hashes %s cannot be used (%s)", self._database, error)
+        if self._database is not None and not isinstance(error, sqlite3.OperationalError):  # that one is a full disk or a lock
+            self._database.unlink(missing_ok=True)
+
     def _connect(self) -> sqlite3.Connection:
         assert self._database is not None
         connection = sqlite3.connect(self._database, timeout=10)
@@ -60,7 +83,7 @@ class FileHashes:
                     "SELECT sha256 FROM hashes WHERE path = ? AND size = ? AND mtime_ns = ? AND inode = ?", (str(path.resolve()), *stamp)
                 ).fetchone()
         except sqlite3.Error as error:
-            log.warning("the memory of file hashes %s cannot be read (%s): hashing again", self._database, error)
+            self._start_anew(error)
             return None
         return row[0] if row else None
 
@@ -71,4 +94,4 @@ class FileHashes:
             with closing(self._connect()) as connection, connection:
                 connection.execute("REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", (str(path.resolve()), *stamp, digest))
         except sqlite3.Error as error:
-            log.warning("the memory of file hashes %s cannot be written (%s)", self._database, error)
+            self._start_anew(error)

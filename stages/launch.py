@@ -7,10 +7,12 @@ retry cannot mend. Everything else that ends it is transient.
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,14 +21,14 @@ from typing import Any
 
 from schemas.errors import SpecError, StageError
 from schemas.settings import ComputeSettings
-from stages.workspace import Progress
+from stages.workspace import Progress, StorageError, clear_storage_errors
 
 log = logging.getLogger(__name__)
 
 PROGRESS_MARK = "@progress "
 TERM_GRACE_SECONDS = 12.0
 _TAIL_LINES = 30
-_PERMANENT = {"SpecError": SpecError, "StageError": StageError}
+_KINDS = {"SpecError": SpecError, "StageError": StageError, "StorageError": StorageError}
 
 
 class ChildFailedError(RuntimeError):
@@ -38,18 +40,18 @@ def launch_module(
 ) -> Any:
     """Run `python -m module JOB RESULT` in `compute.num_processes` processes; returns what they left as JSON.
 
-    Raises SpecError or StageError as the child said, ChildFailedError or TimeoutError otherwise.
+    Raises SpecError, StageError or StorageError as the child said, ChildFailedError or TimeoutError otherwise.
     """
     job_path, result_path, error_path = folder / "job.json", folder / "result.json", folder / "error.json"
     for stale in (result_path, error_path):
         stale.unlink(missing_ok=True)
     job_path.write_text(json.dumps(job), encoding="utf-8")
     try:
-        run_child([*torchrun(compute), "-m", module, str(job_path), str(result_path)], compute, progress, timeout)
+        run_torchrun(["-m", module, str(job_path), str(result_path)], folder, compute, progress, timeout)
     except ChildFailedError:
         if error_path.exists():
             said = json.loads(error_path.read_text(encoding="utf-8"))
-            raise _PERMANENT[said["kind"]](said["message"]) from None
+            raise _KINDS[said["kind"]](said["message"]) from None
         raise
     result = json.loads(result_path.read_text(encoding="utf-8"))
     for used in (job_path, result_path):
@@ -57,13 +59,41 @@ def launch_module(
     return result
 
 
-def torchrun(compute: ComputeSettings) -> list[str]:
-    """The command that starts `compute.num_processes` guarded processes on this machine; append `-m module` or a script."""
+def run_torchrun(
+    program: Sequence[str], folder: Path, compute: ComputeSettings, progress: Progress, timeout: float | None, **options: Any
+) -> list[str]:
+    """Run `-m module …` or a script in `compute.num_processes` guarded processes of this machine, as `run_child` does.
+
+    They find one another through files in `folder`. By itself torchrun opens a port to the whole network for that, and
+    believes what it is told there (it unpickles it).
+    """
+    meeting = folder / "rendezvous"
+    shutil.rmtree(meeting, ignore_errors=True)
+    meeting.mkdir()
+    environment = {
+        **options.pop("env", os.environ),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "RENDEZVOUS_FILE": str(meeting / "ranks"),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    try:
+        command = [*_torchrun(compute, meeting / "agents"), *program]
+        return run_child(command, compute, progress, timeout, env=environment, **options)
+    finally:
+        shutil.rmtree(meeting, ignore_errors=True)
+
+
+def _torchrun(compute: ComputeSettings, endpoint: Path) -> list[str]:
     return [
         sys.executable,
         "-m",
         "torch.distributed.run",
-        "--standalone",
+        "--nnodes=1",
+        "--rdzv-backend=c10d",
+        "--rdzv-conf=store_type=file",
+        f"--rdzv-endpoint={endpoint}",
+        f"--rdzv-id={uuid.uuid4()}",
+        "--local-addr=127.0.0.1",
         f"--nproc-per-node={compute.num_processes}",
         "--no-python",
         *guarded("SIGKILL"),
@@ -77,10 +107,11 @@ def guarded(death_signal: str) -> list[str]:
 
 @contextmanager
 def child_result(result_path: Path) -> Iterator[Callable[[Any], None]]:
-    """In a child: gives the function that leaves the result; turns permanent errors into error.json."""
+    """In a child: gives the function that leaves the result; turns errors that have a name into error.json."""
     try:
-        yield lambda value: _write_json(result_path, value)
-    except tuple(_PERMANENT.values()) as error:
+        with clear_storage_errors(result_path.parent):
+            yield lambda value: _write_json(result_path, value)
+    except tuple(_KINDS.values()) as error:
         _write_json(result_path.with_name("error.json"), {"kind": type(error).__name__, "message": str(error)})
         raise SystemExit(1) from error
 

@@ -22,7 +22,8 @@ class Stage:
     """`inputs` maps each parameter of the stage function to the type of the result it takes.
 
     `child_modules` run in processes of their own, so imports do not lead to them. A resumable stage finds the files of
-    an interrupted try in its output folder. One that `ships_source` is keyed by its source to the letter.
+    an interrupted try in its output folder; what only serves that (`scratch`) is not published. One that `ships_source`
+    is keyed by its source to the letter.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Stage:
     inputs: dict[str, type[Schema]]
     child_modules: tuple[str, ...] = ()
     resumable: bool = False
+    scratch: tuple[str, ...] = ()
     ships_source: bool = False
 
     @property
@@ -50,7 +52,15 @@ class Stage:
 
 _ALL = (
     Stage("tokenize_corpus", TokenizeSpec, TokenizedCorpus, {"manifest": CorpusManifest}),
-    Stage("train", TrainSpec, Checkpoints, {"tokenized": TokenizedCorpus}, ("stages.train_rank",), resumable=True),
+    Stage(
+        "train",
+        TrainSpec,
+        Checkpoints,
+        {"tokenized": TokenizedCorpus},
+        ("stages.train_rank",),
+        resumable=True,
+        scratch=("checkpoints", "metrics.jsonl"),
+    ),
     Stage("merge", MergeSpec, MergedModel, {"trained": Checkpoints, "tokenized": TokenizedCorpus}, ("stages.score_rank",)),
     Stage("quantize", QuantizeSpec, PackedModel, {"merged": MergedModel}),
     Stage("package", PackageSpec, Package, {"packed": PackedModel}, ("stages.core.submission",), ships_source=True),

@@ -6,6 +6,7 @@ run_stage(store, "quantize", spec, {"merged": merged}, runtime) -> Outcome(recor
 import hashlib
 import json
 import logging
+import os
 import platform
 import shutil
 import time
@@ -21,9 +22,12 @@ from schemas.runtime import RunOptions
 from stages.registry import STAGES, Stage
 from stages.source import code_digest, library_versions
 from stages.store import Store
-from stages.workspace import Progress, Workspace, no_progress
+from stages.workspace import Progress, Workspace, clear_storage_errors, no_progress
 
 log = logging.getLogger(__name__)
+
+# Libraries that would keep files in the home or the temporary folder: nothing is written outside the store.
+_CACHES = {"MPLCONFIGDIR": "matplotlib", "TORCHINDUCTOR_CACHE_DIR": "torchinductor", "TRITON_CACHE_DIR": "triton"}
 
 
 @dataclass(frozen=True)
@@ -52,17 +56,21 @@ def run_stage(
 ) -> Outcome:
     """The stage's record, from the store when every file of it is sound, otherwise made now.
 
-    Raises SpecError or StageError (permanent), or whatever transient error ended the stage; an interrupted resumable
+    Raises SpecError or StageError (permanent), StorageError for a disk that is full or may not be written, or
+    whatever transient error ended the stage; an interrupted resumable
     stage goes on from its last checkpoint when called again.
     """
     stage = STAGES[stage_name]
     _check_types(stage, spec, inputs)
     key = stage_key(stage, spec, inputs)
+    for variable, folder in _CACHES.items():
+        os.environ.setdefault(variable, str(store.root / "cache" / folder))
     started = time.perf_counter()
     if (record := store.find(stage, key)) is None:
         with store.lock(stage, key):
             if (record := store.find(stage, key)) is None:
-                record = _make(store, stage, key, spec, inputs, runtime, on_progress)
+                with clear_storage_errors(store.root):
+                    record = _make(store, stage, key, spec, inputs, runtime, on_progress)
                 return Outcome(record, cached=False, seconds=time.perf_counter() - started)
     log.info("%s: found in the store (%s)", stage.name, key[:12])
     return Outcome(record, cached=True, seconds=time.perf_counter() - started)

@@ -2,11 +2,12 @@
 
 <root>/stages/<stage>/<key>/record.json + .sha256 + files   finished results
 <root>/work/<stage>/<key>/                          a result being made (training goes on from what it finds here)
-<root>/locks/, <root>/hashes.sqlite                 who makes what; what was verified when
+<root>/locks/, <root>/hashes.sqlite                 who makes what and who uses the store; what was verified when
+
+An open Store is a sign that the store is in use: housekeeping takes nothing away while another process has one.
 """
 
 import fcntl
-import hashlib
 import logging
 import os
 import shutil
@@ -22,6 +23,7 @@ from schemas.errors import SpecError
 from schemas.files import FileRef, SourceFile, StageRecord
 from stages.hashing import FileHashes
 from stages.registry import Stage
+from stages.sealed import read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class Store:
         try:
             for name in ("stages", "work", "locks", "runs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
+            self._users = (self.root / "locks" / "users.lock").open("a")
         except OSError as error:
             raise SpecError(
                 f"store = {self.root}: cannot be used as a store ({error}). Give a writable folder by --store or FAIRWAY_STORE"
@@ -44,8 +47,24 @@ class Store:
         if not os.access(self.root / "work", os.W_OK):
             raise SpecError(f"store = {self.root}: is read-only. Give a writable folder by --store or FAIRWAY_STORE")
         self.hashes = FileHashes(self.root / "hashes.sqlite")
+        fcntl.flock(self._users, fcntl.LOCK_SH)
 
-    def relative_folder(self, stage: Stage, key: str) -> PurePosixPath:
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Whether no other Store on this folder is open anywhere; for the block none can be opened then."""
+        try:
+            fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(self._users, fcntl.LOCK_SH)  # a conversion that fails may drop the lock
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(self._users, fcntl.LOCK_SH)
+
+    @staticmethod
+    def relative_folder(stage: Stage, key: str) -> PurePosixPath:
         return PurePosixPath("stages", stage.name, key[:_KEY_CHARACTERS])
 
     def folder(self, stage: Stage, key: str) -> Path:
@@ -58,10 +77,10 @@ class Store:
         """The finished record of `key` with every file verified, or None. Damage is named in the log, never served."""
         record_path = self.folder(stage, key) / RECORD_NAME
         try:
-            record = stage.record_type().model_validate_json(_read_sealed(record_path))
-        except FileNotFoundError:
+            record = stage.record_type().model_validate_json(read_sealed(record_path))
+        except FileNotFoundError as error:
             if self.folder(stage, key).exists():
-                log.warning("%s: %s is missing: the stage runs again", stage.name, record_path)
+                log.warning("%s: %s is missing: the stage runs again", stage.name, error.filename)
             return None
         except (ValueError, OSError) as error:
             log.warning(
@@ -86,7 +105,7 @@ class Store:
     def publish(self, stage: Stage, key: str, record: StageRecord) -> None:
         """Make the work folder of `key` its result: record last, everything on disk, then one rename."""
         work, final = self.work_folder(stage, key), self.folder(stage, key)
-        _write_sealed(work / RECORD_NAME, record.model_dump_json(indent=1).encode())
+        write_sealed(work / RECORD_NAME, record.model_dump_json(indent=1).encode())
         for path in sorted(work.rglob("*")):
             _flush_to_disk(path)
         _flush_to_disk(work)
@@ -98,6 +117,8 @@ class Store:
             shutil.rmtree(doomed)
         os.rename(work, final)
         _flush_to_disk(final.parent)
+        for name in stage.scratch:
+            remove(final / name)
 
     @contextmanager
     def lock(self, stage: Stage, key: str) -> Iterator[None]:
@@ -116,6 +137,14 @@ class Store:
             yield
 
 
+def remove(path: Path) -> None:
+    """Take away a file or a folder with all that is in it; one that is not there is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def file_refs(value: Any) -> Iterator[FileRef | SourceFile]:
     """Every file reference inside a record, depth first."""
     if isinstance(value, (FileRef, SourceFile)):
@@ -126,22 +155,6 @@ def file_refs(value: Any) -> Iterator[FileRef | SourceFile]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from file_refs(item)
-
-
-def _write_sealed(path: Path, content: bytes) -> None:
-    """Write a record, and beside it its sha256 in the form that `sha256sum -c` reads: a flipped digit would still be JSON."""
-    seal = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
-    path.with_suffix(".sha256").write_text(seal, encoding="utf-8")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def _read_sealed(path: Path) -> bytes:
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != path.with_suffix(".sha256").read_text(encoding="utf-8").split(" ")[0]:
-        raise ValueError("its sha256 is not the one beside it")
-    return content
 
 
 def _flush_to_disk(path: Path) -> None:

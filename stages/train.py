@@ -4,7 +4,6 @@ The work happens in torchrun's processes (`stages.train_rank`), also when there 
 """
 
 import dataclasses
-import shutil
 
 from schemas.errors import SpecError
 from schemas.tokenize_corpus import TokenizedCorpus
@@ -26,7 +25,6 @@ def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Check
         "runtime": work.runtime.model_dump(mode="json"),
     }
     result = launch_module("stages.train_rank", job, work.out_dir, spec.compute, work.progress, work.runtime.stage_timeout_seconds)
-    shutil.rmtree(work.out_dir / "checkpoints")
     snapshots = [Snapshot(weights=work.ref(work.out_dir / "snapshots" / item.pop("file")), **item) for item in result.pop("snapshots")]
     last = Snapshot(weights=work.ref(work.out_dir / "last.safetensors"), **result.pop("last"))
     return Checkpoints.model_validate(

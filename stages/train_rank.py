@@ -48,6 +48,7 @@ def main() -> None:
             last_good = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint had been written yet"
             raise StageError(f"{error}; {last_good}. Lower the learning rates or train.optimizer.grad_clip_norm") from error
         if trainer.rank == 0:
+            files.add_checkpoint(trainer.state())
             leave(_finish(files, settings, trainer, trained))
     if dist.is_initialized():
         dist.barrier()

@@ -1,7 +1,8 @@
 """What one training run writes: metrics, snapshots and checkpoints, off the loop's critical path, and how it is read again.
 
 A checkpoint is a safetensors file and a JSON beside it with both its own sha256 and the snapshots taken so far. On resume
-the newest one whose files are all sound counts; anything written after it is removed.
+the newest one whose files are all sound counts; anything written after it is removed. The last one holds the finished
+run, so that a kill before the result is published repeats no step; publishing takes checkpoints and metrics.jsonl away.
 """
 
 import dataclasses
@@ -108,7 +109,6 @@ class TrainingFiles:
         """metrics.jsonl -> metrics.parquet (one row a step)."""
         path = self.folder / "metrics.parquet"
         pq.write_table(pa.Table.from_pylist(self.metrics()), path)
-        self._metrics_path.unlink()
         return path
 
     def _submit(self, action: Any, *arguments: Any) -> None:
@@ -128,6 +128,8 @@ class TrainingFiles:
             "steps": state.steps,
             "seconds": state.seconds,
             "qat_steps": state.qat_steps,
+            "last_lr_scale": state.last_lr_scale,
+            "last_qat_on": state.last_qat_on,
             "snapshots": snapshots,
             "resumed_from": self.resumed_from,
         }
@@ -142,7 +144,8 @@ class TrainingFiles:
             for item in about["snapshots"]:
                 _read_sound(self.folder / "snapshots" / item["file"], item["sha256"])
             tensors = load(_read_sound(path.with_suffix(".safetensors"), about["sha256"]))
-            state = TrainState(tensors, about["steps"], about["seconds"], about["qat_steps"])
+            figures = {key: about[key] for key in ("steps", "seconds", "qat_steps", "last_lr_scale", "last_qat_on")}
+            state = TrainState(tensors, **figures)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             log.warning("checkpoint %s cannot be used, trying the one before it: %s", path.name, error)
             return None

@@ -1,6 +1,9 @@
 """What a stage may touch: verified inputs, one folder for its outputs, and a way to say how far it is."""
 
-from collections.abc import Callable
+import errno
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -10,9 +13,31 @@ from stages.hashing import FileHashes
 
 Progress = Callable[[float, float, str], None]
 
+_STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+
 
 class DamagedFileError(OSError):
     """A file is missing or is not what its reference says. The stage that made it has to run again."""
+
+
+class StorageError(OSError):
+    """The store cannot be written: no space, too large a file, no permission. Worth another try, once there is room."""
+
+
+@contextmanager
+def clear_storage_errors(folder: Path) -> Iterator[None]:
+    """Say an error of the disk that holds `folder` as one: what happened, how much room there is, what to do."""
+    try:
+        yield
+    except OSError as error:
+        elsewhere = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(folder)
+        if error.errno not in _STORAGE_ERRNOS or elsewhere or isinstance(error, StorageError):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise StorageError(
+            f"store: cannot write {error.filename or folder} ({error.strerror}; {free:,} bytes of space left there). Free some space "
+            "(`fairway gc` lists what no run needs), or give another store by --store or FAIRWAY_STORE; finished stages are kept"
+        ) from error
 
 
 def no_progress(done: float, total: float, unit: str) -> None:

@@ -4,6 +4,7 @@ Before anything imports torch, threads are told to wait at barriers instead of s
 """
 
 import hashlib
+import json
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -41,6 +42,19 @@ TINY_MODEL = ModelSettings(
     value_embedding_dim=8,
     value_embedding_layers=(2,),
 )
+
+
+@pytest.fixture
+def figure() -> Callable[..., None]:
+    """`figure("1", "what was done", "the figure", met)`: for the table, and an assertion."""
+
+    def tell(line: str, done: str, value: str, met: bool) -> None:
+        if path := os.environ.get("FAIRWAY_FAULTS_OUT"):
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"line": line, "done": done, "figure": value, "met": bool(met)}, ensure_ascii=False) + "\n")
+        assert met, f"{done}: {value}"
+
+    return tell
 
 
 @pytest.fixture

@@ -24,5 +24,11 @@ def join_processes(settings: ComputeSettings) -> tuple[int, int, torch.device]:
     else:
         device = torch.device("cpu")
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if settings.device == "cuda" else "gloo")
+        # NCCL keeps watching through its store, which a file is not made for; gloo only meets there.
+        if settings.device == "cuda":
+            dist.init_process_group("cpu:gloo,cuda:nccl")
+        elif file := os.environ.get("RENDEZVOUS_FILE"):
+            dist.init_process_group("gloo", store=dist.FileStore(file, world), rank=rank, world_size=world)
+        else:
+            dist.init_process_group("gloo")
     return rank, world, device

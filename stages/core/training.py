@@ -51,6 +51,8 @@ class TrainState:
     steps: int
     seconds: float
     qat_steps: int
+    last_lr_scale: float
+    last_qat_on: bool
 
 
 @dataclass
@@ -99,6 +101,7 @@ class Trainer:
         if settings.qat.start_lr_scale > 0:
             self.model.prepare_qat(settings.qat.rules)
         self.clock, self.qat_steps = Clock(0, 0.0), 0
+        self.last_lr_scale, self.last_qat_on = 1.0, False
         if resume is not None:
             self._load(resume)
         self.network: nn.Module = self.model
@@ -114,7 +117,6 @@ class Trainer:
         """Train to the first cap. Raises DivergedError when the loss is not finite."""
         settings, schedule = self.settings, self.settings.schedule
         warmup_seconds = self._warm_up()
-        lr_scale, qat_on = 1.0, False
         pending: list[tuple[StepMetrics, Tensor, Tensor]] = []
         began = time.perf_counter() - self.clock.seconds
         while progress_at(self.clock, schedule) < 1.0:
@@ -125,6 +127,7 @@ class Trainer:
             if qat_on:
                 self.model.update_qat()
                 self.qat_steps += 1
+            self.last_lr_scale, self.last_qat_on = lr_scale, qat_on
             loss, grad_norm = self._step(before.steps, lr_scale, momentum)
             self._wait_for_device()
             seconds = self._agree(time.perf_counter() - began)
@@ -148,8 +151,8 @@ class Trainer:
             groups=self.groups,
             initial=self.initial,
             steps=self.clock.steps,
-            last_lr_scale=lr_scale,
-            last_qat_on=qat_on,
+            last_lr_scale=self.last_lr_scale,
+            last_qat_on=self.last_qat_on,
             qat_steps=self.qat_steps,
             seconds=self.clock.seconds,
             warmup_seconds=warmup_seconds,
@@ -170,7 +173,7 @@ class Trainer:
                 for key, value in values.items():
                     tensors[f"optimizer/{names[param]}/{key}"] = torch.as_tensor(value).detach().to("cpu", copy=True)
         tensors["rng"] = torch.get_rng_state()
-        return TrainState(tensors, self.clock.steps, self.clock.seconds, self.qat_steps)
+        return TrainState(tensors, self.clock.steps, self.clock.seconds, self.qat_steps, self.last_lr_scale, self.last_qat_on)
 
     def _load(self, state: TrainState) -> None:
         params = dict(self.model.named_parameters())
@@ -184,6 +187,7 @@ class Trainer:
                 owners[name].state[params[name]][key] = value.to(self.device, copy=True)
         torch.set_rng_state(state.tensors["rng"])
         self.clock, self.qat_steps = Clock(state.steps, state.seconds), state.qat_steps
+        self.last_lr_scale, self.last_qat_on = state.last_lr_scale, state.last_qat_on
 
     def _step(self, step: int, lr_scale: float, momentum: float) -> tuple[Tensor, Tensor]:
         """One optimizer step; returns the mean loss of the global batch and the gradient norm, still on the device."""

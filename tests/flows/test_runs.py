@@ -49,7 +49,7 @@ def test_an_unknown_run_is_answered_with_the_nearest(store: Path) -> None:
 def test_what_was_saved_is_read_back_equal(store: Path, smoke_run: Any) -> None:
     path = save_report(store, smoke_run.report)
     assert load_report(store, smoke_run.report.run_id) == smoke_run.report
-    assert [item.name for item in path.parent.iterdir()] == ["report.json"]
+    assert sorted(item.name for item in path.parent.iterdir()) == ["report.json", "report.sha256"]
 
 
 def test_a_damaged_report_is_named_and_does_not_hide_the_others(store: Path, caplog: pytest.LogCaptureFixture) -> None:

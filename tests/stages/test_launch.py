@@ -11,7 +11,7 @@ import pytest
 
 from schemas.errors import StageError
 from schemas.settings import ComputeSettings
-from stages.launch import ChildFailedError, launch_module, run_child, torchrun
+from stages.launch import ChildFailedError, launch_module, run_child, run_torchrun
 from stages.workspace import no_progress
 
 ONE = ComputeSettings(threads_per_process=1)
@@ -86,9 +86,10 @@ def test_a_permanent_error_in_a_process_arrives_as_what_it_is(tmp_path: Path, mo
 CALLER = """
 import sys
 from schemas.settings import ComputeSettings
-from stages.launch import run_child, torchrun
+from pathlib import Path
+from stages.launch import run_torchrun
 compute = ComputeSettings(num_processes=2, threads_per_process=1)
-run_child([*torchrun(compute), sys.argv[1], sys.argv[2]], compute, lambda *p: None, None)
+run_torchrun(sys.argv[1:3], Path(sys.argv[2]).parent, compute, lambda *p: None, None)
 """
 RANK = """
 import os, sys, time
@@ -111,5 +112,11 @@ def test_ranks_die_with_the_caller_however_it_ends(tmp_path: Path, how: signal.S
     assert wait_until(lambda: not any(alive(rank) for rank in ranks))
 
 
-def test_torchrun_is_used_for_one_process_too() -> None:
-    assert torchrun(ONE)[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+def test_torchrun_is_used_for_one_process_too_and_leaves_no_file(tmp_path: Path) -> None:
+    folder = tmp_path / "Lager, mit = und : im Namen"
+    folder.mkdir()
+    (folder / "rendezvous").mkdir()
+    (folder / "rendezvous" / "agents").write_bytes(b"what a killed run left")
+    (tmp_path / "rank.py").write_text("import os; print(os.environ['WORLD_SIZE'], os.environ['TORCHELASTIC_RUN_ID'] != '')")
+    assert run_torchrun([str(tmp_path / "rank.py")], folder, ONE, no_progress, None)[-1] == "1 True"
+    assert list(folder.iterdir()) == []

@@ -1,0 +1,171 @@
+"""What a store holds that no run needs (`fairway gc`), and what in it is damaged (`fairway verify`). Needs neither Prefect nor torch."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flows.runs import REPORT_NAME, list_reports, load_report
+from schemas.errors import FairwayError, SpecError, StageError
+from schemas.files import FileRef
+from schemas.pipeline import PipelineReport
+from stages.hashing import FileHashes
+from stages.registry import STAGES
+from stages.sealed import read_sealed
+from stages.store import RECORD_NAME, Store, file_refs, remove
+
+log = logging.getLogger(__name__)
+
+
+class StoreInUseError(FairwayError):
+    """Another process has the store open: nothing may be taken away now."""
+
+
+@dataclass(frozen=True)
+class Unneeded:
+    """Something in the store that no run needs, and why."""
+
+    path: Path
+    num_bytes: int
+    reason: str
+
+
+def find_unneeded(store: Store, keep_runs: int | None = None, older_than_hours: float = 24.0) -> list[Unneeded]:
+    """What no run needs, in the order of its path; nothing that was touched in the last `older_than_hours`.
+
+    Needed are the newest `keep_runs` runs (None: all) and every run that a ledger names, with all their results. Raises
+    StageError for a ledger that cannot be read, because then nobody can say what it needs.
+    """
+    in_ledgers = _texts_in_ledgers(store.root)
+    reports = list_reports(store.root)
+    newest = reports if keep_runs is None else reports[max(0, len(reports) - keep_runs) :]
+    kept = {report.run_id for report in newest} | {report.run_id for report in reports if report.run_id in in_ledgers}
+    needed = {path for report in reports if report.run_id in kept for path in _folders_of(report)}
+    found = [(store.root / "runs" / report.run_id, "an older run") for report in reports if report.run_id not in kept]
+    for folder in sorted(store.root.glob("stages/*/*/")):
+        stage = STAGES.get(folder.parent.name)
+        if folder.relative_to(store.root).as_posix() not in needed:
+            found.append((folder, "a result that no run names"))
+        elif stage is not None:
+            found += [(folder / name, "left over from training") for name in stage.scratch if (folder / name).exists()]
+    found += [(folder, _why_in_work(folder)) for folder in sorted(store.root.glob("work/*/*"))]
+    before = time.time() - 3600 * older_than_hours
+    sized = [(path, reason, *_size_and_time(path)) for path, reason in found]
+    return sorted((Unneeded(path, size, reason) for path, reason, size, touched in sized if touched <= before), key=lambda item: item.path)
+
+
+def remove_unneeded(store: Store, keep_runs: int | None = None, older_than_hours: float = 24.0) -> list[Unneeded]:
+    """Take away what `find_unneeded` finds. Raises StoreInUseError while any other process works with the store."""
+    with store.alone() as alone:
+        if not alone:
+            raise StoreInUseError(f"store = {store.root}: a run is in progress. Nothing was removed; try again when it is done")
+        unneeded = find_unneeded(store, keep_runs, older_than_hours)
+        for item in unneeded:
+            # Renamed first: what a kill leaves half removed is not found as a result.
+            doomed = store.root / "work" / f"removed-{time.time_ns()}" / item.path.name
+            doomed.parent.mkdir()
+            os.rename(item.path, doomed)
+            remove(doomed.parent)
+        for left in store.root.glob("work/removed-*"):
+            remove(left)
+    return unneeded
+
+
+def find_damage(store: Store) -> Iterator[str]:
+    """Everything that is damaged, in words. Every byte is read again; what was remembered of a damaged file is forgotten."""
+    read_anew, checked = FileHashes(None), set()
+    for folder in sorted(store.root.glob("stages/*/*/")):
+        record_path = folder / RECORD_NAME
+        stage = STAGES.get(folder.parent.name)
+        if stage is None:
+            yield f"{folder}: there is no stage {folder.parent.name}"
+            continue
+        try:
+            record = stage.record_type().model_validate_json(read_sealed(record_path))
+        except FileNotFoundError as error:
+            yield f"{error.filename} is missing"
+            continue
+        except (OSError, ValueError) as error:
+            yield f"{record_path} is damaged or of another version: {' '.join(str(error).split())[:300]}"
+            continue
+        if store.folder(stage, record.provenance.key) != folder or record.provenance.stage != stage.name:
+            yield f"{record_path} belongs to another result"
+        for ref in file_refs(record.result):
+            checked.add(ref.path)
+            yield from _damage_of(store, ref, read_anew)
+    for path in sorted(store.root.glob("runs/*/")):
+        try:
+            report = load_report(store.root, path.name)
+        except SpecError as error:
+            yield str(error)
+            continue
+        if report is None:
+            yield f"{path / REPORT_NAME} is missing"
+            continue
+        for ref in file_refs(report):
+            if ref.path not in checked:
+                checked.add(ref.path)
+                for problem in _damage_of(store, ref, read_anew):
+                    yield f"run {report.name}: {problem}"
+    for path in sorted(store.root.glob("ledgers/*.parquet")):
+        try:
+            pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            yield f"{path} cannot be read: {error}"
+
+
+def _damage_of(store: Store, ref: object, hashes: FileHashes) -> Iterator[str]:
+    if not isinstance(ref, FileRef):
+        return  # a file of the user's, outside the store: tokenization looks at it
+    path = store.root / ref.path
+    if problem := hashes.problem_with(path, ref.num_bytes, ref.sha256):
+        store.hashes.forget(path)
+        yield problem
+
+
+def _folders_of(report: PipelineReport) -> Iterator[str]:
+    for summary in report.stages:
+        if summary.stage in STAGES:
+            yield str(Store.relative_folder(STAGES[summary.stage], summary.key))
+    for ref in file_refs(report):
+        yield "/".join(ref.path.split("/")[:3])
+
+
+def _texts_in_ledgers(root: Path) -> set[str]:
+    """Every text in any column of any ledger: the ids of the runs that it needs are among them."""
+    texts: set[str] = set()
+    for path in sorted(root.glob("ledgers/*.parquet")):
+        try:
+            for row in pq.read_table(path).to_pylist():
+                texts.update(_texts(row))
+        except (OSError, pa.ArrowException) as error:
+            raise StageError(f"{path}: cannot be read ({error}), so nobody can say which runs it needs. Remove or restore it") from error
+    return texts
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _why_in_work(folder: Path) -> str:
+    if ".damaged-" in folder.name:
+        return "a damaged result, made again since"
+    return "an unfinished result; the same run would go on with it"
+
+
+def _size_and_time(path: Path) -> tuple[int, float]:
+    """Bytes, and when anything in it was last touched."""
+    paths = [path, *path.rglob("*")] if path.is_dir() else [path]
+    status = [item.lstat() for item in paths]
+    return sum(item.st_size for item in status), max(item.st_mtime for item in status)

@@ -1,0 +1,71 @@
+"""The whole chain without Prefect, as a program that a fault may strike: python -m tests.faults.chain STORE [NAME=VALUE …]
+
+Prints a JSON line for each stage as it begins and as it ends. Prefect's start-up would take longer than all stages
+together; the flow itself is struck in tests of its own.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flows.specs import resolve
+from schemas.errors import FairwayError
+from schemas.pipeline import PipelineSpec
+from schemas.publish import PublishSpec
+from schemas.runtime import RunOptions
+from stages.corpora import locate
+from stages.registry import STAGES
+from stages.runner import Outcome, run_stage
+from stages.store import Store
+
+CHECKPOINT_SECONDS = 0.5
+_SECTION = {"tokenize_corpus": "tokenize"}
+
+
+class Chain:
+    """One run of the preset `smoke`, stage by stage in this process. `results` is kept by the name that later stages take it under."""
+
+    def __init__(self, root: Path | str, overrides: list[str]) -> None:
+        self.spec: PipelineSpec = resolve("smoke", overrides)
+        self.store = Store(root)
+        self.results: dict[str, Any] = {"manifest": locate(self.spec.tokenize, self.store.hashes)}
+
+    def run(self, stage: str) -> Outcome:
+        """Run or serve one stage; those before it must have been run."""
+        options = RunOptions(store=str(self.store.root), checkpoint_every_seconds=CHECKPOINT_SECONDS)
+        spec = PublishSpec() if stage == "publish" else getattr(self.spec, _SECTION.get(stage, stage))
+        inputs = {name: self.results[name] for name in STAGES[stage].inputs}
+        outcome = run_stage(self.store, stage, spec, inputs, options)
+        self.results[result_name(stage)] = outcome.record.result
+        return outcome
+
+    def run_all(self, tell: Callable[..., None] = lambda **event: None) -> None:
+        for stage in STAGES:
+            tell(stage=stage, event="begins")
+            outcome = self.run(stage)
+            key = outcome.record.provenance.key
+            tell(stage=stage, event="cached" if outcome.cached else "made", seconds=outcome.seconds, key=key)
+        package, trained = self.results["package"], self.results["trained"]
+        blob = str(self.store.root / package.blob.path)
+        tell(event="done", blob=blob, sha256=package.blob.sha256, resumed=trained.timings.resumed_from_steps)
+
+
+def result_name(stage: str) -> str:
+    """The name under which later stages take this stage's result."""
+    takers = STAGES["publish"].inputs.items()
+    return next((name for name, kind in takers if kind is STAGES[stage].result_type), stage)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        Chain(sys.argv[1], sys.argv[2:]).run_all(lambda **event: print(json.dumps(event), flush=True))
+    except (FairwayError, OSError, RuntimeError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Ctrl-C, SIGTERM and Prefect's cancel: every process of the run is gone within 15 seconds, and the next run goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.environment import SETTINGS, is_healthy
+from tests.faults.conftest import STEPS
+from tests.faults.harness import FULL, ROOT, Struck, start, start_fairway
+
+WITHIN_SECONDS = 15.0
+TWO = ("--set", STEPS, "--processes", "2")
+
+
+def trains(run: Struck, store: Path) -> bool:
+    return bool(run.wait_for(lambda: list(store.glob("work/train/*/checkpoints/*.json"))))
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM] if FULL else [signal.SIGINT])
+def test_an_interrupted_run_leaves_no_process(how: signal.Signals, tmp_path: Path, figure: Callable[..., None]) -> None:
+    run = start_fairway(tmp_path / "store", tmp_path / "logs", *TWO)
+    assert trains(run, tmp_path / "store")
+    before = len(run.pids())
+    run.process.send_signal(how)
+    seconds = run.gone_after(60)
+    status = run.process.wait(30)
+    told = f"{before} processes gone in {seconds:.1f} s, status {status}" if seconds else f"{len(run.pids())} of {before} left"
+    again = start_fairway(tmp_path / "store", tmp_path / "logs", *TWO)
+    resumed = again.process.wait(300) == 0 and "going on from the checkpoint" in again.text()
+    told += ", the next run went on from the checkpoint" if resumed else ", the next run did not go on"
+    name = "Ctrl-C (SIGINT)" if how == signal.SIGINT else how.name
+    expected = 130 if how == signal.SIGINT else -how
+    figure("2", f"{name} while two ranks train", told, seconds is not None and seconds <= WITHIN_SECONDS and status == expected and resumed)
+
+
+@pytest.mark.slow
+def test_a_run_cancelled_on_a_server_leaves_no_process(tmp_path: Path, figure: Callable[..., None]) -> None:
+    port, store = 42871, tmp_path / "store"
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {**SETTINGS, "PREFECT_HOME": str(tmp_path / "home"), "DO_NOT_TRACK": "1"}
+    server = start(["-m", "prefect", "server", "start", "--port", str(port)], tmp_path / "logs", **environment)
+    assert server.wait_for(lambda: is_healthy(url))
+    environment["PREFECT_API_URL"] = url
+    serve = "from flows.pipeline import pipeline; pipeline.serve(name='faults')"
+    runner = start(["-c", serve], tmp_path / "logs", **environment)
+    try:
+        assert runner.wait_for(lambda: _post(url, "deployments/filter", {}))
+        [deployment] = _post(url, "deployments/filter", {})
+        overrides = [STEPS, *(f"{section}.compute.num_processes=2" for section in ("train", "merge", "evaluate"))]
+        options = {"store": str(store), "checkpoint_every_seconds": 0.5}
+        parameters = {"preset": "smoke", "overrides": overrides, "options": options}
+        flow_run = _post(url, f"deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+        assert trains(runner, store)
+        command = [sys.executable, "-m", "prefect", "flow-run", "cancel", flow_run["id"]]
+        started = time.monotonic()
+        subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, check=True, capture_output=True)
+        seconds = _until(lambda: len(runner.pids()) == 1, started, 60)
+        state = _until(lambda: _get(url, f"flow_runs/{flow_run['id']}")["state"]["type"] == "CANCELLED", started, 60)
+        left = len(runner.pids()) - 1
+    finally:
+        runner.end()
+        server.end()
+    run = start_fairway(store, tmp_path / "logs", *TWO)
+    resumed = run.process.wait(300) == 0 and "going on from the checkpoint" in run.text()
+    told = f"{left} processes left after {seconds:.1f} s, Cancelled after {state:.1f} s, resumed: {resumed}"
+    figure("2", "`prefect flow-run cancel` while two ranks train", told, left == 0 and seconds <= WITHIN_SECONDS and state < 60 and resumed)
+
+
+def _until(condition: Callable[[], bool], started: float, seconds: float) -> float:
+    while time.monotonic() - started < seconds and not condition():
+        time.sleep(0.1)
+    return time.monotonic() - started
+
+
+def _post(url: str, path: str, body: dict) -> list | dict:
+    request = urllib.request.Request(f"{url}/{path}", json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read())
+
+
+def _get(url: str, path: str) -> dict:
+    with urllib.request.urlopen(f"{url}/{path}", timeout=30) as answer:
+        return json.loads(answer.read())

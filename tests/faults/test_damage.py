@@ -1,0 +1,193 @@
+"""Every kind of stored file, damaged in every way: found on reading, named, made again with the same content, never served."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.housekeeping import find_damage
+from schemas.files import FileRef
+from stages.registry import STAGES
+from stages.store import Store, file_refs
+from tests.faults.chain import Chain
+from tests.faults.harness import FULL, ROOT, start_chain
+
+SHORT = "train.schedule.max_steps=20"
+OTHER = "train.seed=7"
+
+
+def flip(path: Path, other: Path) -> None:
+    """One bit, as a disk does it: size and times stay as they were."""
+    times, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def truncate(path: Path, other: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def delete(path: Path, other: Path) -> None:
+    path.unlink()
+
+
+def empty(path: Path, other: Path) -> None:
+    path.write_bytes(b"")
+
+
+def swap(path: Path, other: Path) -> None:
+    shutil.copyfile(other, path)
+
+
+DAMAGES = (flip, truncate, delete, empty, swap)
+Files = dict[tuple[str, str], tuple[Path, Path]]
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Chain, Chain]:
+    """Two finished runs of different seeds and texts, in stores of their own."""
+    runs = []
+    for name, overrides in (("one", [SHORT]), ("other", [SHORT, OTHER, "tokenize.corpus.max_documents=7"])):
+        chain = Chain(tmp_path_factory.mktemp(name), overrides)
+        chain.run_all()
+        runs.append(chain)
+    return runs[0], runs[1]
+
+
+def stored_files(chain: Chain) -> Iterator[tuple[str, str, Path]]:
+    """(stage, what it is, path) of every kind of stored file."""
+    for stage in STAGES:
+        record = chain.run(stage).record
+        folder = chain.store.folder(STAGES[stage], record.provenance.key)
+        yield stage, "record", folder / "record.json"
+        yield stage, "seal", folder / "record.sha256"
+        for kind, ref in {_kind(ref): ref for ref in file_refs(record.result) if isinstance(ref, FileRef)}.items():
+            path = chain.store.root / ref.path
+            if path.is_relative_to(folder):
+                yield stage, kind, path
+
+
+def _kind(ref: FileRef) -> str:
+    """`snapshots/step-00000016.safetensors` and its like are one kind."""
+    return "".join("#" if letter.isdigit() else letter for letter in "/".join(ref.path.split("/")[3:]))
+
+
+def test_every_kind_of_file_damaged_in_every_way(
+    two_runs: tuple[Chain, Chain], caplog: pytest.LogCaptureFixture, figure: Callable[..., None]
+) -> None:
+    chain, other = two_runs
+    others = {(stage, kind): path for stage, kind, path in stored_files(other)}
+    cases = found = named = made_again = 0
+    failures = []
+    for number, (stage, kind, path) in enumerate(list(stored_files(chain))):
+        sound = path.read_bytes()
+        for damage in DAMAGES if FULL else (DAMAGES[number % len(DAMAGES)],):
+            if stage in ("train", "merge", "evaluate") and not FULL and kind not in ("last.safetensors", "merged.safetensors"):
+                continue
+            if damage is swap and others[stage, kind].read_bytes() == sound:
+                continue  # the packed script is the same in every run
+            cases += 1
+            damage(path, others[stage, kind])
+            caplog.clear()
+            with caplog.at_level(logging.WARNING):
+                again = chain.run(stage)
+            was_found, was_named = not again.cached, any(path.name in line and "runs again" in line for line in caplog.messages)
+            # A record says when it was made; what it refers to has the same bytes again.
+            right = kind in ("record", "seal", "metrics.parquet", "report.html") or path.read_bytes() == sound
+            right = right and chain.run(stage).cached
+            found, named, made_again = found + was_found, named + was_named, made_again + right
+            if not (was_found and was_named and right):
+                failures.append((stage, kind, damage.__name__, was_found, was_named, right))
+            sound = path.read_bytes()
+    assert not list(find_damage(chain.store)), "what was made again is sound"
+    told = f"{found} found, {named} named, {made_again} made again and sound {failures or ''}"
+    figure("3", f"{cases} damages: each kind of stored file × flip, truncate, delete, empty, swap", told, not failures)
+
+
+def test_verify_lists_every_damage_and_gives_status_1(two_runs: tuple[Chain, Chain], tmp_path: Path, figure: Callable[..., None]) -> None:
+    chain, other = two_runs
+    others = {(stage, kind): path for stage, kind, path in stored_files(other)}
+    files = list(stored_files(chain))
+    cases, missed = 0, []
+    for damage in DAMAGES if FULL else (flip, delete):
+        store = tmp_path / damage.__name__
+        for stage, kind, path in files:
+            if damage is swap and others[stage, kind].read_bytes() == path.read_bytes():
+                continue
+            shutil.copytree(chain.store.root, store)
+            damage(store / path.relative_to(chain.store.root), others[stage, kind])
+            cases += 1
+            problems = list(find_damage(Store(store)))
+            # A broken seal is told as its record.
+            if not any(path.stem in problem for problem in problems):
+                missed.append((stage, kind, damage.__name__, problems))
+            shutil.rmtree(store)
+    shutil.copytree(chain.store.root, tmp_path / "bad")
+    flip(tmp_path / "bad" / files[2][2].relative_to(chain.store.root), Path())
+    command = [sys.executable, "-m", "flows.cli", "verify", "--json", "--store"]
+    sound, bad = (
+        subprocess.run([*command, str(root)], cwd=ROOT, capture_output=True, text=True) for root in (chain.store.root, tmp_path / "bad")
+    )
+    listed = json.loads(bad.stdout)["damage"]
+    met = not missed and sound.returncode == 0 and bad.returncode == 1 and len(listed) == 1 and files[2][2].name in listed[0]
+    figure("8", f"`fairway verify` over {cases} damaged stores", f"{cases - len(missed)} listed; status 0 and 1 {missed or ''}", met)
+
+
+def test_a_stage_by_hand_refuses_a_damaged_input_without_a_stack_trace(
+    two_runs: tuple[Chain, Chain], tmp_path: Path, figure: Callable[..., None]
+) -> None:
+    chain, _ = two_runs
+    store = tmp_path / "store"
+    shutil.copytree(chain.store.root, store)
+    record = next(store.glob("stages/merge/*/record.json"))
+    (tmp_path / "spec.json").write_text('{"method": "round_to_nearest"}')
+    command = [sys.executable, "-m", "stages.quantize", "--spec", str(tmp_path / "spec.json"), "--input", f"merged={record}"]
+    answers = []
+    for victim in (record.parent / "merged.safetensors", record):
+        flip(victim, victim)
+        answers.append(subprocess.run([*command, "--store", str(store)], cwd=ROOT, capture_output=True, text=True))
+    named = "merged.safetensors is damaged" in answers[0].stderr and "record.json" in answers[1].stderr
+    clean = not any("Traceback" in answer.stderr for answer in answers) and [answer.returncode for answer in answers] == [1, 2]
+    figure(
+        "3",
+        "a stage by hand, given a damaged file and a damaged record",
+        "refused, named, no stack trace" if named and clean else str([(answer.returncode, answer.stderr[-300:]) for answer in answers]),
+        named and clean,
+    )
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, figure: Callable[..., None]) -> None:
+    longer = "train.schedule.max_steps=100"
+    undisturbed = Chain(tmp_path / "undisturbed", [longer])
+    undisturbed.run("tokenize_corpus")
+    expected = undisturbed.run("train").record.result
+    started = start_chain(tmp_path / "killed", tmp_path, longer)
+    assert started.wait_for(lambda: len(_checkpoints(tmp_path / "killed")) >= 2)
+    started.end()
+    steps = [int(path.stem.removeprefix("step-")) for path in _checkpoints(tmp_path / "killed")]
+    wrong, cases = [], 0
+    for suffix in (".safetensors", ".json") if FULL else (".safetensors",):
+        for damage in DAMAGES if FULL else (flip,):
+            store = tmp_path / f"{damage.__name__}{suffix}"
+            shutil.copytree(tmp_path / "killed", store)
+            before, newest = _checkpoints(store)[-2:]
+            damage(newest.with_suffix(suffix), before.with_suffix(suffix))
+            chain = Chain(store, [longer])
+            chain.run("tokenize_corpus")
+            trained = chain.run("train").record.result
+            cases += 1
+            if trained.last.weights.sha256 != expected.last.weights.sha256 or trained.timings.resumed_from_steps[0] != steps[-2]:
+                wrong.append((damage.__name__, suffix, trained.timings.resumed_from_steps))
+    told = f"{cases - len(wrong)} went on from the one before, to the same weights {wrong or ''}"
+    figure("3", f"newest training checkpoint damaged, {cases} ways", told, not wrong)
+
+
+def _checkpoints(store: Path) -> list[Path]:
+    return sorted(store.glob("work/train/*/checkpoints/*.json"))

@@ -1,0 +1,26 @@
+"""`fairway gc` beside a run in progress."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults.conftest import STEPS, Undisturbed
+from tests.faults.harness import ROOT, start_chain
+
+
+def test_gc_takes_nothing_from_a_run_in_progress(undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]) -> None:
+    store = tmp_path / "store"
+    run = start_chain(store, tmp_path, STEPS)
+    assert run.wait_for(lambda: list(store.glob("work/train/*/checkpoints/*.json")))
+    gc = [sys.executable, "-m", "flows.cli", "gc", "--older-than", "0", "--keep-runs", "0", "--store", str(store)]
+    refused = subprocess.run([*gc, "--remove"], cwd=ROOT, capture_output=True, text=True)
+    same = run.process.wait(300) == 0 and run.events()[-1]["sha256"] == undisturbed.sha256
+    listed = subprocess.run([*gc, "--json"], cwd=ROOT, capture_output=True, text=True)
+    removed = subprocess.run([*gc, "--remove", "--json"], cwd=ROOT, capture_output=True, text=True)
+    items, gone = json.loads(listed.stdout)["items"], json.loads(removed.stdout)
+    dry = len(items) == len(gone["items"]) == 8  # a result of each stage, named by no run
+    met = refused.returncode == 1 and "in progress" in refused.stderr and same and dry and not list(store.glob("stages/*/*"))
+    told = f"refused while it ran, run undisturbed: {same}; afterwards {len(items)} results listed, then {len(gone['items'])} removed"
+    figure("8", "`fairway gc --remove` while a run trains, and after it", told, met)

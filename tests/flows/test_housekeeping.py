@@ -1,0 +1,108 @@
+"""gc takes away what no run needs and nothing else; verify finds what lies about. On a copy of a finished run's store."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.housekeeping import StoreInUseError, find_damage, find_unneeded, remove_unneeded
+from flows.runs import list_reports, save_report
+from schemas.errors import StageError
+from stages.store import Store
+
+
+@pytest.fixture
+def store(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> Store:
+    """A finished run of its own, an older run with another quantization's results, and what an interrupted run left."""
+    root = tmp_path / "store"
+    report = smoke_run.report
+    for stage in report.stages:
+        folder = Path("stages", stage.stage, stage.key[:32])
+        shutil.copytree(smoke_store / folder, root / folder)
+    save_report(root, report)
+    old = next(stage for stage in report.stages if stage.stage == "package")
+    key = "0" * 64
+    shutil.copytree(root / "stages" / "package" / old.key[:32], root / "stages" / "package" / key[:32])
+    others = tuple(stage.derive(key=key) if stage.stage == "package" else stage for stage in report.stages)
+    save_report(root, report.derive(run_id="older", created_at="2001-01-01T00:00:00+00:00", stages=others))
+    (root / "stages" / "merge" / ("f" * 32)).mkdir()
+    (root / "work" / "train" / ("e" * 32) / "checkpoints").mkdir(parents=True)
+    return Store(root)
+
+
+def found(items: list, store: Store) -> set[str]:
+    return {item.path.relative_to(store.root).as_posix() for item in items}
+
+
+ABANDONED = {f"stages/merge/{'f' * 32}", f"work/train/{'e' * 32}"}
+OLDER = {"runs/older", f"stages/package/{'0' * 32}"}
+
+
+def test_what_no_run_names_is_listed_and_only_that(store: Store) -> None:
+    assert found(find_unneeded(store, older_than_hours=0), store) == ABANDONED
+    assert found(find_unneeded(store, keep_runs=1, older_than_hours=0), store) == ABANDONED | OLDER
+    assert find_unneeded(store) == []  # all of it is younger than a day
+
+
+def test_listing_takes_nothing_away_and_removing_takes_what_was_listed(store: Store) -> None:
+    listed = find_unneeded(store, 1, 0)
+    assert all(item.path.exists() for item in listed)
+    assert remove_unneeded(store, 1, 0) == listed
+    assert not any(item.path.exists() for item in listed)
+    assert [report.run_id for report in list_reports(store.root)] != []
+    assert list(find_damage(store)) == []
+    assert find_unneeded(store, 1, 0) == []
+
+
+def test_a_run_that_a_ledger_names_is_kept_with_its_results(store: Store) -> None:
+    (store.root / "ledgers").mkdir()
+    pq.write_table(pa.table({"seed": [1], "run": [{"id": "older"}]}), store.root / "ledgers" / "seeds.parquet")
+    assert found(find_unneeded(store, keep_runs=0, older_than_hours=0), store) & OLDER == set()
+
+
+def test_an_unreadable_ledger_stops_everything(store: Store) -> None:
+    (store.root / "ledgers").mkdir()
+    (store.root / "ledgers" / "seeds.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(StageError, match=r"seeds\.parquet.*Remove or restore"):
+        remove_unneeded(store, 0, 0)
+    assert any("seeds.parquet" in problem for problem in find_damage(store))
+
+
+def test_while_the_store_is_open_elsewhere_nothing_is_removed(store: Store) -> None:
+    hold = f"import sys; from stages.store import Store; s = Store({str(store.root)!r}); print('open', flush=True); sys.stdin.read()"
+    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "open\n"
+    with pytest.raises(StoreInUseError, match="a run is in progress"):
+        remove_unneeded(store, 0, 0)
+    assert (store.root / "runs" / "older").exists()
+    other.kill()
+    other.wait()
+    assert remove_unneeded(store, 0, 0) != []
+
+
+def test_the_commands(store: Store) -> None:
+    def fairway(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flows.cli", *options, "--store", str(store.root)]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+
+    store._users.close()
+    listed = fairway("gc", "--older-than", "0", "--json")
+    assert {Path(item["path"]).parent.name for item in json.loads(listed.stdout)["items"]} == {"merge", "train"}
+    assert "Nothing was removed" in fairway("gc", "--older-than", "0").stdout
+    assert fairway("verify").returncode == 1  # the empty folder under stages/merge has no record
+    assert fairway("gc", "--remove", "--older-than", "0", "--keep-runs", "1").returncode == 0  # the older run is made up
+    sound = fairway("verify")
+    assert (sound.returncode, "all sound" in sound.stdout) == (0, True)
+    save = next((store.root / "runs").glob("*/report.json"))
+    save.write_text(save.read_text().replace('"seconds"', '"secondz"', 1))
+    broken = fairway("verify")
+    assert broken.returncode == 1
+    assert "report.json" in broken.stdout

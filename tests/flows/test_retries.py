@@ -1,0 +1,96 @@
+"""The table of docs/reliability.md: which error is tried again, how often, with what delay. Each is raised inside a real task run."""
+
+import errno
+import re
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from pydantic import TypeAdapter, ValidationError
+
+from flows import tasks
+from schemas.errors import SpecError, StageError
+from schemas.runtime import RunOptions
+from schemas.settings import ComputeSettings
+from stages.launch import ChildFailedError, run_child
+from stages.workspace import DamagedFileError, StorageError, no_progress
+
+TABLE = Path(__file__).parents[2] / "docs" / "reliability.md"
+ONE = ComputeSettings(threads_per_process=1)
+
+
+def killed_process() -> None:
+    run_child(["/bin/sh", "-c", "kill -9 $$"], ONE, no_progress, None)
+
+
+def process_that_hangs() -> None:
+    run_child(["/bin/sleep", "60"], ONE, no_progress, 0.2)
+
+
+def bad_data() -> None:
+    TypeAdapter(int).validate_python("words")
+
+
+def raised(error: BaseException) -> Any:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+_tried: dict[str, int] = {}
+ERRORS: dict[str, tuple[Any, type[BaseException], int]] = {
+    "SpecError": (raised(SpecError("train.seed = x: must be a number")), SpecError, 1),
+    "StageError": (raised(StageError("the training loss is nan at step 3")), StageError, 1),
+    "ValidationError": (bad_data, ValidationError, 1),
+    "ChildFailedError": (killed_process, ChildFailedError, 3),
+    "TimeoutError": (process_that_hangs, TimeoutError, 3),
+    "StorageError": (raised(StorageError("store: cannot write x (No space left on device)")), StorageError, 3),
+    "DamagedFileError": (raised(DamagedFileError("model.safetensors is damaged")), DamagedFileError, 3),
+    "OSError": (raised(OSError(errno.EIO, "Input/output error")), OSError, 3),
+    "sqlite3.OperationalError": (raised(sqlite3.OperationalError("database is locked")), sqlite3.OperationalError, 3),
+    "MemoryError": (raised(MemoryError()), MemoryError, 3),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_each_error_is_tried_as_often_as_the_table_says(name: str, api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    act, kind, tries = ERRORS[name]
+    at: list[float] = []
+
+    def run_stage(*given: Any) -> Any:
+        at.append(time.monotonic())
+        act()
+
+    monkeypatch.setattr(tasks, "run_stage", run_stage)
+    monkeypatch.setattr(tasks, "BACKOFF_SECONDS", 0.1)
+    options = RunOptions(store=str(tmp_path), retries=2)
+
+    @flow
+    def one_stage() -> None:
+        tasks.stage_runner(options, "label", [])("quantize", None)
+
+    state = one_stage(return_state=True)
+    assert isinstance(state.result(raise_on_failure=False), kind)
+    assert len(at) == tries
+    row = next(line for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{name}`"))
+    assert ("no" if tries == 1 else "yes") == re.split(r"\s*\|\s*", row)[3].split(",")[0], row
+    if tries == 3:
+        assert at[1] - at[0] >= 0.07
+        assert at[2] - at[1] >= 0.14
+    _tried[name] = len(at)
+
+
+def test_the_delays_are_as_documented(figure: Callable[..., None]) -> None:
+    from prefect.tasks import exponential_backoff
+
+    assert exponential_backoff(tasks.BACKOFF_SECONDS)(3) == [2, 4, 8]
+    assert RunOptions().retries == 3
+    assert "2, 4 and 8 s" in TABLE.read_text(encoding="utf-8")
+    again = [name for name, tries in _tried.items() if tries > 1]
+    told = f"{len(again)} tried 3 times with --retries 2 ({', '.join(again)}), {len(_tried) - len(again)} once; as the table says"
+    figure("7", f"{len(_tried)} kinds of error raised in a task run", told, set(_tried) == set(ERRORS))
