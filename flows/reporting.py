@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,7 @@ def pipeline_report(
     label: str,
     preset: str,
     spec: PipelineSpec,
-    created_at: datetime,
-    seconds: float,
+    started: datetime,
     outcomes: Sequence[Outcome],
     results: dict[str, Schema],
     published: PublishedReport,
@@ -50,8 +49,8 @@ def pipeline_report(
         run_id=run_id,
         name=label,
         preset=preset,
-        created_at=created_at.isoformat(timespec="seconds"),
-        seconds=seconds,
+        created_at=started.isoformat(timespec="seconds"),
+        seconds=(datetime.now(UTC) - started).total_seconds(),
         spec=spec,
         stages=stages,
         published=published,

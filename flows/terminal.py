@@ -44,7 +44,7 @@ def live_output(console: Console) -> Iterator[StageProgress]:
             progress.stop()
             progress.remove_task(bars.pop(stage))
 
-    with _log_to(console):
+    with log_to(console):
         try:
             yield show
         finally:
@@ -52,7 +52,7 @@ def live_output(console: Console) -> Iterator[StageProgress]:
 
 
 @contextmanager
-def _log_to(console: Console) -> Iterator[None]:
+def log_to(console: Console) -> Iterator[None]:
     """Our loggers' lines to `console`, and only there: Prefect's own console handler would repeat them."""
     handler = _handler(console)
     loggers = [logging.getLogger(name) for name in OUR_LOGGERS]
@@ -87,6 +87,11 @@ def print_report(console: Console, report: PipelineReport, store: Path) -> None:
     console.print(total)
     for name, path in (("report", report.published.html.path), ("package", report.package.folder)):
         console.print(Text.assemble((f"{name:8}", "bold"), str(store / path)), soft_wrap=True)
+
+
+def print_comparison(console: Console, earlier: str, rows: list[Row]) -> None:
+    """The variants of a requantization."""
+    console.print(rows_table(f"Quantizations of {earlier}", rows, {"val_bpb", "sliding", "gap to merged", "bytes"}))
 
 
 def print_runs(console: Console, reports: list[PipelineReport]) -> None:

@@ -42,6 +42,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 _MAX_POINTS = 1200
+_MAX_LABEL = 48
 
 
 def loss_curve(metrics: Columns, themed: bool) -> str:
@@ -115,6 +116,23 @@ def budget(parts: Sequence[tuple[str, int]], limit_bytes: int, themed: bool) -> 
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.28), ncols=3, handlelength=1, columnspacing=1.6)
 
     return _svg(draw, (8.6, 1.9 + 0.18 * (len(parts) // 3)), themed)
+
+
+def tradeoff(points: Sequence[tuple[str, int, float]], merged_bpb: float) -> str:
+    """Bits per byte over artifact bytes, a point a variant: (name, bytes, bpb). The line is the model before quantization."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for index, (name, num_bytes, bpb) in enumerate(points):
+            label = name if len(name) <= _MAX_LABEL else name[: _MAX_LABEL - 1] + "…"
+            axes.plot([num_bytes], [bpb], "o", color=BAR_COLOURS[index % len(BAR_COLOURS)], markersize=8, label=label)
+        axes.axhline(merged_bpb, color="#7b8794", linewidth=1, linestyle="--", label="merged, not quantized")
+        axes.margins(0.12)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set(xlabel="bytes of code and model (fewer is better)", ylabel="val_bpb (lower is better)")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+
+    return _svg(draw, (9.4, 3.6 + 0.1 * len(points)), themed=False)
 
 
 def running_mean(values: NDArray, share: float = 0.02) -> NDArray:
