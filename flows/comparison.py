@@ -47,4 +47,3 @@ def _row(name: str, report: PipelineReport | None, state: str) -> Row:
         "run": report.name,
         "id": report.run_id[:8],
     }
-

@@ -65,7 +65,7 @@ def pipeline(
         embedding_format: The same for the token embedding. "as it is": the preset's (fp16).
         clip_candidates: Clip ratios above 0 up to 1 that gptq_lite tries for each row, with commas, as 1.0, 0.95, 0.9.
             Empty: the preset's (eleven from 1.0 to 0.7).
-        overrides: Any other setting, one an entry, as dotted.name=value; `fairway describe PRESET` lists all. They count after the fields above.
+        overrides: Any other setting, one an entry, as dotted.name=value; `fairway describe PRESET` lists all.
         options: Where and how the stages run; never changes a result. None: the store that FAIRWAY_STORE names, three retries.
     """
     fields = dict(locals())

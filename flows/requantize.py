@@ -89,7 +89,9 @@ def requantize(
         running = [pool.submit(copy_context().run, _run_variant, earlier.run_id, changes, options) for changes in variants]
         states = [future.result() for future in running]
     reports = [load_report(store.root, str(state.state_details.flow_run_id)) for state in states]
-    rows = publish_comparison(earlier, [(_name(changes), report, state) for changes, report, state in zip(variants, reports, states, strict=True)])
+    rows = publish_comparison(
+        earlier, [(_name(changes), report, state) for changes, report, state in zip(variants, reports, states, strict=True)]
+    )
     finished = [report for report in reports if report is not None]
     failed = [f"{_name(changes)}: {state.message}" for changes, report, state in zip(variants, reports, states, strict=True) if not report]
     if failed or not any(report.size.fits for report in finished):

@@ -92,7 +92,9 @@ def _settle_one(client: SyncPrefectClient, run: FlowRun) -> None:
     of_run = FlowRunFilter(id={"any_": [run.id]})
     for task in client.read_task_runs(flow_run_filter=of_run, task_run_filter=TaskRunFilter(state={"type": {"any_": _UNFINISHED}})):
         client.set_task_run_state(task.id, Crashed(message=message), force=True)
-    client.set_flow_run_state(run.id, Cancelled(message="Cancelled; settled after its worker stopped") if cancelled else Crashed(message=message), force=True)
+    client.set_flow_run_state(
+        run.id, Cancelled(message="Cancelled; settled after its worker stopped") if cancelled else Crashed(message=message), force=True
+    )
 
 
 def _another_worker_is_at_work(client: SyncPrefectClient) -> bool:

@@ -1,4 +1,4 @@
-"""What a run is asked to do: preset, form fields and overrides -> the spec, its name and where it runs. Imports neither Prefect nor torch."""
+"""What a run is asked to do: preset, form fields, overrides -> the spec, its name, its options. Imports neither Prefect nor torch."""
 
 import os
 from collections.abc import Mapping, Sequence

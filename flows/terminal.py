@@ -94,6 +94,14 @@ def print_comparison(console: Console, earlier: str, rows: list[Row]) -> None:
     console.print(rows_table(f"Quantizations of {earlier}", rows, {"val_bpb", "sliding", "gap to merged", "bytes"}))
 
 
+def print_seeds(console: Console, label: str, rows: list[Row], said: list[str]) -> None:
+    """A ledger of seeds and what it shows."""
+    if rows:
+        console.print(rows_table(f"Seeds of {label}", rows, {"seed", "nats a token", "val_bpb", "sliding", "bytes"}))
+    for sentence in said:
+        console.print(sentence.replace("**", ""), soft_wrap=True)
+
+
 def print_runs(console: Console, reports: list[PipelineReport]) -> None:
     """One line a run, the newest last."""
     table = Table(title="Finished runs", title_justify="left")

@@ -26,7 +26,7 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[str]:
-    """Start what is missing; gives the API's address, with deployments made and the worker at work. All that was started ends with the block.
+    """Start what is missing; gives the API's address once a worker is at work. What was started ends with the block.
 
     A server that answers at PREFECT_API_URL or on `port` is used as it is. Raises SpecError when the port or the Prefect
     home is taken, RuntimeError when a part does not start.
@@ -84,7 +84,9 @@ _started: list[tuple[str, subprocess.Popen, Path]] = []
 @contextmanager
 def _server(home: Path, url: str, port: int) -> Iterator[None]:
     if not url.startswith(f"http://127.0.0.1:{port}/"):
-        raise SpecError(f"PREFECT_API_URL = {url}: no Prefect server answers there. Start it, or unset it: `fairway up` then starts its own")
+        raise SpecError(
+            f"PREFECT_API_URL = {url}: no Prefect server answers there. Start it, or unset it: `fairway up` then starts its own"
+        )
     if not port_is_free(port):
         raise SpecError(f"--port = {port}: another program listens there. Give another one, for example --port {port + 1}")
     began = time.perf_counter()
@@ -121,7 +123,11 @@ def _process(name: str, home: Path, grace_seconds: float, command: list[str]) ->
 def _deploy(home: Path) -> None:
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
     if done.returncode:
         raise RuntimeError(f"`prefect deploy --all` failed:\n{(done.stdout + done.stderr)[-3000:]}")
@@ -136,7 +142,9 @@ def _only_one(home: Path) -> Iterator[Any]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise SpecError(f"PREFECT_HOME = {home}: `fairway up` runs there already (process {file.read().strip()}); stop it first") from None
+            raise SpecError(
+                f"PREFECT_HOME = {home}: `fairway up` runs there already (process {file.read().strip()}); stop it first"
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

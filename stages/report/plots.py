@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 Columns = dict[str, NDArray]
@@ -133,6 +134,23 @@ def tradeoff(points: Sequence[tuple[str, int, float]], merged_bpb: float) -> str
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
     return _svg(draw, (9.4, 3.6 + 0.1 * len(points)), themed=False)
+
+
+def seeds_plot(points: Sequence[tuple[int, float]], mean: float, interval: tuple[float, float], bar: float | None) -> str:
+    """Loss of each seed in nats a token, their mean with its 95 % interval, and the bar to be below."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.axhspan(*interval, color=BLUE, alpha=0.13, linewidth=0, label="95 % interval of the mean")
+        axes.axhline(mean, color=BLUE, linewidth=1.6, label="mean")
+        axes.plot([seed for seed, _ in points], [loss for _, loss in points], "o", color=ORANGE, markersize=7, label="a seed")
+        if bar is not None:
+            axes.axhline(bar, color=RED, linewidth=1.4, linestyle="--", label="the mark less its margin")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="seed", ylabel="loss, nats a token")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+
+    return _svg(draw, (8.6, 3.0), themed=False)
 
 
 def running_mean(values: NDArray, share: float = 0.02) -> NDArray:
