@@ -5,13 +5,15 @@ A field left empty means the preset's value. `form_overrides` turns the filled o
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
+from pydantic.experimental.missing_sentinel import MISSING
 
+from flows.tables import number
 from presets import PRESETS
 from schemas.errors import SpecError
-from schemas.introspect import find_setting
+from schemas.introspect import find_setting, takes
 from schemas.overrides import describe_fields
 from schemas.pipeline import PipelineSpec
 from schemas.settings import FormatRule
@@ -23,6 +25,7 @@ Preset = Literal["smoke", "demo", "record", "reference"]
 Bits = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8"]
 BitsOrNone = Literal["as it is", "int2", "int3", "int4", "int5", "int6", "int7", "int8"]
 FormatOrNone = Literal["as it is", "int4", "int5", "int6", "int7", "int8", "fp16", "fp32"]
+_LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum"}
 _RATIO = r"(0?\.\d*[1-9]\d*|1|1\.0*)"
 ClipGrid = Annotated[str, Field(pattern=rf"^\s*({_RATIO}(\s*,\s*{_RATIO})*)?\s*$")]
 Assignment = Annotated[str, Field(pattern=r"^\s*[a-z_][a-z0-9_]*(\.[a-z0-9_]+)+\s*=")]
@@ -44,17 +47,35 @@ _FORMATS = {"bits": "*.weight", "edge_bits": "blocks.*", "embedding_format": "to
 """Form field -> the rules that it gives another format, by their pattern."""
 
 
-def bounds(field: str) -> Any:
-    """The limits of a form field, as its setting has them."""
-    limits: dict[str, Any] = dict(find_setting(PipelineSpec, SETTINGS[field][0]).limits)
-    return Field(**limits)
+def setting_field(field: str) -> WithJsonSchema:
+    """How a form shows the field: a plain number box, with its setting's help, unit, range, and what each preset has.
+
+    (As the union that `int | None` is, it would be a pair of tabs.) Values from elsewhere are checked where they become settings.
+    """
+    dotted = SETTINGS[field][0]
+    setting = find_setting(PipelineSpec, dotted)
+    infos = {preset: {info.name: info.value for info in describe_fields(make())} for preset, make in PRESETS.items()}
+    values = ", ".join(f"{preset} {number(told[dotted]) or 'none'}" for preset, told in infos.items())
+    limits: dict[str, Any] = {_LIMITS[bound]: value for bound, value in setting.limits}
+    kind = "number" if takes(setting.hint, float) else "integer"
+    return WithJsonSchema({"type": kind, **limits, "description": f"{setting.summary}. Empty: the preset's ({values})."})
 
 
-def described(function: F) -> F:
-    """Add to the docstring's Args a line for each form field: help, unit, range, and what each preset has."""
-    inside = [name for name in inspect.signature(function).parameters if name in SETTINGS]
-    function.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), *(f"    {name}: {_describe(name)}" for name in inside)])
-    return function
+def number_field(kind: Literal["integer", "number"], **limits: float) -> WithJsonSchema:
+    """The same for a number that is no setting: `minimum`, `maximum`, `exclusiveMinimum`. Validated by its own annotation as well."""
+    return WithJsonSchema({"type": kind, **limits})
+
+
+def with_empty_fields(form: F) -> F:
+    """For a flow: its form shows an optional number as an empty field, and takes it back empty.
+
+    A schema that says `default: null` makes the form send null, which is no integer. So the signature that Prefect makes the
+    form's schema from has no such default; the one that is called keeps it.
+    """
+    signature = inspect.signature(form)
+    shown = [item.replace(default=MISSING) if _is_number_box(item) else item for item in signature.parameters.values()]
+    form.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    return form
 
 
 def form_overrides(spec: PipelineSpec, fields: Mapping[str, Any]) -> list[str]:
@@ -90,9 +111,5 @@ def format_overrides(dotted: str, rules: Sequence[FormatRule], chosen: Mapping[s
     return changes
 
 
-def _describe(name: str) -> str:
-    dotted = SETTINGS[name]
-    setting = find_setting(PipelineSpec, dotted[0])
-    infos = {preset: {info.name: info.value for info in describe_fields(make())} for preset, make in PRESETS.items()}
-    values = ", ".join(f"{preset} {'none' if told[dotted[0]] is None else told[dotted[0]]}" for preset, told in infos.items())
-    return f"{setting.summary}. Empty: the preset's ({values})"
+def _is_number_box(parameter: inspect.Parameter) -> bool:
+    return parameter.default is None and any(isinstance(item, WithJsonSchema) for item in get_args(parameter.annotation))

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.form import AS_IT_IS, Assignment, BitsOrNone, ClipGrid, FormatOrNone, Preset, bounds, described
+from flows.form import AS_IT_IS, Assignment, BitsOrNone, ClipGrid, FormatOrNone, Preset, setting_field, with_empty_fields
 from flows.reporting import over_limit_message, pipeline_report, publish_artifacts, publish_spec
 from flows.runs import save_report
 from flows.specs import resolve, run_label, run_options
@@ -36,23 +36,23 @@ def _run_name() -> str:
         return f"{given['preset']}-refused"  # the flow itself says why
 
 
+@with_empty_fields
 @flow(name="pipeline", flow_run_name=_run_name, persist_result=False)
-@described
 def pipeline(
     preset: Preset = "demo",
-    seed: Annotated[int | None, bounds("seed")] = None,
-    max_steps: Annotated[int | None, bounds("max_steps")] = None,
-    max_seconds: Annotated[float | None, bounds("max_seconds")] = None,
-    vocab_size: Annotated[int | None, bounds("vocab_size")] = None,
-    num_layers: Annotated[int | None, bounds("num_layers")] = None,
-    model_dim: Annotated[int | None, bounds("model_dim")] = None,
-    mlp_hidden: Annotated[int | None, bounds("mlp_hidden")] = None,
-    swa_window: Annotated[float | None, bounds("swa_window")] = None,
+    seed: Annotated[int | None, setting_field("seed")] = None,
+    max_steps: Annotated[int | None, setting_field("max_steps")] = None,
+    max_seconds: Annotated[float | None, setting_field("max_seconds")] = None,
+    vocab_size: Annotated[int | None, setting_field("vocab_size")] = None,
+    num_layers: Annotated[int | None, setting_field("num_layers")] = None,
+    model_dim: Annotated[int | None, setting_field("model_dim")] = None,
+    mlp_hidden: Annotated[int | None, setting_field("mlp_hidden")] = None,
+    swa_window: Annotated[float | None, setting_field("swa_window")] = None,
     bits: BitsOrNone = AS_IT_IS,
     edge_bits: FormatOrNone = AS_IT_IS,
     embedding_format: FormatOrNone = AS_IT_IS,
     clip_candidates: ClipGrid = "",
-    limit_bytes: Annotated[int | None, bounds("limit_bytes")] = None,
+    limit_bytes: Annotated[int | None, setting_field("limit_bytes")] = None,
     overrides: tuple[Assignment, ...] = (),
     options: RunOptions | None = None,
 ) -> PipelineReport:

@@ -19,7 +19,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.comparison import publish_comparison
-from flows.form import AS_IT_IS, Assignment, Bits, ClipGrid, FormatOrNone, clip_override, format_overrides
+from flows.form import AS_IT_IS, Assignment, Bits, ClipGrid, FormatOrNone, clip_override, format_overrides, number_field, with_empty_fields
 from flows.pipeline import ship
 from flows.runs import find_report, last_successful, load_report
 from flows.specs import run_label, run_options
@@ -48,6 +48,7 @@ def _run_name() -> str:
         return f"{given['run']}-refused"  # the flow itself says why
 
 
+@with_empty_fields
 @flow(name="requantize", flow_run_name=_run_name, persist_result=False)
 def requantize(
     run: str = "last",
@@ -56,7 +57,7 @@ def requantize(
     embedding_format: FormatOrNone = AS_IT_IS,
     clip_grids: tuple[ClipGrid, ...] = (),
     methods: tuple[Literal["gptq_lite", "round_to_nearest"], ...] = (),
-    zstd_level: Annotated[int | None, Field(ge=1, le=22)] = None,
+    zstd_level: Annotated[int | None, Field(ge=1, le=22), number_field("integer", minimum=1, maximum=22)] = None,
     overrides: tuple[Assignment, ...] = (),
     at_once: Annotated[int, Field(ge=1, le=8)] = 2,
     options: RunOptions | None = None,

@@ -15,7 +15,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.form import Assignment, Preset
+from flows.form import Assignment, Preset, number_field, with_empty_fields
 from flows.pipeline import pipeline
 from flows.runs import load_report
 from flows.seed_report import conclusions, mark_line, publish_seeds, seed_figures
@@ -41,6 +41,7 @@ def _run_name() -> str:
     return f"{given['ledger'] or given['preset']}-{'seeds' if seed is None else f'recheck-seed{seed}'}"
 
 
+@with_empty_fields
 @flow(name="seed-validation", flow_run_name=_run_name, persist_result=False)
 def seed_validation(
     preset: Preset = "demo",
@@ -49,11 +50,11 @@ def seed_validation(
     new_seeds_per_run: Annotated[int, Field(ge=0, le=100)] = 1,
     max_seeds: Annotated[int, Field(ge=2, le=1000)] = 10,
     first_seed: Annotated[int, Field(ge=0)] = 1,
-    mark_nats: Annotated[float | None, Field(gt=0)] = None,
+    mark_nats: Annotated[float | None, Field(gt=0), number_field("number", exclusiveMinimum=0)] = None,
     against: str = "",
     margin_nats: Annotated[float, Field(ge=0)] = 0.005,
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01,
-    recheck_seed: Annotated[int | None, Field(ge=0)] = None,
+    recheck_seed: Annotated[int | None, Field(ge=0), number_field("integer", minimum=0)] = None,
     options: RunOptions | None = None,
 ) -> tuple[Ledger, list[str]]:
     """Train the next seeds of a configuration and say what all of them together show.
