@@ -55,13 +55,26 @@ def show(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """The figures of a finished run."""
+    """The figures of a finished run; of one that failed or is at work, what the configured Prefect server knows."""
     with clear_errors(debug):
         from flows.runs import find_report
-        from flows.terminal import print_report, report_json
+        from flows.server_runs import configured_server, find_server_run, task_rows
+        from flows.terminal import print_report, print_server_run, report_json
+        from schemas.errors import SpecError
 
         root = store.expanduser().resolve()
-        report = find_report(root, run)
+        try:
+            report = find_report(root, run)
+        except SpecError:
+            known = find_server_run(run) if configured_server(root) else None
+            if known is None:
+                raise
+            stages = task_rows(known["run_id"])
+            if json:
+                print_json({**known, "stages": stages})
+            else:
+                print_server_run(make_console(), known, stages)
+            return
         if json:
             print_json(report_json(report, root))
         else:
@@ -70,17 +83,24 @@ def show(
 
 @app.command()
 def runs(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug = False) -> None:
-    """The finished runs in the store, the newest last."""
+    """The finished runs in the store, and all others that the configured Prefect server knows, the newest last."""
     with clear_errors(debug):
         from flows.runs import list_reports
+        from flows.server_runs import configured_server, server_runs
         from flows.terminal import print_runs, report_json
 
         root = store.expanduser().resolve()
-        reports = list_reports(root)
+        known = {run["run_id"]: run for run in (server_runs() if configured_server(root) else ())}
+        entries = []
+        for report in list_reports(root):
+            figures = {key: value for key, value in report_json(report, root).items() if key != "report"}
+            state = known.pop(report.run_id, {}).get("state") or ("Completed" if report.size.fits else "Failed")
+            entries.append({**figures, "started": report.created_at, "state": state})
+        entries = sorted([*entries, *known.values()], key=lambda entry: entry["started"] or "~")
         if json:
-            print_json([{key: value for key, value in report_json(report, root).items() if key != "report"} for report in reports])
+            print_json(entries)
         else:
-            print_runs(make_console(), reports)
+            print_runs(make_console(), entries)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from prefect.tasks import exponential_backoff
 from pydantic import ValidationError
 
 from flows.progress import OUR_LOGGERS, stage_progress
+from flows.progress_artifact import progress_artifact
 from flows.server import TRAIN_LIMIT, who_trains
 from schemas.base import Schema
 from schemas.errors import FairwayError
@@ -102,9 +103,10 @@ def stream_logs() -> None:
 
 
 def _run_in_task(stage: str, spec: Any, inputs: dict[str, Schema], options: RunOptions, label: str) -> State[Outcome]:
-    listener = stage_progress.get()
+    listener, show = stage_progress.get(), progress_artifact(stage)
 
     def on_progress(done: float, total: float, unit: str) -> None:
+        show(done, total, unit)
         if listener is not None:
             listener(stage, done, total, unit)
 

@@ -102,24 +102,35 @@ def print_seeds(console: Console, label: str, rows: list[Row], said: list[str]) 
         console.print(sentence.replace("**", ""), soft_wrap=True)
 
 
-def print_runs(console: Console, reports: list[PipelineReport]) -> None:
-    """One line a run, the newest last."""
-    table = Table(title="Finished runs", title_justify="left")
-    for name in ("name", "id", "started", "quantized", "sliding", "bytes", "fits", "seconds"):
+def print_runs(console: Console, entries: list[dict[str, Any]]) -> None:
+    """One line a run, the newest last. One without report has no figures yet, or never will."""
+    table = Table(title="Runs", title_justify="left")
+    for name in ("name", "id", "state", "started", "quantized", "sliding", "bytes", "fits", "seconds"):
         table.add_column(name, justify="right" if name in ("quantized", "sliding", "bytes", "seconds") else "left", no_wrap=name == "name")
-    for report in reports:
-        sliding = report.val_bpb_quantized_sliding
+    for entry in entries:
+        quantized, sliding = entry.get("val_bpb_quantized"), entry.get("val_bpb_quantized_sliding")
         table.add_row(
-            report.name,
-            report.run_id[:8],
-            report.created_at,
-            bpb(report.val_bpb_quantized),
-            bpb(sliding) if sliding is not None else "–",
-            f"{report.size.total_bytes:,}",
-            "yes" if report.size.fits else "[red]no[/red]",
-            f"{report.seconds:.1f}",
+            entry["name"],
+            entry["run_id"][:8],
+            entry["state"],
+            entry["started"],
+            "–" if quantized is None else bpb(quantized),
+            "–" if sliding is None else bpb(sliding),
+            f"{entry['total_bytes']:,}" if "total_bytes" in entry else "–",
+            {True: "yes", False: "[red]no[/red]", None: "–"}[entry.get("fits")],
+            f"{entry['seconds']:.1f}" if "seconds" in entry else "–",
         )
     console.print(table)
+
+
+def print_server_run(console: Console, run: dict[str, Any], stages: list[Row]) -> None:
+    """A run that left no report: its state, why, and how far it came."""
+    console.print(Text.assemble((run["name"], "bold"), f"  {run['flow']}  {run['run_id']}"))
+    console.print(Text.assemble("state   ", (run["state"], "bold"), f"  {run['started']}"))
+    if run["message"]:
+        console.print(Text(run["message"]), soft_wrap=True)
+    if stages:
+        console.print(rows_table("Stages", stages, {"seconds"}))
 
 
 def rows_table(title: str, rows: list[Row], right: set[str]) -> Table:
