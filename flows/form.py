@@ -7,8 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
-from pydantic import Field, WithJsonSchema
-from pydantic.experimental.missing_sentinel import MISSING
+from pydantic import MISSING, Field, WithJsonSchema
 
 from flows.tables import number
 from presets import PRESETS

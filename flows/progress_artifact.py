@@ -33,7 +33,9 @@ def progress_artifact(stage: str) -> Callable[[float, float, str], None]:
             if "id" in shown:
                 context.copy().run(update_progress_artifact, artifact_id=shown["id"], progress=percent, description=words)
             else:
-                shown["id"] = context.copy().run(create_progress_artifact, progress=percent, key=key, description=words)
+                made = context.copy().run(create_progress_artifact, progress=percent, key=key, description=words)
+                assert isinstance(made, UUID)  # not a coroutine: nothing here is asynchronous
+                shown["id"] = made
         except (httpx.HTTPError, PrefectException) as error:
             last = now + 30 * SECONDS_BETWEEN  # the stage is worth more than its progress: try again in a minute
             log.warning("%s: the server did not take the progress (%s)", stage, type(error).__name__)

@@ -27,7 +27,7 @@ def beats_mark(values: Sequence[float], mark: float, margin: float, alpha: float
     """One-sided one-sample t-test of "the mean is below mark − margin". None for fewer than two values."""
     if len(values) < MIN_SEEDS:
         return None
-    result = stats.ttest_1samp(values, mark - margin, alternative="less")
+    result = stats.ttest_1samp(values, mark - margin, alternative="less") if _has_spread(values) else None
     return _comparison("one-sample t", result, values, mark, margin, alpha, planned_looks)
 
 
@@ -35,7 +35,8 @@ def beats_ledger(values: Sequence[float], others: Sequence[float], margin: float
     """One-sided Welch test (unequal variances) of "the mean is below the others' mean − margin". None for fewer than two of either."""
     if min(len(values), len(others)) < MIN_SEEDS:
         return None
-    result = stats.ttest_ind(values, [other - margin for other in others], equal_var=False, alternative="less")
+    spread = _has_spread(values) or _has_spread(others)
+    result = stats.ttest_ind(values, [other - margin for other in others], equal_var=False, alternative="less") if spread else None
     return _comparison("Welch", result, values, math.fsum(others) / len(others), margin, alpha, planned_looks)
 
 
@@ -43,9 +44,10 @@ def _comparison(
     test: Any, result: Any, values: Sequence[float], mark: float, margin: float, alpha: float, planned_looks: int
 ) -> Comparison:
     better_by = mark - math.fsum(values) / len(values)
-    statistic, p_value = float(result.statistic), float(result.pvalue)
-    if math.isnan(p_value):  # values without any spread, exactly at the bar
-        statistic, p_value = 0.0, 1.0
+    if result is None:  # equal values: the test divides by their deviation, which is 0
+        statistic, p_value = (-math.inf, 0.0) if better_by > margin else (0.0, 1.0)
+    else:
+        statistic, p_value = float(result.statistic), float(result.pvalue)
     return Comparison(
         test=test,
         mark=mark,
@@ -57,3 +59,7 @@ def _comparison(
         look=max(1, len(values) - MIN_SEEDS + 1),
         planned_looks=planned_looks,
     )
+
+
+def _has_spread(values: Sequence[float]) -> bool:
+    return any(value != values[0] for value in values)
