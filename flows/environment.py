@@ -122,12 +122,12 @@ def _server(home: Path, lock: int) -> Iterator[str]:
         process = _start(home, port, lock, server_log)
         try:
             url = f"http://127.0.0.1:{port}/api"
-            if _comes_up(process, url):
+            if comes_up(process, url):
                 log.info("temporary Prefect server ready in %.1f s", time.perf_counter() - started)
                 yield url
                 return
         finally:
-            _stop(process)
+            stop(process, SERVER_STOP_SECONDS)
     tail = "\n".join(server_log.read_text(errors="replace").splitlines()[-15:])
     raise RuntimeError(f"the temporary Prefect server did not start within {SERVER_START_SECONDS:.0f} s; {server_log} ends with:\n{tail}")
 
@@ -156,7 +156,8 @@ def _start(home: Path, port: int, lock: int, server_log: Path) -> subprocess.Pop
         )
 
 
-def _comes_up(process: subprocess.Popen, url: str) -> bool:
+def comes_up(process: subprocess.Popen, url: str) -> bool:
+    """Wait until the API of a starting server answers; False when the server ended or took too long."""
     deadline = time.monotonic() + SERVER_START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         if is_healthy(url):
@@ -165,10 +166,11 @@ def _comes_up(process: subprocess.Popen, url: str) -> bool:
     return False
 
 
-def _stop(process: subprocess.Popen) -> None:
+def stop(process: subprocess.Popen, grace_seconds: float) -> None:
+    """End a process: asked first, made to after `grace_seconds`."""
     process.terminate()
     try:
-        process.wait(SERVER_STOP_SECONDS)
+        process.wait(grace_seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -178,3 +180,14 @@ def _free_port() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on `port` of the loopback interface."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

@@ -5,19 +5,24 @@
 A stage whose result is in the store already shows as `Cached` and is not run.
 """
 
-import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.form import AS_IT_IS, Assignment, BitsOrNone, ClipGrid, FormatOrNone, Preset, setting_field, with_empty_fields
 from flows.reporting import over_limit_message, pipeline_report, publish_artifacts, publish_spec
 from flows.runs import save_report
-from flows.specs import resolve, run_label
+from flows.specs import resolve, run_label, run_options
 from flows.tasks import stage_runner
 from schemas.errors import SpecError, StageError
-from schemas.pipeline import PipelineReport
+from schemas.merge import MergedModel
+from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.runtime import RunOptions
+from schemas.tokenize_corpus import TokenizedCorpus
+from schemas.train import Checkpoints
 from stages.corpora import locate
 from stages.runner import Outcome
 from stages.store import Store
@@ -26,30 +31,70 @@ from stages.store import Store
 def _run_name() -> str:
     given = flow_run.parameters
     try:
-        return run_label(given["preset"], resolve(given["preset"], given["overrides"] or []))
+        return run_label(given["preset"], resolve(given["preset"], given["overrides"], given))
     except SpecError:
         return f"{given['preset']}-refused"  # the flow itself says why
 
 
+@with_empty_fields
 @flow(name="pipeline", flow_run_name=_run_name, persist_result=False)
-def pipeline(preset: str = "demo", overrides: list[str] | None = None, options: RunOptions | None = None) -> PipelineReport:
+def pipeline(
+    preset: Preset = "demo",
+    seed: Annotated[int | None, setting_field("seed")] = None,
+    max_steps: Annotated[int | None, setting_field("max_steps")] = None,
+    max_seconds: Annotated[float | None, setting_field("max_seconds")] = None,
+    vocab_size: Annotated[int | None, setting_field("vocab_size")] = None,
+    num_layers: Annotated[int | None, setting_field("num_layers")] = None,
+    model_dim: Annotated[int | None, setting_field("model_dim")] = None,
+    mlp_hidden: Annotated[int | None, setting_field("mlp_hidden")] = None,
+    swa_window: Annotated[float | None, setting_field("swa_window")] = None,
+    bits: BitsOrNone = AS_IT_IS,
+    edge_bits: FormatOrNone = AS_IT_IS,
+    embedding_format: FormatOrNone = AS_IT_IS,
+    clip_candidates: ClipGrid = "",
+    limit_bytes: Annotated[int | None, setting_field("limit_bytes")] = None,
+    overrides: tuple[Assignment, ...] = (),
+    options: RunOptions | None = None,
+) -> PipelineReport:
     """Text in, a scored, quantized and size-checked artifact out.
 
     Args:
-        preset: smoke, demo, record or reference; `fairway describe PRESET` shows what is in it.
-        overrides: Settings that differ from the preset, each as dotted.name=value.
-        options: Where and how the stages run; never changes a result.
+        preset: What to start from: smoke (seconds), demo (minutes on two cores), record and reference (eight GPUs).
+        bits: Format of the matrices, in training under QAT and in the blob. "as it is": the preset's (int6).
+        edge_bits: The same for the matrices of the first and last blocks. "as it is": the preset's (int8).
+        embedding_format: The same for the token embedding. "as it is": the preset's (fp16).
+        clip_candidates: Clip ratios above 0 up to 1 that gptq_lite tries for each row, with commas, as 1.0, 0.95, 0.9.
+            Empty: the preset's (eleven from 1.0 to 0.7).
+        overrides: Any other setting, one an entry, as dotted.name=value; `fairway describe PRESET` lists all.
+        options: Where and how the stages run; never changes a result. None: the store that FAIRWAY_STORE names, three retries.
     """
-    started, created_at = time.perf_counter(), datetime.now(UTC)
-    spec, options = resolve(preset, overrides or []), options or RunOptions()
-    store, label = Store(options.store), run_label(preset, spec)
-    outcomes: list[Outcome] = []
-    run = stage_runner(options, label, outcomes)
+    fields = dict(locals())
+    started = datetime.now(UTC)
+    spec, options = resolve(preset, overrides, fields), run_options(options)
+    store, outcomes = Store(options.store), list[Outcome]()
+    run = stage_runner(options, run_label(preset, spec), outcomes)
 
-    manifest = locate(spec.tokenize, store.hashes)
-    tokenized = run("tokenize_corpus", spec.tokenize, manifest=manifest)
+    tokenized = run("tokenize_corpus", spec.tokenize, manifest=locate(spec.tokenize, store.hashes))
     trained = run("train", spec.train, tokenized=tokenized)
     merged = run("merge", spec.merge, trained=trained, tokenized=tokenized)
+    return ship(run, store, preset, spec, tokenized, trained, merged, outcomes, started)
+
+
+def ship(
+    run: Callable[..., Any],
+    store: Store,
+    preset: str,
+    spec: PipelineSpec,
+    tokenized: TokenizedCorpus,
+    trained: Checkpoints,
+    merged: MergedModel,
+    outcomes: list[Outcome],
+    started: datetime,
+) -> PipelineReport:
+    """The chain's second half, from the merged model to the saved report. `outcomes` holds what came before, and gets the rest.
+
+    Raises StageError when the artifact is over its limit, after the report is saved.
+    """
     packed = run("quantize", spec.quantize, merged=merged)
     package = run("package", spec.package, packed=packed)
     size = run("check_size", spec.check_size, package=package, packed=packed)
@@ -63,9 +108,10 @@ def pipeline(preset: str = "demo", overrides: list[str] | None = None, options: 
         "size": size,
         "evaluation": evaluation,
     }
+    label = run_label(preset, spec)
     published = run("publish", publish_spec(spec, label, outcomes), **results)
 
-    report = pipeline_report(str(flow_run.id), label, preset, spec, created_at, time.perf_counter() - started, outcomes, results, published)
+    report = pipeline_report(str(flow_run.id), label, preset, spec, started, outcomes, results, published)
     save_report(store.root, report)
     publish_artifacts(report, store.root)
     if not size.fits:

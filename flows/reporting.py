@@ -2,11 +2,11 @@
 
 import base64
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.tables import budget_rows, decomposition_rows, number, quantization_rows, result_rows, stage_rows
 from schemas.base import Schema
@@ -29,8 +29,7 @@ def pipeline_report(
     label: str,
     preset: str,
     spec: PipelineSpec,
-    created_at: datetime,
-    seconds: float,
+    started: datetime,
     outcomes: Sequence[Outcome],
     results: dict[str, Schema],
     published: PublishedReport,
@@ -50,8 +49,8 @@ def pipeline_report(
         run_id=run_id,
         name=label,
         preset=preset,
-        created_at=created_at.isoformat(timespec="seconds"),
-        seconds=seconds,
+        created_at=started.isoformat(timespec="seconds"),
+        seconds=(datetime.now(UTC) - started).total_seconds(),
         spec=spec,
         stages=stages,
         published=published,
@@ -70,6 +69,8 @@ def over_limit_message(size: SizeReport) -> str:
 
 def publish_artifacts(report: PipelineReport, store: Path) -> None:
     """Tables and the loss curve as artifacts of the present flow run."""
+    html = store / report.published.html.path
+    create_link_artifact(key="report", link=html.as_uri(), link_text=str(html), description="the whole report, one page")
     create_markdown_artifact(key="result", markdown=_result_markdown(report, store), description="bits per byte, bytes and seconds")
     create_table_artifact(key="byte-budget", table=budget_rows(report), description="what the limit is spent on")
     create_table_artifact(key="quantization", table=quantization_rows(report), description="each tensor in the blob")

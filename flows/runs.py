@@ -50,6 +50,14 @@ def list_reports(store: Path) -> list[PipelineReport]:
     return sorted(reports, key=lambda report: report.created_at)
 
 
+def last_successful(store: Path) -> PipelineReport:
+    """The newest run whose artifact fits its limit. Raises SpecError when there is none."""
+    fitting = [report for report in list_reports(store) if report.size.fits]
+    if not fitting:
+        raise SpecError(f"RUN = last: the store {store} holds no successful run. `fairway run` makes one")
+    return fitting[-1]
+
+
 def find_report(store: Path, wanted: str) -> PipelineReport:
     """The run with this id or name, the beginning of either, or `last`. Of several with one name, the newest.
 

@@ -20,10 +20,12 @@ from prefect.tasks import exponential_backoff
 from pydantic import ValidationError
 
 from flows.progress import OUR_LOGGERS, stage_progress
+from flows.progress_artifact import progress_artifact
+from flows.server import TRAIN_LIMIT, who_trains
 from schemas.base import Schema
 from schemas.errors import FairwayError
 from schemas.runtime import RunOptions
-from stages.runner import Outcome, run_stage
+from stages.runner import Outcome, is_made, run_stage
 from stages.store import Store
 
 log = logging.getLogger(__name__)
@@ -41,9 +43,15 @@ def stage_runner(options: RunOptions, label: str, outcomes: list[Outcome]) -> Ca
     `label` goes into the names of the task runs; every Outcome is appended to `outcomes`. Raises what the stage raises.
     """
     stream_logs()
+    store = Store(options.store)
 
     def run(stage: str, spec: Any, **inputs: Schema) -> Any:
-        state: Any = stage_task(stage, options)(stage, spec, inputs, options, label, return_state=True)
+        run_task = stage_task(stage, options)
+        if run_task.tags and is_made(store, stage, spec, inputs):
+            run_task = run_task.with_options(tags=[])  # nothing to compute: no reason to wait for a slot
+        elif run_task.tags and (others := who_trains()):
+            log.info("%s: waits for %s, which holds the limit %s", stage, " and ".join(others), TRAIN_LIMIT)
+        state: Any = run_task(stage, spec, inputs, options, label, return_state=True)
         outcome = state.result(raise_on_failure=True)
         outcomes.append(outcome)
         return outcome.record.result
@@ -95,9 +103,10 @@ def stream_logs() -> None:
 
 
 def _run_in_task(stage: str, spec: Any, inputs: dict[str, Schema], options: RunOptions, label: str) -> State[Outcome]:
-    listener = stage_progress.get()
+    listener, show = stage_progress.get(), progress_artifact(stage)
 
     def on_progress(done: float, total: float, unit: str) -> None:
+        show(done, total, unit)
         if listener is not None:
             listener(stage, done, total, unit)
 

@@ -45,7 +45,7 @@ def live_output(console: Console) -> Iterator[StageProgress]:
             progress.stop()
             progress.remove_task(bars.pop(stage))
 
-    with _log_to(console):
+    with log_to(console):
         try:
             yield show
         finally:
@@ -53,7 +53,7 @@ def live_output(console: Console) -> Iterator[StageProgress]:
 
 
 @contextmanager
-def _log_to(console: Console) -> Iterator[None]:
+def log_to(console: Console) -> Iterator[None]:
     """Our loggers' lines to `console`, and only there: Prefect's own console handler would repeat them."""
     handler = _handler(console)
     loggers = [logging.getLogger(name) for name in OUR_LOGGERS]
@@ -90,22 +90,36 @@ def print_report(console: Console, report: PipelineReport, store: Path) -> None:
         console.print(Text.assemble((f"{name:8}", "bold"), str(store / path)), soft_wrap=True)
 
 
-def print_runs(console: Console, reports: list[PipelineReport]) -> None:
-    """One line a run, the newest last."""
-    table = Table(title="Finished runs", title_justify="left")
-    for name in ("name", "id", "started", "quantized", "sliding", "bytes", "fits", "seconds"):
+def print_comparison(console: Console, earlier: str, rows: list[Row]) -> None:
+    """The variants of a requantization."""
+    console.print(rows_table(f"Quantizations of {earlier}", rows, {"val_bpb", "sliding", "gap to merged", "bytes"}))
+
+
+def print_seeds(console: Console, label: str, rows: list[Row], said: list[str]) -> None:
+    """A ledger of seeds and what it shows."""
+    if rows:
+        console.print(rows_table(f"Seeds of {label}", rows, {"seed", "nats a token", "val_bpb", "sliding", "bytes"}))
+    for sentence in said:
+        console.print(sentence.replace("**", ""), soft_wrap=True)
+
+
+def print_runs(console: Console, entries: list[dict[str, Any]]) -> None:
+    """One line a run, the newest last. One without report has no figures yet, or never will."""
+    table = Table(title="Runs", title_justify="left")
+    for name in ("name", "id", "state", "started", "quantized", "sliding", "bytes", "fits", "seconds"):
         table.add_column(name, justify="right" if name in ("quantized", "sliding", "bytes", "seconds") else "left", no_wrap=name == "name")
-    for report in reports:
-        sliding = report.val_bpb_quantized_sliding
+    for entry in entries:
+        quantized, sliding = entry.get("val_bpb_quantized"), entry.get("val_bpb_quantized_sliding")
         table.add_row(
-            report.name,
-            report.run_id[:8],
-            report.created_at,
-            bpb(report.val_bpb_quantized),
-            bpb(sliding) if sliding is not None else "–",
-            f"{report.size.total_bytes:,}",
-            "yes" if report.size.fits else "[red]no[/red]",
-            f"{report.seconds:.1f}",
+            entry["name"],
+            entry["run_id"][:8],
+            entry["state"],
+            entry["started"],
+            "–" if quantized is None else bpb(quantized),
+            "–" if sliding is None else bpb(sliding),
+            f"{entry['total_bytes']:,}" if "total_bytes" in entry else "–",
+            {True: "yes", False: "[red]no[/red]", None: "–"}[entry.get("fits")],
+            f"{entry['seconds']:.1f}" if "seconds" in entry else "–",
         )
     console.print(table)
 
@@ -120,6 +134,16 @@ def print_unneeded(console: Console, items: list[Unneeded], store: Path, removed
     console.print(table)
     total = f"{len(items)} in all, {sum(item.num_bytes for item in items):,} bytes"
     console.print(total if removed or not items else f"{total}. Nothing was removed: `fairway gc --remove` takes it away", soft_wrap=True)
+
+
+def print_server_run(console: Console, run: dict[str, Any], stages: list[Row]) -> None:
+    """A run that left no report: its state, why, and how far it came."""
+    console.print(Text.assemble((run["name"], "bold"), f"  {run['flow']}  {run['run_id']}"))
+    console.print(Text.assemble("state   ", (run["state"], "bold"), f"  {run['started']}"))
+    if run["message"]:
+        console.print(Text(run["message"]), soft_wrap=True)
+    if stages:
+        console.print(rows_table("Stages", stages, {"seconds"}))
 
 
 def rows_table(title: str, rows: list[Row], right: set[str]) -> Table:

@@ -8,12 +8,13 @@ from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from schemas.base import Schema
 
 _UNITS = ("bytes", "tokens", "documents", "steps", "seconds", "fraction")
-_BOUNDS = (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"))
-_METADATA_BOUNDS = (("minimum", "at least"), ("above", "above"), ("maximum", "at most"))
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+_METADATA_BOUNDS = (("minimum", "ge"), ("above", "gt"), ("maximum", "le"))
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Child:
     help: str
     unit: str = ""
     bounds: str = ""
+    limits: tuple[tuple[str, float], ...] = ()
+    """The bounds as (ge | gt | le, number)."""
 
     @property
     def summary(self) -> str:
@@ -48,6 +51,14 @@ class SettingInfo:
 def describe_fields(spec: Schema) -> list[SettingInfo]:
     """Every setting of `spec`, depth first, in the order of declaration. Of a union, the variant that is chosen."""
     return list(_walk("", Child(type(spec), ""), spec.model_dump(mode="json")))
+
+
+def find_setting(root: type, dotted: str) -> Child:
+    """The setting of that name as declared; of a union on the way the first variant. Raises KeyError for an unknown name."""
+    found = Child(root, "")
+    for name in dotted.split("."):
+        found = children(found.hint, None)[name]
+    return found
 
 
 def children(hint: Any, node: Mapping[str, Any] | None) -> Mapping[str, Child]:
@@ -104,26 +115,27 @@ def _walk(name: str, child: Child, value: Any) -> Iterator[SettingInfo]:
 @cache
 def _fields(cls: type) -> dict[str, Child]:
     if issubclass(cls, BaseModel):
-        return {
-            name: Child(field.annotation, field.description or "", _unit(name), _pydantic_bounds(field.annotation, field.metadata))
-            for name, field in cls.model_fields.items()
-        }
+        return {name: _pydantic_child(name, field) for name, field in cls.model_fields.items()}
     hints = get_type_hints(cls, include_extras=True)
     return {item.name: _dataclass_child(hints[item.name], item) for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
 
 def _dataclass_child(hint: Any, item: dataclasses.Field) -> Child:
     told = item.metadata
-    bounds = [f"{words} {told[key]:,}" for key, words in _METADATA_BOUNDS if told.get(key) is not None]
-    return Child(hint, told.get("help", ""), told.get("unit", ""), ", ".join([*_choices(hint), *bounds]))
+    limits = tuple((bound, told[key]) for key, bound in _METADATA_BOUNDS if told.get(key) is not None)
+    return Child(hint, told.get("help", ""), told.get("unit", ""), _bounds(hint, limits), limits)
 
 
-def _pydantic_bounds(annotation: Any, metadata: list[Any]) -> str:
-    found = list(metadata)
-    for member in _raw_members(annotation):
+def _pydantic_child(name: str, field: FieldInfo) -> Child:
+    found = list(field.metadata)
+    for member in _raw_members(field.annotation):
         found += getattr(member, "__metadata__", ())
-    bounds = [f"{words} {getattr(item, key):,}" for item in found for key, words in _BOUNDS if getattr(item, key, None) is not None]
-    return ", ".join([*_choices(annotation), *bounds])
+    limits = tuple((key, getattr(item, key)) for item in found for key in _BOUNDS if getattr(item, key, None) is not None)
+    return Child(field.annotation, field.description or "", _unit(name), _bounds(field.annotation, limits), limits)
+
+
+def _bounds(hint: Any, limits: tuple[tuple[str, float], ...]) -> str:
+    return ", ".join([*_choices(hint), *(f"{_BOUNDS[bound]} {value:,}" for bound, value in limits)])
 
 
 def _choices(hint: Any) -> list[str]:

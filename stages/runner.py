@@ -76,6 +76,12 @@ def run_stage(
     return Outcome(record, cached=True, seconds=time.perf_counter() - started)
 
 
+def is_made(store: Store, stage_name: str, spec: Any, inputs: dict[str, Schema]) -> bool:
+    """Whether the store has a sound record of the stage, so that running it would compute nothing."""
+    stage = STAGES[stage_name]
+    return store.find(stage, stage_key(stage, spec, inputs)) is not None
+
+
 def _make(
     store: Store, stage: Stage, key: str, spec: Any, inputs: dict[str, Schema], runtime: RunOptions, on_progress: Progress
 ) -> StageRecord:

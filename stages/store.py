@@ -75,6 +75,14 @@ class Store:
 
     def find(self, stage: Stage, key: str) -> StageRecord | None:
         """The finished record of `key` with every file verified, or None. Damage is named in the log, never served."""
+        record = self.record(stage, key)
+        for problem in self.problems(record.result) if record else ():
+            log.warning("%s: %s: the stage runs again", stage.name, problem)
+            return None
+        return record
+
+    def record(self, stage: Stage, key: str) -> StageRecord | None:
+        """The sound record of `key`, or None; its files are not looked at."""
         record_path = self.folder(stage, key) / RECORD_NAME
         try:
             record = stage.record_type().model_validate_json(read_sealed(record_path))
@@ -89,9 +97,6 @@ class Store:
             return None
         if record.provenance.key != key or record.provenance.stage != stage.name:
             log.warning("%s: record %s belongs to another result: the stage runs again", stage.name, record_path)
-            return None
-        for problem in self.problems(record.result):
-            log.warning("%s: %s: the stage runs again", stage.name, problem)
             return None
         return record
 

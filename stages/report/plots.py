@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 Columns = dict[str, NDArray]
@@ -42,6 +43,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 _MAX_POINTS = 1200
+_MAX_LABEL = 48
 
 
 def loss_curve(metrics: Columns, themed: bool) -> str:
@@ -115,6 +117,40 @@ def budget(parts: Sequence[tuple[str, int]], limit_bytes: int, themed: bool) -> 
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.28), ncols=3, handlelength=1, columnspacing=1.6)
 
     return _svg(draw, (8.6, 1.9 + 0.18 * (len(parts) // 3)), themed)
+
+
+def tradeoff(points: Sequence[tuple[str, int, float]], merged_bpb: float) -> str:
+    """Bits per byte over artifact bytes, a point a variant: (name, bytes, bpb). The line is the model before quantization."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for index, (name, num_bytes, bpb) in enumerate(points):
+            label = name if len(name) <= _MAX_LABEL else name[: _MAX_LABEL - 1] + "…"
+            axes.plot([num_bytes], [bpb], "o", color=BAR_COLOURS[index % len(BAR_COLOURS)], markersize=8, label=label)
+        axes.axhline(merged_bpb, color="#7b8794", linewidth=1, linestyle="--", label="merged, not quantized")
+        axes.margins(0.12)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set(xlabel="bytes of code and model (fewer is better)", ylabel="val_bpb (lower is better)")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+
+    return _svg(draw, (9.4, 3.6 + 0.1 * len(points)), themed=False)
+
+
+def seeds_plot(points: Sequence[tuple[int, float]], mean: float, interval: tuple[float, float], bar: float | None) -> str:
+    """Loss of each seed in nats a token, their mean with its 95 % interval, and the bar to be below."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.axhspan(*interval, color=BLUE, alpha=0.13, linewidth=0, label="95 % interval of the mean")
+        axes.axhline(mean, color=BLUE, linewidth=1.6, label="mean")
+        axes.plot([seed for seed, _ in points], [loss for _, loss in points], "o", color=ORANGE, markersize=7, label="a seed")
+        if bar is not None:
+            axes.axhline(bar, color=RED, linewidth=1.4, linestyle="--", label="the mark less its margin")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="seed", ylabel="loss, nats a token")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+
+    return _svg(draw, (8.6, 3.0), themed=False)
 
 
 def running_mean(values: NDArray, share: float = 0.02) -> NDArray:

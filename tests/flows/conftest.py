@@ -50,7 +50,7 @@ def run_pipeline(api: str) -> Callable[..., FlowRun]:
     from stages.registry import STAGES
 
     def run(store: Path, *overrides: str, preset: str = "smoke", retries: int = 1) -> FlowRun:
-        state = pipeline(preset, list(overrides), RunOptions(store=str(store), retries=retries), return_state=True)
+        state = pipeline(preset, overrides=list(overrides), options=RunOptions(store=str(store), retries=retries), return_state=True)
         run_id = state.state_details.flow_run_id
         with get_client(sync_client=True) as client:
             task_runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [run_id]}))

@@ -24,7 +24,7 @@ def test_help_needs_nothing_heavy() -> None:
     assert not HEAVY & set(loaded)
 
 
-@pytest.mark.parametrize("command", ["run", "describe", "show", "runs"])
+@pytest.mark.parametrize("command", ["run", "requantize", "validate-seeds", "up", "describe", "show", "runs"])
 def test_every_command_has_help_and_takes_json(command: str) -> None:
     result = fairway(command, "--help")
     assert result.exit_code == 0
@@ -77,6 +77,9 @@ def test_describe_for_people_names_parts_and_limit() -> None:
         (["run", "--preset", "smoke", "--retries", "-1"], ["retries", "-1"]),
         (["run", "--preset", "smoke", "--timeout", "0"], ["timeout", "0"]),
         (["describe", "demo", "--set", "train.model.num_heads=5"], ["model_dim", "num_heads"]),
+        (["requantize", "nothing"], ["nothing", "no finished run"]),
+        (["requantize"], ["last", "no successful run"]),
+        (["validate-seeds", "--preset", "dmeo"], ["preset", "dmeo", "demo"]),
         (["show", "nothing"], ["nothing", "no finished run"]),
     ],
 )

@@ -1,0 +1,158 @@
+"""Other quantization settings for the merged model of an earlier run; nothing before quantization is run.
+
+    fairway requantize last --bits int4 --bits int5          one variant for each combination, side by side
+
+Each variant is a flow run of its own with its own report; this run compares them.
+"""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from datetime import UTC, datetime
+from itertools import product
+from typing import Annotated, Literal
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from flows.comparison import publish_comparison
+from flows.form import AS_IT_IS, Assignment, Bits, ClipGrid, FormatOrNone, clip_override, format_overrides, number_field, with_empty_fields
+from flows.pipeline import ship
+from flows.runs import find_report, last_successful, load_report
+from flows.specs import run_label, run_options
+from flows.tables import Row
+from flows.tasks import stage_runner, stream_logs
+from schemas.errors import SpecError, StageError
+from schemas.overrides import apply_overrides
+from schemas.pipeline import PipelineReport
+from schemas.runtime import RunOptions
+from stages.registry import STAGES
+from stages.runner import Outcome
+from stages.store import Store
+
+log = logging.getLogger(__name__)
+
+BEFORE_QUANTIZE = ("tokenize_corpus", "train", "merge")
+CHANGEABLE = ("quantize", "package", "check_size", "evaluate", "publish")
+MAX_VARIANTS = 32
+
+
+def _run_name() -> str:
+    given = flow_run.parameters
+    try:
+        return f"{_earlier(Store(run_options(given['options']).store), given['run']).name}-requantized"
+    except SpecError:
+        return f"{given['run']}-refused"  # the flow itself says why
+
+
+@with_empty_fields
+@flow(name="requantize", flow_run_name=_run_name, persist_result=False)
+def requantize(
+    run: str = "last",
+    bits: tuple[Bits, ...] = (),
+    edge_bits: FormatOrNone = AS_IT_IS,
+    embedding_format: FormatOrNone = AS_IT_IS,
+    clip_grids: tuple[ClipGrid, ...] = (),
+    methods: tuple[Literal["gptq_lite", "round_to_nearest"], ...] = (),
+    zstd_level: Annotated[int | None, Field(ge=1, le=22), number_field("integer", minimum=1, maximum=22)] = None,
+    overrides: tuple[Assignment, ...] = (),
+    at_once: Annotated[int, Field(ge=1, le=8)] = 2,
+    options: RunOptions | None = None,
+) -> tuple[list[Row], list[PipelineReport]]:
+    """Quantize the merged model of an earlier run again, score each result, and compare them.
+
+    Args:
+        run: The earlier run: its name or id, the beginning of either, or "last" for the last successful one.
+        bits: Formats of the matrices. Several: one variant each. None chosen: as the run had it.
+        edge_bits: Format of the matrices of the first and last blocks, in every variant.
+        embedding_format: Format of the token embedding, in every variant.
+        clip_grids: Clip ratios above 0 up to 1 that gptq_lite tries, with commas, as 1.0, 0.95, 0.9. Several entries: one variant each.
+        methods: How rows are rounded. Both: one variant each. None chosen: as the run had it.
+        zstd_level: Compression of the blob, 1 to 22. Empty: as the run had it.
+        overrides: Any other setting of quantize, package, check_size, evaluate or publish, as dotted.name=value.
+        at_once: Variants that run side by side, 1 to 8.
+        options: Where and how the stages run; never changes a result. None: the store that FAIRWAY_STORE names, three retries.
+    """
+    stream_logs()
+    options = run_options(options)
+    store = Store(options.store)
+    earlier = _earlier(store, run)
+    common = [] if zstd_level is None else [f"quantize.zstd_level={zstd_level}"]
+    chosen = {"edge_bits": edge_bits, "embedding_format": embedding_format}
+    common += format_overrides("quantize.rules", earlier.spec.quantize.rules, {k: v for k, v in chosen.items() if v != AS_IT_IS})
+    variants = _variants(earlier, bits, clip_grids, methods, [*common, *overrides])
+    _check(store, earlier, variants)
+    log.info("%s: %d variants of the quantization, %d side by side", earlier.name, len(variants), min(at_once, len(variants)))
+    with ThreadPoolExecutor(at_once) as pool:
+        running = [pool.submit(copy_context().run, _run_variant, earlier.run_id, changes, options) for changes in variants]
+        states = [future.result() for future in running]
+    reports = [load_report(store.root, str(state.state_details.flow_run_id)) for state in states]
+    rows = publish_comparison(
+        earlier, [(_name(changes), report, state) for changes, report, state in zip(variants, reports, states, strict=True)]
+    )
+    finished = [report for report in reports if report is not None]
+    failed = [f"{_name(changes)}: {state.message}" for changes, report, state in zip(variants, reports, states, strict=True) if not report]
+    if failed or not any(report.size.fits for report in finished):
+        raise StageError("\n".join(failed) or "no variant fits the limit: take fewer bits")
+    return rows, finished
+
+
+@flow(name="requantized", flow_run_name="{name}", persist_result=False)
+def requantized(run_id: str, overrides: list[str], options: RunOptions, name: str) -> PipelineReport:
+    """One variant: the chain from `quantize` on, with the earlier results of the run `run_id` as they lie in the store."""
+    started, store = datetime.now(UTC), Store(options.store)
+    earlier = find_report(store.root, run_id)
+    spec = apply_overrides(earlier.spec, overrides)
+    outcomes = list[Outcome]()
+    for done in earlier.stages:
+        if done.stage in BEFORE_QUANTIZE and (record := store.record(STAGES[done.stage], done.key)):
+            outcomes.append(Outcome(record, cached=True, seconds=0.0))
+    run = stage_runner(options, name, outcomes)
+    return ship(run, store, earlier.preset, spec, earlier.tokenized, earlier.trained, earlier.merged, outcomes, started)
+
+
+def _earlier(store: Store, run: str) -> PipelineReport:
+    return last_successful(store.root) if run == "last" else find_report(store.root, run)
+
+
+def _run_variant(run_id: str, overrides: list[str], options: RunOptions) -> State[PipelineReport]:
+    earlier = find_report(Store(options.store).root, run_id)
+    label = run_label(earlier.preset, apply_overrides(earlier.spec, overrides))
+    return requantized(run_id, overrides, options, label, return_state=True)
+
+
+def _variants(
+    earlier: PipelineReport, bits: Sequence[str], clip_grids: Sequence[str], methods: Sequence[str], common: list[str]
+) -> list[list[str]]:
+    """The settings of each variant: every combination of what was chosen, each with `common`."""
+    rules = earlier.spec.quantize.rules
+    axes = [
+        [format_overrides("quantize.rules", rules, {"bits": wanted}) for wanted in bits],
+        [[clip_override(grid)] for grid in clip_grids if grid.strip()],
+        [[f"quantize.method={method}"] for method in methods],
+    ]
+    combinations = product(*(axis or [[]] for axis in axes))
+    variants = [[setting for part in combination for setting in part] + common for combination in combinations]
+    if len(variants) > MAX_VARIANTS:
+        raise SpecError(f"bits × clip_grids × methods = {len(variants)} variants: at most {MAX_VARIANTS} at once; choose fewer")
+    return variants
+
+
+def _check(store: Store, earlier: PipelineReport, variants: list[list[str]]) -> None:
+    """Refuse settings that this flow would not carry out, and an earlier run whose files are gone, before anything runs."""
+    for changes in variants:
+        spec = apply_overrides(earlier.spec, changes)
+        for section in ("tokenize", "train", "merge"):
+            if getattr(spec, section) != getattr(earlier.spec, section):
+                named = next(change for change in changes if change.startswith(f"{section}."))
+                raise SpecError(f"{named}: is decided before quantization; requantize changes {', '.join(CHANGEABLE)}. Use `fairway run`")
+    needed = (earlier.merged.weights, earlier.tokenized.val_shards, earlier.tokenized.tokenizer, earlier.trained.metrics)
+    for problem in store.problems(needed):
+        raise SpecError(f"run = {earlier.name}: {problem}. Run the pipeline with its settings again: what is missing is made again")
+
+
+def _name(changes: Sequence[str]) -> str:
+    return ", ".join(change.removeprefix("quantize.") for change in changes) or "the same settings"

@@ -1,0 +1,156 @@
+"""Train the next seeds of one configuration, keep their figures in a ledger, and say what all seeds together show.
+
+    fairway validate-seeds --preset demo --mark 2.90          trains the next seed; a weekly schedule does the same
+
+Every seed is a run of the pipeline of its own. A failed one is kept as failed, and the next firing tries it again.
+"""
+
+import logging
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from flows.form import Assignment, Preset, number_field, with_empty_fields
+from flows.pipeline import pipeline
+from flows.runs import load_report
+from flows.seed_report import conclusions, mark_line, publish_seeds, seed_figures
+from flows.specs import resolve, run_label, run_options
+from flows.tasks import stream_logs
+from schemas.base import fingerprint
+from schemas.errors import SpecError, StageError
+from schemas.overrides import apply_overrides
+from schemas.pipeline import PipelineSpec
+from schemas.runtime import RunOptions
+from schemas.seeds import Ledger, SeedEntry
+from stages.ledger import claim, find_ledger, write_ledger
+from stages.registry import STAGES
+from stages.source import code_digest
+from stages.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def _run_name() -> str:
+    given = flow_run.parameters
+    seed = given["recheck_seed"]
+    return f"{given['ledger'] or given['preset']}-{'seeds' if seed is None else f'recheck-seed{seed}'}"
+
+
+@with_empty_fields
+@flow(name="seed-validation", flow_run_name=_run_name, persist_result=False)
+def seed_validation(
+    preset: Preset = "demo",
+    overrides: tuple[Assignment, ...] = (),
+    ledger: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]*)?$")] = "",
+    new_seeds_per_run: Annotated[int, Field(ge=0, le=100)] = 1,
+    max_seeds: Annotated[int, Field(ge=2, le=1000)] = 10,
+    first_seed: Annotated[int, Field(ge=0)] = 1,
+    mark_nats: Annotated[float | None, Field(gt=0), number_field("number", exclusiveMinimum=0)] = None,
+    against: str = "",
+    margin_nats: Annotated[float, Field(ge=0)] = 0.005,
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01,
+    recheck_seed: Annotated[int | None, Field(ge=0), number_field("integer", minimum=0)] = None,
+    options: RunOptions | None = None,
+) -> tuple[Ledger, list[str]]:
+    """Train the next seeds of a configuration and say what all of them together show.
+
+    Args:
+        preset: What to start from: smoke (seconds), demo (minutes on two cores), record and reference (eight GPUs).
+        overrides: Settings that differ from the preset, one an entry, as dotted.name=value; not the seed.
+        ledger: Name of the ledger, in small letters. Empty: the preset's. Each configuration has its own ledger under the name.
+        new_seeds_per_run: New seeds that this run trains, 0 to 100; failed ones are tried again besides.
+        max_seeds: Seeds at most, 2 to 1000. Declared before the first one and then fixed: a plan changed after looking spoils the test.
+        first_seed: The first seed; the next ones follow it.
+        mark_nats: The loss to beat, in nats a token (not bits per byte). Empty: no mark.
+        against: A ledger to beat instead of a mark, by the beginning of its name.
+        margin_nats: Nats a token by which the mark has to be beaten, 0 or more.
+        alpha: The p below which it counts as beaten, between 0 and 1.
+        recheck_seed: Train this seed again instead of new ones, on the CPU with nothing cached; other figures fail the run.
+        options: Where and how the stages run; never changes a result. None: the store that FAIRWAY_STORE names, three retries.
+    """
+    stream_logs()
+    options = run_options(options)
+    store = Store(options.store)
+    spec = _without_seed(preset, overrides)
+    wanted = Ledger(name=ledger or preset, configuration=fingerprint(spec), first_seed=first_seed, max_seeds=max_seeds)
+    other = find_ledger(store.root, against) if against else None
+    with claim(store.root, wanted) as book:
+        if recheck_seed is not None:
+            book = _recheck(book, recheck_seed, preset, overrides, options)
+        for seed in book.next_seeds(new_seeds_per_run) if recheck_seed is None else ():
+            book = book.with_entry(_train(book, seed, preset, overrides, options))
+            write_ledger(store.root, book)
+    said = conclusions(book, other, mark_nats, margin_nats, alpha)
+    publish_seeds(book, said, mark_line(other, mark_nats, margin_nats))
+    failed = [f"seed {entry.seed}: {entry.error}" for entry in book.entries if entry.status == "failed"]
+    if failed:
+        raise StageError("\n".join(["these seeds failed; the next run tries them again", *failed]))
+    return book, said
+
+
+def _without_seed(preset: str, overrides: tuple[str, ...]) -> PipelineSpec:
+    """The configuration. Its seed is set to 0, so that it counts for nothing in the fingerprint."""
+    spec = resolve(preset, overrides)
+    if spec.train.seed != resolve(preset, []).train.seed:
+        raise SpecError(f"train.seed = {spec.train.seed}: the seed is what this flow varies; use first_seed")
+    return apply_overrides(spec, ["train.seed=0"])
+
+
+def _train(book: Ledger, seed: int, preset: Preset, overrides: tuple[str, ...], options: RunOptions) -> SeedEntry:
+    """The entry of a seed after a run of the pipeline; a run that failed gives a failed entry."""
+    log.info("ledger %s: seed %d (%d of at most %d are done)", book.label, seed, len(book.completed()), book.max_seeds)
+    changes = (*overrides, f"train.seed={seed}")
+    state = pipeline(preset, overrides=changes, options=options, return_state=True)
+    run_id, before = str(state.state_details.flow_run_id), book.entry(seed)
+    report = load_report(Path(options.store), run_id)
+    return SeedEntry(
+        seed=seed,
+        status="completed" if state.is_completed() else "failed",
+        run_id=run_id,
+        run_name=run_label(preset, resolve(preset, changes)),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        code_sha256=_code(),
+        tries=before.tries + 1 if before else 1,
+        error="" if state.is_completed() else (state.message or state.name or ""),
+        figures=seed_figures(report) if report else None,
+    )
+
+
+def _recheck(book: Ledger, seed: int, preset: Preset, overrides: tuple[str, ...], options: RunOptions) -> Ledger:
+    """Compute a completed seed again where nothing is cached. Raises StageError when it gives other figures."""
+    entry = book.entry(seed)
+    if entry is None or entry.status != "completed":
+        done = ", ".join(str(item.seed) for item in book.completed()) or "none"
+        raise SpecError(f"recheck_seed = {seed}: not a completed seed of ledger {book.label}; completed: {done}")
+    compute = resolve(preset, overrides).train.compute
+    if compute.device != "cpu":
+        raise SpecError(f"recheck_seed = {seed}: equal figures are promised on the CPU only; this configuration trains on {compute.device}")
+    scratch = Path(options.store) / "recheck" / f"{book.label}-seed{seed}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    again = _train(book, seed, preset, overrides, options.derive(store=str(scratch)))
+    if again.status == "failed":
+        raise StageError(f"recheck of seed {seed}: {again.error}")
+    if again.figures != entry.figures:
+        assert entry.figures is not None
+        assert again.figures is not None
+        before, now = entry.figures.model_dump(), again.figures.model_dump()
+        differences = "; ".join(f"{name} was {before[name]}, is {now[name]}" for name in before if before[name] != now[name])
+        code = "the same code" if again.code_sha256 == entry.code_sha256 else f"code {entry.code_sha256[:12]}, now {again.code_sha256[:12]}"
+        raise StageError(
+            f"seed {seed} of ledger {book.label} is not reproducible ({code}): {differences}. Its new results lie in {scratch}"
+        )
+    shutil.rmtree(scratch)
+    log.info("ledger %s: seed %d gave the same figures again, to the last bit", book.label, seed)
+    checked = book.with_entry(entry.derive(rechecked_at=again.created_at))
+    write_ledger(Path(options.store), checked)
+    return checked
+
+
+def _code() -> str:
+    """Digest of the code that decides figures: of every stage but the report's."""
+    return code_digest(sorted({root for stage in STAGES.values() if stage.name != "publish" for root in stage.code_roots}))

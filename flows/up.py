@@ -1,0 +1,155 @@
+"""`fairway up`: server, work pool, limit, automation, deployments and a worker on this machine, all of which end together."""
+
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from flows.environment import comes_up, is_healthy, port_is_free, settings_first, stop
+from schemas.errors import SpecError
+from stages.launch import guarded
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKER_STOP_SECONDS = 25.0  # a worker ends its runs first, and a run its stage
+_CHECK_SECONDS = 0.5
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[str]:
+    """Start what is missing; gives the API's address once a worker is at work. What was started ends with the block.
+
+    A server that answers at PREFECT_API_URL or on `port` is used as it is. Raises SpecError when the port or the Prefect
+    home is taken, RuntimeError when a part does not start.
+    """
+    if not (ROOT / "prefect.yaml").is_file():
+        raise SpecError(f"{ROOT} holds no prefect.yaml: run `fairway up` of a checkout (pip install --editable)")
+    settings_first(ROOT / ".prefect")
+    home = Path(os.environ["PREFECT_HOME"]).expanduser()
+    os.environ["FAIRWAY_STORE"] = str(store)
+    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(heartbeat_seconds)
+    os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")
+    with ExitStack() as stack:
+        url = os.environ.get("PREFECT_API_URL") or f"http://127.0.0.1:{port}/api"
+        os.environ["PREFECT_API_URL"] = url
+        if is_healthy(url):
+            log.info("a Prefect server answers at %s already: using it", url)
+        else:
+            stack.enter_context(_only_one(home))
+            stack.enter_context(_server(home, url, port))
+        from flows.server import POOL, prepare, settle, worker_name
+
+        settle()
+        prepare(heartbeat_seconds)
+        _deploy(home)
+        stack.callback(settle)  # after the worker has ended, while the server still answers
+        command = ["worker", "start", "--pool", POOL, "--type", "process", "--name", worker_name()]
+        stack.enter_context(_process("worker", home, WORKER_STOP_SECONDS, command))
+        yield url
+
+
+def wait_for_the_end() -> None:
+    """Wait for Ctrl-C or SIGTERM, which raise KeyboardInterrupt. Raises RuntimeError when server or worker ended by itself."""
+    while True:
+        time.sleep(_CHECK_SECONDS)
+        for name, process, log_path in _started:
+            if process.poll() is not None:
+                raise RuntimeError(f"the {name} ended with status {process.returncode}; {log_path} ends with:\n{_tail(log_path)}")
+
+
+def one_interrupt() -> None:
+    """From now on Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt once; later ones do not disturb the ending."""
+
+    def interrupt(*_: Any) -> None:
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in _ENDING:
+        signal.signal(number, interrupt)
+
+
+_started: list[tuple[str, subprocess.Popen, Path]] = []
+
+
+@contextmanager
+def _server(home: Path, url: str, port: int) -> Iterator[None]:
+    if not url.startswith(f"http://127.0.0.1:{port}/"):
+        raise SpecError(
+            f"PREFECT_API_URL = {url}: no Prefect server answers there. Start it, or unset it: `fairway up` then starts its own"
+        )
+    if not port_is_free(port):
+        raise SpecError(f"--port = {port}: another program listens there. Give another one, for example --port {port + 1}")
+    began = time.perf_counter()
+    command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with _process("server", home, 10.0, command) as (process, log_path):
+        if not comes_up(process, url):
+            raise RuntimeError(f"the Prefect server did not start; {log_path} ends with:\n{_tail(log_path)}")
+        log.info("Prefect server ready in %.1f s", time.perf_counter() - began)
+        yield
+
+
+@contextmanager
+def _process(name: str, home: Path, grace_seconds: float, command: list[str]) -> Iterator[tuple[subprocess.Popen, Path]]:
+    """A `prefect …` command in a session of its own, so that Ctrl-C reaches only us and the order of ending is ours."""
+    log_path = home / f"{name}.log"
+    with log_path.open("ab") as output:
+        process = subprocess.Popen(
+            [*guarded("SIGTERM"), "-m", "prefect", "--no-prompt", *command],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    entry = (name, process, log_path)
+    _started.append(entry)
+    try:
+        yield process, log_path
+    finally:
+        _started.remove(entry)
+        stop(process, grace_seconds)
+
+
+def _deploy(home: Path) -> None:
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    if done.returncode:
+        raise RuntimeError(f"`prefect deploy --all` failed:\n{(done.stdout + done.stderr)[-3000:]}")
+    log.info("deployments of prefect.yaml made in %.1f s", time.perf_counter() - began)
+
+
+@contextmanager
+def _only_one(home: Path) -> Iterator[Any]:
+    """Two servers on one SQLite file block each other. The kernel drops this lock when its holder dies."""
+    with (home / "up.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise SpecError(
+                f"PREFECT_HOME = {home}: `fairway up` runs there already (process {file.read().strip()}); stop it first"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file
+
+
+def _tail(path: Path) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-15:])

@@ -1,0 +1,88 @@
+"""Form fields become settings; what a form shows agrees with the schemas."""
+
+import pytest
+from prefect.utilities.callables import parameter_schema
+
+from flows.form import SETTINGS
+from flows.pipeline import pipeline
+from flows.requantize import requantize
+from flows.seed_validation import seed_validation
+from flows.specs import resolve
+from presets import PRESETS
+from schemas.errors import SpecError
+
+VALUES = {
+    "seed": 7,
+    "max_steps": 11,
+    "max_seconds": 30.5,
+    "vocab_size": 384,
+    "num_layers": 4,
+    "model_dim": 64,
+    "mlp_hidden": 96,
+    "swa_window": 0.3,
+    "limit_bytes": 200_000,
+}
+
+
+def test_every_field_sets_its_settings() -> None:
+    spec = resolve("smoke", [], VALUES)
+    assert set(VALUES) == set(SETTINGS)
+    for field, names in SETTINGS.items():
+        for dotted in names:
+            value = spec
+            for part in dotted.split("."):
+                value = getattr(value, part)
+            assert value == VALUES[field], dotted
+
+
+def test_empty_fields_change_nothing() -> None:
+    empty = {**dict.fromkeys(VALUES), "bits": "as it is", "edge_bits": "as it is", "embedding_format": "as it is", "clip_candidates": ""}
+    for preset in PRESETS:
+        assert resolve(preset, [], empty) == resolve(preset, [])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_bits_count_for_training_and_for_the_blob(preset: str) -> None:
+    spec = resolve(preset, [], {"bits": "int4", "edge_bits": "int7", "embedding_format": "int8", "clip_candidates": "1, .9,0.75"})
+    for rules in (spec.quantize.rules, spec.train.qat.rules):
+        by_pattern = {rule.pattern: rule.format for rule in rules}
+        assert by_pattern["*.weight"] == "int4"
+        assert by_pattern["tok_emb.weight"] == "int8"
+        assert {form for pattern, form in by_pattern.items() if pattern.startswith("blocks.")} == {"int7"}
+        assert by_pattern["*"] == "fp32"
+    assert spec.quantize.clip_candidates == (1.0, 0.9, 0.75)
+
+
+def test_overrides_count_after_the_fields() -> None:
+    assert resolve("smoke", ["train.seed=9"], {"seed": 7}).train.seed == 9
+
+
+def test_bits_without_a_rule_for_them_say_what_to_do() -> None:
+    base = ['quantize.rules=[{"pattern": "*", "format": "int8"}]']
+    with pytest.raises(SpecError, match=r"bits = int4: quantize\.rules has no rule for \*\.weight"):
+        requantize_overrides(base)
+
+
+def requantize_overrides(base: list[str]) -> None:
+    from flows.form import format_overrides
+
+    format_overrides("quantize.rules", resolve("smoke", base).quantize.rules, {"bits": "int4"})
+
+
+def test_the_form_shows_number_boxes_with_unit_range_and_presets() -> None:
+    shown = parameter_schema(pipeline).properties
+    assert shown["max_steps"]["type"] == "integer"
+    assert shown["max_steps"]["minimum"] == 1
+    assert "default" not in shown["max_steps"]  # a null would be sent back, and refused
+    assert "smoke 40, demo 320, record 20,000" in shown["max_steps"]["description"]
+    assert (shown["max_seconds"]["type"], shown["max_seconds"]["exclusiveMinimum"]) == ("number", 0)
+    assert shown["preset"]["enum"] == list(PRESETS)
+
+
+@pytest.mark.parametrize("flow", [pipeline, requantize, seed_validation])
+def test_every_field_is_optional_described_and_flat(flow: object) -> None:
+    schema = parameter_schema(flow)  # type: ignore[arg-type]
+    assert schema.required == []
+    for name, field in schema.properties.items():
+        assert len(field["description"]) > 20, name
+        assert "type" in field or name == "options", name
