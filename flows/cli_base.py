@@ -33,7 +33,7 @@ DEFAULT_CHECKPOINT_EVERY = 30.0
 _OPTION_OF: dict[Any, str] = {"stage_timeout_seconds": "timeout", "checkpoint_every_seconds": "checkpoint-every"}
 
 
-def run_options_of(store: Path, retries: int, timeout: float | None, checkpoint_every: float) -> Any:
+def run_options_of(store: Path, retries: int, timeout: float | None, checkpoint_every: float = DEFAULT_CHECKPOINT_EVERY) -> Any:
     """RunOptions of what was given on the command line. Raises SpecError naming the option."""
     from pydantic import ValidationError
 

@@ -80,7 +80,6 @@ def requantize(
     store: StoreFolder = DEFAULT_STORE,
     retries: Retries = 3,
     timeout: Timeout = None,
-    checkpoint_every: CheckpointEvery = DEFAULT_CHECKPOINT_EVERY,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -89,7 +88,7 @@ def requantize(
         from flows.runs import find_report, last_successful
         from flows.terminal import print_comparison, report_json
 
-        options = run_options_of(store, retries, timeout, checkpoint_every)
+        options = run_options_of(store, retries, timeout)
         root = Path(options.store)
         earlier = last_successful(root) if run == "last" else find_report(root, run)
 
