@@ -3,27 +3,30 @@
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, field_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, field_validator
 
 from schemas.base import SCHEMA_VERSION, Schema, Volatile
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+def inside_the_store(path: str) -> str:
+    """`path`, which must be relative and stay below the store's root. Raises ValueError."""
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\x00" in path or not pure.parts:
+        raise ValueError(f"{path!r} must be a relative path inside the store, without '..'")
+    return path
+
+
+StorePath = Annotated[str, AfterValidator(inside_the_store)]
+
+
 class FileRef(Schema):
     """A file, named relative to the store's root so that a moved store still works, and identified by its content."""
 
-    path: str
+    path: StorePath
     num_bytes: NonNegativeInt
     sha256: Sha256
-
-    @field_validator("path")
-    @classmethod
-    def _stays_inside_the_store(cls, path: str) -> str:
-        pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\x00" in path or not pure.parts:
-            raise ValueError(f"{path!r} must be a relative path inside the store, without '..'")
-        return path
 
     def identity(self) -> Any:
         return self.sha256

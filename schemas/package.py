@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from schemas.base import Schema
-from schemas.files import FileRef, Sha256
+from schemas.files import FileRef, Sha256, StorePath
 
 SCRIPT_NAME = "train_gpt.py"
 BLOB_NAME = "model.fwz"
@@ -16,7 +16,7 @@ class PackageSpec(Schema):
 class Package(Schema):
     """Files of the folder, in the order they are listed."""
 
-    folder: str = Field(description="relative to the store")
+    folder: StorePath = Field(description="relative to the store")
     script: FileRef
     blob: FileRef
     modules: tuple[str, ...] = Field(description="modules that the script was bundled from")

@@ -4,6 +4,7 @@ A child prints log lines and `@progress DONE TOTAL UNIT` lines, and leaves resul
 retry cannot mend. Everything else that ends it is transient.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 PROGRESS_MARK = "@progress "
 TERM_GRACE_SECONDS = 12.0
 _TAIL_LINES = 30
+_MEETING_BYTES = 256 * 1024
 _KINDS = {"SpecError": SpecError, "StageError": StageError, "StorageError": StorageError}
 
 
@@ -64,12 +66,16 @@ def run_torchrun(
 ) -> list[str]:
     """Run `-m module …` or a script in `compute.num_processes` guarded processes of this machine, as `run_child` does.
 
-    They find one another through files in `folder`. By itself torchrun opens a port to the whole network for that, and
-    believes what it is told there (it unpickles it).
+    They find one another through files. By itself torchrun opens a port to the whole network for that, and believes what
+    it is told there (it unpickles it). The files lie in memory, because torch waits for ever when their disk is full.
     """
-    meeting = folder / "rendezvous"
+    memory = Path("/dev/shm")
+    name = f"fairway-{os.getuid()}-{hashlib.sha256(bytes(folder)).hexdigest()[:16]}"  # found again, and removed, after a kill
+    meeting = memory / name if os.access(memory, os.W_OK) else folder / "rendezvous"
     shutil.rmtree(meeting, ignore_errors=True)
-    meeting.mkdir()
+    meeting.mkdir(mode=0o700)
+    (meeting / "ranks").write_bytes(bytes(_MEETING_BYTES))  # a clear error where there is no room
+    (meeting / "ranks").unlink()
     environment = {
         **options.pop("env", os.environ),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",

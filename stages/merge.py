@@ -19,7 +19,7 @@ def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, wor
 
     Raises SpecError when no snapshot lies in the window, StageError when snapshots do not fit together.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     from stages.core.averaging import average_states, averaging_weights, choose_snapshots
 
@@ -34,7 +34,7 @@ def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, wor
     except ValueError as error:
         raise StageError(f"the snapshots cannot be averaged: {error}") from error
     path = work.out_dir / "merged.safetensors"
-    save_file(merged, path)
+    path.write_bytes(save(merged))  # save_file has an error of its own for a full disk
     weights = {"last": str(work.read(trained.last.weights)), "merged": str(path)}
     job = {
         "model": dataclasses.asdict(trained.model),

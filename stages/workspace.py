@@ -30,7 +30,7 @@ def clear_storage_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        elsewhere = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(folder)
+        elsewhere = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(folder) and error.errno == errno.EACCES
         if error.errno not in _STORAGE_ERRNOS or elsewhere or isinstance(error, StorageError):
             raise
         free = shutil.disk_usage(folder).free

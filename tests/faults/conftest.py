@@ -10,7 +10,7 @@ import pytest
 from tests.faults.harness import FULL, finish_chain
 
 # Long enough that kills can hit the training itself.
-STEPS = f"train.schedule.max_steps={400 if FULL else 120}"
+STEPS = f"train.schedule.max_steps={300 if FULL else 120}"
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,7 @@ def start(command: Sequence[str], folder: Path, prefix: Sequence[str] = (), **en
             stdout=out,
             stderr=err,
             start_new_session=True,
+            preexec_fn=_hear_ctrl_c,
         )
     return Struck(process, mark, output)
 
@@ -119,6 +120,11 @@ def finish_chain(store: Path, logs: Path, *overrides: str, **environment: str) -
 
 def made(events: Sequence[dict[str, Any]]) -> list[str]:
     return [event["stage"] for event in events if event["event"] == "made"]
+
+
+def _hear_ctrl_c() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and all that it starts does too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _environment(entry: Path) -> bytes:

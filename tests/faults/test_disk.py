@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.registry import STAGES
+from tests.faults.chain import Chain
 from tests.faults.conftest import STEPS, Undisturbed
-from tests.faults.harness import FULL, finish_chain, made, start_chain, start_fairway
+from tests.faults.harness import FULL, start_chain, start_fairway
 
 # Without the capability to override permissions, they bind the superuser too.
 BOUND_BY_PERMISSIONS = (
@@ -16,6 +17,9 @@ BOUND_BY_PERMISSIONS = (
     "-c",
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 1, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])",
 )
+
+# What the run says goes through pipes: it would fill the files of the test, not those of the store.
+LIMITED = '{ prlimit --fsize=$0 "$@" 2>&1 1>&3 | cat >&2; exit ${PIPESTATUS[0]}; } 3>&1 | cat; exit ${PIPESTATUS[0]}'
 
 
 def test_no_space_in_each_stage(undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]) -> None:
@@ -27,16 +31,16 @@ def test_no_space_in_each_stage(undisturbed: Undisturbed, tmp_path: Path, figure
             shutil.rmtree(store / "stages" / later)
         largest = max(path.stat().st_size for path in undisturbed.folder(stage).rglob("*") if path.is_file())
         limit = max(1024, largest // 2)
-        prefix = ("prlimit", f"--fsize={limit}")
+        prefix = ("bash", "-c", LIMITED, str(limit))
         run = start_chain(store, tmp_path, STEPS, prefix=prefix)
         status, last = run.process.wait(200), run.text().strip().splitlines()[-1]
         published = (store / "stages" / stage).is_dir() and any((store / "stages" / stage).iterdir())
         clear = stage in last and str(store) in last and "space" in last
-        events = finish_chain(store, tmp_path, STEPS)
-        same = events[-1]["sha256"] == undisturbed.sha256
+        chain = Chain(store, [STEPS])
+        again = [name for name in list(STAGES)[: list(STAGES).index(stage) + 1] if not chain.run(name).cached]
         cases += 1
-        if status != 1 or published or not clear or not same or made(events)[0] != stage:
-            wrong.append((stage, status, published, last[-300:], same))
+        if status != 1 or published or not clear or again != [stage]:
+            wrong.append((stage, status, published, last[-300:], again))
     told = f"{cases - len(wrong)} clear errors, none published, the next run made it {wrong or ''}"
     figure("5", f"files may not grow (RLIMIT_FSIZE) in {cases} stages", told, not wrong)
 

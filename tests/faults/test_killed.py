@@ -136,7 +136,7 @@ def blob_of(run: Struck) -> bytes:
 @pytest.mark.slow
 def test_the_real_command_killed_with_its_server(undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]) -> None:
     generator = random.Random(7)
-    waits = [generator.uniform(8, 45) for _ in range(5)]
+    waits = [generator.uniform(5, 35) for _ in range(4)]
     for seconds in waits:
         run = start_fairway(tmp_path / "store", tmp_path / "logs", "--set", STEPS)
         time.sleep(seconds)

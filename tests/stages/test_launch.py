@@ -115,8 +115,6 @@ def test_ranks_die_with_the_caller_however_it_ends(tmp_path: Path, how: signal.S
 def test_torchrun_is_used_for_one_process_too_and_leaves_no_file(tmp_path: Path) -> None:
     folder = tmp_path / "Lager, mit = und : im Namen"
     folder.mkdir()
-    (folder / "rendezvous").mkdir()
-    (folder / "rendezvous" / "agents").write_bytes(b"what a killed run left")
     (tmp_path / "rank.py").write_text("import os; print(os.environ['WORLD_SIZE'], os.environ['TORCHELASTIC_RUN_ID'] != '')")
     assert run_torchrun([str(tmp_path / "rank.py")], folder, ONE, no_progress, None)[-1] == "1 True"
     assert list(folder.iterdir()) == []
