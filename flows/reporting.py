@@ -1,6 +1,7 @@
 """What a run shows when it is done: the report record, and Prefect's artifacts (tables and the loss curve)."""
 
 import base64
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,8 +70,7 @@ def over_limit_message(size: SizeReport) -> str:
 
 def publish_artifacts(report: PipelineReport, store: Path) -> None:
     """Tables and the loss curve as artifacts of the present flow run."""
-    html = store / report.published.html.path
-    create_link_artifact(key="report", link=html.as_uri(), link_text=str(html), description="the whole report, one page")
+    create_link_artifact(key="report", link=_report_address(report, store), description="the whole report, one page")
     create_markdown_artifact(key="result", markdown=_result_markdown(report, store), description="bits per byte, bytes and seconds")
     create_table_artifact(key="byte-budget", table=budget_rows(report), description="what the limit is spent on")
     create_table_artifact(key="quantization", table=quantization_rows(report), description="each tensor in the blob")
@@ -78,6 +78,13 @@ def publish_artifacts(report: PipelineReport, store: Path) -> None:
     curve = base64.b64encode((store / report.published.loss_curve.path).read_bytes()).decode()
     picture = f"# Loss\n\n![loss](data:image/svg+xml;base64,{curve})"
     create_markdown_artifact(key="loss-curve", markdown=picture, description="training loss")
+
+
+def _report_address(report: PipelineReport, store: Path) -> str:
+    """Where a browser finds the report: FAIRWAY_REPORTS_URL serves the reports of the store, otherwise a file of this machine."""
+    html = store / report.published.html.path
+    served = os.environ.get("FAIRWAY_REPORTS_URL")
+    return f"{served.rstrip('/')}/{html.relative_to(store / 'stages' / 'publish').as_posix()}" if served else html.as_uri()
 
 
 def _result_markdown(report: PipelineReport, store: Path) -> str:

@@ -1,7 +1,11 @@
-"""What Fairway needs on a Prefect server: the work pool, one training at a time, lost runs noticed, and left-over runs settled."""
+"""What Fairway needs on a Prefect server: the work pool, one training at a time, lost runs noticed, and left-over runs settled.
+
+`fairway up` does all of it; `python -m flows.server` does it alone, for a server that runs as a service.
+"""
 
 import logging
 import platform
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,8 +17,11 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from prefect.states import Cancelled, Crashed
 from prefect.workers.process import ProcessWorker
+
+from flows.environment import SERVER_START_SECONDS, is_healthy
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +30,7 @@ TRAIN_LIMIT = "tag:train"
 AUTOMATION = "Fairway: runs whose heartbeats stop have crashed"
 _UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
 _ONLINE_SECONDS = 60.0
+DEFAULT_HEARTBEAT_SECONDS = 180
 
 
 def prepare(heartbeat_seconds: int) -> None:
@@ -124,3 +132,21 @@ def _lost_runs_crash(client: SyncPrefectClient, within_seconds: int) -> None:
         client.update_automation(found[0].id, wanted)
     else:
         client.create_automation(wanted)
+
+
+def main() -> None:
+    """Prepare the configured server, as soon as it answers."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    url = PREFECT_API_URL.value() or ""
+    deadline = time.monotonic() + SERVER_START_SECONDS
+    while not is_healthy(url):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"PREFECT_API_URL = {url}: no Prefect server answers there")
+        time.sleep(0.5)
+    settle()
+    prepare(PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() or DEFAULT_HEARTBEAT_SECONDS)
+    log.info("work pool %r, limit %s and automation are there", POOL, TRAIN_LIMIT)
+
+
+if __name__ == "__main__":
+    main()

@@ -52,7 +52,15 @@ def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[st
         prepare(heartbeat_seconds)
         _deploy(home)
         stack.callback(settle)  # after the worker has ended, while the server still answers
-        command = ["worker", "start", "--pool", POOL, "--type", "process", "--name", worker_name()]
+        if not port_is_free(port + 1):
+            raise SpecError(f"--port = {port}: the next one is for the reports, and another program listens there. Give another --port")
+        reports = store / "stages" / "publish"
+        reports.mkdir(parents=True, exist_ok=True)
+        os.environ["FAIRWAY_REPORTS_URL"] = f"http://127.0.0.1:{port + 1}"
+        stack.enter_context(
+            _process("reports", home, 5.0, ["http.server", str(port + 1), "--bind", "127.0.0.1", "--directory", str(reports)])
+        )
+        command = ["prefect", "--no-prompt", "worker", "start", "--pool", POOL, "--type", "process", "--name", worker_name()]
         stack.enter_context(_process("worker", home, WORKER_STOP_SECONDS, command))
         yield url
 
@@ -90,7 +98,7 @@ def _server(home: Path, url: str, port: int) -> Iterator[None]:
     if not port_is_free(port):
         raise SpecError(f"--port = {port}: another program listens there. Give another one, for example --port {port + 1}")
     began = time.perf_counter()
-    command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = ["prefect", "--no-prompt", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with _process("server", home, 10.0, command) as (process, log_path):
         if not comes_up(process, url):
             raise RuntimeError(f"the Prefect server did not start; {log_path} ends with:\n{_tail(log_path)}")
@@ -100,11 +108,11 @@ def _server(home: Path, url: str, port: int) -> Iterator[None]:
 
 @contextmanager
 def _process(name: str, home: Path, grace_seconds: float, command: list[str]) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """A `prefect …` command in a session of its own, so that Ctrl-C reaches only us and the order of ending is ours."""
+    """A Python module as a program in a session of its own, so that Ctrl-C reaches only us and the order of ending is ours."""
     log_path = home / f"{name}.log"
     with log_path.open("ab") as output:
         process = subprocess.Popen(
-            [*guarded("SIGTERM"), "-m", "prefect", "--no-prompt", *command],
+            [*guarded("SIGTERM"), "-m", *command],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=output,

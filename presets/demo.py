@@ -91,7 +91,7 @@ def smoke() -> PipelineSpec:
         ),
         schedule=replace(base.train.schedule, max_steps=40),
         data=DataSettings(batch_tokens=1_024, sequence_length=64, micro_batch_sequences=8),
-        snapshots=replace(base.train.snapshots, every_steps=1),
+        snapshots=replace(base.train.snapshots, start_lr_scale=0.2, every_steps=1),
         qat=replace(base.train.qat, rules=rules),
     )
     return base.derive(
@@ -99,7 +99,7 @@ def smoke() -> PipelineSpec:
             corpus=SotuCorpus(max_documents=6), tokenizer=TokenizerSpec(vocab_size=320), split=HashFraction(val_fraction=0.3)
         ),
         train=train,
-        merge=base.merge.derive(scoring=scoring),
+        merge=base.merge.derive(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring),
         quantize=replace(base.quantize, rules=rules),
         evaluate=base.evaluate.derive(scoring=scoring),
         publish=PublishOptions(title="Fairway: smoke preset"),

@@ -41,7 +41,7 @@ class Served:
     @property
     def environment(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "FAIRWAY_"))}
-        return {**clean, "PREFECT_HOME": str(self.home)}
+        return {**clean, "PREFECT_HOME": str(self.home), "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
 
     def start(self) -> float:
         """Bring everything up; returns the seconds that took."""
@@ -79,7 +79,11 @@ class Served:
         return self.api.get(f"/deployments/name/{name}/{name}").raise_for_status().json()
 
     def start_run(self, name: str, **parameters: Any) -> str:
-        answer = self.api.post(f"/deployments/{self.deployment(name)['id']}/create_flow_run", json={"parameters": parameters})
+        path = f"/deployments/{self.deployment(name)['id']}/create_flow_run"
+        answer = self.api.post(path, json={"parameters": parameters})
+        while answer.status_code == 503:  # SQLite was busy: "try again"
+            time.sleep(1)
+            answer = self.api.post(path, json={"parameters": parameters})
         assert answer.status_code == 201, answer.text
         return answer.json()["id"]
 
@@ -114,9 +118,7 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _free_pair_of_ports()
     folder = tmp_path_factory.mktemp("served")
     running = Served(port, folder / "home", folder / "store")
     running.start()
@@ -132,3 +134,16 @@ def two_runs(served: Served) -> tuple[dict[str, Any], dict[str, Any]]:
     first, second = (served.wait(run_id, 250) for run_id in ids)
     assert re.match(r"smoke-seed1337-[0-9a-f]{8}$", first["name"])
     return first, second
+
+
+def _free_pair_of_ports() -> int:
+    """The first of two neighbouring free ports: pages and reports."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port

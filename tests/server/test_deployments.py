@@ -1,10 +1,12 @@
 """Deployments end to end: a real server and worker, runs by deployment, a schedule that fires, and a stop in the middle."""
 
+import re
 import signal
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import pytest
 
 from stages.ledger import find_ledger
@@ -60,7 +62,8 @@ def test_runs_made_by_deployment_show_what_they_did(served: Any, two_runs: Any) 
     artifacts = served.artifacts(first["id"])
     assert {"result", "report", "byte-budget", "quantization", "bpb-decomposition", "loss-curve"} <= set(artifacts)
     assert "100" in str(artifacts["progress-train"]["data"])
-    assert "report.html" in artifacts["report"]["data"]
+    [link] = re.findall(r"\((http://127[^)]+/report\.html)\)", artifacts["report"]["data"])
+    assert first["name"] in httpx.get(link).raise_for_status().text
 
 
 def test_log_lines_of_training_arrive_within_seconds_and_are_few(served: Any, two_runs: Any) -> None:
