@@ -84,17 +84,16 @@ def requantize(
     chosen = {"edge_bits": edge_bits, "embedding_format": embedding_format}
     common += format_overrides("quantize.rules", earlier.spec.quantize.rules, {k: v for k, v in chosen.items() if v != AS_IT_IS})
     variants = _variants(earlier, bits, clip_grids, methods, [*common, *overrides])
-    _check(store, earlier, variants)
+    _check(store, earlier, [changes for _, changes in variants])
     log.info("%s: %d variants of the quantization, %d side by side", earlier.name, len(variants), min(at_once, len(variants)))
     with ThreadPoolExecutor(at_once) as pool:
-        running = [pool.submit(copy_context().run, _run_variant, earlier.run_id, changes, options) for changes in variants]
+        running = [pool.submit(copy_context().run, _run_variant, earlier.run_id, changes, options) for _, changes in variants]
         states = [future.result() for future in running]
     reports = [load_report(store.root, str(state.state_details.flow_run_id)) for state in states]
-    rows = publish_comparison(
-        earlier, [(_name(changes), report, state) for changes, report, state in zip(variants, reports, states, strict=True)]
-    )
+    compared = [(name, report, state) for (name, _), report, state in zip(variants, reports, states, strict=True)]
+    rows = publish_comparison(earlier, compared)
     finished = [report for report in reports if report is not None]
-    failed = [f"{_name(changes)}: {state.message}" for changes, report, state in zip(variants, reports, states, strict=True) if not report]
+    failed = [f"{name}: {state.message}" for name, report, state in compared if report is None]
     if failed or not any(report.size.fits for report in finished):
         raise StageError("\n".join(failed) or "no variant fits the limit: take fewer bits")
     return rows, finished
@@ -126,16 +125,18 @@ def _run_variant(run_id: str, overrides: list[str], options: RunOptions) -> Stat
 
 def _variants(
     earlier: PipelineReport, bits: Sequence[str], clip_grids: Sequence[str], methods: Sequence[str], common: list[str]
-) -> list[list[str]]:
-    """The settings of each variant: every combination of what was chosen, each with `common`."""
+) -> list[tuple[str, list[str]]]:
+    """Name and settings of each variant: every combination of what was chosen, each with `common`."""
     rules = earlier.spec.quantize.rules
     axes = [
-        [format_overrides("quantize.rules", rules, {"bits": wanted}) for wanted in bits],
-        [[clip_override(grid)] for grid in clip_grids if grid.strip()],
-        [[f"quantize.method={method}"] for method in methods],
+        [(wanted, format_overrides("quantize.rules", rules, {"bits": wanted})) for wanted in bits],
+        [(f"clips {grid.strip()}", [clip_override(grid)]) for grid in clip_grids if grid.strip()],
+        [(method, [f"quantize.method={method}"]) for method in methods],
     ]
-    combinations = product(*(axis or [[]] for axis in axes))
-    variants = [[setting for part in combination for setting in part] + common for combination in combinations]
+    variants = []
+    for combination in product(*(axis for axis in axes if axis)):
+        name = ", ".join(label for label, _ in combination) or ", ".join(common) or "the same settings"
+        variants.append((name, [setting for _, settings in combination for setting in settings] + common))
     if len(variants) > MAX_VARIANTS:
         raise SpecError(f"bits × clip_grids × methods = {len(variants)} variants: at most {MAX_VARIANTS} at once; choose fewer")
     return variants
@@ -152,7 +153,3 @@ def _check(store: Store, earlier: PipelineReport, variants: list[list[str]]) -> 
     needed = (earlier.merged.weights, earlier.tokenized.val_shards, earlier.tokenized.tokenizer, earlier.trained.metrics)
     for problem in store.problems(needed):
         raise SpecError(f"run = {earlier.name}: {problem}. Run the pipeline with its settings again: what is missing is made again")
-
-
-def _name(changes: Sequence[str]) -> str:
-    return ", ".join(change.removeprefix("quantize.") for change in changes) or "the same settings"

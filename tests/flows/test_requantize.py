@@ -1,0 +1,66 @@
+"""Requantizing an earlier run: what is run, what is compared, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+
+from flows.requantize import requantize
+from flows.runs import load_report
+from schemas.errors import SpecError
+from schemas.runtime import RunOptions
+
+
+def test_variants_get_reports_of_their_own_and_nothing_before_quantize_runs(smoke_run: Any, smoke_store: Path) -> None:
+    earlier = smoke_run.report
+    state = requantize(
+        earlier.run_id,
+        bits=("int8",),
+        clip_grids=("1.0",),
+        overrides=("quantize.zstd_level=3",),
+        options=_options(smoke_store),
+        return_state=True,
+    )
+    rows, [report] = state.result()
+    assert [row["variant"] for row in rows] == ["the earlier run", "int8, clips 1.0"]
+    assert load_report(smoke_store, report.run_id) == report
+    assert report.merged == earlier.merged
+    assert report.spec.train == earlier.spec.train
+    assert {rule.pattern: rule.format for rule in report.spec.quantize.rules}["*.weight"] == "int8"
+    assert (report.spec.quantize.clip_candidates, report.spec.quantize.zstd_level) == ((1.0,), 3)
+    assert [stage.stage for stage in report.stages] == [stage.stage for stage in earlier.stages]
+    assert [stage.key for stage in report.stages[:3]] == [stage.key for stage in earlier.stages[:3]]
+    with get_client(sync_client=True) as client:
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [report.run_id]}))
+    assert {task.name.split("-")[0] for task in tasks} == {"quantize", "package", "check_size", "evaluate", "publish"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"overrides": ("train.seed=2",)}, r"train\.seed=2: is decided before quantization"),
+        ({"overrides": ("quantize.methd=x",)}, r"quantize\.method"),
+        ({"bits": ("int2", "int3", "int4", "int5", "int6", "int7"), "clip_grids": tuple(f".{n}" for n in range(1, 8))}, "42 variants"),
+    ],
+)
+def test_what_it_would_not_carry_out_is_refused(asked: dict, named: str, smoke_run: Any, smoke_store: Path) -> None:
+    state = requantize(smoke_run.report.run_id, options=_options(smoke_store), return_state=True, **asked)
+    with pytest.raises(SpecError, match=named):
+        state.result()
+
+
+def test_a_model_that_is_gone_is_named_with_the_remedy(smoke_run: Any, smoke_store: Path) -> None:
+    weights = smoke_store / smoke_run.report.merged.weights.path
+    away = weights.rename(weights.with_suffix(".away"))
+    try:
+        state = requantize(smoke_run.report.run_id, bits=("int4",), options=_options(smoke_store), return_state=True)
+        with pytest.raises(SpecError, match=r"merged\.safetensors is missing.*Run the pipeline"):
+            state.result()
+    finally:
+        away.rename(weights)
+
+
+def _options(store: Path) -> RunOptions:
+    return RunOptions(store=str(store), retries=0)
