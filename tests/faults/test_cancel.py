@@ -16,6 +16,8 @@ from flows.environment import SETTINGS, is_healthy
 from tests.faults.conftest import STEPS
 from tests.faults.harness import FULL, ROOT, Struck, start, start_fairway
 
+pytestmark = pytest.mark.faults
+
 WITHIN_SECONDS = 15.0
 TWO = ("--set", STEPS, "--processes", "2")
 

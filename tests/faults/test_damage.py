@@ -18,6 +18,8 @@ from stages.store import Store, file_refs
 from tests.faults.chain import Chain
 from tests.faults.harness import FULL, ROOT, start_chain
 
+pytestmark = pytest.mark.faults
+
 SHORT = "train.schedule.max_steps=20"
 OTHER = "train.seed=7"
 

@@ -6,10 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from stages.registry import STAGES
 from tests.faults.chain import Chain
 from tests.faults.conftest import STEPS, Undisturbed
 from tests.faults.harness import FULL, start_chain, start_fairway
+
+pytestmark = pytest.mark.faults
 
 # Without the capability to override permissions, they bind the superuser too.
 BOUND_BY_PERMISSIONS = (

@@ -10,8 +10,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from stages.training_files import TrainingFiles
 from tests.faults.harness import FULL, ROOT
+
+pytestmark = pytest.mark.faults
 
 _READS_CODE = {"pickle", "cloudpickle", "marshal", "shelve", "dill", "joblib", "torch.load", "eval", "exec"}
 MUTATIONS = 10_000 if FULL else 600

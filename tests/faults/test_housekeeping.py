@@ -6,8 +6,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.faults.conftest import STEPS, Undisturbed
 from tests.faults.harness import ROOT, start_chain
+
+pytestmark = pytest.mark.faults
 
 
 def test_gc_takes_nothing_from_a_run_in_progress(undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]) -> None:

@@ -25,6 +25,8 @@ from stages.tokenize_corpus import tokenize_corpus
 from stages.workspace import Workspace
 from tests.faults.harness import FULL, ROOT
 
+pytestmark = pytest.mark.faults
+
 WORDS = "Some plain words about nothing in particular, to have text for a tokenizer. "
 
 

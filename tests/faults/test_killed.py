@@ -15,6 +15,8 @@ from tests.faults.chain import CHECKPOINT_SECONDS
 from tests.faults.conftest import STEPS, Undisturbed
 from tests.faults.harness import FULL, Struck, finish_chain, made, start_chain, start_fairway
 
+pytestmark = pytest.mark.faults
+
 KILLS = (
     {"tokenize_corpus": 2, "train": 13, "merge": 4, "quantize": 3, "package": 2, "check_size": 1, "evaluate": 4, "publish": 3}
     if FULL

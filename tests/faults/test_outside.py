@@ -6,8 +6,12 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.faults.conftest import STEPS
 from tests.faults.harness import ROOT, Struck, start_chain, start_fairway
+
+pytestmark = pytest.mark.faults
 
 
 def listening(run: Struck) -> Iterator[tuple[str, int]]:

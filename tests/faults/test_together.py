@@ -4,8 +4,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.faults.conftest import STEPS, Undisturbed
 from tests.faults.harness import FULL, finish_chain, made, start_chain
+
+pytestmark = pytest.mark.faults
 
 
 def test_two_equal_runs_train_once(undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]) -> None:
