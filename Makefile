@@ -1,7 +1,7 @@
 # make run    install into .venv (once), then run the preset `demo` through the Prefect flow
 # make test   install, then all tests
 # make lint   install, then ruff, mypy and the import contracts
-# make faults strike real runs in every way that docs/reliability.md names (20 minutes), and write its table
+# make faults strike real runs in every way that docs/reliability.md names, and write its table
 # make lock   write requirements.lock from what .venv holds now
 #
 # FAIRWAY_STORE names another store; PRESET another preset.
