@@ -101,8 +101,8 @@ def submit(page: Page) -> str:
 def test_start_a_run_from_its_form_and_follow_it(page: Page, served: Any) -> None:
     form(page, served, "pipeline")
     choose(page, "preset", "smoke")
-    field(page, "max_steps").locator("input").fill("-1")
     picture(page, "form-pipeline")
+    field(page, "max_steps").locator("input").fill("-1")
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_text("-1 is less than the minimum of 1").first).to_be_visible()
     field(page, "max_steps").locator("input").scroll_into_view_if_needed()
@@ -152,7 +152,7 @@ def test_requantize_with_other_bits_and_read_the_comparison(page: Page, served: 
 
 def test_see_the_next_seed_validation_and_what_the_last_one_concluded(page: Page, served: Any, two_runs: Any) -> None:
     for _ in range(2):  # seed 7 is in the store already, seed 8 is trained
-        run_id = served.start_run("seed-validation", preset="smoke", ledger="browser", first_seed=7, max_seeds=2, mark_nats=9.0)
+        run_id = served.start_run("seed-validation", preset="smoke", ledger="browser", first_seed=7, max_seeds=2, mark_nats=2.8)
         served.wait(run_id, RUN_SECONDS)
     page.goto(f"{served.url}/deployments/deployment/{served.deployment('seed-validation')['id']}")
     tab(page, "Upcoming")
