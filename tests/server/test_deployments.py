@@ -2,7 +2,10 @@
 
 import re
 import signal
+import sqlite3
+import statistics
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -66,7 +69,12 @@ def test_runs_made_by_deployment_show_what_they_did(served: Any, two_runs: Any) 
     assert first["name"] in httpx.get(link).raise_for_status().text
 
 
-def test_log_lines_of_training_arrive_within_seconds_and_are_few(served: Any, two_runs: Any) -> None:
+def test_log_lines_of_training_arrive_within_two_seconds_and_are_few(served: Any, two_runs: Any) -> None:
+    query = "SELECT (julianday(created) - julianday(timestamp)) * 86400 FROM log WHERE message LIKE 'step %'"
+    with closing(sqlite3.connect(f"{(served.home / 'prefect.db').as_uri()}?mode=ro", uri=True)) as database:
+        delays = sorted(delay for (delay,) in database.execute(query))
+    assert statistics.median(delays) < 2
+    assert delays[-1] < 6  # a busy machine may be late once
     lines = [line for line in served.logs(two_runs[0]["id"]) if line["message"].startswith("step ")]
     assert 1 <= len(lines) <= 20
     assert any("step 40/40" in line["message"] for line in lines)
