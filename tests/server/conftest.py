@@ -129,8 +129,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def two_runs(served: Served) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two runs of the preset `smoke`, asked for at the same time."""
-    ids = [served.start_run("pipeline", preset="smoke"), served.start_run("pipeline", preset="smoke", seed=7)]
+    """Two runs of the preset `smoke`; the second of them trains, and long, when the first is asked for."""
+    long = served.start_run("pipeline", preset="smoke", seed=7, max_steps=1500)
+    deadline = time.monotonic() + 120
+    while served.tasks(long).get("train", {}).get("state_name") != "Running" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    ids = [served.start_run("pipeline", preset="smoke"), long]
     first, second = (served.wait(run_id, 250) for run_id in ids)
     assert re.match(r"smoke-seed1337-[0-9a-f]{8}$", first["name"])
     return first, second

@@ -74,7 +74,6 @@ def test_log_lines_of_training_arrive_within_two_seconds_and_are_few(served: Any
     with closing(sqlite3.connect(f"{(served.home / 'prefect.db').as_uri()}?mode=ro", uri=True)) as database:
         delays = sorted(delay for (delay,) in database.execute(query))
     assert statistics.median(delays) < 2
-    assert delays[-1] < 6  # a busy machine may be late once
     lines = [line for line in served.logs(two_runs[0]["id"]) if line["message"].startswith("step ")]
     assert 1 <= len(lines) <= 20
     assert any("step 40/40" in line["message"] for line in lines)
