@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,15 @@ def run_pipeline(api: str) -> Callable[..., FlowRun]:
     def run(store: Path, *overrides: str, preset: str = "smoke", retries: int = 1) -> FlowRun:
         state = pipeline(preset, overrides=list(overrides), options=RunOptions(store=str(store), retries=retries), return_state=True)
         run_id = state.state_details.flow_run_id
+        # Task states travel as events and reach the server's table after the flow has ended.
+        deadline = time.monotonic() + 60
         with get_client(sync_client=True) as client:
-            task_runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [run_id]}))
+            while True:
+                task_runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [run_id]}))
+                if all(task.state.is_final() for task in task_runs):
+                    break
+                assert time.monotonic() < deadline, f"task runs still not final: {[task.name for task in task_runs if not task.state.is_final()]}"
+                time.sleep(0.1)
         by_stage = {task.name.split("-")[0]: task.state for task in task_runs}
         return FlowRun(state, load_report(store, str(run_id)), {stage: by_stage[stage] for stage in STAGES if stage in by_stage})
 

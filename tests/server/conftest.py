@@ -97,6 +97,9 @@ class Served:
             watch()
             assert time.monotonic() < deadline, f"{run['name']} is still {run['state_name']}: {self.logs(run_id)[-5:]}"
             time.sleep(0.3)
+        # Task states travel as events and may arrive after the flow's own.
+        while any(task["state_type"] not in ENDED for task in self.tasks(run_id).values()) and time.monotonic() < deadline:
+            time.sleep(0.1)
         return run
 
     def tasks(self, *run_ids: str) -> dict[str, dict[str, Any]]:
