@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
-from pydantic import MISSING, Field, WithJsonSchema
+from pydantic import MISSING, BeforeValidator, Field, WithJsonSchema
 
 from flows.tables import number
 from presets import PRESETS
@@ -15,6 +15,7 @@ from schemas.errors import SpecError
 from schemas.introspect import find_setting, takes
 from schemas.overrides import describe_fields
 from schemas.pipeline import PipelineSpec
+from schemas.runtime import RunOptions
 from schemas.settings import FormatRule
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,7 +73,7 @@ def with_empty_fields(form: F) -> F:
     form's schema from has no such default; the one that is called keeps it.
     """
     signature = inspect.signature(form)
-    shown = [item.replace(default=MISSING) if _is_number_box(item) else item for item in signature.parameters.values()]
+    shown = [item.replace(default=MISSING) if _starts_empty(item) else item for item in signature.parameters.values()]
     form.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
     return form
 
@@ -110,5 +111,24 @@ def format_overrides(dotted: str, rules: Sequence[FormatRule], chosen: Mapping[s
     return changes
 
 
-def _is_number_box(parameter: inspect.Parameter) -> bool:
+def _starts_empty(parameter: inspect.Parameter) -> bool:
     return parameter.default is None and any(isinstance(item, WithJsonSchema) for item in get_args(parameter.annotation))
+
+
+def _options_schema() -> WithJsonSchema:
+    """The run options as a group of plain fields, without the default values: what a form fills in by itself counts as chosen."""
+    fields = {}
+    for name, field in RunOptions.model_json_schema()["properties"].items():
+        kind: dict[str, Any] = next((branch for branch in field.pop("anyOf", ()) if branch["type"] != "null"), {})
+        default = field.pop("default", None)
+        told = "none" if default is None else "the store that FAIRWAY_STORE names" if name == "store" else default
+        fields[name] = kind | field | {"title": name, "description": f"{field['description'].split('; empty:')[0]}. Empty: {told}."}
+    return WithJsonSchema({"type": "object", "properties": fields, "additionalProperties": False})
+
+
+def _without_empty(given: Any) -> Any:
+    return {name: value for name, value in given.items() if value not in (None, "")} if isinstance(given, Mapping) else given
+
+
+Options = Annotated[RunOptions | None, BeforeValidator(_without_empty), _options_schema()]
+"""Where and how the stages run, as a form asks for it."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.form import AS_IT_IS, Assignment, BitsOrNone, ClipGrid, FormatOrNone, Preset, setting_field, with_empty_fields
+from flows.form import AS_IT_IS, Assignment, BitsOrNone, ClipGrid, FormatOrNone, Options, Preset, setting_field, with_empty_fields
 from flows.reporting import over_limit_message, pipeline_report, publish_artifacts, publish_spec
 from flows.runs import save_report
 from flows.specs import resolve, run_label, run_options
@@ -20,7 +20,6 @@ from flows.tasks import stage_runner
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.pipeline import PipelineReport, PipelineSpec
-from schemas.runtime import RunOptions
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Checkpoints
 from stages.corpora import locate
@@ -54,7 +53,7 @@ def pipeline(
     clip_candidates: ClipGrid = "",
     limit_bytes: Annotated[int | None, setting_field("limit_bytes")] = None,
     overrides: tuple[Assignment, ...] = (),
-    options: RunOptions | None = None,
+    options: Options = None,
 ) -> PipelineReport:
     """Text in, a scored, quantized and size-checked artifact out.
 
@@ -66,7 +65,7 @@ def pipeline(
         clip_candidates: Clip ratios above 0 up to 1 that gptq_lite tries for each row, with commas, as 1.0, 0.95, 0.9.
             Empty: the preset's (eleven from 1.0 to 0.7).
         overrides: Any other setting, one an entry, as dotted.name=value; `fairway describe PRESET` lists all.
-        options: Where and how the stages run; never changes a result. None: the store that FAIRWAY_STORE names, three retries.
+        options: Where and how the stages run; never changes a result.
     """
     fields = dict(locals())
     started = datetime.now(UTC)

@@ -6,10 +6,10 @@ Each variant is a flow run of its own with its own report; this run compares the
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from datetime import UTC, datetime
+from functools import partial
 from itertools import product
 from typing import Annotated, Literal
 
@@ -19,7 +19,18 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.comparison import publish_comparison
-from flows.form import AS_IT_IS, Assignment, Bits, ClipGrid, FormatOrNone, clip_override, format_overrides, number_field, with_empty_fields
+from flows.form import (
+    AS_IT_IS,
+    Assignment,
+    Bits,
+    ClipGrid,
+    FormatOrNone,
+    Options,
+    clip_override,
+    format_overrides,
+    number_field,
+    with_empty_fields,
+)
 from flows.pipeline import ship
 from flows.runs import find_report, last_successful, load_report
 from flows.specs import run_label, run_options
@@ -31,6 +42,7 @@ from schemas.pipeline import PipelineReport
 from schemas.runtime import RunOptions
 from stages.registry import STAGES
 from stages.runner import Outcome
+from stages.stopping import Stopping
 from stages.store import Store
 
 log = logging.getLogger(__name__)
@@ -60,7 +72,7 @@ def requantize(
     zstd_level: Annotated[int | None, Field(ge=1, le=22), number_field("integer", minimum=1, maximum=22)] = None,
     overrides: tuple[Assignment, ...] = (),
     at_once: Annotated[int, Field(ge=1, le=8)] = 2,
-    options: RunOptions | None = None,
+    options: Options = None,
 ) -> tuple[list[Row], list[PipelineReport]]:
     """Quantize the merged model of an earlier run again, score each result, and compare them.
 
@@ -74,7 +86,7 @@ def requantize(
         zstd_level: Compression of the blob, 1 to 22. Empty: as the run had it.
         overrides: Any other setting of quantize, package, check_size, evaluate or publish, as dotted.name=value.
         at_once: Variants that run side by side, 1 to 8.
-        options: Where and how the stages run; never changes a result. None: the store that FAIRWAY_STORE names, three retries.
+        options: Where and how the stages run; never changes a result.
     """
     stream_logs()
     options = run_options(options)
@@ -86,9 +98,7 @@ def requantize(
     variants = _variants(earlier, bits, clip_grids, methods, [*common, *overrides])
     _check(store, earlier, [changes for _, changes in variants])
     log.info("%s: %d variants of the quantization, %d side by side", earlier.name, len(variants), min(at_once, len(variants)))
-    with ThreadPoolExecutor(at_once) as pool:
-        running = [pool.submit(copy_context().run, _run_variant, earlier.run_id, changes, options) for _, changes in variants]
-        states = [future.result() for future in running]
+    states = _run_variants([partial(_run_variant, earlier.run_id, changes, options) for _, changes in variants], at_once)
     reports = [load_report(store.root, str(state.state_details.flow_run_id)) for state in states]
     compared = [(name, report, state) for (name, _), report, state in zip(variants, reports, states, strict=True)]
     rows = publish_comparison(earlier, compared)
@@ -115,6 +125,19 @@ def requantized(run_id: str, overrides: list[str], options: RunOptions, name: st
 
 def _earlier(store: Store, run: str) -> PipelineReport:
     return last_successful(store.root) if run == "last" else find_report(store.root, run)
+
+
+def _run_variants(variants: Sequence[Callable[[], State[PipelineReport]]], at_once: int) -> list[State[PipelineReport]]:
+    """Run all, `at_once` side by side, each in a copy of this context. A cancel or Ctrl-C here ends them as well."""
+    stop = Stopping()
+    with ThreadPoolExecutor(at_once) as pool:
+        running = [pool.submit(stop.here(variant)) for variant in variants]
+        try:
+            return [future.result() for future in running]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop.now()
+            raise
 
 
 def _run_variant(run_id: str, overrides: list[str], options: RunOptions) -> State[PipelineReport]:

@@ -15,7 +15,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.form import Assignment, Preset, number_field, with_empty_fields
+from flows.form import Assignment, Options, Preset, number_field, with_empty_fields
 from flows.pipeline import pipeline
 from flows.runs import load_report
 from flows.seed_report import conclusions, mark_line, publish_seeds, seed_figures
@@ -55,7 +55,7 @@ def seed_validation(
     margin_nats: Annotated[float, Field(ge=0)] = 0.005,
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01,
     recheck_seed: Annotated[int | None, Field(ge=0), number_field("integer", minimum=0)] = None,
-    options: RunOptions | None = None,
+    options: Options = None,
 ) -> tuple[Ledger, list[str]]:
     """Train the next seeds of a configuration and say what all of them together show.
 
@@ -71,7 +71,7 @@ def seed_validation(
         margin_nats: Nats a token by which the mark has to be beaten, 0 or more.
         alpha: The p below which it counts as beaten, between 0 and 1.
         recheck_seed: Train this seed again instead of new ones, on the CPU with nothing cached; other figures fail the run.
-        options: Where and how the stages run; never changes a result. None: the store that FAIRWAY_STORE names, three retries.
+        options: Where and how the stages run; never changes a result.
     """
     stream_logs()
     options = run_options(options)

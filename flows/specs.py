@@ -24,5 +24,8 @@ def run_label(preset: str, spec: PipelineSpec) -> str:
 
 
 def run_options(given: RunOptions | None) -> RunOptions:
-    """The options, or where none were given the defaults with the store that FAIRWAY_STORE names."""
-    return given or RunOptions(store=os.environ.get("FAIRWAY_STORE") or RunOptions().store)
+    """The options, with the store that FAIRWAY_STORE names where they name none."""
+    options = given or RunOptions()
+    if "store" in options.model_fields_set or not (store := os.environ.get("FAIRWAY_STORE")):
+        return options
+    return options.derive(store=store)

@@ -26,6 +26,7 @@ from schemas.base import Schema
 from schemas.errors import FairwayError
 from schemas.runtime import RunOptions
 from stages.runner import Outcome, is_made, run_stage
+from stages.stopping import stopping
 from stages.store import Store
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,10 @@ def stream_logs() -> None:
 def _run_in_task(stage: str, spec: Any, inputs: dict[str, Schema], options: RunOptions, label: str) -> State[Outcome]:
     listener, show = stage_progress.get(), progress_artifact(stage)
 
+    stopping.get().check()
+
     def on_progress(done: float, total: float, unit: str) -> None:
+        stopping.get().check()
         show(done, total, unit)
         if listener is not None:
             listener(stage, done, total, unit)

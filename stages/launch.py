@@ -22,6 +22,7 @@ from typing import Any
 
 from schemas.errors import SpecError, StageError
 from schemas.settings import ComputeSettings
+from stages.stopping import stopping
 from stages.workspace import Progress, StorageError, clear_storage_errors
 
 log = logging.getLogger(__name__)
@@ -156,9 +157,10 @@ def run_child(command: Sequence[str], compute: ComputeSettings, progress: Progre
         timer.start()
     try:
         assert process.stdout is not None
-        for line in process.stdout:
-            _handle(line.rstrip("\n"), tail, progress)
-        status = process.wait()
+        with stopping.get().ends(process):
+            for line in process.stdout:
+                _handle(line.rstrip("\n"), tail, progress)
+            status = process.wait()
     except BaseException:
         _end(process)
         raise
@@ -167,6 +169,7 @@ def run_child(command: Sequence[str], compute: ComputeSettings, progress: Progre
             timer.cancel()
         if process.stdout:
             process.stdout.close()
+    stopping.get().check()
     if timed_out.is_set():
         raise TimeoutError(f"the stage's process ran past {timeout} s (stage_timeout_seconds)")
     if status:

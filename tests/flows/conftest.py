@@ -60,7 +60,7 @@ def run_pipeline(api: str) -> Callable[..., FlowRun]:
                 task_runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [run_id]}))
                 if all(task.state.is_final() for task in task_runs):
                     break
-                assert time.monotonic() < deadline, f"task runs still not final: {[task.name for task in task_runs if not task.state.is_final()]}"
+                assert time.monotonic() < deadline, f"task runs are still not final: {task_runs}"
                 time.sleep(0.1)
         by_stage = {task.name.split("-")[0]: task.state for task in task_runs}
         return FlowRun(state, load_report(store, str(run_id)), {stage: by_stage[stage] for stage in STAGES if stage in by_stage})

@@ -2,14 +2,16 @@
 
 import pytest
 from prefect.utilities.callables import parameter_schema
+from pydantic import TypeAdapter
 
-from flows.form import SETTINGS
+from flows.form import SETTINGS, Options
 from flows.pipeline import pipeline
 from flows.requantize import requantize
 from flows.seed_validation import seed_validation
-from flows.specs import resolve
+from flows.specs import resolve, run_options
 from presets import PRESETS
 from schemas.errors import SpecError
+from schemas.runtime import RunOptions
 
 VALUES = {
     "seed": 7,
@@ -85,4 +87,18 @@ def test_every_field_is_optional_described_and_flat(flow: object) -> None:
     assert schema.required == []
     for name, field in schema.properties.items():
         assert len(field["description"]) > 20, name
-        assert "type" in field or name == "options", name
+        assert "type" in field, name
+    options = schema.properties["options"]["properties"]
+    assert set(options) == set(RunOptions.model_fields)
+    for name, field in options.items():
+        assert field["type"] in ("string", "integer", "number"), name
+        assert "Empty: " in field["description"], name
+        assert "default" not in field, name
+
+
+def test_empty_options_are_the_defaults_with_the_store_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRWAY_STORE", "/of the/worker")
+    filled = TypeAdapter(Options).validate_python({"store": "", "retries": 5, "stage_timeout_seconds": None})
+    assert run_options(filled) == RunOptions(store="/of the/worker", retries=5)
+    assert run_options(TypeAdapter(Options).validate_python({"store": "mine"})).store == "mine"
+    assert run_options(None).store == "/of the/worker"

@@ -21,6 +21,19 @@ FAIRWAY = Path(sys.executable).with_name("fairway")
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
+class _Patient(httpx.HTTPTransport):
+    """Tries again, as Prefect's own client does, when the server says that SQLite was busy: nothing has been written then."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for _ in range(20):
+            answer = super().handle_request(request)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            answer.close()
+            time.sleep(0.5)
+        return answer
+
+
 @dataclass
 class Served:
     """A running `fairway up`."""
@@ -32,7 +45,7 @@ class Served:
     api: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
-        self.api = httpx.Client(base_url=f"{self.url}/api", timeout=30)
+        self.api = httpx.Client(base_url=f"{self.url}/api", timeout=30, transport=_Patient())
 
     @property
     def url(self) -> str:
@@ -79,11 +92,7 @@ class Served:
         return self.api.get(f"/deployments/name/{name}/{name}").raise_for_status().json()
 
     def start_run(self, name: str, **parameters: Any) -> str:
-        path = f"/deployments/{self.deployment(name)['id']}/create_flow_run"
-        answer = self.api.post(path, json={"parameters": parameters})
-        while answer.status_code == 503:  # SQLite was busy: "try again"
-            time.sleep(1)
-            answer = self.api.post(path, json={"parameters": parameters})
+        answer = self.api.post(f"/deployments/{self.deployment(name)['id']}/create_flow_run", json={"parameters": parameters})
         assert answer.status_code == 201, answer.text
         return answer.json()["id"]
 

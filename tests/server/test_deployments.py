@@ -39,7 +39,10 @@ def test_an_empty_field_is_taken(served: Any) -> None:
     """What a form sends for a field that was filled and emptied again; the run itself is not wanted."""
     answer = served.api.post(
         f"/deployments/{served.deployment('pipeline')['id']}/create_flow_run",
-        json={"parameters": {"preset": "smoke", "max_steps": None, "limit_bytes": None}, "state": {"type": "PAUSED"}},
+        json={
+            "parameters": {"preset": "smoke", "max_steps": None, "limit_bytes": None, "options": {"store": "", "retries": None}},
+            "state": {"type": "PAUSED"},
+        },
     )
     assert answer.status_code == 201, answer.text
     served.api.delete(f"/flow_runs/{answer.json()['id']}").raise_for_status()
@@ -109,6 +112,21 @@ def test_requantize_compares_bits_and_never_trains(served: Any, two_runs: Any) -
     table = artifacts["comparison"]["data"]
     assert [name in table for name in (first["name"], "int4", "int5")] == [True] * 3
     assert "data:image/svg+xml;base64," in artifacts["comparison-plot"]["data"]
+
+
+def test_a_cancelled_sweep_ends_at_once_with_all_its_variants(served: Any, two_runs: Any) -> None:
+    run_id = served.start_run("requantize", run=two_runs[0]["name"], bits=["int2", "int3", "int7", "int8"], at_once=2)
+    deadline = time.monotonic() + 90
+    while not (scoring := served.processes("torch.distributed.run")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert scoring
+    began = time.monotonic()
+    served.api.post(f"/flow_runs/{run_id}/set_state", json={"state": {"type": "CANCELLING", "name": "Cancelling"}}).raise_for_status()
+    assert served.wait(run_id, 60)["state_name"] == "Cancelled"
+    while served.processes("torch.distributed.run") and time.monotonic() - began < 60:
+        time.sleep(0.1)
+    assert time.monotonic() - began < 15
+    assert "Completed" not in {variant["state_name"] for variant in served.subflows(run_id)}
 
 
 def test_requantize_of_an_unknown_run_says_which_there_are(served: Any, two_runs: Any) -> None:

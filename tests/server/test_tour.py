@@ -91,9 +91,13 @@ def tab(page: Page, name: str) -> None:
 
 
 def submit(page: Page) -> str:
-    """Start the run; returns its id."""
-    with page.expect_response(re.compile("create_flow_run")) as answer:
-        page.get_by_role("button", name="Submit").click()
+    """Start the run; returns its id. SQLite answers 503 when it is busy, and one clicks again."""
+    for _ in range(5):
+        with page.expect_response(re.compile("create_flow_run")) as answer:
+            page.get_by_role("button", name="Submit").click()
+        if answer.value.status != 503:
+            break
+        page.wait_for_timeout(1000)
     assert answer.value.status == 201, answer.value.text()
     return answer.value.json()["id"]
 
