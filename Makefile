@@ -21,7 +21,7 @@ run: $(INSTALLED)
 	@"$(BIN)/fairway" run --preset $(PRESET)
 
 test: $(INSTALLED)
-	@cd "$(ROOT)" && .venv/bin/python -m pytest
+	@cd "$(ROOT)" && .venv/bin/python -m pytest -n 2 --dist loadfile
 
 faults: $(INSTALLED)
 	@cd "$(ROOT)" && .venv/bin/python -m benchmarks.faults

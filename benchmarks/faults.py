@@ -38,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fairway-faults-") as folder:
         figures = Path(folder) / "figures.jsonl"
         figures.touch()
-        command = [sys.executable, "-m", "pytest", "-m", "", "--timeout", "900", "-o", "console_output_style=count", *sys.argv[1:]]
+        command = [sys.executable, "-m", "pytest", "-m", "", "--timeout", "900", "-n", "2", "--dist", "loadfile", *sys.argv[1:]]
         environment = {**os.environ, "FAIRWAY_FAULTS": "full", "FAIRWAY_FAULTS_OUT": str(figures), "TMPDIR": folder}
         status = subprocess.run([*command, "tests/faults", "tests/flows/test_retries.py"], cwd=ROOT, env=environment).returncode
         rows = [json.loads(line) for line in figures.read_text(encoding="utf-8").splitlines()]

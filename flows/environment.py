@@ -118,7 +118,7 @@ def _server(home: Path, lock: int) -> Iterator[str]:
     started = time.perf_counter()
     server_log = home / "server.log"
     for _ in range(_TRIES):
-        port = _free_port()
+        port = free_port()
         process = _start(home, port, lock, server_log)
         try:
             url = f"http://127.0.0.1:{port}/api"
@@ -176,7 +176,7 @@ def stop(process: subprocess.Popen, grace_seconds: float) -> None:
         process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.environment import SETTINGS, is_healthy
+from flows.environment import SETTINGS, free_port, is_healthy
 from tests.faults.conftest import STEPS
 from tests.faults.harness import FULL, ROOT, Struck, start, start_fairway
 
@@ -45,7 +45,7 @@ def test_an_interrupted_run_leaves_no_process(how: signal.Signals, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_run_cancelled_on_a_server_leaves_no_process(tmp_path: Path, figure: Callable[..., None]) -> None:
-    port, store = 42871, tmp_path / "store"
+    port, store = free_port(), tmp_path / "store"
     url = f"http://127.0.0.1:{port}/api"
     environment = {**SETTINGS, "PREFECT_HOME": str(tmp_path / "home"), "DO_NOT_TRACK": "1"}
     server = start(["-m", "prefect", "server", "start", "--port", str(port)], tmp_path / "logs", **environment)
