@@ -65,40 +65,50 @@ class Attention(nn.Module):
         self.out = Matrix(settings.model_dim, settings.model_dim)
         self.q_gain = nn.Parameter(torch.full((settings.num_heads,), settings.q_gain_init))
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None, out_scale: Tensor) -> Tensor:
-        """x (B, T, D), rotation cos and sin (T, rope_dims/2), value_shift (B, T, K·E) or None, out_scale (D,) -> (B, T, D)."""
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None, out_scale: Tensor, num_last: int | None = None
+    ) -> Tensor:
+        """x (B, T, D), rotation cos and sin (T, rope_dims/2), value_shift (B, T, K·E) or None, out_scale (D,) -> (B, T, D).
+
+        With `num_last` only the last positions ask: (B, num_last, D).
+        """
         batch, tokens, _ = x.shape
-        q = self.q(x).view(batch, tokens, self.num_heads, self.head_dim)
+        asked = num_last or tokens
+        q = self.q(x[:, -asked:]).view(batch, asked, self.num_heads, self.head_dim)
         k = self.k(x).view(batch, tokens, self.num_kv_heads, self.head_dim)
         v = self.v(x) if value_shift is None else self.v(x) + value_shift
         v = v.view(batch, tokens, self.num_kv_heads, self.head_dim)
-        q = rotate_partly(rms_norm(q), *rotation) * self.q_gain.to(x.dtype)[:, None]
-        k = rotate_partly(rms_norm(k), *rotation)
+        cos, sin = rotation
+        q = rotate_partly(rms_norm(q), cos[-asked:], sin[-asked:]) * self.q_gain.to(x.dtype)[:, None]
+        k = rotate_partly(rms_norm(k), cos, sin)
         y = attend_causally(q, k, v)
         if self.exclusive:
-            y = exclude_own_value(y, v)
-        return self.out(y.reshape(batch, tokens, -1), out_scale)
+            y = exclude_own_value(y, v[:, -asked:])
+        return self.out(y.reshape(batch, asked, -1), out_scale)
 
 
 def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q·k/√E) v over this and earlier positions. q (B, T, H, E), k and v (B, T, K, E) -> (B, T, H, E).
+    """softmax(q·k/√E) v over this and earlier positions. q (B, Q, H, E), k and v (B, T, K, E) -> (B, Q, H, E).
 
-    On the CPU in bfloat16, short sequences go through two plain batched products: at 256 tokens 1.3 times as fast, forward and
+    The queries are those of the last Q ≤ T positions. On the CPU in bfloat16, short sequences go through two plain batched products: at 256 tokens 1.3 times as fast, forward and
     backward together, as the fused kernel (benchmarks/attention_cpu.py).
     """
-    batch, tokens, heads, dims = q.shape
-    kv_heads = k.size(2)
+    batch, asked, heads, dims = q.shape
+    tokens, kv_heads = k.size(1), k.size(2)
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or tokens > 256:
         gqa = kv_heads < heads
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+        if asked == tokens:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+        seen = torch.ones(asked, tokens, dtype=torch.bool, device=q.device).tril(tokens - asked)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=gqa).transpose(1, 2)
     group = heads // kv_heads
-    q = (q * dims**-0.5).view(batch, tokens, kv_heads, group, dims).permute(0, 2, 3, 1, 4).reshape(-1, group * tokens, dims)
-    scores = torch.bmm(q, k.permute(0, 2, 3, 1).reshape(-1, dims, tokens)).view(-1, group, tokens, tokens)
-    future = torch.full((tokens, tokens), float("-inf"), dtype=q.dtype).triu(1)
-    shares = torch.softmax(scores + future, dim=-1).view(-1, group * tokens, tokens)
+    q = (q * dims**-0.5).view(batch, asked, kv_heads, group, dims).permute(0, 2, 3, 1, 4).reshape(-1, group * asked, dims)
+    scores = torch.bmm(q, k.permute(0, 2, 3, 1).reshape(-1, dims, tokens)).view(-1, group, asked, tokens)
+    scores += torch.full((asked, tokens), float("-inf"), dtype=q.dtype).triu(tokens - asked + 1)
+    shares = torch.softmax(scores, dim=-1).view(-1, group * asked, tokens)
     y = torch.bmm(shares, v.transpose(1, 2).reshape(-1, tokens, dims))
-    return y.view(batch, kv_heads, group, tokens, dims).permute(0, 3, 1, 2, 4).reshape(batch, tokens, heads, dims)
+    return y.view(batch, kv_heads, group, asked, dims).permute(0, 3, 1, 2, 4).reshape(batch, asked, heads, dims)
 
 
 def rotary_angles(tokens: int, dims: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -150,10 +160,13 @@ class Block(nn.Module):
         self.mlp_scale = nn.Parameter(torch.ones(settings.model_dim))
         self.resid_mix = nn.Parameter(torch.stack((torch.ones(settings.model_dim), torch.zeros(settings.model_dim))))
 
-    def forward(self, x: Tensor, x0: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, x0: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None, num_last: int | None = None
+    ) -> Tensor:
         keep, restart = self.resid_mix.to(x.dtype)
         x = keep * x + restart * x0
-        x = x + self.attn(rms_norm(x) * self.norm_scale, rotation, value_shift, self.attn_scale)
+        attended = self.attn(rms_norm(x) * self.norm_scale, rotation, value_shift, self.attn_scale, num_last)
+        x = x[:, -attended.size(1) :] + attended
         return x + self.mlp(rms_norm(x) * self.norm_scale, self.mlp_scale)
 
 
@@ -219,8 +232,11 @@ class GPT(nn.Module):
                 nn.init.orthogonal_(fresh, generator=generator)
             module.weight.copy_(fresh)
 
-    def hidden(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Token ids (B, T) int64 -> normalised output of the last layer (B, T, D) in `dtype`."""
+    def hidden(self, ids: Tensor, dtype: torch.dtype = torch.float32, num_last: int | None = None) -> Tensor:
+        """Token ids (B, T) int64 -> normalised output of the last layer (B, T, D) in `dtype`.
+
+        With `num_last` only that of the last positions, (B, num_last, D): the last layer computes nothing else but keys and values.
+        """
         settings = self.settings
         x = rms_norm(self.tok_emb.look_up(ids, dtype))
         if self.smear is not None:
@@ -235,7 +251,7 @@ class GPT(nn.Module):
             shift = None
             if value_shift is not None and layer in settings.value_embedding_layers:
                 shift = self.value_embedding.scales[str(layer)].to(dtype) * value_shift  # type: ignore[union-attr]
-            x = block(x, x0, rotation, shift)
+            x = block(x, x0, rotation, shift, num_last if layer == settings.num_layers - 1 else None)
             if self.skip_weights is not None and layer < self.num_encoder_layers:
                 skips.append(x)
         return rms_norm(x)
