@@ -12,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,14 +52,20 @@ class Samples:
         return f"{self.median:.{digits}f} s ({min(self.wall):.{digits}f} to {max(self.wall):.{digits}f})"
 
 
+def timed(work: Callable[[], T]) -> tuple[tuple[float, float], T]:
+    """Wall clock and this process's CPU seconds of `work`, and what it returned."""
+    began, cpu_began = time.perf_counter(), time.process_time()
+    result = work()
+    return (time.perf_counter() - began, time.process_time() - cpu_began), result
+
+
 def alternate(sides: dict[str, Callable[[], Any]], runs: int) -> dict[str, Samples]:
     """Every side once, then every side again, `runs` times. A side may return its own (wall, CPU) seconds."""
     samples = {name: Samples() for name in sides}
     for _ in range(runs):
         for name, work in sides.items():
-            began, cpu_began = time.perf_counter(), time.process_time()
-            own = work()
-            wall, cpu = own if isinstance(own, tuple) else (time.perf_counter() - began, time.process_time() - cpu_began)
+            seconds, own = timed(work)
+            wall, cpu = own if isinstance(own, tuple) else seconds
             samples[name].wall.append(wall)
             samples[name].cpu.append(cpu)
     return samples

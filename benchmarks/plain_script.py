@@ -214,9 +214,7 @@ def batches(tokens: np.ndarray, sequence_length: int, order: np.ndarray, batch_s
     """Batches of sequences in `order`, each (sequences, T+1), made when asked for."""
     for first in range(0, len(order) - batch_sequences + 1, batch_sequences):
         chosen = order[first : first + batch_sequences]
-        yield torch.stack(
-            [torch.from_numpy(tokens[i * sequence_length : (i + 1) * sequence_length + 1].astype(np.int64)) for i in chosen]
-        )
+        yield torch.stack([torch.from_numpy(tokens[i * sequence_length : (i + 1) * sequence_length + 1].astype(np.int64)) for i in chosen])
 
 
 @torch.no_grad()
