@@ -28,7 +28,7 @@ PARTS = {
     "training": ([], ["--runs", "2", "--quick"]),
     "quantization": ([], ["--runs", "1"]),
     "evaluation": ([], ["--runs", "1", "--quick"]),
-    "orchestration": ([], ["--runs", "1", "--dataset-gigabytes", "0.2"]),
+    "orchestration": ([], ["--runs", "1", "--preset", "smoke", "--dataset-gigabytes", "0.2"]),
     "scaling": (["--runs", "3", "--plot", str(PLOT)], ["--runs", "1", "--megabytes", "2", "4", "--steps", "4"]),
 }
 

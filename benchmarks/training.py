@@ -102,7 +102,7 @@ def compare(team: dict[str, Worker], batch_tokens: int, micro_batch: int, num_st
     request = {"batch_tokens": batch_tokens, "micro_batch": micro_batch, "num_steps": num_steps}
     trial = {**request, "num_steps": max(2, num_steps // 4), "seed": SEEDS[0]}
     team["ours"].ask(**trial)
-    peer = min(("spinning", "waiting"), key=lambda side: team[side].ask(**trial)["wall"])
+    peer = min((side for side in team if side != "ours"), key=lambda side: team[side].ask(**trial)["wall"])
     samples = {side: Samples() for side in ("ours", peer)}
     final: dict[str, list[float]] = {side: [] for side in samples}
     for run in range(runs):
@@ -143,7 +143,7 @@ def main() -> None:
         return
     shard_paths("train")  # made once, not by every worker
     figures = []
-    with workers("training", SIDES) as team:
+    with workers("training", {side: SIDES[side] for side in SIDES if side != "spinning" or not options.quick}) as team:
         for batch_tokens, micro_batch, num_steps in SHAPES:
             figures += compare(team, batch_tokens, micro_batch, 3 if options.quick else num_steps, options.runs)
     report(figures, options.json)

@@ -73,15 +73,14 @@ class Attention(nn.Module):
         With `num_last` only the last positions ask: (B, num_last, D).
         """
         batch, tokens, _ = x.shape
-        asked = num_last or tokens
-        q = self.q(x[:, -asked:]).view(batch, asked, self.num_heads, self.head_dim)
+        q = self.q(x).view(batch, tokens, self.num_heads, self.head_dim)
         k = self.k(x).view(batch, tokens, self.num_kv_heads, self.head_dim)
         v = self.v(x) if value_shift is None else self.v(x) + value_shift
         v = v.view(batch, tokens, self.num_kv_heads, self.head_dim)
-        cos, sin = rotation
-        q = rotate_partly(rms_norm(q), cos[-asked:], sin[-asked:]) * self.q_gain.to(x.dtype)[:, None]
-        k = rotate_partly(rms_norm(k), cos, sin)
-        y = attend_causally(q, k, v)
+        q = rotate_partly(rms_norm(q), *rotation) * self.q_gain.to(x.dtype)[:, None]
+        k = rotate_partly(rms_norm(k), *rotation)
+        asked = num_last or tokens
+        y = attend_causally(q[:, -asked:], k, v)
         if self.exclusive:
             y = exclude_own_value(y, v[:, -asked:])
         return self.out(y.reshape(batch, asked, -1), out_scale)
@@ -249,7 +248,7 @@ class GPT(nn.Module):
     def hidden(self, ids: Tensor, dtype: torch.dtype = torch.float32, num_last: int | None = None) -> Tensor:
         """Token ids (B, T) int64 -> normalised output of the last layer (B, T, D) in `dtype`.
 
-        With `num_last` only that of the last positions, (B, num_last, D): the last layer computes nothing else but keys and values.
+        With `num_last` only that of the last positions, (B, num_last, D): the last layer attends and feeds forward for no other.
         """
         settings = self.settings
         x = rms_norm(self.tok_emb.look_up(ids, dtype))
