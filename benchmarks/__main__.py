@@ -73,6 +73,7 @@ def _write(figures: list[Figure], summary: str) -> None:
     _, _, tail = rest.partition(_END)
     lines = ["| benchmark | what | ours | peer | ratio | goal | met |", "|---|---|---|---|--:|---|---|"]
     lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in table_cells(figure))} |" for figure in figures]
+    lines += ["", f"![Tokenization: time and peak memory against corpus size](images/{PLOT.name})"]
     DOCUMENT.write_text(f"{head}{_BEGIN}\n{summary}\n\n" + "\n".join(lines) + f"\n\n{_END}{tail}", encoding="utf-8")
 
 
