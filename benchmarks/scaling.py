@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.common import ROOT, Figure, parser_for, report, timed
 from benchmarks.tokenization import run_ours, spec_for, write_corpus
 from benchmarks.training import UNTIMED_STEPS, settings_for, train_ours
-from benchmarks.workers import demo_tokens, shard_paths
+from benchmarks.workers import OURS, demo_tokens, shard_paths
 from presets import load_preset
 from schemas.runtime import RunOptions
 from schemas.settings import ComputeSettings, ScoringSettings
@@ -246,6 +246,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 30, 100, 300, 1000], help="corpora (default: 10 to 1000)")
     parser.add_argument("--plot", type=Path, help="draw tokenization's time and memory here")
     parser.add_argument("--steps", type=int, default=12, help="steps of the record model (default: %(default)s)")
+    parser.add_argument("--checkpoints", action="store_true", help="only what snapshots and checkpoints cost, in this process")
     parser.add_argument("--tokenize", type=Path, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--rank", choices=("train", "evaluate"), help=argparse.SUPPRESS)
     parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
@@ -255,9 +256,14 @@ def main() -> None:
         _tokenize_one(*options.tokenize)
     elif options.rank:
         one_rank(options.rank, options.told, *options.layout)
+    elif options.checkpoints:
+        report([checkpoints(options.steps)], options.json)
     else:
-        figures = [*processes(options.runs), *tokenization(options.megabytes, options.plot), checkpoints(options.steps)]
-        report(figures, options.json)
+        report([*processes(options.runs), *tokenization(options.megabytes, options.plot)], options.json)
+        # In a process with the environment of a stage's: threads that wait, memory that is kept.
+        command = [sys.executable, "-m", "benchmarks.scaling", "--checkpoints", "--steps", str(options.steps)]
+        command += ["--json", str(options.json)] if options.json else []
+        subprocess.run(command, cwd=ROOT, env={**os.environ, **OURS, "PYTHONPATH": str(ROOT)}, check=True)
 
 
 if __name__ == "__main__":
