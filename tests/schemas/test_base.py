@@ -10,7 +10,7 @@ from presets import PRESETS
 from schemas.base import Schema, Volatile, fingerprint
 from schemas.files import FileRef, SourceFile
 from schemas.pipeline import PipelineSpec
-from schemas.settings import ModelSettings, TrainSettings, format_for, from_dict
+from schemas.settings import ComputeSettings, ModelSettings, TrainSettings, format_for, from_dict
 
 HASH = "a" * 64
 
@@ -86,6 +86,13 @@ def test_schemas_import_neither_torch_nor_numpy() -> None:
 def test_settings_refuse_what_cannot_be_and_say_what_can(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(ModelSettings(), **change)
+
+
+@pytest.mark.parametrize("change", [{"device": "cpu"}, {"precision": "float32"}])
+def test_fused_kernels_are_refused_where_they_cannot_run(change: dict) -> None:
+    on_gpu = ComputeSettings(device="cuda", fused_kernels=True)
+    with pytest.raises(ValueError, match="fused_kernels = true: they are for device = 'cuda' and precision = 'bfloat16'"):
+        replace(on_gpu, **change)
 
 
 def test_the_first_matching_rule_decides_a_format() -> None:
