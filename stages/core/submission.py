@@ -27,7 +27,7 @@ from stages.core.packing import BlobError, unpack
 from stages.core.processes import compute_dtype, join_processes
 from stages.core.recipe import RECIPE
 from stages.core.repeat import repeat_run
-from stages.core.scoring import score, score_as_dict
+from stages.core.scoring import score, score_as_dict, score_line
 
 BLOB_FILE = "model.fwz"
 
@@ -73,9 +73,9 @@ def evaluate_blob(options: argparse.Namespace, blob_path: Path, say: Callable[[s
                 print(f"@progress {done} {total} {unit}, {kind}", flush=True)
 
         sums = score(model, stream, table, scoring, stride, compute_dtype(compute), progress)
-        scores[kind] = score_as_dict(sums, seconds := time.perf_counter() - started)
-        figures = f"val_bpb_{kind} {sums.bpb:.8f} val_loss {sums.loss:.8f} targets {sums.num_targets} bytes {sums.num_bytes}"
-        say(f"{figures} in {seconds:.1f} s")
+        scored = score_as_dict(sums, time.perf_counter() - started)
+        scores[kind] = scored
+        say(score_line(kind, scored))
     if rank == 0 and options.json:
         Path(options.json).write_text(json.dumps(scores), encoding="utf-8")
     return scores

@@ -98,7 +98,7 @@ def decompressed(text: bytes) -> bytes | None:
             continue
         for expand in (lambda: lzma.LZMADecompressor(memlimit=_UNPACKING_BYTES), zlib.decompressobj):
             try:
-                expander = expand()  # type: ignore[operator]
+                expander = expand()
                 content = expander.decompress(packed, SOURCE_LIMIT_BYTES)
             except (lzma.LZMAError, zlib.error, EOFError):
                 continue
