@@ -81,14 +81,12 @@ def rescore(
 ) -> None:
     """Score a folder's model again, in fresh processes, and compare with what the folder claims."""
     with clear_errors(debug):
-        import glob
-
-        from flows.submission import compute_of, tokenizer_beside
+        from flows.submission import compute_of, shards_of, tokenizer_beside
         from flows.terminal import live_output, print_rescored
         from stages.submission.rescore import rescore as score_again
         from stages.submission.rescore import scoring_of
 
-        paths = [Path(path) for path in sorted(glob.glob(shards))]
+        paths = shards_of(shards)
         model = tokenizer or tokenizer_beside(paths)
         scoring = scoring_of(folder, sequence_length, stride, batch_tokens)
         compute = compute_of(device, processes, precision)

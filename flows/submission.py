@@ -1,5 +1,6 @@
 """What the command line and the deployment `export` do alike: the author's words and a run's name into a folder."""
 
+import glob
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,13 @@ def compute_of(device: str, processes: int, precision: str) -> ComputeSettings:
             raise SpecError(f"--{option} = {value}: must be {' or '.join(allowed)}")
     given: dict[str, Any] = {"device": device, "precision": precision, "num_processes": processes}
     return ComputeSettings(**given)
+
+
+def shards_of(pattern: str) -> list[Path]:
+    """The files that match. Raises SpecError when none does."""
+    if not (found := [Path(path) for path in sorted(glob.glob(pattern))]):
+        raise SpecError(f"--shards = {pattern}: no file matches. Give the validation shards, for example 'data/fineweb_val_*.bin'")
+    return found
 
 
 def tokenizer_beside(shards: list[Path]) -> Path:

@@ -15,7 +15,7 @@ ENTRY_MODULE = "stages.core.submission"
 ALLOWED_PACKAGES = frozenset({"torch", "numpy", "sentencepiece", "zstandard"})
 RECIPE_MODULE = "stages.core.recipe"
 
-# Under a name in linecache the unpacked source can be shown in stack traces, and read by compilers that ask for it.
+# In linecache the unpacked source is found by compilers of kernels, which ask inspect for it.
 _UNPACKER = '''"""The submission's program, xz-compressed: `python train_gpt.py --source` prints it."""
 import base64, linecache, lzma, sys
 source = lzma.decompress(base64.b85decode("{packed}")).decode()

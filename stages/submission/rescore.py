@@ -70,8 +70,6 @@ def rescore(
             open_shard(shard)
         except (ShardError, OSError) as error:
             raise SpecError(f"--shards: {error}") from error
-    if not shards:
-        raise SpecError("--shards: no file matches. Give the validation shards, for example --shards 'data/fineweb_val_*.bin'")
     if not tokenizer.is_file():
         raise SpecError(f"--tokenizer = {tokenizer}: no such file")
     with tempfile.TemporaryDirectory(prefix="fairway-rescore-") as name:
