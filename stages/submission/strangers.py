@@ -54,9 +54,10 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT_BYTES) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise UnreadableError(f"{path.name} cannot be read ({error.strerror}{'; it is a link' if path.is_symlink() else ''})") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UnreadableError(f"{path.name} is no plain file")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UnreadableError(f"{path.name} is no plain file")
         content = file.read(limit + 1)
     if len(content) > limit:
         raise UnreadableError(f"{path.name} has more than {limit:,} bytes")

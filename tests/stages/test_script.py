@@ -58,10 +58,10 @@ def test_the_compressed_script_is_the_same_program_and_prints_it(tmp_path: Path)
 def test_a_compressed_script_knows_its_own_source(tmp_path: Path) -> None:
     """Compilers of kernels ask for the source of a function."""
     script = tmp_path / "train_gpt.py"
-    source = "import inspect\n\n\ndef kernel():\n    return 1\n\n\nif __name__ == '__main__':\n    print(__file__, inspect.getsource(kernel), end='')\n"
+    source = "import inspect\n\n\ndef kernel():\n    return 1\n\n\nprint(__name__, __file__, inspect.getsource(kernel), end='')\n"
     script.write_bytes(as_shipped(source, PackageOptions(compressed=True)))
     told = subprocess.run([sys.executable, "-I", str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert told.stdout == f"{script} def kernel():\n    return 1\n", told.stderr
+    assert told.stdout == f"__main__ {script} def kernel():\n    return 1\n", told.stderr
 
 
 def test_other_settings_make_another_script_and_so_another_package() -> None:
