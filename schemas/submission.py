@@ -11,15 +11,16 @@ README_NAME = "README.md"
 INFO_NAME = "submission.json"
 REQUIREMENTS_NAME = "requirements.txt"
 LIMIT_SECONDS = 600.0  # of training, and of evaluation
-_LINE = r"^[^\x00-\x1f]*[^\s\x00-\x1f][^\x00-\x1f]*$"
+GITHUB_ID = r"^[A-Za-z0-9][A-Za-z0-9-]{0,38}$"
+ONE_LINE = r"^[^\x00-\x1f]*[^\s\x00-\x1f][^\x00-\x1f]*$"
 
 
 class About(Schema):
     """What only the author knows."""
 
-    author: str = Field(pattern=_LINE, max_length=120, description="full name")
-    github_id: str = Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9-]{0,38})$", description="account on GitHub")
-    name: str = Field(pattern=_LINE, max_length=120, description="title of the submission")
+    author: str = Field(pattern=ONE_LINE, max_length=120, description="full name")
+    github_id: str = Field(pattern=GITHUB_ID, description="account on GitHub")
+    name: str = Field(pattern=ONE_LINE, max_length=120, description="title of the submission")
     blurb: str = Field("", pattern=r"^[^\x00-\x1f]*$", max_length=1000, description="one or two sentences; empty: made from the settings")
 
 
