@@ -13,7 +13,7 @@ from torch import Tensor
 from schemas.settings import Recipe
 from stages.core.averaging import average_states, averaging_weights, choose_snapshots
 from stages.core.packing import pack
-from stages.core.quantizers.methods import quantize_state
+from stages.core.quantizers.methods import METHODS, quantize_state
 from stages.core.training import Hooks, StepMetrics, TrainedModel, Trainer, step_line
 
 LINES_EVERY_SECONDS = 5.0
@@ -22,8 +22,11 @@ LINES_EVERY_SECONDS = 5.0
 def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callable[[str], None]) -> None:
     """Train on `shards` and write the blob; the first process does all but the training. `say` gets the log's lines.
 
-    Raises DivergedError when the loss is not finite, ValueError when no snapshot lies in the averaging window.
+    Raises DivergedError when the loss is not finite, ValueError for a quantizer that needs more than the weights, before
+    training, and when no snapshot lies in the averaging window.
     """
+    if recipe.quantizer.method not in METHODS:
+        raise ValueError(f"quantizer.method = {recipe.quantizer.method}: this program can repeat {', '.join(METHODS)}")
     began = time.perf_counter()
     snapshots: list[tuple[float, dict[str, Tensor]]] = []
     hooks = Hooks(_narrator(recipe, say), lambda step, lr_scale, qat_on, weights: snapshots.append((lr_scale, weights)))

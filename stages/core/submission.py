@@ -82,12 +82,15 @@ def evaluate_blob(options: argparse.Namespace, blob_path: Path, say: Callable[[s
 
 
 def train_blob(recipe: Recipe, options: argparse.Namespace, blob_path: Path, say: Callable[[str], None]) -> None:
-    """The recipe on this machine's processes, from the shards of `--train` to the blob."""
+    """The recipe on this machine's processes, from the shards of `--train` to the blob. What only scoring needs is looked at first."""
+    _shards("--val", options.val)
+    num_pieces = len(load_token_bytes(Path(options.tokenizer)).base_bytes)
+    if num_pieces != recipe.train.model.vocab_size:
+        raise SystemExit(f"--tokenizer {options.tokenizer}: has {num_pieces} pieces, the model {recipe.train.model.vocab_size}")
     compute = replace(recipe.train.compute, device=options.device, num_processes=_world_size())
     if compute != recipe.train.compute:
-        say(
-            f"the recipe is for {recipe.train.compute.num_processes} × {recipe.train.compute.device}: other numbers in the last digits here"
-        )
+        meant = f"{recipe.train.compute.num_processes} × {recipe.train.compute.device}"
+        say(f"the recipe is for {meant}; here the last digits will be others")
     train = replace(recipe.train, seed=recipe.train.seed if options.seed is None else options.seed, compute=compute)
     repeat_run(replace(recipe, train=train), _shards("--train", options.train), blob_path, say)
 

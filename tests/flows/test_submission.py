@@ -78,6 +78,15 @@ def test_another_seed_is_another_model(smoke_run: Any, smoke_store: Path, tmp_pa
     assert (folder / "model.fwz").read_bytes() != (smoke_store / smoke_run.report.package.blob.path).read_bytes()
 
 
+def test_the_program_refuses_missing_data_before_it_trains(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> None:
+    script, shards = smoke_store / smoke_run.report.package.script.path, smoke_store / smoke_run.report.tokenized.train_shards[0].path
+    for options, named in ((["--train", str(shards)], "--val"), (["--train", str(shards), "--val", str(shards)], "tokenizer")):
+        done = subprocess.run([sys.executable, "-I", str(script), *options], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert named in done.stderr
+        assert "step 1/" not in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_program_alone_makes_the_demos_bytes(run_pipeline: Callable[..., Any], tmp_path: Path) -> None:
