@@ -88,7 +88,7 @@ def rescore(
         began = time.perf_counter()
         try:
             scores = score_isolated(copy / SCRIPT_NAME, shards, tokenizer, scoring, compute, work, progress, timeout)
-        except ChildFailedError as error:
+        except (ChildFailedError, ValueError) as error:  # the latter for progress lines that are none
             raise StageError(f"{folder}: the scoring failed: {error}") from error
     best = scores.sliding or scores.non_overlapping
     claimed = _info(folder).get("val_bpb")

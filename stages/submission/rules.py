@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from schemas.check_size import SIZE_LIMIT_BYTES
 from schemas.package import BLOB_NAME, SCRIPT_NAME
@@ -32,6 +32,7 @@ from stages.submission.strangers import (
 REQUIRED_TEXT = ("author", "github_id", "name")
 REQUIRED_NUMBERS = ("val_bpb",)
 CAP_GRACE_SECONDS = 1.0
+LOGS_LIMIT_BYTES = 256 * 2**20
 _TRAIN_KEYS = (
     "wallclock_seconds",
     "training_time_seconds",
@@ -62,16 +63,16 @@ class Folder:
     errors: dict[str, str] = field(default_factory=dict)
 
 
-Verdict = tuple[str, str]
+Verdict = tuple[Literal["pass", "fail", "unknown"], str]
 
 
 def check_folder(path: Path) -> list[RuleResult]:
     """Every rule applied to the folder. Raises SpecError when it is no folder that can be read."""
-    folder = _read(path)
-    return [
-        RuleResult.model_validate(dict(zip(("rule", "verdict", "reason"), (name, *rule(folder)), strict=True)))
-        for name, rule in RULES.items()
-    ]
+    folder, results = _read(path), []
+    for name, rule in RULES.items():
+        verdict, reason = rule(folder)
+        results.append(RuleResult(rule=name, verdict=verdict, reason=reason))
+    return results
 
 
 def _read(path: Path) -> Folder:
@@ -79,7 +80,7 @@ def _read(path: Path) -> Folder:
     try:
         found = list_files(path)
     except UnreadableError as error:
-        folder.errors["files"] = str(error)
+        folder.errors["files"], folder.program = str(error), Findings(parsed=str(error))
         return folder
     folder.sizes = {name: about.st_size for name, about in found.items() if S_ISREG(about.st_mode)}
     folder.odd = [name for name in found if name not in folder.sizes]
@@ -95,7 +96,11 @@ def _read(path: Path) -> Folder:
     folder.readme = attempt(README_NAME, lambda: read_text(path / README_NAME), "")
     source = attempt(SCRIPT_NAME, lambda: read_bytes(path / SCRIPT_NAME, SOURCE_LIMIT_BYTES), None)
     folder.program = inspect_program(source) if source is not None else Findings(parsed=folder.errors[SCRIPT_NAME])
+    room = LOGS_LIMIT_BYTES
     for name in filter(_is_log, folder.sizes):
+        if (room := room - folder.sizes[name]) < 0:
+            folder.errors[name] = f"{name} is left out: the logs together have more than {LOGS_LIMIT_BYTES:,} bytes"
+            continue
         content = attempt(name, partial(read_bytes, path / name), b"")
         folder.logs[name] = content.decode("utf-8", "replace")
     return folder

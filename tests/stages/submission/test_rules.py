@@ -312,7 +312,7 @@ def test_long_lines_and_many_files_end_soon(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("stages.submission.strangers.MAX_FILES", 50)
     for index in range(50):
         (folder / f"{index}").touch()
-    assert verdicts(folder)["files present"] == "fail"
+    assert "pass" not in {verdicts(folder)[rule] for rule in ("files present", "train_gpt.py is Python", "no network")}
 
 
 @pytest.mark.parametrize("make", [lambda path: None, Path.touch])
