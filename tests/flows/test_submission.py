@@ -79,7 +79,8 @@ def test_another_seed_is_another_model(smoke_run: Any, smoke_store: Path, tmp_pa
 
 
 def test_the_program_refuses_missing_data_before_it_trains(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> None:
-    script, shards = smoke_store / smoke_run.report.package.script.path, smoke_store / smoke_run.report.tokenized.train_shards[0].path
+    script, shards = tmp_path / "train_gpt.py", smoke_store / smoke_run.report.tokenized.train_shards[0].path
+    script.write_bytes((smoke_store / smoke_run.report.package.script.path).read_bytes())
     for options, named in ((["--train", str(shards)], "--val"), (["--train", str(shards), "--val", str(shards)], "tokenizer")):
         done = subprocess.run([sys.executable, "-I", str(script), *options], cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert done.returncode == 1
