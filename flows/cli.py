@@ -1,4 +1,4 @@
-"""The command line: fairway run | requantize | validate-seeds | up | describe | show | runs | gc | verify.
+"""The command line: fairway run | requantize | validate-seeds | up | describe | show | runs | export | check | rescore | gc | verify.
 
 Heavy imports stand inside the commands, so that --help answers at once.
 """
@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 import flows.cli_start
-import flows.cli_store  # noqa: F401  (their commands)
+import flows.cli_store
+import flows.cli_submission  # noqa: F401  (their commands)
 from flows.cli_base import (
     DEFAULT_STORE,
     Debug,

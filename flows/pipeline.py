@@ -95,7 +95,7 @@ def ship(
     Raises StageError when the artifact is over its limit, after the report is saved.
     """
     packed = run("quantize", spec.quantize, merged=merged)
-    package = run("package", spec.package, packed=packed)
+    package = run("package", spec.package_spec(), packed=packed)
     size = run("check_size", spec.check_size, package=package, packed=packed)
     evaluation = run("evaluate", spec.evaluate, package=package, tokenized=tokenized)
     results = {

@@ -1,7 +1,7 @@
 """What `fairway` shows on a terminal: progress bars and log lines while it runs, tables when it is done."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from flows.housekeeping import Unneeded
 from flows.progress import OUR_LOGGERS, StageProgress
 from flows.tables import Row, bpb, result_rows, stage_rows
 from schemas.pipeline import PipelineReport
+from schemas.submission import Rescored, RuleResult
 
 
 @contextmanager
@@ -122,6 +123,35 @@ def print_runs(console: Console, entries: list[dict[str, Any]]) -> None:
             f"{entry['seconds']:.1f}" if "seconds" in entry else "–",
         )
     console.print(table)
+
+
+def print_rules(console: Console, folder: str, rules: Sequence[RuleResult]) -> None:
+    """Every rule with its verdict and reason."""
+    table = Table(title=f"Rules, {folder}", title_justify="left", title_style="bold")
+    for name in ("rule", "verdict", "reason"):
+        table.add_column(name, overflow="fold")
+    styles = {"pass": "green", "fail": "bold red", "unknown": "yellow"}
+    for rule in rules:
+        table.add_row(rule.rule, Text(rule.verdict, style=styles[rule.verdict]), Text(rule.reason))
+    console.print(table)
+
+
+def print_rescored(console: Console, folder: str, made: Rescored) -> None:
+    """The scores found here, and how they compare with the claim."""
+    sliding, claimed = made.val_bpb_sliding, made.claimed_val_bpb
+    best = made.val_bpb_non_overlapping if sliding is None else sliding
+    rows = [
+        {"figure": "val_bpb non-overlapping", "value": f"{made.val_bpb_non_overlapping:.8f}"},
+        {"figure": "val_bpb sliding", "value": "–" if sliding is None else f"{sliding:.8f}"},
+        {"figure": "val_loss", "value": f"{made.val_loss:.8f}"},
+        {"figure": "claimed val_bpb", "value": "–" if claimed is None else f"{claimed:.8f}"},
+        {"figure": "found − claimed", "value": "–" if claimed is None else f"{best - claimed:+.8f}"},
+        {"figure": "targets, bytes of text", "value": f"{made.num_targets:,}, {made.num_bytes:,}"},
+        {"figure": "model bytes", "value": f"{made.blob_bytes:,}"},
+        {"figure": "scored by", "value": made.scored_by},
+        {"figure": "seconds", "value": f"{made.seconds:.1f}"},
+    ]
+    console.print(rows_table(f"Rescored, {folder}", rows, {"value"}))
 
 
 def print_unneeded(console: Console, items: list[Unneeded], store: Path, removed: bool) -> None:

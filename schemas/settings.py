@@ -311,6 +311,17 @@ class ScoringSettings(Settings):
             raise ValueError(f"stride = {self.stride}: must be at most sequence_length = {self.sequence_length}")
 
 
+@dataclass(frozen=True)
+class Recipe(Settings):
+    """All that decides a run from token shards to scores: what the program that ships repeats."""
+
+    train: TrainSettings = setting(TrainSettings(), "training")
+    averaging: AveragingSettings = setting(AveragingSettings(), "which snapshots become the one model")
+    quantizer: QuantizerSettings = setting(QuantizerSettings(), "model to blob")
+    scoring: ScoringSettings = setting(ScoringSettings(), "bits per byte of the blob")
+    compute: ComputeSettings = setting(ComputeSettings(), "where the blob is scored")
+
+
 def from_dict(cls: type[S], values: dict[str, Any]) -> S:
     """Settings from plain JSON types (the inverse of `dataclasses.asdict`). Raises ValueError for an unknown field."""
     hints = get_type_hints(cls)

@@ -18,7 +18,7 @@ from schemas.errors import StageError
 from schemas.settings import TrainSettings, from_dict
 from stages.core.processes import join_processes
 from stages.core.schedule import Clock, progress_at
-from stages.core.training import DivergedError, Hooks, StepMetrics, TrainedModel, Trainer, TrainState
+from stages.core.training import DivergedError, Hooks, StepMetrics, TrainedModel, Trainer, TrainState, step_line
 from stages.launch import child_result, say_progress
 from stages.training_files import TrainingFiles, write_safetensors
 
@@ -92,17 +92,7 @@ class _Narrator:
             say_progress(round(100 * share, 1), 100, "%")
         if now - self._last_line >= self._every or share >= 1:
             self._last_line = now
-            log.info(
-                "step %d/%d (%.0f %%) loss %.4f lr scale %.3f grad norm %.2f %.1f s %.0f tokens/s",
-                metrics.step,
-                schedule.max_steps,
-                100 * share,
-                metrics.loss,
-                metrics.lr_scale,
-                metrics.grad_norm,
-                metrics.seconds,
-                metrics.tokens / max(metrics.seconds, 1e-9),
-            )
+            log.info("%s", step_line(metrics, schedule))
 
 
 def _announce(trainer: Trainer) -> None:

@@ -123,3 +123,11 @@ def _batches(windows: list[Window], size: int) -> list[list[Window]]:
 def score_as_dict(sums: ScoreSums, seconds: float) -> dict[str, float]:
     """A score as plain JSON types, with what follows from the sums."""
     return {**asdict(sums), "bpb": sums.bpb, "loss": sums.loss, "seconds": seconds}
+
+
+def score_line(kind: str, scored: dict[str, float]) -> str:
+    """The line of a log about one score; `scored` as `score_as_dict` gives it."""
+    return (
+        f"val_bpb_{kind} {scored['bpb']:.8f} val_loss {scored['loss']:.8f} targets {scored['num_targets']} bytes {scored['num_bytes']} "
+        f"in {scored['seconds']:.1f} s"
+    )

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from schemas.settings import TrainSettings
+from schemas.settings import ScheduleSettings, TrainSettings
 from stages.core.loader import BatchLoader, TokenStream
 from stages.core.model import GPT
 from stages.core.parameter_groups import ParamGroup, group_parameters, make_optimizers
@@ -41,6 +41,15 @@ class StepMetrics:
     grad_norm: float
     qat_on: bool
     snapshot: bool
+
+
+def step_line(metrics: StepMetrics, schedule: ScheduleSettings) -> str:
+    """The line of a training log about one step."""
+    share = progress_at(Clock(metrics.step, metrics.seconds), schedule)
+    return (
+        f"step {metrics.step}/{schedule.max_steps} ({share:.0%}) loss {metrics.loss:.4f} lr scale {metrics.lr_scale:.3f} "
+        f"grad norm {metrics.grad_norm:.2f} {metrics.seconds:.1f} s {metrics.tokens / max(metrics.seconds, 1e-9):.0f} tokens/s"
+    )
 
 
 @dataclass

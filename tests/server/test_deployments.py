@@ -23,6 +23,7 @@ BAD_VALUES = [
     ("pipeline", {"overrides": ["nonsense"]}, "'overrides[0]'", "'nonsense' does not match"),
     ("requantize", {"bits": ["int9"]}, "'bits[0]'", "'int9' is not one of"),
     ("requantize", {"clip_grids": ["1.0, 1.5"]}, "'clip_grids[0]'", "does not match"),
+    ("export", {"author": "A", "name": "N", "github_id": "a b"}, "'github_id'", "'a b' does not match"),
     ("seed-validation", {"alpha": 1.5}, "'alpha'", "1.5 is"),
 ]
 
