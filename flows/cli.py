@@ -79,7 +79,7 @@ def show(
         if json:
             print_json(report_json(report, root))
         else:
-            print_report(make_console(), report, root)
+            print_report(make_console(), report, root, techniques=True)
 
 
 @app.command()

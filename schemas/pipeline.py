@@ -2,6 +2,7 @@
 
 from pydantic import Field, model_validator
 
+from schemas.audit import Audit
 from schemas.base import Schema, Volatile
 from schemas.check_size import CheckSizeSpec, SizeReport
 from schemas.evaluate import EvaluateSpec, Evaluation
@@ -64,6 +65,7 @@ class PipelineReport(Schema):
     package: Package
     size: SizeReport
     evaluation: Evaluation
+    audit: Audit
     published: Volatile[PublishedReport]
 
     @property
