@@ -1,4 +1,4 @@
-"""The command line: fairway run | requantize | validate-seeds | up | describe | show | runs | gc | verify.
+"""The command line: fairway run | requantize | validate-seeds | ablate | up | describe | show | runs | gc | verify.
 
 Heavy imports stand inside the commands, so that --help answers at once.
 """
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import flows.cli_ablate
 import flows.cli_start
 import flows.cli_store  # noqa: F401  (their commands)
 from flows.cli_base import (

@@ -15,7 +15,8 @@ from rich.text import Text
 from flows.housekeeping import Unneeded
 from flows.progress import OUR_LOGGERS, StageProgress
 from flows.tables import Row, audit_rows, bpb, result_rows, stage_rows
-from schemas.pipeline import PipelineReport
+from schemas.pipeline import PipelineReport, PipelineSpec
+from schemas.techniques import TECHNIQUES
 
 
 @contextmanager
@@ -108,6 +109,25 @@ def audit_table(report: PipelineReport) -> Table:
 def print_comparison(console: Console, earlier: str, rows: list[Row]) -> None:
     """The variants of a requantization."""
     console.print(rows_table(f"Quantizations of {earlier}", rows, {"val_bpb", "sliding", "gap to merged", "bytes"}))
+
+
+def print_ablation(console: Console, earlier: str, rows: list[Row]) -> None:
+    """A configuration with and without techniques."""
+    console.print(rows_table(f"{earlier} without techniques (positive: worse without)", rows, set(rows[0]) - {"variant", "finding"}))
+
+
+def techniques_table(spec: PipelineSpec) -> Table:
+    """What can be left out, and what a run has."""
+    rows = [
+        {
+            "key": item.key,
+            "technique": item.title,
+            "in its place": item.instead or "nothing",
+            "in the run": "on" if item.is_on(spec) else "off",
+        }
+        for item in TECHNIQUES
+    ]
+    return rows_table("Techniques that --off takes", rows, set())
 
 
 def print_seeds(console: Console, label: str, rows: list[Row], said: list[str]) -> None:

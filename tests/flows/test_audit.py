@@ -208,7 +208,7 @@ def test_the_self_projection_is_that_of_the_formula(evidence: Evidence, smoke_ru
     with torch.inference_mode():
         model.hidden(ids)
         handle.remove()
-        x, _, shift, _ = seen[0]
+        x, _, shift, *_ = seen[0]
         batch, tokens, _ = x.shape
         angles = rotary_angles(tokens, spec.rope_dims, spec.rope_base, x.device)
         q = rotate_partly(rms_norm(layer.q(x).view(batch, tokens, spec.num_heads, -1)), *angles) * layer.q_gain[:, None]
