@@ -3,7 +3,7 @@
 from pydantic import Field, model_validator
 
 from schemas.audit import Audit
-from schemas.base import Schema, Volatile
+from schemas.base import SCHEMA_VERSION, Schema, SchemaVersion, Volatile
 from schemas.check_size import CheckSizeSpec, SizeReport
 from schemas.evaluate import EvaluateSpec, Evaluation
 from schemas.merge import MergedModel, MergeSpec
@@ -51,6 +51,7 @@ class StageSummary(Schema):
 class PipelineReport(Schema):
     """One run, complete: what was asked, what came out, where it lies."""
 
+    schema_version: SchemaVersion = SCHEMA_VERSION
     run_id: str
     name: str
     preset: str

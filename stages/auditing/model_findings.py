@@ -34,7 +34,7 @@ def learning_text(changes: list[ParameterChange]) -> str:
     """`all 3 of its tensors learned`, or which did not; with the size of the change where there are few."""
     still = [change.name for change in changes if not learned(change)]
     if still:
-        return f"{len(still)} of its {_count(len(changes), 'tensor')} never learned: {names_of(still)}"
+        return f"{len(still)} of its {count_of(len(changes), 'tensor')} never learned: {names_of(still)}"
     sizes = ", ".join(_size(change) for change in changes) if len(changes) <= 3 else f"median {_median_share(changes):.0%} of their size"
     return f"{f'all {len(changes)} of its tensors' if len(changes) > 1 else 'its tensor'} learned ({sizes})"
 
@@ -44,7 +44,7 @@ def names_of(names: list[str]) -> str:
     return ", ".join(names[:_MAX_NAMES]) + more
 
 
-def _count(count: int, noun: str) -> str:
+def count_of(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
@@ -87,7 +87,9 @@ def _xsa(evidence: Evidence) -> tuple[str, dict[str, float]]:
     own = evidence.shipped.own_value
     if own is None:
         return "no layer excludes", {}
-    text = f"{_count(own.num_layers, 'layer')}; {own.before:.2%} of a token's output lay along its own value before, {own.after:.2%} after"
+    text = (
+        f"{count_of(own.num_layers, 'layer')}; {own.before:.2%} of a token's output lay along its own value before, {own.after:.2%} after"
+    )
     return text, {"self_projection_before": own.before, "self_projection_after": own.after}
 
 
@@ -109,7 +111,7 @@ def _smear(evidence: Evidence) -> tuple[str, dict[str, float]]:
 
 def _smear_bos(evidence: Evidence) -> tuple[str, dict[str, float]]:
     starts = evidence.shipped.windows.num_document_starts
-    return f"{_count(starts, 'document start')} among the tokens", {"document_starts": float(starts)}
+    return f"{count_of(starts, 'document start')} among the tokens", {"document_starts": float(starts)}
 
 
 def _softcap(evidence: Evidence) -> tuple[str, dict[str, float]]:

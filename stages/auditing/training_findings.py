@@ -7,7 +7,7 @@ import numpy as np
 from schemas.audit import Finding, Verdict
 from schemas.techniques import TECHNIQUES, Technique
 from stages.auditing.evidence import Evidence, learned
-from stages.auditing.model_findings import learning_text, names_of, off
+from stages.auditing.model_findings import count_of, learning_text, names_of, off
 
 _BY_KEY = {technique.key: technique for technique in TECHNIQUES}
 
@@ -130,7 +130,8 @@ def _qat(evidence: Evidence, technique: Technique) -> Finding:
         text = "no step was under it: the learning-rate scale never fell so far"
     else:
         first, averaged = int(steps[qat_on.argmax()]), len(records.merged.steps)
-        text = f"{int(qat_on.sum())} steps from step {first} on, {len(bits)} tensors; {saw_it} of {averaged} averaged snapshots saw it"
+        text = f"{count_of(int(qat_on.sum()), 'step')} from step {first} on, {len(bits)} tensors"
+        text += f"; {saw_it} of {averaged} averaged snapshots saw it"
         text += (
             f", after {min(filter(None, under), default=0)} to {max(under)} of its steps"
             if saw_it
@@ -157,7 +158,7 @@ def _qat(evidence: Evidence, technique: Technique) -> Finding:
 def _averaging(evidence: Evidence, technique: Technique) -> Finding:
     merged = evidence.records.merged
     count, gain = len(merged.steps), merged.merged.bpb - merged.last.bpb
-    text = f"{merged.method} of {count} snapshots"
+    text = f"{merged.method} of {count_of(count, 'snapshot')}"
     text += f", steps {min(merged.steps)} to {max(merged.steps)}, lr scales {max(merged.lr_scales):.3f} to {min(merged.lr_scales):.3f}"
     text += f"; {merged.distance_from_last:.2%} (rms) from the last iterate, {gain:+.5f} bpb against it"
     return Finding(

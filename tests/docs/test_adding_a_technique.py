@@ -75,6 +75,7 @@ def test_describe_counts_the_parameters_that_the_page_says(changed: Path) -> Non
     assert counts[1] - counts[0] == int(said)
 
 
+@pytest.mark.timeout(900)
 def test_a_run_trains_ships_and_audits_it(changed: Path, tmp_path: Path) -> None:
     """The whole chain without Prefect, which knows nothing of techniques."""
     run(changed, "-m", "tests.faults.chain", str(tmp_path), SETTING, f"train.schedule.max_steps={STEPS}")

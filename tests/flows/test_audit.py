@@ -84,7 +84,7 @@ def test_qat_that_begins_after_the_last_snapshot_is_found_out(doctored: tuple[An
     assert report.merged.steps == (36, 39)
     found = report.audit.finding("qat")
     assert found.verdict == "no effect"
-    assert "1 steps from step 40 on" in found.evidence
+    assert "1 step from step 40 on" in found.evidence
     assert "0 of 2 averaged snapshots saw it: the last one is of step 39" in found.evidence
 
 
