@@ -1,5 +1,6 @@
 """What a run is asked to do: preset, form fields, overrides -> the spec, its name, its options. Imports neither Prefect nor torch."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 from flows.form import form_overrides
 from presets import load_preset
 from schemas.base import fingerprint
-from schemas.overrides import apply_overrides
+from schemas.errors import SpecError
+from schemas.overrides import apply_overrides, describe_fields
 from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
 
@@ -16,6 +18,20 @@ def resolve(preset: str, overrides: Sequence[str], fields: Mapping[str, Any] | N
     """The preset with the filled form fields and then the overrides applied. Raises SpecError for an unknown preset, setting or value."""
     base = load_preset(preset)
     return apply_overrides(base, [*form_overrides(base, fields or {}), *overrides])
+
+
+def settings_between(preset: str, spec: PipelineSpec) -> tuple[str, ...]:
+    """The settings, as dotted.name=value, that make `spec` of the preset. Raises SpecError if there are none that do."""
+    base = load_preset(preset)
+    before = {info.name: info.value for info in describe_fields(base)}
+    changes = [
+        f"{info.name}={_as_text(info.value)}"
+        for info in describe_fields(spec)
+        if info.name not in before or before[info.name] != info.value
+    ]
+    if fingerprint(apply_overrides(base, changes)) != fingerprint(spec):
+        raise SpecError(f"run: its configuration cannot be made of its preset again ({', '.join(changes)}). Run the pipeline anew")
+    return tuple(changes)
 
 
 def run_label(preset: str, spec: PipelineSpec) -> str:
@@ -29,3 +45,9 @@ def run_options(given: RunOptions | None) -> RunOptions:
     if "store" in options.model_fields_set or not (store := os.environ.get("FAIRWAY_STORE")):
         return options
     return options.derive(store=store)
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,6 +1,6 @@
 """Merging: snapshots in; one model and its score before and after out."""
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from schemas.base import Schema, Volatile
 from schemas.evaluate import Score
@@ -23,5 +23,6 @@ class MergedModel(Schema):
     steps: tuple[PositiveInt, ...] = Field(description="steps of the snapshots that were averaged")
     lr_scales: tuple[float, ...]
     num_with_qat: int = Field(description="averaged snapshots that were taken under QAT")
+    distance_from_last: NonNegativeFloat = Field(description="rms of merged minus last iterate over the last iterate's rms, all parameters")
     last: Volatile[Score]
     merged: Volatile[Score]

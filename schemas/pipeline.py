@@ -2,7 +2,8 @@
 
 from pydantic import Field, model_validator
 
-from schemas.base import Schema, Volatile
+from schemas.audit import Audit
+from schemas.base import SCHEMA_VERSION, Schema, SchemaVersion, Volatile
 from schemas.check_size import CheckSizeSpec, SizeReport
 from schemas.evaluate import EvaluateSpec, Evaluation
 from schemas.merge import MergedModel, MergeSpec
@@ -58,6 +59,7 @@ class StageSummary(Schema):
 class PipelineReport(Schema):
     """One run, complete: what was asked, what came out, where it lies."""
 
+    schema_version: SchemaVersion = SCHEMA_VERSION
     run_id: str
     name: str
     preset: str
@@ -72,6 +74,7 @@ class PipelineReport(Schema):
     package: Package
     size: SizeReport
     evaluation: Evaluation
+    audit: Audit
     published: Volatile[PublishedReport]
 
     @property

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from schemas.audit import Audit
 from schemas.check_size import SizeReport
 from schemas.errors import StageError
 from schemas.evaluate import Evaluation
@@ -33,10 +34,11 @@ def publish(
     package: Package,
     size: SizeReport,
     evaluation: Evaluation,
+    audit: Audit,
     work: Workspace,
 ) -> PublishedReport:
     """Write the report. Raises StageError when the training metrics lack a column or hold no step."""
-    results = content.Results(tokenized, trained, merged, packed, package, size, evaluation)
+    results = content.Results(tokenized, trained, merged, packed, package, size, evaluation, audit)
     metrics = read_metrics(work.read(trained.metrics))
     html, curve = work.out_dir / "report.html", work.out_dir / "loss_curve.svg"
     html.write_text(render(spec, results, metrics), encoding="utf-8")
@@ -71,6 +73,7 @@ def render(spec: PublishSpec, results: content.Results, metrics: plots.Columns) 
         spec=spec,
         figures=content.headline(results),
         plots={name: Markup(svg) for name, svg in pictures.items()},
+        audit_rows=content.audit_rows(results.audit),
         score_rows=content.score_rows(results),
         budget_rows=content.budget_rows(results.size),
         gain=content.quantization_gain(results.packed),

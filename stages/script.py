@@ -14,6 +14,15 @@ from stages.bundle import bundle, imported_packages
 ENTRY_MODULE = "stages.core.submission"
 ALLOWED_PACKAGES = frozenset({"torch", "numpy", "sentencepiece", "zstandard"})
 RECIPE_MODULE = "stages.core.recipe"
+KERNELS_MODULE = "stages.core.fused_kernels"
+_NO_KERNELS = '''"""No Triton kernels here: the run's settings do not ask for them, and only CUDA builds of PyTorch bring Triton."""
+
+from typing import Any
+
+
+def use_fused_kernels(model: Any, device: Any) -> None:
+    raise ValueError("compute.fused_kernels = true: this program was packaged without the kernels; package the run with them")
+'''
 
 # In linecache the unpacked source is found by compilers of kernels, which ask inspect for it.
 _UNPACKER = '''"""The submission's program, xz-compressed: `python train_gpt.py --source` prints it."""
@@ -29,8 +38,13 @@ exec(compile(source, name, "exec"))
 
 def program(options: PackageOptions, recipe: Recipe | None) -> tuple[str, tuple[str, ...]]:
     """Source of the script that repeats `recipe`, and the modules in it. Raises StageError as `package` does."""
-    source, modules = bundle(ENTRY_MODULE, options.keep_comments, {RECIPE_MODULE: recipe_source(recipe)})
-    check_imports(source)
+    written, packages = {RECIPE_MODULE: recipe_source(recipe)}, ALLOWED_PACKAGES
+    if recipe is not None and recipe.train.compute.fused_kernels:
+        packages = packages | {"triton"}
+    else:
+        written[KERNELS_MODULE] = _NO_KERNELS
+    source, modules = bundle(ENTRY_MODULE, options.keep_comments, written)
+    check_imports(source, packages)
     return source, modules
 
 
@@ -74,8 +88,8 @@ def _literal(value: Any, depth: int) -> str:
     return opening + "\n" + "".join(f"{indent}{item},\n" for item in inner) + "    " * depth + ")"
 
 
-def check_imports(source: str) -> None:
-    """Raises StageError if the script imports anything but the standard library and the allowed packages."""
-    if others := sorted(imported_packages(source) - sys.stdlib_module_names - ALLOWED_PACKAGES):
-        allowed = ", ".join(sorted(ALLOWED_PACKAGES))
+def check_imports(source: str, packages: frozenset[str] = ALLOWED_PACKAGES) -> None:
+    """Raises StageError if the script imports anything but the standard library and `packages`."""
+    if others := sorted(imported_packages(source) - sys.stdlib_module_names - packages):
+        allowed = ", ".join(sorted(packages))
         raise StageError(f"{SCRIPT_NAME} would import {', '.join(others)}; only the standard library and {allowed} may be needed")

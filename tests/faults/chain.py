@@ -36,7 +36,7 @@ class Chain:
     def run(self, stage: str) -> Outcome:
         """Run or serve one stage; those before it must have been run."""
         options = RunOptions(store=str(self.store.root), checkpoint_every_seconds=CHECKPOINT_SECONDS)
-        whole = {"publish": PublishSpec(), "package": self.spec.package_spec()}
+        whole = {"publish": PublishSpec(), "package": self.spec.package_spec(), "audit": self.spec}
         spec = whole[stage] if stage in whole else getattr(self.spec, _SECTION.get(stage, stage))
         inputs = {name: self.results[name] for name in STAGES[stage].inputs}
         outcome = run_stage(self.store, stage, spec, inputs, options)
