@@ -1,4 +1,4 @@
-"""The command line: fairway run | requantize | validate-seeds | ablate | up | describe | show | runs | export | check | rescore | gc | verify.
+"""The command line: `fairway --help` lists the commands.
 
 Heavy imports stand inside the commands, so that --help answers at once.
 """

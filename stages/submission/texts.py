@@ -13,7 +13,6 @@ from schemas.pipeline import PipelineReport
 from schemas.submission import INFO_NAME, REQUIREMENTS_NAME, RuleResult, SubmissionInfo
 from stages.core.scoring import score_line
 from stages.core.training import StepMetrics, step_line
-from stages.submission.techniques import technique_rows
 
 SCRIPT_PACKAGES = ("torch", "numpy", "sentencepiece", "zstandard")
 LOG_STEP_LINES = 200
@@ -77,12 +76,12 @@ def readme(info: SubmissionInfo, report: PipelineReport, rules: Sequence[RuleRes
     """README.md: what it is, its figures as submission.json has them, the techniques with their evidence, how to run it."""
     told = info.model_dump(mode="json")
     figures = [[f"`{name}`", str(told[name]), what] for name, what in _FIGURES]
-    techniques = [list(row) for row in technique_rows(report)]
+    techniques = [[found.title, found.verdict, found.evidence] for found in report.audit.findings if found.verdict != "off"]
     sections = {
         f"# {info.name}": f"{info.blurb}\n\nBy {info.author} ({info.github_id}), {info.date}. Made with Fairway {version('fairway')}.",
         "## Figures": _table(["figure", "value", "what it is"], figures),
         "## Seeds": _seeds(info),
-        "## Techniques, and what was measured of each": _table(["technique", "evidence"], techniques),
+        "## What each technique did, as measured": _table(["technique or rule", "verdict", "evidence"], techniques),
         "## How to run": _how_to_run(info, report),
         "## Files": f"`{SCRIPT_NAME}` is the whole program with its settings, `{BLOB_NAME}` the packed model: these two count against the "
         f"limit. `{INFO_NAME}` has the figures above, `{log_name(info.seed)}` is a train log.",

@@ -1,5 +1,6 @@
 """The program that ships: its settings as source, and its compressed form."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,13 @@ def test_other_settings_make_another_script_and_so_another_package() -> None:
     faster = first.derive(train=load_preset("demo").train, tokenize=load_preset("demo").tokenize)
     assert program(first.package, first.recipe()) != program(faster.package, faster.recipe())
     assert PackageSpec(recipe=first.recipe()) == first.package_spec()
+
+
+def test_only_a_run_with_fused_kernels_ships_them() -> None:
+    recipe = load_preset("record").recipe()
+    plain = dataclasses.replace(
+        recipe, train=dataclasses.replace(recipe.train, compute=dataclasses.replace(recipe.train.compute, fused_kernels=False))
+    )
+    assert recipe.train.compute.fused_kernels
+    assert "triton" in imported_packages(program(PackageOptions(), recipe)[0])
+    assert "triton" not in imported_packages(program(PackageOptions(), plain)[0])
