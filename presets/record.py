@@ -42,7 +42,7 @@ def record() -> PipelineSpec:
             snapshots=SnapshotSettings(start_lr_scale=0.2, every_fraction=None, every_steps=50),
             # Every averaged snapshot sees the grid: QAT begins where the averaging window does.
             qat=QatSettings(start_lr_scale=0.2),
-            compute=EIGHT_GPUS,
+            compute=replace(EIGHT_GPUS, fused_kernels=True),
         ),
         merge=MergeSpec(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring, compute=EIGHT_GPUS),
         quantize=QuantizerSettings(),

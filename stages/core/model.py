@@ -5,6 +5,8 @@ Sources: openai/parameter-golf pull request 543 and those it builds on; RoPE arX
 primer's relu² arXiv:2109.08668, Gemma 2's logit softcap arXiv:2408.00118.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,16 +37,14 @@ class Matrix(nn.Module):
         self.register_buffer("qat_shift", None, persistent=False)
         self.qat_bits = 0
 
-    def current(self, dtype: torch.dtype) -> Tensor:
+    def current(self, dtype: torch.dtype, row_scale: Tensor | None = None) -> Tensor:
         weight = self.weight if self.qat_shift is None else self.weight + self.qat_shift
-        return weight.to(dtype)
+        return (weight if row_scale is None else weight * row_scale[:, None]).to(dtype)
 
     def forward(self, x: Tensor, row_scale: Tensor | None = None) -> Tensor:
         """x (..., columns) -> (..., rows). `row_scale` (rows,) multiplies the output; it is folded into the weight, because a
         product over rows × columns, and the sum for its gradient, cost nothing beside the same over every token."""
-        if row_scale is None:
-            return F.linear(x, self.current(x.dtype))
-        return F.linear(x, (self.current(torch.float32) * row_scale[:, None]).to(x.dtype))
+        return F.linear(x, self.current(x.dtype, row_scale))
 
     def look_up(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows `ids` (B, T) as (B, T, columns)."""
@@ -52,7 +52,12 @@ class Matrix(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention of one layer. `exclusive` takes the component along each token's own value out (XSA)."""
+    """Causal self-attention of one layer. `exclusive` takes the component along each token's own value out (XSA).
+
+    `fused_heads`, where set, does the work of `heads` after one product for q, k and v (stages/core/fused_kernels.py).
+    """
+
+    fused_heads: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
 
     def __init__(self, settings: ModelSettings, exclusive: bool) -> None:
         super().__init__()
@@ -68,16 +73,22 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None, out_scale: Tensor) -> Tensor:
         """x (B, T, D), rotation cos and sin (T, rope_dims/2), value_shift (B, T, K·E) or None, out_scale (D,) -> (B, T, D)."""
         batch, tokens, _ = x.shape
-        q = self.q(x).view(batch, tokens, self.num_heads, self.head_dim)
-        k = self.k(x).view(batch, tokens, self.num_kv_heads, self.head_dim)
-        v = self.v(x) if value_shift is None else self.v(x) + value_shift
-        v = v.view(batch, tokens, self.num_kv_heads, self.head_dim)
-        q = rotate_partly(rms_norm(q), *rotation) * self.q_gain.to(x.dtype)[:, None]
-        k = rotate_partly(rms_norm(k), *rotation)
+        q, k, v = self.heads(x, rotation)
+        if value_shift is not None:
+            v = v + value_shift.view(v.shape)
         y = attend_causally(q, k, v)
         if self.exclusive:
             y = exclude_own_value(y, v)
         return self.out(y.reshape(batch, tokens, -1), out_scale)
+
+    def heads(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> q (B, T, H, E) with its gain, k and v (B, T, K, E); q and k normalised and rotated."""
+        if self.fused_heads is not None:
+            weights = torch.cat([matrix.current(x.dtype) for matrix in (self.q, self.k, self.v)])
+            return self.fused_heads(F.linear(x, weights), rotation, self.q_gain, self.num_kv_heads)
+        q, k, v = (matrix(x).unflatten(-1, (-1, self.head_dim)) for matrix in (self.q, self.k, self.v))
+        q = rotate_partly(rms_norm(q), *rotation) * self.q_gain.to(x.dtype)[:, None]
+        return q, rotate_partly(rms_norm(k), *rotation), v
 
 
 def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -127,7 +138,9 @@ def exclude_own_value(y: Tensor, v: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """out_scale · relu(x W1)² W2."""
+    """out_scale · relu(x W1)² W2. `fused`, where set, does it with the two matrices (stages/core/fused_kernels.py)."""
+
+    fused: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
@@ -135,6 +148,8 @@ class Mlp(nn.Module):
         self.down = Matrix(settings.model_dim, settings.mlp_hidden)
 
     def forward(self, x: Tensor, out_scale: Tensor) -> Tensor:
+        if self.fused is not None:
+            return self.fused(x, self.up.current(x.dtype), self.down.current(x.dtype, out_scale))
         return self.down(F.relu(self.up(x)).square(), out_scale)
 
 
