@@ -12,7 +12,7 @@ from schemas.settings import ModelSettings, ScoringSettings
 from stages.core import fused_kernels
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream
-from stages.core.model import GPT, rms_norm, rotary_angles, rotate_partly
+from stages.core.model import GPT, Matrix, mix_and_norm, rms_norm, rotary_angles, rotate_partly
 from stages.core.scoring import score
 from stages.core.training import Trainer
 
@@ -91,10 +91,25 @@ def check_kernels() -> dict[str, float]:
     ):
         for name, value, reference in zip(("y", "dx", "dup", "ddown"), values, exact, strict=True):
             result[f"mlp {which} {name}"] = relative(value, reference)
+
+    x0, resid_mix = normal(4, TOKENS, DIM), 0.5 + torch.rand(2, DIM, device="cuda")
+
+    def mix(function: Callable[..., tuple[Tensor, Tensor]], dtype: torch.dtype) -> list[Tensor]:
+        inputs = [x.to(dtype, copy=True).requires_grad_(), x0.to(dtype, copy=True).requires_grad_(), resid_mix.clone().requires_grad_()]
+        outputs = function(*inputs, 0.5)
+        return [*outputs, *torch.autograd.grad(outputs, inputs, [dy.to(dtype), x0.to(dtype)])]
+
+    exact = mix(mix_and_norm, torch.float32)
+    for which, values in (
+        ("fused", mix(fused_kernels.mix_and_norm_with_gradient, torch.bfloat16)),
+        ("plain", mix(mix_and_norm, torch.bfloat16)),
+    ):
+        for name, value, reference in zip(("mixed", "normed", "dx", "dx0", "dmix"), values, exact, strict=True):
+            result[f"mix {which} {name}"] = relative(value, reference)
     return result
 
 
-def time_kernels(tiles: list[tuple[int, int, int, int, int]]) -> dict[str, float]:
+def time_kernels(tiles: list[tuple[int, ...]]) -> dict[str, float]:
     """Milliseconds of one layer's kernels at 98,304 tokens, beside the products alone, for several tiles."""
     x, dy = (torch.randn(BATCH * TOKENS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     up, down = torch.randn(HIDDEN, DIM, device="cuda").bfloat16() * 0.05, torch.randn(DIM, HIDDEN, device="cuda").bfloat16() * 0.05
@@ -114,15 +129,15 @@ def time_kernels(tiles: list[tuple[int, int, int, int, int]]) -> dict[str, float
     fused_kernels.UP_TILE, fused_kernels.DOWN_BACKWARD_TILE = kept
     rotation = rotary_angles(TOKENS, 16, 10_000.0, torch.device("cuda"))
     qkv, gain = torch.randn(BATCH, TOKENS, 1024, device="cuda", dtype=torch.bfloat16), torch.ones(HEADS, device="cuda")
-    kept_rows = fused_kernels.ROWS_A_PROGRAM
-    for rows in (16, 32, 64, 128):
-        fused_kernels.ROWS_A_PROGRAM = rows
-        q, k, v = fused_kernels.prepare_heads(qkv, rotation, gain, KV_HEADS)
-        result[f"heads, {rows} rows"] = milliseconds(lambda: fused_kernels.prepare_heads(qkv, rotation, gain, KV_HEADS))
-        result[f"heads backward, {rows} rows"] = milliseconds(
-            lambda q=q, k=k, v=v: fused_kernels._prepare_heads_backward(q, k, v, qkv, *rotation, gain)
-        )
-    fused_kernels.ROWS_A_PROGRAM = kept_rows
+    q, k, v = fused_kernels.prepare_heads(qkv, rotation, gain, KV_HEADS)
+    result["heads"] = milliseconds(lambda: fused_kernels.prepare_heads(qkv, rotation, gain, KV_HEADS))
+    result["heads backward"] = milliseconds(lambda: fused_kernels._prepare_heads_backward(q, k, v, qkv, *rotation, gain))
+    mix = torch.rand(2, DIM, device="cuda")
+    kept_mix = fused_kernels.MIX_ROWS, fused_kernels.MIX_PROGRAMS, fused_kernels.MIX_WARPS
+    for option in ((4, 8, 4), (4, 4, 4), (2, 8, 4), (8, 4, 8), (4, 8, 8), (1, 16, 2), (2, 16, 2)):
+        fused_kernels.MIX_ROWS, fused_kernels.MIX_PROGRAMS, fused_kernels.MIX_WARPS = option
+        result[f"mix backward {option}"] = milliseconds(lambda: fused_kernels._mix_and_norm_backward(x, dy, x, dy, x, mix, 0.5))
+    fused_kernels.MIX_ROWS, fused_kernels.MIX_PROGRAMS, fused_kernels.MIX_WARPS = kept_mix
     return result
 
 
@@ -143,6 +158,9 @@ def check_agreement(trainer: Trainer, micro_batch: int) -> dict[str, float]:
     for model in (trainer.model, plain):
         model.load_state_dict(reference.state_dict())
     plain.cuda()
+    for module in trainer.model.modules():  # QAT's shifts belong to the weights that were there before
+        if isinstance(module, Matrix) and module.qat_shift is not None:
+            module.qat_shift.zero_()
     on_gpu = ids.cuda()
     repeated = on_gpu.repeat(micro_batch // 2, 1)
     result: dict[str, float] = {}

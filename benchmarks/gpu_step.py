@@ -32,7 +32,17 @@ from stages.core.training import Hooks, StepMetrics, Trainer
 
 TOKENS_A_GPU = 98_304
 VARIANTS = ("eager", "compile", "fused")
-TILES = [(256, 128, 64, 8, 3), (256, 128, 64, 8, 4), (128, 256, 64, 8, 3), (128, 128, 64, 4, 4), (128, 128, 64, 8, 4), (128, 128, 64, 8, 3)]
+TILES = [
+    (256, 128, 64, 8, 4, 1),
+    (256, 128, 64, 8, 3, 1),
+    (128, 256, 64, 8, 3, 1),
+    (128, 128, 64, 4, 3, 2),
+    (128, 128, 64, 4, 2, 2),
+    (128, 128, 64, 8, 3, 2),
+    (128, 128, 64, 8, 2, 2),
+    (128, 128, 32, 4, 4, 2),
+    (128, 128, 32, 8, 4, 2),
+]
 
 
 def settings_for(variant: str, steps: int, micro_batch: int) -> TrainSettings:

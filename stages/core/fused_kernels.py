@@ -17,13 +17,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from stages.core.model import GPT
+from stages.core.model import GPT, mix_and_norm
 
 RMS_EPS = torch.finfo(torch.float32).eps  # what F.rms_norm adds to the mean square
-ROWS_A_PROGRAM = 64
-# Tiles of the MLP's products: rows, columns, depth, warps, stages. 256 × 128 divides the record's shapes without rest.
-UP_TILE = (256, 128, 64, 8, 3)
-DOWN_BACKWARD_TILE = (256, 128, 64, 8, 3)
+ROWS_A_PROGRAM = 16
+MIX_ROWS, MIX_PROGRAMS, MIX_WARPS = 4, 8, 4  # rows at once, programs a multiprocessor, warps
+# Tiles of the MLP's products: rows, columns, depth, warps, stages, programs a multiprocessor. 128 divides the record's hidden width.
+UP_TILE = (256, 128, 64, 8, 4, 1)
+DOWN_BACKWARD_TILE = (256, 128, 64, 8, 3, 1)
 
 
 def use_fused_kernels(model: GPT, device: torch.device) -> None:
@@ -39,7 +40,11 @@ def use_fused_kernels(model: GPT, device: torch.device) -> None:
             f"{settings.model_dim} and mlp_hidden = {settings.mlp_hidden} multiples of 8: {remedy}"
         )
     for block in model.blocks:
-        block.attn.fused_heads, block.mlp.fused = prepare_heads, relu_squared_mlp
+        block.attn.fused_heads, block.mlp.fused, block.mix_and_norm = prepare_heads, relu_squared_mlp, mix_and_norm_with_gradient
+
+
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @triton.jit
@@ -150,6 +155,37 @@ def _down_backward_kernel(
         out.store([row, column], (right * tl.sqrt(square.load([row, column]).to(tl.float32))).to(out.dtype))
 
 
+@triton.jit
+def _mix_and_norm_backward_kernel(
+    dmixed, dnormed, mixed, x, x0, mix, dx, dx0, dmix, rows, scale, eps,
+    DIMS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    dim = tl.arange(0, WIDTH)[None, :]
+    keep = tl.load(mix + dim, mask=dim < DIMS, other=0.0)
+    restart = tl.load(mix + DIMS + dim, mask=dim < DIMS, other=0.0)
+    dkeep = tl.zeros((BLOCK, WIDTH), tl.float32)
+    drestart = tl.zeros((BLOCK, WIDTH), tl.float32)
+    for first in range(tl.program_id(0) * BLOCK, rows, tl.num_programs(0) * BLOCK):
+        row = first + tl.arange(0, BLOCK).to(tl.int64)[:, None]
+        inside = (row < rows) & (dim < DIMS)
+        place = row * DIMS + dim
+        own = tl.load(mixed + place, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(dnormed + place, mask=inside, other=0.0).to(tl.float32) * scale
+        direct = tl.load(dmixed + place, mask=inside, other=0.0).to(tl.float32)
+        stream = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+        start = tl.load(x0 + place, mask=inside, other=0.0).to(tl.float32)
+        root = tl.rsqrt(tl.sum(own * own, axis=1, keep_dims=True) / DIMS + eps)
+        normed = own * root
+        total = direct + root * (grad - normed * (tl.sum(grad * normed, axis=1, keep_dims=True) / DIMS))
+        tl.store(dx + place, (total * keep).to(dx.dtype.element_ty), mask=inside)
+        tl.store(dx0 + place, (total * restart).to(dx0.dtype.element_ty), mask=inside)
+        dkeep += total * stream
+        drestart += total * start
+    sums = dmix + tl.program_id(0) * (2 * DIMS) + tl.arange(0, WIDTH)
+    tl.store(sums, tl.sum(dkeep, axis=0), mask=tl.arange(0, WIDTH) < DIMS)
+    tl.store(sums + DIMS, tl.sum(drestart, axis=0), mask=tl.arange(0, WIDTH) < DIMS)
+
+
 @torch.library.custom_op("fairway::prepare_heads", mutates_args=())
 def _prepare_heads(qkv: Tensor, cos: Tensor, sin: Tensor, gain: Tensor, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, width = qkv.shape
@@ -237,15 +273,15 @@ def _(dy: Tensor, weight: Tensor, square: Tensor) -> Tensor:
     return torch.empty_like(square)
 
 
-def _launch(kernel: Any, tile: tuple[int, int, int, int, int], out: Tensor, depth: int, inputs: list[tuple[Tensor, str]]) -> None:
-    """Run a persistent product: as many programs as the GPU has multiprocessors. `inputs`: each matrix and which sides its tiles have."""
-    rows, columns, deep, warps, stages = tile
+def _launch(kernel: Any, tile: tuple[int, ...], out: Tensor, depth: int, inputs: list[tuple[Tensor, str]]) -> None:
+    """Run a persistent product. `inputs`: each matrix and which sides its tiles have."""
+    rows, columns, deep, warps, stages, resident = tile
     side = {"r": rows, "c": columns, "h": columns // 2, "d": deep}
     descriptors = [
         TensorDescriptor.from_tensor(matrix.contiguous(), [side[name] for name in sides]) for matrix, sides in [*inputs, (out, "rh")]
     ]
     tiles = triton.cdiv(out.size(0), rows) * triton.cdiv(out.size(1), columns)
-    programs = min(tiles, torch.cuda.get_device_properties(out.device).multi_processor_count if out.is_cuda else 2)
+    programs = min(tiles, resident * _multiprocessors(out.device))
     kernel[(programs,)](
         *descriptors, out.size(0), out.size(1), depth, programs, rows, columns, deep, num_warps=warps, num_stages=stages
     )  # fmt: skip
@@ -268,3 +304,45 @@ class _ReluSquaredMlp(torch.autograd.Function):
 def relu_squared_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """relu(x · upᵀ)² · downᵀ; x (B, T, D), up (F, D), down (D, F), all bfloat16 -> (B, T, D)."""
     return _ReluSquaredMlp.apply(x.flatten(0, -2), up, down).view(*x.shape[:-1], down.size(0))
+
+
+@torch.library.custom_op("fairway::mix_and_norm_backward", mutates_args=())
+def _mix_and_norm_backward(
+    dmixed: Tensor, dnormed: Tensor, mixed: Tensor, x: Tensor, x0: Tensor, mix: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dims = x.size(-1)
+    rows = x.numel() // dims
+    dx, dx0 = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2))
+    programs = min(triton.cdiv(rows, MIX_ROWS), MIX_PROGRAMS * _multiprocessors(x.device))
+    dmix = mix.new_empty(programs, *mix.shape)
+    big = [tensor.contiguous() for tensor in (dmixed, dnormed, mixed, x, x0)]
+    _mix_and_norm_backward_kernel[(programs,)](
+        *big, mix, dx, dx0, dmix, rows, scale, RMS_EPS, dims, triton.next_power_of_2(dims), MIX_ROWS, num_warps=MIX_WARPS
+    )  # fmt: skip
+    return dx, dx0, dmix.sum(0)
+
+
+@_mix_and_norm_backward.register_fake
+def _(dmixed: Tensor, dnormed: Tensor, mixed: Tensor, x: Tensor, x0: Tensor, mix: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    dx, dx0 = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2))
+    return dx, dx0, torch.empty_like(mix)
+
+
+class _MixAndNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, x0: Tensor, resid_mix: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        mixed, normed = mix_and_norm(x, x0, resid_mix, scale)
+        ctx.save_for_backward(mixed, x, x0, resid_mix)
+        ctx.scale = scale
+        return mixed, normed
+
+    @staticmethod
+    def backward(ctx: Any, dmixed: Tensor, dnormed: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+        return *_mix_and_norm_backward(dmixed, dnormed, *ctx.saved_tensors, ctx.scale), None
+
+
+def mix_and_norm_with_gradient(x: Tensor, x0: Tensor, resid_mix: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """`mix_and_norm`, left to the compiler, with a gradient in one pass: it sums over all tokens what the mix's own gradient needs
+    while it reads them for the rest, where the compiler's kernel spills its registers. x and x0 (B, T, D), resid_mix (2, D)."""
+    # The first layer's x is x0, and torch.compile takes no tensor twice here: a view is another tensor.
+    return _MixAndNorm.apply(x, x0.view(x0.shape), resid_mix, scale)

@@ -22,6 +22,13 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),))
 
 
+def mix_and_norm(x: Tensor, x0: Tensor, resid_mix: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """A block's input: x and x0 (..., D) mixed by resid_mix (2, D), and that normalised and scaled."""
+    keep, restart = resid_mix.to(x.dtype)
+    mixed = keep * x + restart * x0
+    return mixed, rms_norm(mixed) * scale
+
+
 class Matrix(nn.Module):
     """A bias-free linear map or an embedding table: float32 master weight (rows, columns), cast to the input's dtype at use.
 
@@ -154,11 +161,15 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer; its input is a learned mix of the stream x and the first layer's input x0."""
+    """One layer; its input is a learned mix of the stream x and the first layer's input x0.
+
+    `mix_and_norm` may be one with a gradient of its own (stages/core/fused_kernels.py).
+    """
 
     def __init__(self, settings: ModelSettings, layer: int) -> None:
         super().__init__()
         self.norm_scale = (layer + 1) ** -0.5 if settings.ln_scale else 1.0
+        self.mix_and_norm = mix_and_norm
         self.attn = Attention(settings, exclusive=layer >= settings.num_layers - settings.xsa_layers)
         self.mlp = Mlp(settings)
         self.attn_scale = nn.Parameter(torch.ones(settings.model_dim))
@@ -166,9 +177,8 @@ class Block(nn.Module):
         self.resid_mix = nn.Parameter(torch.stack((torch.ones(settings.model_dim), torch.zeros(settings.model_dim))))
 
     def forward(self, x: Tensor, x0: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None) -> Tensor:
-        keep, restart = self.resid_mix.to(x.dtype)
-        x = keep * x + restart * x0
-        x = x + self.attn(rms_norm(x) * self.norm_scale, rotation, value_shift, self.attn_scale)
+        x, normed = self.mix_and_norm(x, x0, self.resid_mix, self.norm_scale)
+        x = x + self.attn(normed, rotation, value_shift, self.attn_scale)
         return x + self.mlp(rms_norm(x) * self.norm_scale, self.mlp_scale)
 
 
@@ -284,6 +294,11 @@ class GPT(nn.Module):
     @torch.no_grad()
     def update_qat(self) -> None:
         """Set every shift to Q(w) − w of the present weights; called once an optimizer step while QAT is on."""
+        alike: dict[tuple[torch.Size, int], list[Matrix]] = {}
         for module in self.modules():
             if isinstance(module, Matrix) and module.qat_shift is not None:
-                module.qat_shift.copy_(fake_quantize(module.weight, module.qat_bits) - module.weight)
+                alike.setdefault((module.weight.shape, module.qat_bits), []).append(module)
+        for (_, bits), matrices in alike.items():  # together, because a GPU takes longer to start small work than to do it
+            weights = torch.stack([matrix.weight for matrix in matrices])
+            shifts = fake_quantize(weights, bits) - weights
+            torch._foreach_copy_([matrix.qat_shift for matrix in matrices], list(shifts.unbind()))
