@@ -2,19 +2,21 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from schemas.settings import ModelSettings, ScoringSettings
+from schemas.settings import ComputeSettings, DataSettings, ModelSettings, ScheduleSettings, ScoringSettings, TrainSettings
 from stages.core import fused_kernels
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT, Matrix, mix_and_norm, rms_norm, rotary_angles, rotate_partly
 from stages.core.scoring import score
-from stages.core.training import Trainer
+from stages.core.training import Hooks, StepMetrics, Trainer
 
 BATCH, TOKENS, DIM, HIDDEN, HEADS, KV_HEADS, HEAD_DIM = 48, 2048, 512, 1408, 8, 4, 64
 
@@ -25,19 +27,18 @@ def relative(value: Tensor, reference: Tensor) -> float:
     return float(difference.norm() / reference.norm().clamp_min(1e-300))
 
 
-def milliseconds(action: Callable[[], object], repeats: int = 10) -> float:
-    """Median over single launches, by events on the GPU, after three that do not count."""
-    for _ in range(3):
-        action()
+def milliseconds(action: Callable[[], object], repeats: int = 7, together: int = 10) -> float:
+    """Median time of one launch, by events around `together` of them, so that the host's share is hidden."""
     times = []
-    for _ in range(repeats):
+    for _ in range(repeats + 1):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        action()
+        for _ in range(together):
+            action()
         end.record()
         torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[repeats // 2]
+        times.append(start.elapsed_time(end) / together)
+    return sorted(times[1:])[repeats // 2]
 
 
 def plain_heads(qkv: Tensor, rotation: tuple[Tensor, Tensor], gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,6 +182,25 @@ def check_agreement(trainer: Trainer, micro_batch: int) -> dict[str, float]:
         }
     trainer.model.zero_grad(set_to_none=True)
     return result
+
+
+def check_smoke(shards: list[Path]) -> dict[str, float]:
+    """The preset `smoke`'s model for 40 steps, QAT at the end: losses on the CPU in float32 and on the GPU in bfloat16, the same data."""
+    settings = TrainSettings(
+        model=ModelSettings(
+            num_layers=3, model_dim=32, num_heads=2, num_kv_heads=1, mlp_hidden=64, rope_dims=8, xsa_layers=1,
+            value_embedding_dim=8, value_embedding_layers=(2,),
+        ),
+        schedule=ScheduleSettings(max_steps=40),
+        data=DataSettings(batch_tokens=1_024, sequence_length=64, micro_batch_sequences=8),
+    )  # fmt: skip
+    losses: dict[str, list[float]] = {}
+    for device, precision in (("cpu", "float32"), ("cuda", "bfloat16")):
+        rows: list[StepMetrics] = []
+        Trainer(replace(settings, compute=ComputeSettings(device=device, precision=precision)), shards, Hooks(step=rows.append)).run()  # type: ignore[arg-type]
+        losses[device] = [row.loss for row in rows]
+    gaps = [abs(a / b - 1) for a, b in zip(losses["cpu"], losses["cuda"], strict=True)]
+    return {"first loss": losses["cpu"][0], "last loss": losses["cpu"][-1], "largest relative gap": max(gaps), "last gap": gaps[-1]}
 
 
 def time_scoring(model: GPT, tokens: TokenStream) -> dict[str, float]:

@@ -21,10 +21,10 @@ from stages.core.model import GPT, mix_and_norm
 
 RMS_EPS = torch.finfo(torch.float32).eps  # what F.rms_norm adds to the mean square
 ROWS_A_PROGRAM = 16
-MIX_ROWS, MIX_PROGRAMS, MIX_WARPS = 4, 8, 4  # rows at once, programs a multiprocessor, warps
+MIX_ROWS, MIX_PROGRAMS, MIX_WARPS = 2, 16, 2  # rows at once, programs a multiprocessor, warps
 # Tiles of the MLP's products: rows, columns, depth, warps, stages, programs a multiprocessor. 128 divides the record's hidden width.
-UP_TILE = (256, 128, 64, 8, 4, 1)
-DOWN_BACKWARD_TILE = (256, 128, 64, 8, 3, 1)
+UP_TILE = (128, 128, 64, 4, 3, 2)
+DOWN_BACKWARD_TILE = (128, 128, 32, 4, 4, 2)
 
 
 def use_fused_kernels(model: GPT, device: torch.device) -> None:
