@@ -3,6 +3,8 @@
     python -m benchmarks.gpu_step                 # needs a Hopper GPU; torch, numpy, sentencepiece
     python -m benchmarks.gpu_step --variants eager,compile,fused,fused --checks --profile profile.txt --json results.jsonl
 
+    python -m torch.distributed.run --standalone --nproc-per-node 8 -m benchmarks.gpu_step --variants fused
+
 `fused` is what the preset does: compiled, with our own kernels. A variant given twice shows how much a run varies. QAT comes on
 in the last quarter of the steps, which must compile nothing: the compile counter is asserted.
 
@@ -12,7 +14,9 @@ rate that a large bf16 matrix product reaches on this card. Text does not matter
 
 import argparse
 import json
+import os
 import statistics
+import sys
 import tempfile
 import time
 import traceback
@@ -31,6 +35,7 @@ from stages.core.shards import ShardWriter
 from stages.core.training import Hooks, StepMetrics, Trainer
 
 TOKENS_A_GPU = 98_304
+WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 VARIANTS = ("eager", "compile", "fused")
 TILES = [(256, 128, 64, 8, 4, 1), (256, 128, 64, 8, 3, 1), (128, 256, 64, 8, 3, 1), (128, 128, 64, 4, 3, 2), (128, 128, 32, 4, 4, 2)]
 
@@ -39,19 +44,19 @@ def settings_for(variant: str, steps: int, micro_batch: int) -> TrainSettings:
     return TrainSettings(
         model=ModelSettings(),
         schedule=ScheduleSettings(max_steps=steps, warmdown_fraction=0.5, compile_warmup_steps=3),
-        data=DataSettings(batch_tokens=TOKENS_A_GPU, sequence_length=2048, micro_batch_sequences=micro_batch),
+        data=DataSettings(batch_tokens=WORLD * TOKENS_A_GPU, sequence_length=2048, micro_batch_sequences=micro_batch),
         qat=QatSettings(start_lr_scale=0.5),
         compute=ComputeSettings(
-            device="cuda", num_processes=1, threads_per_process=8, compile=variant != "eager", fused_kernels=variant == "fused"
+            device="cuda", num_processes=WORLD, threads_per_process=8, compile=variant != "eager", fused_kernels=variant == "fused"
         ),
     )
 
 
 def step_flop(settings: TrainSettings, num_parameters: int) -> float:
-    """6 operations a parameter and token, and 6·2·T·D a layer and token for causal attention, forward and backward."""
+    """A GPU's share: 6 operations a parameter and token, and 6·2·T·D a layer and token for causal attention, forward and backward."""
     model, length = settings.model, settings.data.sequence_length
     attention = 6 * model.num_layers * length * model.model_dim
-    return settings.data.batch_tokens * (6.0 * num_parameters + attention)
+    return TOKENS_A_GPU * (6.0 * num_parameters + attention)
 
 
 def matmul_rate() -> float:
@@ -80,6 +85,8 @@ def measure(settings: TrainSettings, shards: list[Path]) -> tuple[dict, Trainer]
     began = time.perf_counter()
     trainer = Trainer(settings, shards, Hooks(step=step))
     trained = trainer.run()
+    if trainer.rank > 0:
+        return {}, trainer
     assert graphs_at_step[-1] == graphs_at_step[0], "QAT compiled something again"
     assert rows[-1].qat_on
     assert not rows[len(rows) // 2].qat_on
@@ -146,6 +153,12 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="write the last variant's profile here")
     parser.add_argument("--json", type=Path, help="append results here")
     options = parser.parse_args()
+    if WORLD > 1 and (options.checks or options.profile):
+        parser.error("--checks and --profile are for one process")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        options.json = None
     rate = matmul_rate()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16 product {rate / 1e12:.0f} TFLOP/s", flush=True)
     if options.checks:
@@ -163,8 +176,10 @@ def main() -> None:
             except Exception:  # noqa: BLE001
                 print(variant, "failed:", traceback.format_exc()[-3000:], flush=True)
                 continue
+            if not result:
+                continue
             flop = step_flop(settings, sum(param.numel() for param in trainer.model.parameters()))
-            result |= {"variant": variant, "device": torch.cuda.get_device_name(), "floor_ms": flop / rate * 1000}
+            result |= {"variant": variant, "device": torch.cuda.get_device_name(), "num_gpus": WORLD, "floor_ms": flop / rate * 1000}
             shown = [round(loss, 4) for loss in result["losses"][:: max(1, options.steps // 6)]]
             print(
                 f"{variant}: {result['median_ms']:.1f} ms a step ({result['quartiles_ms'][0]:.1f}-{result['quartiles_ms'][1]:.1f}), "
@@ -175,6 +190,8 @@ def main() -> None:
                 flush=True,
             )
             keep(options, result)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
         assert trainer is not None, "no variant ran"
         last: Trainer = trainer
         if options.profile:

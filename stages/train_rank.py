@@ -36,7 +36,10 @@ def main() -> None:
         hooks = Hooks(
             _Narrator(files, settings, runtime["log_every_seconds"]), files.add_snapshot, files.checkpoint_due, files.add_checkpoint
         )
-        trainer = Trainer(settings, [Path(path) for path in job["shards"]], hooks, resume)
+        try:
+            trainer = Trainer(settings, [Path(path) for path in job["shards"]], hooks, resume)
+        except ValueError as error:  # the settings do not fit this machine or these shards
+            raise StageError(str(error)) from error
         del resume
         if trainer.rank == 0:
             _announce(trainer)

@@ -1,8 +1,8 @@
 """Triton kernels for the training step on a Hopper GPU; model.py has the same operations in plain PyTorch, as their reference.
 
 `prepare_heads` reads the product of q, k and v once and writes normalised, rotated and gained heads; `relu_squared_mlp` squares
-in the epilogue of the first product and keeps only the square, whose root is what its gradient needs. Both compute in float32
-between a bfloat16 input and output, and both are operators that torch.compile does not look into.
+in the epilogue of the first product and keeps only the square, whose root is what its gradient needs; the gradient of a block's
+mix and norm is one pass. All compute in float32 between bfloat16 input and output; torch.compile sees opaque operators.
 
 Triton comes with PyTorch's CUDA builds. Only training imports this module, so the submission needs no Triton.
 Shape legend: B batch, T tokens, N = B·T rows, D model dim, F hidden dim, H query heads, K key/value heads, E head dim.
@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from stages.core.model import GPT, mix_and_norm
+from stages.core.model import GPT, Block, mix_and_norm
 
 RMS_EPS = torch.finfo(torch.float32).eps  # what F.rms_norm adds to the mean square
 ROWS_A_PROGRAM = 16
@@ -39,7 +39,13 @@ def use_fused_kernels(model: GPT, device: torch.device) -> None:
             f"compute.fused_kernels = true: a head's {settings.head_dim} dims must be a power of two from 16, model_dim = "
             f"{settings.model_dim} and mlp_hidden = {settings.mlp_hidden} multiples of 8: {remedy}"
         )
+    install(model)
+
+
+def install(model: GPT) -> None:
+    """Put the kernels in the places that the model has for them."""
     for block in model.blocks:
+        assert isinstance(block, Block)
         block.attn.fused_heads, block.mlp.fused, block.mix_and_norm = prepare_heads, relu_squared_mlp, mix_and_norm_with_gradient
 
 

@@ -110,6 +110,8 @@ class Trainer:
             self._load(resume)
         self.network: nn.Module = self.model
         if settings.compute.compile:
+            # DistributedDataParallel would cut the graph to exchange gradients earlier; it cannot cut around gradients of our own.
+            torch._dynamo.config.optimize_ddp = False
             self.network = torch.compile(self.model, dynamic=False)  # type: ignore[assignment]
         if self.world > 1:
             device_ids = [self.device.index] if self.device.type == "cuda" else None

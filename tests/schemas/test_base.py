@@ -88,6 +88,13 @@ def test_settings_refuse_what_cannot_be_and_say_what_can(change: dict, message: 
         replace(ModelSettings(), **change)
 
 
+@pytest.mark.parametrize("change", [{"device": "cpu"}, {"precision": "float32"}])
+def test_fused_kernels_are_refused_where_they_cannot_run(change: dict) -> None:
+    on_gpu = ComputeSettings(device="cuda", fused_kernels=True)
+    with pytest.raises(ValueError, match="fused_kernels = true: they are for device = 'cuda' and precision = 'bfloat16'"):
+        replace(on_gpu, **change)
+
+
 def test_the_first_matching_rule_decides_a_format() -> None:
     rules = PRESETS["record"]().quantize.rules
     assert format_for("tok_emb.weight", rules) == "fp16"
