@@ -301,7 +301,7 @@ class _ReluSquaredMlp(torch.autograd.Function):
         return square @ down.mT
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, up, down, square = ctx.saved_tensors
         dh = _down_backward(dy, down, square)
         return dh @ up, dh.mT @ x, dy.mT @ square
@@ -343,7 +343,7 @@ class _MixAndNorm(torch.autograd.Function):
         return mixed, normed
 
     @staticmethod
-    def backward(ctx: Any, dmixed: Tensor, dnormed: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, dmixed: Tensor, dnormed: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         return *_mix_and_norm_backward(dmixed, dnormed, *ctx.saved_tensors, ctx.scale), None
 
 

@@ -294,11 +294,10 @@ class GPT(nn.Module):
     @torch.no_grad()
     def update_qat(self) -> None:
         """Set every shift to Q(w) − w of the present weights; called once an optimizer step while QAT is on."""
-        alike: dict[tuple[torch.Size, int], list[Matrix]] = {}
+        alike: dict[tuple[torch.Size, int], list[tuple[Tensor, Tensor]]] = {}
         for module in self.modules():
             if isinstance(module, Matrix) and module.qat_shift is not None:
-                alike.setdefault((module.weight.shape, module.qat_bits), []).append(module)
-        for (_, bits), matrices in alike.items():  # together, because a GPU takes longer to start small work than to do it
-            weights = torch.stack([matrix.weight for matrix in matrices])
-            shifts = fake_quantize(weights, bits) - weights
-            torch._foreach_copy_([matrix.qat_shift for matrix in matrices], list(shifts.unbind()))
+                alike.setdefault((module.weight.shape, module.qat_bits), []).append((module.weight, module.qat_shift))
+        for (_, bits), pairs in alike.items():  # together, because a GPU takes longer to start small work than to do it
+            weights = torch.stack([weight for weight, _ in pairs])
+            torch._foreach_copy_([shift for _, shift in pairs], list((fake_quantize(weights, bits) - weights).unbind()))

@@ -10,7 +10,7 @@ from presets import PRESETS
 from schemas.base import Schema, Volatile, fingerprint
 from schemas.files import FileRef, SourceFile
 from schemas.pipeline import PipelineSpec
-from schemas.settings import ModelSettings, TrainSettings, format_for, from_dict
+from schemas.settings import ComputeSettings, ModelSettings, TrainSettings, format_for, from_dict
 
 HASH = "a" * 64
 
