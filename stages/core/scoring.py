@@ -101,7 +101,9 @@ def score(
 
 def _nll(model: GPT, ids: Tensor, num_scored: int, dtype: torch.dtype) -> Tensor:
     """Nats of the last `num_scored` targets of each row of ids (B, T+1) -> (B, num_scored)."""
-    hidden = model.hidden(ids[:, :-1], dtype, num_scored)
+    # A GPU's causal attention takes as many queries as keys; another call there, with a mask, has not been measured.
+    num_last = num_scored if ids.device.type == "cpu" else None
+    hidden = model.hidden(ids[:, :-1], dtype, num_last)[:, -num_scored:]
     logits = model.logits(hidden)
     return F.cross_entropy(logits.flatten(0, 1), ids[:, -num_scored:].flatten(), reduction="none").view(len(ids), num_scored)
 
