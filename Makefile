@@ -2,7 +2,7 @@
 # make test   install, then all tests
 # make lint   install, then ruff, mypy and the import contracts
 # make faults strike real runs in every way that docs/reliability.md names, and write its table
-# make bench  all benchmarks in one table, written to docs/performance.md; 25 minutes on two quiet cores
+# make bench  all benchmarks in one table, written to docs/performance.md
 # make lock   write requirements.lock from what .venv holds now
 #
 # FAIRWAY_STORE names another store; PRESET another preset.

@@ -21,7 +21,7 @@ from schemas.settings import (
 )
 from schemas.tokenize_corpus import FirstDocuments, ShardsCorpus, TokenizerSpec, TokenizeSpec
 
-EIGHT_GPUS = ComputeSettings(device="cuda", num_processes=8, threads_per_process=8, compile=True)
+EIGHT_GPUS = ComputeSettings(device="cuda", num_processes=8, threads_per_process=8)
 
 
 def record() -> PipelineSpec:
@@ -42,7 +42,7 @@ def record() -> PipelineSpec:
             snapshots=SnapshotSettings(start_lr_scale=0.2, every_fraction=None, every_steps=50),
             # Every averaged snapshot sees the grid: QAT begins where the averaging window does.
             qat=QatSettings(start_lr_scale=0.2),
-            compute=replace(EIGHT_GPUS, fused_kernels=True),
+            compute=replace(EIGHT_GPUS, compile=True, fused_kernels=True),
         ),
         merge=MergeSpec(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring, compute=EIGHT_GPUS),
         quantize=QuantizerSettings(),

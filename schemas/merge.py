@@ -1,9 +1,9 @@
 """Merging: snapshots in; one model and its score before and after out."""
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 
 from schemas.base import Schema, Volatile
-from schemas.evaluate import Score
+from schemas.evaluate import Score, only_scores
 from schemas.files import FileRef
 from schemas.settings import AveragingSettings, ComputeSettings, ModelSettings, ScoringSettings
 
@@ -12,6 +12,8 @@ class MergeSpec(Schema):
     averaging: AveragingSettings = Field(default_factory=AveragingSettings, description="which snapshots, and how")
     scoring: ScoringSettings = Field(default_factory=ScoringSettings, description="how last iterate and merged model are scored")
     compute: ComputeSettings = Field(default_factory=ComputeSettings, description="where they are scored")
+
+    _scores_only = field_validator("compute")(only_scores)
 
 
 class MergedModel(Schema):

@@ -7,11 +7,8 @@ The spec is the run's whole PipelineSpec. A technique without effect is a warnin
 
 import logging
 
-import pyarrow.parquet as pq
-
 from schemas.audit import Audit, Finding
 from schemas.check_size import SizeReport
-from schemas.errors import StageError
 from schemas.evaluate import Evaluation
 from schemas.merge import MergedModel
 from schemas.package import Package
@@ -19,10 +16,11 @@ from schemas.pipeline import PipelineSpec
 from schemas.quantize import PackedModel
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Checkpoints
-from stages.auditing.evidence import Columns, Evidence, Records, gather
+from stages.auditing.evidence import Evidence, Records, gather
 from stages.auditing.model_findings import model_findings
 from stages.auditing.shipping_findings import shipping_findings
 from stages.auditing.training_findings import training_findings
+from stages.training_metrics import read_metrics
 from stages.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -42,7 +40,9 @@ def audit(
     work: Workspace,
 ) -> Audit:
     """The findings, the model's first. Raises StageError when the training metrics lack a column or hold no step."""
-    records = Records(spec, tokenized, trained, merged, packed, package, size, evaluation, _metrics(trained, work))
+    records = Records(
+        spec, tokenized, trained, merged, packed, package, size, evaluation, read_metrics(work.read(trained.metrics), METRIC_COLUMNS)
+    )
     evidence = gather(records, work)
     found = Audit(findings=tuple(all_findings(evidence)), probe_tokens=evidence.shipped.windows.num_tokens)
     for finding in found.warnings:
@@ -52,14 +52,6 @@ def audit(
 
 def all_findings(evidence: Evidence) -> list[Finding]:
     return [*model_findings(evidence), *training_findings(evidence), *shipping_findings(evidence)]
-
-
-def _metrics(trained: Checkpoints, work: Workspace) -> Columns:
-    table = pq.read_table(work.read(trained.metrics))
-    missing = [name for name in METRIC_COLUMNS if name not in table.column_names]
-    if missing or not table.num_rows:
-        raise StageError(f"training metrics {trained.metrics.name}: {'no column ' + ', '.join(missing) if missing else 'no step in it'}")
-    return {name: table.column(name).to_numpy() for name in METRIC_COLUMNS}
 
 
 if __name__ == "__main__":

@@ -32,9 +32,8 @@ from stages.core.bits_per_byte import TokenBytes, count_bytes, load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import BOS_ID, Block
 from stages.core.packing import unpack
+from stages.training_metrics import Columns
 from stages.workspace import Workspace
-
-Columns = dict[str, np.ndarray]
 
 LEARNED_SHARE = 1e-3
 """A tensor whose `learned_rms` is below this share of its initial rms counts as one that did not learn."""

@@ -8,7 +8,9 @@ from pydantic import ValidationError
 
 from presets import PRESETS
 from schemas.base import Schema, Volatile, fingerprint
+from schemas.evaluate import EvaluateSpec
 from schemas.files import FileRef, SourceFile
+from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.settings import ComputeSettings, ModelSettings, TrainSettings, format_for, from_dict
 
@@ -111,3 +113,10 @@ def test_units_and_help_are_there_for_every_setting() -> None:
                 walk(type(value))
 
     walk(TrainSettings)
+
+
+@pytest.mark.parametrize("spec", [EvaluateSpec, MergeSpec])
+@pytest.mark.parametrize("name", ["compile", "fused_kernels"])
+def test_what_only_training_does_is_refused_where_nothing_trains(spec: type, name: str) -> None:
+    with pytest.raises(ValidationError, match=f"{name} = true: only training does that"):
+        spec(compute=ComputeSettings(device="cuda", **{name: True}))

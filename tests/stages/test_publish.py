@@ -22,9 +22,10 @@ from schemas.quantize import ClipShare, PackedModel, TensorReport
 from schemas.settings import ModelSettings
 from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
 from schemas.train import Checkpoints, ParameterChange, ParameterGroup, Snapshot, TrainTimings
-from stages.publish import publish, read_metrics
+from stages.publish import METRIC_COLUMNS, publish
 from stages.report import content, plots
 from stages.source import reachable_modules, templates
+from stages.training_metrics import read_metrics
 from stages.workspace import Workspace
 
 STEPS = 60
@@ -279,10 +280,10 @@ def test_metrics_without_a_column_or_a_step_are_refused(make_workspace: Callable
     folder = make_workspace().out_dir
     pq.write_table(pa.table({"step": [1]}), folder / "a.parquet")
     with pytest.raises(StageError, match="no column loss"):
-        read_metrics(folder / "a.parquet")
+        read_metrics(folder / "a.parquet", METRIC_COLUMNS)
     pq.write_table(pa.table(_metrics()).slice(0, 0), folder / "b.parquet")
     with pytest.raises(StageError, match="no step"):
-        read_metrics(folder / "b.parquet")
+        read_metrics(folder / "b.parquet", METRIC_COLUMNS)
 
 
 def test_a_themed_plot_takes_its_colours_from_the_page_and_an_unthemed_one_brings_them(published: Callable[..., str]) -> None:
