@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Figure, Samples, compared, parser_for, report
-from benchmarks.workers import OURS, SPINNING, WAITING, Worker, demo_tokens, serve, shard_paths, workers
+from benchmarks.workers import Worker, demo_tokens, serve, shard_paths, sides, workers
 from presets import load_preset
 
 GOAL_RATIO = 1.5
@@ -24,7 +24,6 @@ LENGTH, STRIDE = 2048, 64
 # preset of the model, windows in a run, windows in a batch of the plain loop (what fits the memory of a script's GPU fits here)
 MODELS = (("demo", 48, 32), ("record", 12, 8))
 IDENTITY_WINDOWS = 4
-SIDES = {"ours": OURS, "spinning": SPINNING, "waiting": WAITING}
 
 
 def answer_as(side: str) -> Any:
@@ -143,7 +142,7 @@ def main() -> None:
         return
     shard_paths("val")  # made once, not by every worker
     figures = []
-    with workers("evaluation", {side: SIDES[side] for side in SIDES if side != "spinning" or not options.quick}) as team:
+    with workers("evaluation", sides(options.quick)) as team:
         for preset, windows, batch in MODELS[:1] if options.quick else MODELS:
             figures += compare(team, preset, 4 if options.quick else windows, batch, options.runs)
     report(figures, options.json)

@@ -128,6 +128,7 @@ def chain_by_hand(folder: Path) -> None:
     results["package"] = run("package", spec.package, packed=results["packed"])
     results["size"] = run("check_size", spec.check_size, package=results["package"], packed=results["packed"])
     results["evaluation"] = run("evaluate", spec.evaluate, package=results["package"], tokenized=results["tokenized"])
+    results["audit"] = run("audit", spec, **results)
     provenance = tuple(outcome.record.provenance for outcome in outcomes)
     run("publish", PublishSpec(title="by hand", run_name="by-hand", settings=(), provenance=provenance), **results)
 

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.common import ROOT, Figure, parser_for, report, timed
 from benchmarks.tokenization import run_ours, spec_for, write_corpus
 from benchmarks.training import UNTIMED_STEPS, settings_for, train_ours
-from benchmarks.workers import OURS, demo_tokens, shard_paths
+from benchmarks.workers import demo_tokens, our_environment, shard_paths
 from presets import load_preset
 from schemas.runtime import RunOptions
 from schemas.settings import ComputeSettings, ScoringSettings
@@ -260,10 +260,10 @@ def main() -> None:
         report([checkpoints(options.steps)], options.json)
     else:
         report([*processes(options.runs), *tokenization(options.megabytes, options.plot)], options.json)
-        # In a process with the environment of a stage's: threads that wait, memory that is kept.
+        # In a process with the environment of a stage's: how threads wait, memory that is kept.
         command = [sys.executable, "-m", "benchmarks.scaling", "--checkpoints", "--steps", str(options.steps)]
         command += ["--json", str(options.json)] if options.json else []
-        subprocess.run(command, cwd=ROOT, env={**os.environ, **OURS, "PYTHONPATH": str(ROOT)}, check=True)
+        subprocess.run(command, cwd=ROOT, env={**os.environ, **our_environment(), "PYTHONPATH": str(ROOT)}, check=True)
 
 
 if __name__ == "__main__":

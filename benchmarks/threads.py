@@ -2,8 +2,8 @@
 
     python -m benchmarks.threads [--runs 5] [--json results.jsonl]
 
-Each way of waiting is an environment of our training process; stages/launch.py sets the first one. No part of `make bench`:
-it informs docs/decisions/0007-threads-wait.md.
+Each way of waiting is an environment of our training process; stages/launch.py chooses between two of them by what the cores do. No
+part of `make bench`: it informs docs/decisions/0007-threads-spin-or-wait.md.
 """
 
 import subprocess
@@ -13,13 +13,13 @@ from contextlib import contextmanager
 
 from benchmarks.common import Figure, Samples, parser_for, report
 from benchmarks.training import SEEDS
-from benchmarks.workers import OURS, Worker, shard_paths
+from benchmarks.workers import Worker, shard_paths
+from stages.launch import MEMORY, WAIT
 
-WITHOUT = {key: value for key, value in OURS.items() if key != "OMP_WAIT_POLICY"}
 WAYS = {
-    "passive": OURS,
-    **{f"spins {count:,} times": {**WITHOUT, "GOMP_SPINCOUNT": str(count)} for count in (100, 500, 2_000, 10_000)},
-    "default": WITHOUT,
+    "passive": {**MEMORY, **WAIT},
+    **{f"spins {count:,} times": {**MEMORY, "GOMP_SPINCOUNT": str(count)} for count in (100, 500, 2_000, 10_000)},
+    "default": MEMORY,
 }
 
 

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Figure, Samples, compared, parser_for, report
-from benchmarks.workers import OURS, SPINNING, WAITING, Worker, serve, shard_paths, workers
+from benchmarks.workers import Worker, serve, shard_paths, sides, workers
 from presets import load_preset
 from schemas.settings import TrainSettings
 
 GOAL_RATIO = 1.5
 UNTIMED_STEPS = 3
-SIDES = {"ours": OURS, "spinning": SPINNING, "waiting": WAITING}
 # tokens in a batch, sequences in one of our forward passes, timed steps of a run
 SHAPES = ((2_048, 8, 40), (16_384, 32, 10))
 SEEDS = (1337, 1, 2, 3, 4, 5, 6, 7)
@@ -143,7 +142,7 @@ def main() -> None:
         return
     shard_paths("train")  # made once, not by every worker
     figures = []
-    with workers("training", {side: SIDES[side] for side in SIDES if side != "spinning" or not options.quick}) as team:
+    with workers("training", sides(options.quick)) as team:
         for batch_tokens, micro_batch, num_steps in SHAPES:
             figures += compare(team, batch_tokens, micro_batch, 3 if options.quick else num_steps, options.runs)
     report(figures, options.json)

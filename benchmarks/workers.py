@@ -16,9 +16,10 @@ from typing import Any
 from benchmarks.common import ROOT
 from presets import load_preset
 from schemas.runtime import RunOptions
+from schemas.settings import ComputeSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.corpora import locate
-from stages.launch import CHILD_DEFAULTS
+from stages.launch import MEMORY, SPIN_BRIEFLY, WAIT, waiting
 from stages.runner import run_stage
 from stages.store import Store
 
@@ -27,7 +28,7 @@ class Worker:
     """`ask` sends a request and waits for the answer; the other workers sleep meanwhile."""
 
     def __init__(self, module: str, side: str, threads: int, environment: dict[str, str]) -> None:
-        clean = {key: value for key, value in os.environ.items() if key not in CHILD_DEFAULTS}
+        clean = {key: value for key, value in os.environ.items() if key not in {*MEMORY, *SPIN_BRIEFLY, *WAIT}}
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"benchmarks.{module}", "--worker", side],
             stdin=subprocess.PIPE,
@@ -73,12 +74,14 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         print(json.dumps(answer(json.loads(line))), flush=True)
 
 
-OURS = dict(CHILD_DEFAULTS)
-"""The environment that stages/launch.py gives our processes."""
-SPINNING: dict[str, str] = {}
-"""A plain script's: OpenMP's threads spin at barriers."""
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""A plain script's, with the one setting that helps it on a busy machine."""
+def our_environment() -> dict[str, str]:
+    """What stages/launch.py would now give a process of two threads."""
+    return {**MEMORY, **waiting(ComputeSettings(threads_per_process=2))}
+
+
+def sides(quick: bool) -> dict[str, dict[str, str]]:
+    """Ours, and the plain script's two ways: OpenMP's default of spinning at barriers, and waiting, which helps on a busy machine."""
+    return {"ours": our_environment(), **({} if quick else {"spinning": {}}), "waiting": WAIT}
 
 
 def demo_tokens() -> tuple[Store, TokenizedCorpus]:

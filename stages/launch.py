@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from schemas.errors import SpecError, StageError
 from schemas.settings import ComputeSettings
 from stages.stopping import stopping
@@ -29,13 +31,14 @@ log = logging.getLogger(__name__)
 
 PROGRESS_MARK = "@progress "
 TERM_GRACE_SECONDS = 12.0
-# How training and scoring run best, unless the environment says otherwise. Neither changes a number.
-CHILD_DEFAULTS = {
-    # With OpenMP's default of spinning at barriers, one other busy program on the machine slows training ten times and more.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    # Large pages, and memory of freed tensors kept: a seventh of a training step on the CPU was page faults (docs/log.md).
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296",
-}
+# How training and scoring run best, unless the environment says otherwise. None of it changes a number.
+# Large pages, and memory of freed tensors kept: a seventh of a training step on the CPU was page faults (docs/log.md).
+MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"}
+# OpenMP's threads at a barrier: on idle cores a short spin halves a training step, beside another busy program it doubles it, and
+# OpenMP's own long spin makes it worse still (docs/decisions/0007-threads-spin-or-wait.md).
+SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "2000"}
+WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}
+_LOOK_SECONDS = 0.25
 _TAIL_LINES = 30
 _MEETING_BYTES = 256 * 1024
 _KINDS = {"SpecError": SpecError, "StageError": StageError, "StorageError": StorageError}
@@ -140,9 +143,11 @@ def run_child(command: Sequence[str], compute: ComputeSettings, progress: Progre
 
     Returns the last lines. Raises ChildFailedError on a non-zero exit, TimeoutError after `timeout` seconds.
     """
+    given = options.pop("env", os.environ)
     environment = {
-        **CHILD_DEFAULTS,
-        **options.pop("env", os.environ),
+        **MEMORY,
+        **({} if {*SPIN_BRIEFLY, *WAIT} & {*given} else waiting(compute)),
+        **given,
         "OMP_NUM_THREADS": str(compute.threads_per_process),
         "PYTHONUNBUFFERED": "1",
     }
@@ -182,6 +187,13 @@ def run_child(command: Sequence[str], compute: ComputeSettings, progress: Progre
         ending = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
         raise ChildFailedError(f"the stage's process ended with {ending}; its last lines:\n" + "\n".join(tail))
     return list(tail)
+
+
+def waiting(compute: ComputeSettings) -> dict[str, str]:
+    """How threads should wait at barriers, by what the machine's cores do just now: SPIN_BRIEFLY where those to be used are idle."""
+    idle_cores = (1 - psutil.cpu_percent(_LOOK_SECONDS) / 100) * (psutil.cpu_count() or 1)
+    wanted = compute.num_processes * compute.threads_per_process
+    return SPIN_BRIEFLY if idle_cores > wanted - 0.5 else WAIT
 
 
 def _handle(line: str, tail: deque[str], progress: Progress) -> None:

@@ -1,5 +1,6 @@
 """Child processes: results come back, errors keep their kind, and nobody outlives the caller. Real processes throughout."""
 
+import json
 import os
 import signal
 import subprocess
@@ -44,6 +45,29 @@ def test_lines_are_logged_and_progress_is_reported() -> None:
     tail = run_child(python("print('hello'); print('@progress 2 5 windows, sliding')"), ONE, lambda *p: seen.append(p), None)
     assert tail == ["hello"]
     assert seen == [(2.0, 5.0, "windows, sliding")]
+
+
+@pytest.mark.parametrize(
+    ("busy_percent", "cores", "given", "expected"),
+    [
+        (0.0, 2, {}, ["2000", None]),
+        (20.0, 2, {}, ["2000", None]),
+        (50.0, 2, {}, [None, "PASSIVE"]),
+        (50.0, 8, {}, ["2000", None]),
+        (0.0, 1, {}, [None, "PASSIVE"]),
+        (0.0, 2, {"OMP_WAIT_POLICY": "ACTIVE"}, [None, "ACTIVE"]),
+        (90.0, 2, {"GOMP_SPINCOUNT": "7"}, ["7", None]),
+    ],
+)
+def test_threads_spin_briefly_on_idle_cores_only_unless_the_environment_decides(
+    busy_percent: float, cores: int, given: dict[str, str], expected: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: busy_percent)
+    monkeypatch.setattr("psutil.cpu_count", lambda: cores)
+    environment = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | given
+    code = "import json, os; print(json.dumps([os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY')]))"
+    tail = run_child(python(code), ComputeSettings(threads_per_process=2), no_progress, None, env=environment)
+    assert json.loads(tail[-1]) == expected
 
 
 def test_a_failed_child_is_transient_and_shows_its_last_lines() -> None:
