@@ -23,7 +23,7 @@ PLOT = ROOT / "docs" / "images" / "tokenization-scaling.png"
 _BEGIN, _END = "<!-- make bench writes from here -->\n", "<!-- to here -->\n"
 # module -> arguments in full, arguments to see that it works
 PARTS = {
-    "tokenization": (["--megabytes", "50"], ["--runs", "1", "--megabytes", "2"]),
+    "tokenization": (["--megabytes", "100"], ["--runs", "1", "--megabytes", "2"]),
     "training": ([], ["--runs", "2", "--quick"]),
     "quantization": ([], ["--runs", "1"]),
     "evaluation": ([], ["--runs", "1", "--quick"]),
