@@ -31,7 +31,7 @@ from flows.cli_base import (
 
 @app.command()
 def run(
-    preset: Annotated[str, typer.Option(help="smoke, demo, record or reference")] = "demo",
+    preset: Annotated[str, typer.Option(help="smoke, demo, medium, record or reference")] = "demo",
     set_: Overrides = None,
     seed: Seed = None,
     processes: Processes = None,
@@ -145,7 +145,7 @@ def up(
 
 @app.command()
 def validate_seeds(
-    preset: Annotated[str, typer.Option(help="smoke, demo, record or reference")] = "demo",
+    preset: Annotated[str, typer.Option(help="smoke, demo, medium, record or reference")] = "demo",
     set_: Overrides = None,
     ledger: Annotated[str, typer.Option(help="name of the ledger; empty: the preset's")] = "",
     new: Annotated[int, typer.Option(min=0, max=100, help="new seeds to train now; failed ones are tried again besides")] = 1,

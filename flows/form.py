@@ -21,7 +21,7 @@ from schemas.settings import FormatRule
 F = TypeVar("F", bound=Callable[..., Any])
 
 AS_IT_IS: Final = "as it is"
-Preset = Literal["smoke", "demo", "record", "reference"]
+Preset = Literal["smoke", "demo", "medium", "record", "reference"]
 Bits = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8"]
 BitsOrNone = Literal["as it is", "int2", "int3", "int4", "int5", "int6", "int7", "int8"]
 FormatOrNone = Literal["as it is", "int4", "int5", "int6", "int7", "int8", "fp16", "fp32"]
