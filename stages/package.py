@@ -14,12 +14,11 @@ from pathlib import PurePosixPath
 from schemas.errors import StageError
 from schemas.package import BLOB_NAME, SCRIPT_NAME, Package, PackageSpec
 from schemas.quantize import PackedModel
-from stages.bundle import bundle, imported_packages
+from stages.bundle import ENTRY_MODULE, bundle, imported_packages
 from stages.workspace import DamagedFileError, Workspace
 
 log = logging.getLogger(__name__)
 
-ENTRY_MODULE = "stages.core.submission"
 ALLOWED_PACKAGES = frozenset({"torch", "numpy", "sentencepiece", "zstandard"})
 FOLDER_NAME = "package"
 

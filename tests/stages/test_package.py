@@ -15,6 +15,7 @@ from schemas.merge import MergedModel
 from schemas.package import PackageSpec
 from schemas.quantize import PackedModel
 from schemas.settings import QuantizerSettings, ScoringSettings
+from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.scoring import score
@@ -28,8 +29,8 @@ MakeWorkspace = Callable[..., Workspace]
 
 
 @pytest.fixture
-def packed(tiny_merged: MergedModel, make_workspace: MakeWorkspace) -> PackedModel:
-    return quantize(QuantizerSettings(), tiny_merged, make_workspace("quantize"))
+def packed(tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace) -> PackedModel:
+    return quantize(QuantizerSettings(), tiny_merged, tiny_tokens, make_workspace("quantize"))
 
 
 @pytest.fixture
