@@ -85,6 +85,11 @@ def form_overrides(spec: PipelineSpec, fields: Mapping[str, Any]) -> list[str]:
     if "clip_candidates" in filled:
         changes.append(clip_override(filled["clip_candidates"]))
     chosen = {name: filled[name] for name in _FORMATS if name in filled}
+    for name in ("bits", "edge_bits"):
+        if name in chosen and spec.quantize.method == "ecsq":
+            raise SpecError(
+                f"{name} = {chosen[name]}: the preset's quantization, ecsq, chooses its steps itself; set its loss or limit instead"
+            )
     for section, rules in (("quantize", spec.quantize.rules), ("train.qat", spec.train.qat.rules)):
         changes += format_overrides(f"{section}.rules", rules, chosen)
     return changes
