@@ -25,7 +25,7 @@ from schemas.settings import (
 )
 from schemas.tokenize_corpus import FirstDocuments, ShardsCorpus, TokenizerSpec, TokenizeSpec
 
-CODED_RULES = (FormatRule("*.weight", "int8"), FormatRule("*", "fp32"))
+CODED_RULES = (FormatRule("tok_emb.weight", "int8"), FormatRule("*.weight", "int8"), FormatRule("*", "fp32"))
 EIGHT_GPUS = ComputeSettings(device="cuda", num_processes=8, threads_per_process=8, compile=True)
 
 

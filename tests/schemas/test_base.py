@@ -89,7 +89,7 @@ def test_settings_refuse_what_cannot_be_and_say_what_can(change: dict, message: 
 
 
 def test_the_first_matching_rule_decides_a_format() -> None:
-    rules = PRESETS["record"]().quantize.rules
+    rules = PRESETS["reference"]().quantize.rules
     assert format_for("tok_emb.weight", rules) == "fp16"
     assert format_for("blocks.0.attn.q.weight", rules) == format_for("blocks.10.mlp.up.weight", rules) == "int8"
     assert format_for("blocks.1.attn.q.weight", rules) == "int6"

@@ -48,7 +48,7 @@ def collect_statistics(
     num_tokens = 0
     try:
         for module, look_up in look_ups.items():
-            module.look_up = look_up  # type: ignore[method-assign]
+            module.look_up = look_up  # type: ignore[method-assign, assignment]
         for done, ids in enumerate(batches, start=1):
             predictions = torch.log_softmax(model.logits(model.hidden(ids[:, :-1])), dim=-1).flatten(0, 1)
             drawn = torch.multinomial(predictions.detach().exp(), 1, generator=generator)
