@@ -162,7 +162,9 @@ def _entropy(counts: np.ndarray) -> float:
 
 def _log_gain(packed: PackedModel) -> None:
     log.info("quantized %s parameters by %s into %s bytes", f"{packed.num_parameters:,}", packed.method, f"{packed.blob_bytes:,}")
-    if packed.method == "round_to_nearest":
+    if packed.method == "ecsq":
+        log.info("%.2f bits a parameter, everything included", 8 * packed.blob_bytes / packed.num_parameters)
+    if packed.method in ("ecsq", "round_to_nearest"):
         return
     squared = sum(row.num_elements * row.rms_error**2 for row in packed.tensors if row.clips)
     squared_plain = sum(row.num_elements * row.rms_error_round_to_nearest**2 for row in packed.tensors if row.clips)

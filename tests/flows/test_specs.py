@@ -10,7 +10,7 @@ def test_a_fit_is_told_the_bytes_of_the_script_that_will_ship() -> None:
     assert quantize_spec(spec) == replace(spec.quantize, fit=replace(spec.quantize.fit, code_bytes=len(source.encode())))
     shorter = quantize_spec(resolve("record", ["package.keep_comments=false"])).fit.code_bytes
     assert shorter is not None
-    assert shorter < len(source.encode()) / 1.3
+    assert shorter < 0.8 * len(source.encode())
 
 
 def test_without_a_limit_or_with_bytes_given_nothing_is_added() -> None:
