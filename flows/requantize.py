@@ -105,6 +105,8 @@ def requantize(
         chosen["embedding_format"] = "int8"
     common += format_overrides("quantize.rules", earlier.spec.quantize.rules, {k: v for k, v in chosen.items() if v != AS_IT_IS})
     variants = _variants(earlier, bits, clip_grids, methods, [*common, *overrides])
+    if limit_bytes is not None:
+        variants = [(f"at most {limit_bytes:,} bytes", changes) for _, changes in variants]
     _check(store, earlier, [changes for _, changes in variants])
     log.info("%s: %d variants of the quantization, %d side by side", earlier.name, len(variants), min(at_once, len(variants)))
     states = _run_variants([partial(_run_variant, earlier.run_id, changes, options) for _, changes in variants], at_once)
