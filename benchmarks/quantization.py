@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="alternating runs of each side (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="append the figures to this file as one JSON line")
     options = parser.parse_args()
-    state, settings = weights_of_record(), load_preset("record").quantize
+    state, settings = weights_of_record(), QuantizerSettings()
     num_parameters = sum(tensor.numel() for tensor in state.values())
 
     ours_seconds, plain_seconds = [], []
