@@ -2,6 +2,7 @@
 # make test   install, then all tests
 # make lint   install, then ruff, mypy and the import contracts
 # make faults strike real runs in every way that docs/reliability.md names, and write its table
+# make bench  all benchmarks in one table, written to docs/performance.md
 # make lock   write requirements.lock from what .venv holds now
 #
 # FAIRWAY_STORE names another store; PRESET another preset.
@@ -15,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 PRESET ?= demo
 export FAIRWAY_STORE ?= $(ROOT)/.fairway
 
-.PHONY: run test lint lock faults
+.PHONY: run test lint lock faults bench
 
 run: $(INSTALLED)
 	@"$(BIN)/fairway" run --preset $(PRESET)
@@ -25,6 +26,9 @@ test: $(INSTALLED)
 
 faults: $(INSTALLED)
 	@cd "$(ROOT)" && .venv/bin/python -m benchmarks.faults
+
+bench: $(INSTALLED)
+	@cd "$(ROOT)" && .venv/bin/python -m benchmarks
 
 lint: $(INSTALLED)
 	@cd "$(ROOT)" && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

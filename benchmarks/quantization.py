@@ -7,30 +7,19 @@ magnitudes as clip, the tensor rounded, its mean squared error taken, and the be
 alternate; the figures are medians. Compression is no part of the comparison and is timed apart.
 """
 
-import argparse
-import json
-import platform
-import statistics
-import subprocess
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from benchmarks.common import Figure, alternate, compared, parser_for, report, timed
 from presets import load_preset
 from schemas.settings import QuantizerSettings, format_for
 from stages.core.model import GPT
 from stages.core.packing import pack
 from stages.core.quantizers.methods import quantize_state
 from stages.core.quantizers.quantized import QuantizedModel, bits_of
-
-T = TypeVar("T")
 
 PLAIN_QUANTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
 LIMIT_RATIO = 10.0
@@ -69,12 +58,6 @@ def plain_quantize(state: dict[str, Tensor], settings: QuantizerSettings) -> dic
     return result
 
 
-def timed(work: Callable[[], T]) -> tuple[float, T]:
-    started = time.perf_counter()
-    result = work()
-    return time.perf_counter() - started, result
-
-
 def tensors_with_more_error(state: dict[str, Tensor], ours: QuantizedModel, plain: dict[str, Tensor]) -> list[str]:
     """Names of tensors whose squared error is larger on our side."""
 
@@ -84,60 +67,31 @@ def tensors_with_more_error(state: dict[str, Tensor], ours: QuantizedModel, plai
     return [tensor.name for tensor in ours.tensors if error(tensor.dequantized(), tensor.name) > error(plain[tensor.name], tensor.name)]
 
 
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quantization", description="Clip search for each row against the plain way."
-    )
-    parser.add_argument("--runs", type=int, default=5, help="alternating runs of each side (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="append the figures to this file as one JSON line")
-    options = parser.parse_args()
+    options = parser_for("quantization", "Clip search for each row against the plain way.").parse_args()
     state, settings = weights_of_record(), QuantizerSettings()
     num_parameters = sum(tensor.numel() for tensor in state.values())
+    results: dict[str, Any] = {}
 
-    ours_seconds, plain_seconds = [], []
-    for _ in range(options.runs):
-        seconds, ours = timed(lambda: quantize_state(state, settings))
-        ours_seconds.append(seconds)
-        seconds, plain = timed(lambda: plain_quantize(state, settings))
-        plain_seconds.append(seconds)
-    worse = tensors_with_more_error(state, ours, plain)
-    pack_seconds, blob = timed(lambda: pack(ours, {}, settings.zstd_level))
+    def ours() -> None:
+        results["ours"] = quantize_state(state, settings)
 
-    median_ours, median_plain = statistics.median(ours_seconds), statistics.median(plain_seconds)
-    ratio = median_plain / median_ours
-    table = Table(title=f"Quantizing {num_parameters:,} parameters, median of {options.runs} alternating runs")
-    for column in ("", "seconds", "min to max"):
-        table.add_column(column, justify="left" if not column else "right")
-    for label, samples in (
-        (f"ours: {len(settings.clip_candidates)} clip ratios for each row", ours_seconds),
-        (f"plain: {len(PLAIN_QUANTILES)} quantiles for each tensor", plain_seconds),
-    ):
-        table.add_row(label, f"{statistics.median(samples):.3f}", f"{min(samples):.3f} to {max(samples):.3f}")
-    table.add_row("ratio", f"{ratio:.1f}×", f"goal: {LIMIT_RATIO:.0f}×")
-    table.add_row("tensors with more error than plain", str(len(worse)), f"of {len(ours.tensors)}")
-    table.add_row(f"compression at level {settings.zstd_level}, apart", f"{pack_seconds:.1f}", f"{len(blob):,} bytes")
-    Console().print(table)
-    if options.json:
-        line = {
-            "benchmark": "quantization",
-            "ours_seconds": ours_seconds,
-            "peer_seconds": plain_seconds,
-            "median_ours_seconds": median_ours,
-            "median_peer_seconds": median_plain,
-            "ratio": ratio,
-            "goal_ratio": LIMIT_RATIO,
-            "tensors_with_more_error": worse,
-            "compression_seconds": pack_seconds,
-            "machine": f"{platform.node()}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-            "commit": commit(),
-        }
-        with options.json.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    def plain() -> None:
+        results["plain"] = plain_quantize(state, settings)
+
+    samples = alternate({"ours": ours, "plain": plain}, options.runs)
+    worse = tensors_with_more_error(state, results["ours"], results["plain"])
+    (pack_seconds, _), blob = timed(lambda: pack(results["ours"], {}, settings.zstd_level))
+    what = f"{num_parameters:,} parameters; {len(settings.clip_candidates)} clip ratios a row, {len(PLAIN_QUANTILES)} quantiles a tensor"
+    count = len(results["ours"].tensors)
+    figures = [
+        compared("quantization", what, samples["ours"], samples["plain"], LIMIT_RATIO),
+        Figure(
+            "quantization", "tensors with more error than plain", f"{len(worse)} of {count}", "", None, "0", not worse, {"worse": worse}
+        ),
+        Figure("quantization", f"compression at level {settings.zstd_level}, apart", f"{pack_seconds:.1f} s", f"{len(blob):,} bytes"),
+    ]
+    report(figures, options.json)
 
 
 if __name__ == "__main__":

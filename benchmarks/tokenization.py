@@ -10,25 +10,22 @@ its paragraphs repeated and shuffled into new documents. Runs alternate; figures
 alone, tokenizer training included, on 1 GB and prints its peak memory.
 """
 
-import argparse
 import json
-import os
-import platform
 import random
 import resource
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import sentencepiece
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.common import Figure, alternate, compared, parser_for, report, timed
 from schemas.runtime import RunOptions
 from schemas.tokenize_corpus import FilesCorpus, FirstDocuments, SotuCorpus, TokenizedCorpus, TokenizerSpec, TokenizeSpec
 from stages.core.shards import ShardWriter, open_shard
@@ -77,66 +74,64 @@ def run_ours(spec: TokenizeSpec, folder: Path, num_threads: int) -> TokenizedCor
     return tokenize_corpus(spec, locate(spec), work)
 
 
-def compare(corpus: Path, num_threads: int, runs: int) -> dict:
+def compare(corpus: Path, num_threads: int, runs: int) -> Figure:
     """Medians of alternating runs of both sides. Raises AssertionError when the ids differ."""
-    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     with tempfile.TemporaryDirectory() as name:
         model = Path(name) / "tokenizer.model"
         texts = (text for batch in _batches(corpus) for text in batch)
         model.write_bytes(train_tokenizer(TokenizerSpec(training_bytes=20_000_000), texts))
-        spec = _spec(corpus, TokenizerSpec(model_path=str(model)))
-        for run in range(runs):
-            folders = {side: Path(name) / f"{side}{run}" for side in seconds}
-            for folder in folders.values():
-                folder.mkdir()
-            started = time.perf_counter()
-            result = run_ours(spec, folders["ours"], num_threads)
-            seconds["ours"].append(time.perf_counter() - started)
-            started = time.perf_counter()
-            peer_shards = run_peer(corpus, model, folders["peer"], num_threads)
-            seconds["peer"].append(time.perf_counter() - started)
-            ours_shards = [folders["ours"] / ref.path for ref in (*result.val_shards, *result.train_shards)]
-            assert np.array_equal(_tokens(ours_shards), _tokens(peer_shards)), "the ids differ"
-    ours, peer = statistics.median(seconds["ours"]), statistics.median(seconds["peer"])
-    return {
-        "benchmark": "tokenization",
-        "threads": num_threads,
-        "text_bytes": corpus.stat().st_size,
-        "runs": runs,
-        "ours_seconds": ours,
-        "peer_seconds": peer,
-        "samples_seconds": seconds,
-        "ratio": peer / ours,
-        "limit_ratio": LIMIT_RATIO,
-        "identical_ids": True,
-    }
+        spec = spec_for(corpus, TokenizerSpec(model_path=str(model)))
+        shards: dict[str, list[Path]] = {}
+
+        def fresh(side: str) -> Path:
+            shutil.rmtree(Path(name) / side, ignore_errors=True)
+            (Path(name) / side).mkdir()
+            return Path(name) / side
+
+        def ours() -> tuple[float, float]:
+            folder = fresh("ours")
+            seconds, result = timed(lambda: run_ours(spec, folder, num_threads))
+            shards["ours"] = [folder / ref.path for ref in (*result.val_shards, *result.train_shards)]
+            return seconds
+
+        def peer() -> tuple[float, float]:
+            folder = fresh("peer")
+            seconds, shards["peer"] = timed(lambda: run_peer(corpus, model, folder, num_threads))
+            assert np.array_equal(_tokens(shards["ours"]), _tokens(shards["peer"])), "the ids differ"
+            return seconds
+
+        samples = alternate({"ours": ours, "peer": peer}, runs)
+    megabytes = corpus.stat().st_size / 1e6
+    what = f"{megabytes:.0f} MB of text to shards, {num_threads} thread(s), identical ids"
+    figure = compared("tokenization", what, samples["ours"], samples["peer"], LIMIT_RATIO, text_bytes=corpus.stat().st_size)
+    rates = {side: f"{megabytes / sample.median:.1f} MB/s" for side, sample in samples.items()}
+    return replace(figure, ours=rates["ours"], peer=rates["peer"])
 
 
-def gigabyte(corpus: Path, folder: Path) -> dict:
+def gigabyte(corpus: Path, folder: Path) -> Figure:
     """One run of the whole stage, in this process, and the peak of its memory."""
-    spec = _spec(corpus, TokenizerSpec())
-    num_threads = 2
     started = time.perf_counter()
-    result = run_ours(spec, folder, num_threads)
+    result = run_ours(spec_for(corpus, TokenizerSpec()), folder, 2)
     seconds = time.perf_counter() - started
-    return {
-        "benchmark": "tokenization of a gigabyte",
-        "threads": num_threads,
-        "text_bytes": corpus.stat().st_size,
-        "tokens": result.train.num_tokens + result.val.num_tokens,
-        "ours_seconds": seconds,
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "limit_peak_bytes": PEAK_LIMIT_BYTES,
-    }
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    text_bytes, tokens = corpus.stat().st_size, result.train.num_tokens + result.val.num_tokens
+    return Figure(
+        "tokenization",
+        f"the whole stage on {text_bytes / 1e6:.0f} MB, tokenizer training included, 2 threads",
+        f"{seconds:.0f} s, peak {peak / 1e6:.0f} MB",
+        "",
+        None,
+        "peak < 1 GB",
+        peak < PEAK_LIMIT_BYTES,
+        {"text_bytes": text_bytes, "tokens": tokens, "seconds": seconds, "peak_bytes": peak},
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tokenization", description="The stage against SentencePiece's own encode.")
-    parser.add_argument("--runs", type=int, default=5, help="alternating runs of each side (default: %(default)s)")
+    parser = parser_for("tokenization", "The stage against SentencePiece's own encode.")
     parser.add_argument("--megabytes", type=int, default=100, help="size of the text (default: %(default)s)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="threads of each side (default: 1 2)")
     parser.add_argument("--gigabyte", action="store_true", help="run the stage on 1 GB of text and print its time and peak memory")
-    parser.add_argument("--json", type=Path, help="append the figures to this file as JSON lines")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         corpus = Path(name) / "corpus.jsonl"
@@ -149,19 +144,15 @@ def main() -> None:
             ]
             subprocess.run([*command, str(corpus)], check=True)
             (folder := Path(name) / "out").mkdir()
-            results = [gigabyte(corpus, folder)]
-            _show_gigabyte(results[0])
+            figures = [gigabyte(corpus, folder)]
         else:
             write_corpus(corpus, options.megabytes * 1_000_000)
-            results = [compare(corpus, num_threads, options.runs) for num_threads in options.threads]
-            _show_comparison(results)
-    if options.json:
-        with options.json.open("a", encoding="utf-8") as file:
-            for result in results:
-                file.write(json.dumps(result | _circumstances()) + "\n")
+            figures = [compare(corpus, num_threads, options.runs) for num_threads in options.threads]
+    report(figures, options.json)
 
 
-def _spec(corpus: Path, tokenizer: TokenizerSpec) -> TokenizeSpec:
+def spec_for(corpus: Path, tokenizer: TokenizerSpec) -> TokenizeSpec:
+    """The stage's spec for a JSON-lines file: ten validation documents, no compressors beside it."""
     return TokenizeSpec(
         corpus=FilesCorpus(paths=(str(corpus),)),
         tokenizer=tokenizer,
@@ -184,40 +175,6 @@ def _batches(corpus: Path) -> Iterator[list[str]]:
 
 def _tokens(shards: list[Path]) -> np.ndarray:
     return np.concatenate([open_shard(path) for path in shards])
-
-
-def _show_comparison(results: list[dict]) -> None:
-    megabytes = results[0]["text_bytes"] / 1e6
-    table = Table(title=f"{megabytes:.0f} MB of text to shards, median of {results[0]['runs']} alternating runs, identical ids")
-    for column in ("threads", "ours, s", "ours, MB/s", "peer, s", "peer, MB/s", "ratio", "goal"):
-        table.add_column(column, justify="right")
-    for row in results:
-        ours, peer = row["ours_seconds"], row["peer_seconds"]
-        figures = (
-            f"{ours:.2f}",
-            f"{megabytes / ours:.1f}",
-            f"{peer:.2f}",
-            f"{megabytes / peer:.1f}",
-            f"{row['ratio']:.1f}×",
-            f"≥ {LIMIT_RATIO:.0f}×",
-        )
-        table.add_row(str(row["threads"]), *figures)
-    Console().print(table)
-
-
-def _show_gigabyte(row: dict) -> None:
-    table = Table(title="The whole stage, tokenizer training included")
-    for column in ("text, MB", "tokens", "seconds", "MB/s", "peak memory, MB", "goal"):
-        table.add_column(column, justify="right")
-    megabytes = row["text_bytes"] / 1e6
-    figures = (f"{row['ours_seconds']:.1f}", f"{megabytes / row['ours_seconds']:.1f}", f"{row['peak_bytes'] / 1e6:.0f}")
-    table.add_row(f"{megabytes:.0f}", f"{row['tokens']:,}", *figures, f"≤ {PEAK_LIMIT_BYTES / 1e6:.0f}")
-    Console().print(table)
-
-
-def _circumstances() -> dict:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "commit": commit or "unknown"}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: fairway run | requantize | validate-seeds | up | describe | show | runs | gc | verify.
+"""The command line: `fairway --help` lists the commands.
 
 Heavy imports stand inside the commands, so that --help answers at once.
 """
@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+import flows.cli_ablate
 import flows.cli_start
-import flows.cli_store  # noqa: F401  (their commands)
+import flows.cli_store
+import flows.cli_submission  # noqa: F401  (their commands)
 from flows.cli_base import (
     DEFAULT_STORE,
     Debug,
@@ -79,7 +81,7 @@ def show(
         if json:
             print_json(report_json(report, root))
         else:
-            print_report(make_console(), report, root)
+            print_report(make_console(), report, root, techniques=True)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from flows.tables import number, shorten
 from schemas.errors import SpecError
 from schemas.overrides import describe_fields
 from schemas.pipeline import PipelineSpec
-from stages.bundle import bundle
+from stages.script import as_shipped, program
 from stages.sizing import measure_model
 
 
@@ -22,8 +22,8 @@ def describe_spec(preset: str, label: str, spec: PipelineSpec) -> dict[str, Any]
         size = measure_model(train.model, train.optimizer, spec.quantize)
     except ValueError as error:
         raise SpecError(f"train.{error}") from error
-    source, _ = bundle("stages.core.submission", spec.package.keep_comments)
-    code_bytes = len(source.encode())
+    source, _ = program(spec.package, spec.recipe())
+    code_bytes = len(as_shipped(source, spec.package))
     fitted_to = spec.quantize.fit.limit_bytes
     # Steps get finer until the package is as large as the limit allows, or coarser until it is as small.
     blob_bytes = size.estimated_blob_bytes if fitted_to is None else max(fitted_to - code_bytes, 0)

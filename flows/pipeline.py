@@ -17,6 +17,7 @@ from flows.reporting import over_limit_message, pipeline_report, publish_artifac
 from flows.runs import save_report
 from flows.specs import quantize_spec, resolve, run_label, run_options
 from flows.tasks import stage_runner
+from schemas.base import Schema
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.pipeline import PipelineReport, PipelineSpec
@@ -95,10 +96,10 @@ def ship(
     Raises StageError when the artifact is over its limit, after the report is saved.
     """
     packed = run("quantize", quantize_spec(spec), merged=merged, tokenized=tokenized)
-    package = run("package", spec.package, packed=packed)
+    package = run("package", spec.package_spec(), packed=packed)
     size = run("check_size", spec.check_size, package=package, packed=packed)
     evaluation = run("evaluate", spec.evaluate, package=package, tokenized=tokenized)
-    results = {
+    results: dict[str, Schema] = {
         "tokenized": tokenized,
         "trained": trained,
         "merged": merged,
@@ -107,6 +108,7 @@ def ship(
         "size": size,
         "evaluation": evaluation,
     }
+    results["audit"] = run("audit", spec, **results)
     label = run_label(preset, spec)
     published = run("publish", publish_spec(spec, label, outcomes), **results)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.tables import budget_rows, decomposition_rows, number, quantization_rows, result_rows, stage_rows
+from flows.tables import audit_rows, budget_rows, decomposition_rows, number, quantization_rows, result_rows, stage_rows
 from schemas.base import Schema
 from schemas.check_size import SizeReport
 from schemas.overrides import describe_fields
@@ -75,6 +75,7 @@ def publish_artifacts(report: PipelineReport, store: Path) -> None:
     create_table_artifact(key="byte-budget", table=budget_rows(report), description="what the limit is spent on")
     create_table_artifact(key="quantization", table=quantization_rows(report), description="each tensor in the blob")
     create_table_artifact(key="bpb-decomposition", table=decomposition_rows(report), description="what each step does to the score")
+    create_table_artifact(key="techniques", table=audit_rows(report), description=_audit_summary(report))
     curve = base64.b64encode((store / report.published.loss_curve.path).read_bytes()).decode()
     picture = f"# Loss\n\n![loss](data:image/svg+xml;base64,{curve})"
     create_markdown_artifact(key="loss-curve", markdown=picture, description="training loss")
@@ -90,9 +91,15 @@ def _report_address(report: PipelineReport, store: Path) -> str:
 def _result_markdown(report: PipelineReport, store: Path) -> str:
     fits = "fits" if report.size.fits else "**does not fit**"
     lines = [f"# {report.name}", "", f"The artifact {fits}: {report.size.total_bytes:,} of {report.size.limit_bytes:,} bytes.", ""]
+    lines += [f"**{finding.title}: {finding.verdict}.** {finding.evidence}.\n" for finding in report.audit.warnings]
     lines += [*_markdown_table(result_rows(report)), "", "## Stages", "", *_markdown_table(stage_rows(report))]
     lines += ["", f"Report: `{store / report.published.html.path}`", "", f"Package: `{store / report.package.folder}`"]
     return "\n".join(lines)
+
+
+def _audit_summary(report: PipelineReport) -> str:
+    count = len(report.audit.warnings)
+    return "what each technique did" + (f": {count} to look at" if count else "; nothing to look at")
 
 
 def _markdown_table(rows: list[dict[str, Any]]) -> list[str]:

@@ -1,9 +1,11 @@
 """Finished runs in a store: `<store>/runs/<run id>/report.json`, one PipelineReport each. Needs neither Prefect nor torch."""
 
 import difflib
+import json
 import logging
 from pathlib import Path
 
+from schemas.base import SCHEMA_VERSION
 from schemas.errors import SpecError
 from schemas.pipeline import PipelineReport
 from stages.sealed import read_sealed, write_sealed
@@ -26,7 +28,14 @@ def load_report(store: Path, run_id: str) -> PipelineReport | None:
     """The report of the run with exactly this id; None if it left none. Raises SpecError for one that cannot be read."""
     path = store / "runs" / run_id / REPORT_NAME
     try:
-        return PipelineReport.model_validate_json(read_sealed(path))
+        content = read_sealed(path)
+        version = json.loads(content).get("schema_version", 1)
+        if version != SCHEMA_VERSION:
+            raise SpecError(
+                f"{path}: of another version of Fairway (records of version {version}, this one reads {SCHEMA_VERSION}). Run its settings "
+                "again: `fairway run --preset …`; then remove its folder"
+            )
+        return PipelineReport.model_validate_json(content)
     except FileNotFoundError as error:
         if not path.exists():
             return None

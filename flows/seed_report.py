@@ -1,6 +1,7 @@
 """What a ledger of seeds shows: table, statistics, verdict and a word on repeated looks, as artifacts and for the terminal."""
 
 import base64
+import math
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
@@ -9,7 +10,7 @@ from schemas.errors import SpecError
 from schemas.pipeline import PipelineReport
 from schemas.seeds import Comparison, Ledger, SeedFigures
 from stages.report.plots import seeds_plot
-from stages.statistics import beats_ledger, beats_mark, summarize
+from stages.statistics import POWER, beats_ledger, beats_mark, nats_to_bpb, seeds_needed, summarize
 
 
 def seed_figures(report: PipelineReport) -> SeedFigures:
@@ -73,7 +74,10 @@ def conclusions(book: Ledger, other: Ledger | None, mark: float | None, margin: 
     elif mark is not None:
         comparison = beats_mark(losses, mark, margin, alpha, looks)
     if comparison:
-        return [*said, *_verdict(comparison, f"ledger {other.label}" if other else "the mark")]
+        spreads = [summary.std] if other is None else [found.std for found in (summary, summarize(other.losses())) if found]
+        std = math.sqrt(math.fsum(spread**2 for spread in spreads) / len(spreads))
+        verdict = _verdict(comparison, f"ledger {other.label}" if other else "the mark")
+        return [*said, verdict[0], _in_bits(comparison, scores[0]), *verdict[1:], _power_note(comparison, std, len(spreads))]
     why = f"ledger {other.label} has fewer than two completed seeds" if other else "neither mark_nats nor against was given"
     return [*said, f"No verdict: {why}."]
 
@@ -109,6 +113,29 @@ def _verdict(comparison: Comparison, what: str) -> list[str]:
         f"them it stays below {comparison.alpha:g} if p is below {comparison.alpha_each_look:.2g} at one of them (Bonferroni): "
         f"{'it is' if comparison.passed_for_all_looks else 'it is not'}.",
     ]
+
+
+def _in_bits(comparison: Comparison, figures: SeedFigures) -> str:
+    """The mark, its margin and the difference as bits per byte: exact, because every seed is scored over the same text."""
+
+    def bits(nats: float) -> float:
+        return nats_to_bpb(nats, figures.num_targets, figures.num_bytes)
+
+    return (
+        f"In bits per byte, at {figures.num_bytes / figures.num_targets:.4f} bytes a token: mark {bits(comparison.mark):.5f}, margin "
+        f"{bits(comparison.margin):.5f}, difference {bits(comparison.better_by):+.5f} (95 % interval {bits(comparison.low):+.5f} to "
+        f"{bits(comparison.high):+.5f}; positive is better)."
+    )
+
+
+def _power_note(comparison: Comparison, std: float, samples: int) -> str:
+    """How many seeds would show a difference at the spread seen: the margin's own size, and what was seen beyond the margin."""
+    excess = comparison.better_by - comparison.margin
+    wanted = {"of 0.005": 0.005, f"of {excess:.5f}, as seen,": excess}
+    needed = {name: seeds_needed(value, std, comparison.alpha, samples=samples) for name, value in wanted.items() if value > 0}
+    each = " in each ledger" if samples == 2 else ""
+    said = "; ".join(f"{name} nats beyond the margin takes {count or 'more than 10,000'} seeds{each}" for name, count in needed.items())
+    return f"Power: at the spread seen ({std:.5f} nats) a true difference {said}, to be found in {POWER:.0%} of such experiments."
 
 
 def _comparable(book: Ledger, other: Ledger) -> list[float]:

@@ -1,5 +1,6 @@
 """What a run is asked to do: preset, form fields, overrides -> the spec, its name, its options. Imports neither Prefect nor torch."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,17 +9,32 @@ from typing import Any
 from flows.form import form_overrides
 from presets import load_preset
 from schemas.base import fingerprint
-from schemas.overrides import apply_overrides
+from schemas.errors import SpecError
+from schemas.overrides import apply_overrides, describe_fields
 from schemas.pipeline import PipelineSpec
 from schemas.quantize import QuantizeSpec
 from schemas.runtime import RunOptions
-from stages.bundle import ENTRY_MODULE, bundle
+from stages.script import as_shipped, program
 
 
 def resolve(preset: str, overrides: Sequence[str], fields: Mapping[str, Any] | None = None) -> PipelineSpec:
     """The preset with the filled form fields and then the overrides applied. Raises SpecError for an unknown preset, setting or value."""
     base = load_preset(preset)
     return apply_overrides(base, [*form_overrides(base, fields or {}), *overrides])
+
+
+def settings_between(preset: str, spec: PipelineSpec) -> tuple[str, ...]:
+    """The settings, as dotted.name=value, that make `spec` of the preset. Raises SpecError if there are none that do."""
+    base = load_preset(preset)
+    before = {info.name: info.value for info in describe_fields(base)}
+    changes = [
+        f"{info.name}={_as_text(info.value)}"
+        for info in describe_fields(spec)
+        if info.name not in before or before[info.name] != info.value
+    ]
+    if fingerprint(apply_overrides(base, changes)) != fingerprint(spec):
+        raise SpecError(f"run: its configuration cannot be made of its preset again ({', '.join(changes)}). Run the pipeline anew")
+    return tuple(changes)
 
 
 def run_label(preset: str, spec: PipelineSpec) -> str:
@@ -31,8 +47,8 @@ def quantize_spec(spec: PipelineSpec) -> QuantizeSpec:
     fit = spec.quantize.fit
     if fit.limit_bytes is None or fit.code_bytes is not None:
         return spec.quantize
-    source, _ = bundle(ENTRY_MODULE, spec.package.keep_comments)
-    return replace(spec.quantize, fit=replace(fit, code_bytes=len(source.encode())))
+    source, _ = program(spec.package, spec.recipe())
+    return replace(spec.quantize, fit=replace(fit, code_bytes=len(as_shipped(source, spec.package))))
 
 
 def run_options(given: RunOptions | None) -> RunOptions:
@@ -41,3 +57,9 @@ def run_options(given: RunOptions | None) -> RunOptions:
     if "store" in options.model_fields_set or not (store := os.environ.get("FAIRWAY_STORE")):
         return options
     return options.derive(store=store)
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -76,6 +76,19 @@ def quantization_rows(report: PipelineReport) -> list[Row]:
     ]
 
 
+def audit_rows(report: PipelineReport) -> list[Row]:
+    """What each technique did and whether each rule holds; those to look at first."""
+    findings = sorted(report.audit.findings, key=lambda finding: not finding.is_warning)
+    return [
+        {
+            "technique or rule": finding.title,
+            "verdict": ("⚠ " if finding.is_warning else "") + finding.verdict,
+            "evidence": finding.evidence,
+        }
+        for finding in findings
+    ]
+
+
 def decomposition_rows(report: PipelineReport) -> list[Row]:
     """The score after each step and what the step did to it: one gap, one effect."""
     steps = [("last iterate", report.val_bpb_last), ("merged", report.val_bpb_merged), ("quantized", report.val_bpb_quantized)]

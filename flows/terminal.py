@@ -1,7 +1,7 @@
 """What `fairway` shows on a terminal: progress bars and log lines while it runs, tables when it is done."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from rich.text import Text
 
 from flows.housekeeping import Unneeded
 from flows.progress import OUR_LOGGERS, StageProgress
-from flows.tables import Row, bpb, result_rows, stage_rows
-from schemas.pipeline import PipelineReport
+from flows.tables import Row, audit_rows, bpb, result_rows, stage_rows
+from schemas.pipeline import PipelineReport, PipelineSpec
+from schemas.submission import Rescored, RuleResult
+from schemas.techniques import TECHNIQUES
 
 
 @contextmanager
@@ -79,20 +81,54 @@ def _handler(console: Console) -> logging.Handler:
     return plain
 
 
-def print_report(console: Console, report: PipelineReport, store: Path) -> None:
-    """The table that ends a run, and where things lie."""
+def print_report(console: Console, report: PipelineReport, store: Path, techniques: bool = False) -> None:
+    """The table that ends a run, warnings, and where things lie; with `techniques` also what each of them did."""
     console.print()
     console.print(rows_table(f"{report.name}  ({report.created_at})", result_rows(report), {"value"}))
     total = Text(f"{report.seconds:.1f} s in all", style="dim")
     console.print(rows_table("Stages", stage_rows(report), {"seconds"}))
     console.print(total)
+    if techniques:
+        console.print(audit_table(report))
+    for finding in report.audit.warnings:
+        console.print(Text(f"warning: {finding.title}: {finding.verdict}: {finding.evidence}", style="yellow"), soft_wrap=True)
     for name, path in (("report", report.published.html.path), ("package", report.package.folder)):
         console.print(Text.assemble((f"{name:8}", "bold"), str(store / path)), soft_wrap=True)
+
+
+def audit_table(report: PipelineReport) -> Table:
+    """What each technique did; what was on and had no effect, or a rule that is broken, stands first and in yellow."""
+    table = Table(title="Techniques and rules", title_justify="left", title_style="bold")
+    for name in ("technique or rule", "verdict", "evidence"):
+        table.add_column(name, no_wrap=name == "verdict", overflow="fold")
+    for row in audit_rows(report):
+        style = "yellow" if row["verdict"].startswith("⚠") else "dim" if row["verdict"] == "off" else ""
+        table.add_row(*(Text(value) for value in row.values()), style=style)
+    return table
 
 
 def print_comparison(console: Console, earlier: str, rows: list[Row]) -> None:
     """The variants of a requantization."""
     console.print(rows_table(f"Quantizations of {earlier}", rows, {"val_bpb", "sliding", "gap to merged", "bytes"}))
+
+
+def print_ablation(console: Console, earlier: str, rows: list[Row]) -> None:
+    """A configuration with and without techniques."""
+    console.print(rows_table(f"{earlier} without techniques (positive: worse without)", rows, set(rows[0]) - {"variant", "finding"}))
+
+
+def techniques_table(spec: PipelineSpec) -> Table:
+    """What can be left out, and what a run has."""
+    rows = [
+        {
+            "key": item.key,
+            "technique": item.title,
+            "in its place": item.instead or "nothing",
+            "in the run": "on" if item.is_on(spec) else "off",
+        }
+        for item in TECHNIQUES
+    ]
+    return rows_table("Techniques that --off takes", rows, set())
 
 
 def print_seeds(console: Console, label: str, rows: list[Row], said: list[str]) -> None:
@@ -122,6 +158,35 @@ def print_runs(console: Console, entries: list[dict[str, Any]]) -> None:
             f"{entry['seconds']:.1f}" if "seconds" in entry else "–",
         )
     console.print(table)
+
+
+def print_rules(console: Console, folder: str, rules: Sequence[RuleResult]) -> None:
+    """Every rule with its verdict and reason."""
+    table = Table(title=f"Rules, {folder}", title_justify="left", title_style="bold")
+    for name in ("rule", "verdict", "reason"):
+        table.add_column(name, overflow="fold")
+    styles = {"pass": "green", "fail": "bold red", "unknown": "yellow"}
+    for rule in rules:
+        table.add_row(rule.rule, Text(rule.verdict, style=styles[rule.verdict]), Text(rule.reason))
+    console.print(table)
+
+
+def print_rescored(console: Console, folder: str, made: Rescored) -> None:
+    """The scores found here, and how they compare with the claim."""
+    sliding, claimed = made.val_bpb_sliding, made.claimed_val_bpb
+    best = made.val_bpb_non_overlapping if sliding is None else sliding
+    rows = [
+        {"figure": "val_bpb non-overlapping", "value": f"{made.val_bpb_non_overlapping:.8f}"},
+        {"figure": "val_bpb sliding", "value": "–" if sliding is None else f"{sliding:.8f}"},
+        {"figure": "val_loss", "value": f"{made.val_loss:.8f}"},
+        {"figure": "claimed val_bpb", "value": "–" if claimed is None else f"{claimed:.8f}"},
+        {"figure": "found − claimed", "value": "–" if claimed is None else f"{best - claimed:+.8f}"},
+        {"figure": "targets, bytes of text", "value": f"{made.num_targets:,}, {made.num_bytes:,}"},
+        {"figure": "model bytes", "value": f"{made.blob_bytes:,}"},
+        {"figure": "scored by", "value": made.scored_by},
+        {"figure": "seconds", "value": f"{made.seconds:.1f}"},
+    ]
+    console.print(rows_table(f"Rescored, {folder}", rows, {"value"}))
 
 
 def print_unneeded(console: Console, items: list[Unneeded], store: Path, removed: bool) -> None:
@@ -169,6 +234,7 @@ def report_json(report: PipelineReport, store: Path) -> dict[str, Any]:
         "total_bytes": report.size.total_bytes,
         "limit_bytes": report.size.limit_bytes,
         "fits": report.size.fits,
+        "warnings": [f"{finding.title}: {finding.verdict}: {finding.evidence}" for finding in report.audit.warnings],
         "seconds": report.seconds,
         "cached_stages": [stage.stage for stage in report.stages if stage.cached],
         "report_html": str(store / report.published.html.path),

@@ -26,7 +26,7 @@ from schemas.settings import (
 from schemas.tokenize_corpus import FirstDocuments, ShardsCorpus, TokenizerSpec, TokenizeSpec
 
 CODED_RULES = (FormatRule("tok_emb.weight", "int8"), FormatRule("*.weight", "int8"), FormatRule("*", "fp32"))
-EIGHT_GPUS = ComputeSettings(device="cuda", num_processes=8, threads_per_process=8, compile=True)
+EIGHT_GPUS = ComputeSettings(device="cuda", num_processes=8, threads_per_process=8)
 
 
 def record() -> PipelineSpec:
@@ -47,7 +47,7 @@ def record() -> PipelineSpec:
             snapshots=SnapshotSettings(start_lr_scale=0.2, every_fraction=None, every_steps=50),
             # ecsq's steps come from calibration after training: there is no grid that training could round to.
             qat=QatSettings(start_lr_scale=0.0, rules=CODED_RULES),
-            compute=EIGHT_GPUS,
+            compute=replace(EIGHT_GPUS, compile=True, fused_kernels=True),
         ),
         merge=MergeSpec(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring, compute=EIGHT_GPUS),
         quantize=QuantizerSettings(

@@ -12,11 +12,21 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 T = TypeVar("T")
+
+
+def known_version(version: int) -> int:
+    """`version`, which must be the one that this Fairway reads. Raises ValueError."""
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"record has schema version {version}, this Fairway reads {SCHEMA_VERSION}: run the stage again")
+    return version
+
+
+SchemaVersion = Annotated[int, AfterValidator(known_version)]
 
 
 class _VolatileMarker:

@@ -1,6 +1,6 @@
 """Evaluation: the package and the validation shards in; bits per byte of what ships out."""
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator
 
 from schemas.base import Schema, Volatile
 from schemas.settings import ComputeSettings, ScoringSettings
@@ -19,9 +19,19 @@ class Score(Schema):
     seconds: Volatile[NonNegativeFloat]
 
 
+def only_scores(compute: ComputeSettings) -> ComputeSettings:
+    """For stages that train nothing. Raises ValueError for what only training does: it would be ignored without a word."""
+    for name in ("compile", "fused_kernels"):
+        if getattr(compute, name):
+            raise ValueError(f"{name} = true: only training does that, scoring never; leave {name} false here")
+    return compute
+
+
 class EvaluateSpec(Schema):
     scoring: ScoringSettings = Field(default_factory=ScoringSettings, description="windows")
     compute: ComputeSettings = Field(default_factory=ComputeSettings, description="where the package is scored")
+
+    _scores_only = field_validator("compute")(only_scores)
 
 
 class Evaluation(Schema):

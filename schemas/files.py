@@ -3,9 +3,9 @@
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, field_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt
 
-from schemas.base import SCHEMA_VERSION, Schema, Volatile
+from schemas.base import SCHEMA_VERSION, Schema, SchemaVersion, Volatile
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -68,14 +68,7 @@ ResultT = TypeVar("ResultT", bound=Schema)
 class StageRecord(Schema, Generic[SpecT, ResultT]):
     """What lies as record.json beside a stage's files: what was asked, what came out, and from what."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
     provenance: Volatile[Provenance]
     spec: Volatile[SpecT]
     result: ResultT
-
-    @field_validator("schema_version")
-    @classmethod
-    def _known(cls, version: int) -> int:
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"record has schema version {version}, this Fairway reads {SCHEMA_VERSION}: run the stage again")
-        return version

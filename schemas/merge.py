@@ -1,9 +1,9 @@
 """Merging: snapshots in; one model and its score before and after out."""
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 
 from schemas.base import Schema, Volatile
-from schemas.evaluate import Score
+from schemas.evaluate import Score, only_scores
 from schemas.files import FileRef
 from schemas.settings import AveragingSettings, ComputeSettings, ModelSettings, ScoringSettings
 
@@ -12,6 +12,8 @@ class MergeSpec(Schema):
     averaging: AveragingSettings = Field(default_factory=AveragingSettings, description="which snapshots, and how")
     scoring: ScoringSettings = Field(default_factory=ScoringSettings, description="how last iterate and merged model are scored")
     compute: ComputeSettings = Field(default_factory=ComputeSettings, description="where they are scored")
+
+    _scores_only = field_validator("compute")(only_scores)
 
 
 class MergedModel(Schema):
@@ -23,5 +25,6 @@ class MergedModel(Schema):
     steps: tuple[PositiveInt, ...] = Field(description="steps of the snapshots that were averaged")
     lr_scales: tuple[float, ...]
     num_with_qat: int = Field(description="averaged snapshots that were taken under QAT")
+    distance_from_last: NonNegativeFloat = Field(description="rms of merged minus last iterate over the last iterate's rms, all parameters")
     last: Volatile[Score]
     merged: Volatile[Score]

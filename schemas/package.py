@@ -4,13 +4,23 @@ from pydantic import Field
 
 from schemas.base import Schema
 from schemas.files import FileRef, Sha256, StorePath
+from schemas.settings import Recipe
 
 SCRIPT_NAME = "train_gpt.py"
 BLOB_NAME = "model.fwz"
 
 
-class PackageSpec(Schema):
-    keep_comments: bool = Field(True, description="keep comments and docstrings in the bundled script")
+class PackageOptions(Schema):
+    """What the user decides about the script."""
+
+    keep_comments: bool = Field(True, description="keep comments and docstrings in the script")
+    compressed: bool = Field(False, description="ship the script xz-compressed behind a few lines that unpack it")
+
+
+class PackageSpec(PackageOptions):
+    """The script's content; the pipeline fills in its own settings."""
+
+    recipe: Recipe | None = Field(None, description="settings of the whole run, which the script repeats; None: it only scores")
 
 
 class Package(Schema):
@@ -20,4 +30,4 @@ class Package(Schema):
     script: FileRef
     blob: FileRef
     modules: tuple[str, ...] = Field(description="modules that the script was bundled from")
-    source_sha256: Sha256 = Field(description="of the bundled script")
+    source_sha256: Sha256 = Field(description="of the bundled script before compression")

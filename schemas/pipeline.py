@@ -2,13 +2,15 @@
 
 from pydantic import Field, model_validator
 
-from schemas.base import Schema, Volatile
+from schemas.audit import Audit
+from schemas.base import SCHEMA_VERSION, Schema, SchemaVersion, Volatile
 from schemas.check_size import CheckSizeSpec, SizeReport
 from schemas.evaluate import EvaluateSpec, Evaluation
 from schemas.merge import MergedModel, MergeSpec
-from schemas.package import Package, PackageSpec
+from schemas.package import Package, PackageOptions, PackageSpec
 from schemas.publish import PublishedReport, PublishOptions
 from schemas.quantize import PackedModel, QuantizeSpec
+from schemas.settings import Recipe
 from schemas.tokenize_corpus import ShardsCorpus, TokenizedCorpus, TokenizeSpec
 from schemas.train import Checkpoints, TrainSpec
 
@@ -20,10 +22,17 @@ class PipelineSpec(Schema):
     train: TrainSpec = Field(default_factory=TrainSpec, description="shards to snapshots")
     merge: MergeSpec = Field(default_factory=MergeSpec, description="snapshots to one model")
     quantize: QuantizeSpec = Field(default_factory=QuantizeSpec, description="model to blob")
-    package: PackageSpec = Field(default_factory=PackageSpec, description="blob to the folder that ships")
+    package: PackageOptions = Field(default_factory=PackageOptions, description="blob to the folder that ships")
     check_size: CheckSizeSpec = Field(default_factory=CheckSizeSpec, description="bytes against the limit")
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="bits per byte of what ships")
     publish: PublishOptions = Field(default_factory=PublishOptions, description="the report")
+
+    def recipe(self) -> Recipe:
+        """What the program that ships repeats: everything from token shards to scores."""
+        return Recipe(self.train, self.merge.averaging, self.quantize, self.evaluate.scoring, self.evaluate.compute)
+
+    def package_spec(self) -> PackageSpec:
+        return PackageSpec(**self.package.model_dump(), recipe=self.recipe())
 
     @model_validator(mode="after")
     def _stages_agree(self) -> "PipelineSpec":
@@ -50,6 +59,7 @@ class StageSummary(Schema):
 class PipelineReport(Schema):
     """One run, complete: what was asked, what came out, where it lies."""
 
+    schema_version: SchemaVersion = SCHEMA_VERSION
     run_id: str
     name: str
     preset: str
@@ -64,6 +74,7 @@ class PipelineReport(Schema):
     package: Package
     size: SizeReport
     evaluation: Evaluation
+    audit: Audit
     published: Volatile[PublishedReport]
 
     @property

@@ -81,6 +81,21 @@ class Summary(Schema):
     high: float
 
 
+class Difference(Schema):
+    """Mean of the differences between two runs of each seed. The interval is Student's t, 95 %, two-sided."""
+
+    count: PositiveInt
+    mean: float
+    std: float = Field(description="of the differences (n − 1)")
+    low: float
+    high: float
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+
 class Comparison(Schema):
     """Is the mean at least `margin` below the mark? One-sided; small p speaks for yes."""
 
@@ -88,6 +103,8 @@ class Comparison(Schema):
     mark: float = Field(description="nats a token; the other ledger's mean for Welch")
     margin: float = Field(description="nats a token by which it has to be better")
     better_by: float = Field(description="mark minus mean; positive is better")
+    low: float = Field(description="95 % interval of better_by")
+    high: float
     statistic: float
     p_value: float
     alpha: PositiveFloat

@@ -233,6 +233,14 @@ class ComputeSettings(Settings):
     threads_per_process: int = setting(2, "CPU threads of each process", minimum=1, maximum=256)
     precision: Literal["bfloat16", "float32"] = setting("bfloat16", "matrix products; master weights stay float32")
     compile: bool = setting(False, "torch.compile the model")
+    fused_kernels: bool = setting(False, "train with our own Triton kernels; needs a Hopper GPU and bfloat16")
+
+    def check(self) -> None:
+        if self.fused_kernels and (self.device != "cuda" or self.precision != "bfloat16"):
+            raise ValueError(
+                f"fused_kernels = true: they are for device = 'cuda' and precision = 'bfloat16', not {self.device!r} and "
+                f"{self.precision!r}; leave fused_kernels false"
+            )
 
 
 @dataclass(frozen=True)
@@ -355,6 +363,17 @@ class ScoringSettings(Settings):
     def check(self) -> None:
         if self.stride > self.sequence_length:
             raise ValueError(f"stride = {self.stride}: must be at most sequence_length = {self.sequence_length}")
+
+
+@dataclass(frozen=True)
+class Recipe(Settings):
+    """All that decides a run from token shards to scores: what the program that ships repeats."""
+
+    train: TrainSettings = setting(TrainSettings(), "training")
+    averaging: AveragingSettings = setting(AveragingSettings(), "which snapshots become the one model")
+    quantizer: QuantizerSettings = setting(QuantizerSettings(), "model to blob")
+    scoring: ScoringSettings = setting(ScoringSettings(), "bits per byte of the blob")
+    compute: ComputeSettings = setting(ComputeSettings(), "where the blob is scored")
 
 
 def from_dict(cls: type[S], values: dict[str, Any]) -> S:

@@ -10,7 +10,7 @@ import builtins
 import re
 import symtable
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -70,18 +70,20 @@ class ModuleParts:
         return {item.bound: item.target for item in self.outside} | own | shared
 
 
-def bundle(entry_module: str, keep_comments: bool) -> tuple[str, tuple[str, ...]]:
+def bundle(entry_module: str, keep_comments: bool, written: Mapping[str, str] | None = None) -> tuple[str, tuple[str, ...]]:
     """Source text of the script, and the names of the modules in it, in order.
 
     With `keep_comments` the modules' text stays as it is and module docstrings become comments; without it only the code
-    stays. Raises StageError, naming the place, for what cannot be put into one script without changing its meaning.
+    stays. `written` has other text for some of the modules than their files. Raises StageError, naming the place, for what
+    cannot be put into one script without changing its meaning.
     """
     paths = {name: path for name, path in reachable_modules([entry_module]).items() if path.name != "__init__.py" or _has_code(path)}
     for name in paths:
         if not name.startswith(SHIPPED_PREFIX) and name not in (*SHIPPED_MODULES, entry_module):
             shipped = f"{SHIPPED_PREFIX}* and {', '.join(SHIPPED_MODULES)}"
             raise StageError(f"{entry_module} reaches {name}, which does not ship: only {shipped} do")
-    parts = {name: _take_apart(name, path, is_entry=name == entry_module) for name, path in paths.items()}
+    texts = {name: (written or {}).get(name) or path.read_text(encoding="utf-8") for name, path in paths.items()}
+    parts = {name: _take_apart(name, text, is_entry=name == entry_module) for name, text in texts.items()}
     try:
         order = tuple(TopologicalSorter({name: sorted(parts[name].needs) for name in sorted(parts)}).static_order())
     except CycleError as error:
@@ -117,9 +119,8 @@ def _has_code(path: Path) -> bool:
     return len(tree.body) > (ast.get_docstring(tree) is not None)
 
 
-def _take_apart(name: str, path: Path, is_entry: bool) -> ModuleParts:
+def _take_apart(name: str, source: str, is_entry: bool) -> ModuleParts:
     part = ModuleParts(name, name.replace(".", "/") + ".py")
-    source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
     cut: list[ast.stmt] = []
     if ast.get_docstring(tree) is not None:

@@ -4,16 +4,11 @@ The packaged script itself does it, isolated (`python -I`) and in fresh torchrun
 or of this repository can leak into the score.
 """
 
-import glob
-import json
-import os
-import shutil
-
 from schemas.errors import StageError
-from schemas.evaluate import EvaluateSpec, Evaluation, Score
+from schemas.evaluate import EvaluateSpec, Evaluation
 from schemas.package import Package
 from schemas.tokenize_corpus import TokenizedCorpus
-from stages.launch import run_torchrun
+from stages.isolated_scoring import score_isolated
 from stages.workspace import Workspace
 
 
@@ -24,41 +19,22 @@ def evaluate(spec: EvaluateSpec, package: Package, tokenized: TokenizedCorpus, w
     """
     work.read(package.blob)
     shards = [work.read(ref) for ref in tokenized.val_shards]
-    empty = work.out_dir / "empty"
-    empty.mkdir(exist_ok=True)
-    links = work.out_dir / "val"
-    links.mkdir(exist_ok=True)
-    for index, shard in enumerate(shards):
-        (links / f"val_{index:06d}.bin").unlink(missing_ok=True)
-        (links / f"val_{index:06d}.bin").symlink_to(shard)
-    scores_path = work.out_dir / "scores.json"
-    command = [
-        "-I",
-        str(work.read(package.script)),
-        "--eval",
-        f"--val={glob.escape(str(links))}/val_*.bin",
-        f"--tokenizer={work.read(tokenized.tokenizer)}",
-        f"--sequence-length={spec.scoring.sequence_length}",
-        f"--stride={spec.scoring.stride}",
-        f"--batch-tokens={spec.scoring.batch_tokens}",
-        f"--device={spec.compute.device}",
-        f"--precision={spec.compute.precision}",
-        f"--threads={spec.compute.threads_per_process}",
-        f"--json={scores_path}",
-        "--progress",
-    ]
-    isolated = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-    run_torchrun(command, work.out_dir, spec.compute, work.progress, work.runtime.stage_timeout_seconds, env=isolated, cwd=empty)
-    scores = json.loads(scores_path.read_text(encoding="utf-8"))
-    for used in (empty, links):
-        shutil.rmtree(used)
-    non_overlapping = Score(**scores["non_overlapping"])
+    scores = score_isolated(
+        work.read(package.script),
+        shards,
+        work.read(tokenized.tokenizer),
+        spec.scoring,
+        spec.compute,
+        work.out_dir,
+        work.progress,
+        work.runtime.stage_timeout_seconds,
+    )
     return Evaluation(
-        non_overlapping=non_overlapping,
-        sliding=Score(**scores["sliding"]) if scores["sliding"] else None,
+        non_overlapping=scores.non_overlapping,
+        sliding=scores.sliding,
         text_utf8_bytes=tokenized.val.utf8_bytes,
         text_normalized_bytes=tokenized.val.normalized_utf8_bytes,
-        byte_account=_account(non_overlapping.num_bytes, tokenized),
+        byte_account=_account(scores.non_overlapping.num_bytes, tokenized),
     )
 
 

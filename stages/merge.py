@@ -4,6 +4,8 @@ By hand: python -m stages.merge --spec spec.json --input trained=…/record.json
 """
 
 import dataclasses
+import math
+from typing import Any
 
 from schemas.errors import SpecError, StageError
 from schemas.evaluate import Score
@@ -35,6 +37,7 @@ def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, wor
         raise StageError(f"the snapshots cannot be averaged: {error}") from error
     path = work.out_dir / "merged.safetensors"
     path.write_bytes(save(merged))  # save_file has an error of its own for a full disk
+    last = load_file(work.read(trained.last.weights))
     weights = {"last": str(work.read(trained.last.weights)), "merged": str(path)}
     job = {
         "model": dataclasses.asdict(trained.model),
@@ -52,9 +55,17 @@ def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, wor
         steps=tuple(item.step for item in chosen),
         lr_scales=tuple(item.lr_scale for item in chosen),
         num_with_qat=sum(item.qat_on for item in chosen),
+        distance_from_last=_relative_distance(merged, last),
         last=Score(**scores["last"]),
         merged=Score(**scores["merged"]),
     )
+
+
+def _relative_distance(state: dict[str, Any], origin: dict[str, Any]) -> float:
+    """Root mean square of `state` − `origin` over that of `origin`, all tensors together."""
+    apart = sum(float((tensor - origin[name]).double().square().sum()) for name, tensor in state.items())
+    whole = sum(float(tensor.double().square().sum()) for tensor in origin.values())
+    return math.sqrt(apart / whole) if whole else 0.0
 
 
 def _nothing_to_average(spec: MergeSpec, trained: Checkpoints) -> str:

@@ -1,4 +1,4 @@
-"""Build the folder that ships: one self-contained train_gpt.py, and the blob beside it.
+"""Build the folder that ships: one self-contained train_gpt.py with the run's settings in it, and the blob beside it.
 
     python -m stages.package --spec spec.json --input packed=…/record.json
 
@@ -6,42 +6,44 @@ PackedModel → Package and package/{train_gpt.py, model.fwz}. The script needs 
 numpy, sentencepiece and zstandard are all that it imports, which is checked here.
 """
 
+import hashlib
 import logging
 import shutil
-import sys
 from pathlib import PurePosixPath
 
-from schemas.errors import StageError
+from schemas.errors import SpecError
 from schemas.package import BLOB_NAME, SCRIPT_NAME, Package, PackageSpec
 from schemas.quantize import PackedModel
-from stages.bundle import ENTRY_MODULE, bundle, imported_packages
+from stages.script import as_shipped, program
 from stages.workspace import DamagedFileError, Workspace
 
 log = logging.getLogger(__name__)
 
-ALLOWED_PACKAGES = frozenset({"torch", "numpy", "sentencepiece", "zstandard"})
 FOLDER_NAME = "package"
 
 
 def package(spec: PackageSpec, packed: PackedModel, work: Workspace) -> Package:
     """The script bundled from `stages.core.submission`, and a verified copy of the blob, in one folder.
 
-    Raises StageError when the modules cannot become one script or it would import what a reviewer need not have.
+    Raises StageError when the modules cannot become one script or it would import what a reviewer need not have, SpecError
+    for the recipe of another blob.
     """
-    source, modules = bundle(ENTRY_MODULE, spec.keep_comments)
-    check_imports(source)
+    if spec.recipe is not None and spec.recipe.quantizer.method != packed.method:
+        raise SpecError(f"recipe.quantizer.method = {spec.recipe.quantizer.method}: the blob was made by {packed.method}")
+    source, modules = program(spec, spec.recipe)
     folder = work.out_dir / FOLDER_NAME
     folder.mkdir()
     script, blob = folder / SCRIPT_NAME, folder / BLOB_NAME
-    script.write_bytes(source.encode())
+    script.write_bytes(as_shipped(source, spec))
     # A copy, not a hard link: damage to one of the two must not reach the other.
     shutil.copyfile(work.read(packed.blob), blob)
     script_ref, blob_ref = work.ref(script), work.ref(blob)
     if blob_ref.sha256 != packed.blob.sha256:
         raise DamagedFileError(f"{blob} is no true copy of the blob: its sha256 is {blob_ref.sha256[:12]}…")
     log.info(
-        "packaged %s bytes of code from %d modules and %s bytes of model",
+        "packaged %s bytes of code (%s before compression) from %d modules and %s bytes of model",
         f"{script_ref.num_bytes:,}",
+        f"{len(source.encode()):,}",
         len(modules),
         f"{blob_ref.num_bytes:,}",
     )
@@ -50,15 +52,8 @@ def package(spec: PackageSpec, packed: PackedModel, work: Workspace) -> Package:
         script=script_ref,
         blob=blob_ref,
         modules=modules,
-        source_sha256=script_ref.sha256,
+        source_sha256=hashlib.sha256(source.encode()).hexdigest(),
     )
-
-
-def check_imports(source: str) -> None:
-    """Raises StageError if the script imports anything but the standard library and the allowed packages."""
-    if others := sorted(imported_packages(source) - sys.stdlib_module_names - ALLOWED_PACKAGES):
-        allowed = ", ".join(sorted(ALLOWED_PACKAGES))
-        raise StageError(f"{SCRIPT_NAME} would import {', '.join(others)}; only the standard library and {allowed} may be needed")
 
 
 if __name__ == "__main__":

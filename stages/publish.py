@@ -5,12 +5,11 @@ python -m stages.publish --spec spec.json --input tokenized=…/record.json --in
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from schemas.audit import Audit
 from schemas.check_size import SizeReport
-from schemas.errors import StageError
 from schemas.evaluate import Evaluation
 from schemas.merge import MergedModel
 from schemas.package import Package
@@ -19,6 +18,7 @@ from schemas.quantize import PackedModel
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Checkpoints
 from stages.report import content, plots
+from stages.training_metrics import Columns, read_metrics
 from stages.workspace import Workspace
 
 METRIC_COLUMNS = ("step", "loss", "lr_scale", "grad_norm", "qat_on", "snapshot", "muon_momentum")
@@ -33,27 +33,19 @@ def publish(
     package: Package,
     size: SizeReport,
     evaluation: Evaluation,
+    audit: Audit,
     work: Workspace,
 ) -> PublishedReport:
     """Write the report. Raises StageError when the training metrics lack a column or hold no step."""
-    results = content.Results(tokenized, trained, merged, packed, package, size, evaluation)
-    metrics = read_metrics(work.read(trained.metrics))
+    results = content.Results(tokenized, trained, merged, packed, package, size, evaluation, audit)
+    metrics = read_metrics(work.read(trained.metrics), METRIC_COLUMNS)
     html, curve = work.out_dir / "report.html", work.out_dir / "loss_curve.svg"
     html.write_text(render(spec, results, metrics), encoding="utf-8")
     curve.write_text(plots.loss_curve(metrics, themed=False), encoding="utf-8")
     return PublishedReport(html=work.ref(html), loss_curve=work.ref(curve))
 
 
-def read_metrics(path: Path) -> plots.Columns:
-    """The training metrics by column, each (steps,). Raises StageError for a file that is not what training writes."""
-    table = pq.read_table(path)
-    missing = [name for name in METRIC_COLUMNS if name not in table.column_names]
-    if missing or table.num_rows == 0:
-        raise StageError(f"training metrics {path.name}: {'no column ' + ', '.join(missing) if missing else 'no step in it'}")
-    return {name: table.column(name).to_numpy() for name in METRIC_COLUMNS}
-
-
-def render(spec: PublishSpec, results: content.Results, metrics: plots.Columns) -> str:
+def render(spec: PublishSpec, results: content.Results, metrics: Columns) -> str:
     """The whole page. Text from results and settings is escaped; only our own plots go in as markup."""
     steps = [(name, score.bpb) for name, score in content.score_steps(results)]
     pictures = {
@@ -71,6 +63,7 @@ def render(spec: PublishSpec, results: content.Results, metrics: plots.Columns) 
         spec=spec,
         figures=content.headline(results),
         plots={name: Markup(svg) for name, svg in pictures.items()},
+        audit_rows=content.audit_rows(results.audit),
         score_rows=content.score_rows(results),
         budget_rows=content.budget_rows(results.size),
         gain=content.quantization_gain(results.packed),

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from schemas.audit import Audit
 from schemas.base import Schema
 from schemas.check_size import CheckSizeSpec, SizeReport
 from schemas.evaluate import EvaluateSpec, Evaluation
 from schemas.files import StageRecord
 from schemas.merge import MergedModel, MergeSpec
 from schemas.package import Package, PackageSpec
+from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishedReport, PublishSpec
 from schemas.quantize import PackedModel, QuantizeSpec
 from schemas.tokenize_corpus import CorpusManifest, TokenizedCorpus, TokenizeSpec
@@ -50,6 +52,16 @@ class Stage:
         return StageRecord[self.spec_type, self.result_type]  # type: ignore[name-defined]
 
 
+_RESULTS: dict[str, type[Schema]] = {
+    "tokenized": TokenizedCorpus,
+    "trained": Checkpoints,
+    "merged": MergedModel,
+    "packed": PackedModel,
+    "package": Package,
+    "size": SizeReport,
+    "evaluation": Evaluation,
+}
+
 _ALL = (
     Stage("tokenize_corpus", TokenizeSpec, TokenizedCorpus, {"manifest": CorpusManifest}),
     Stage(
@@ -66,20 +78,8 @@ _ALL = (
     Stage("package", PackageSpec, Package, {"packed": PackedModel}, ("stages.core.submission",), ships_source=True),
     Stage("check_size", CheckSizeSpec, SizeReport, {"package": Package, "packed": PackedModel}),
     Stage("evaluate", EvaluateSpec, Evaluation, {"package": Package, "tokenized": TokenizedCorpus}),
-    Stage(
-        "publish",
-        PublishSpec,
-        PublishedReport,
-        {
-            "tokenized": TokenizedCorpus,
-            "trained": Checkpoints,
-            "merged": MergedModel,
-            "packed": PackedModel,
-            "package": Package,
-            "size": SizeReport,
-            "evaluation": Evaluation,
-        },
-    ),
+    Stage("audit", PipelineSpec, Audit, _RESULTS),
+    Stage("publish", PublishSpec, PublishedReport, {**_RESULTS, "audit": Audit}),
 )
 
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}

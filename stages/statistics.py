@@ -1,4 +1,7 @@
-"""Statistics over seeds: mean, spread, and whether a mark is beaten. scipy does the tests."""
+"""All statistics over seeds: intervals, whether a mark or another set of runs is beaten, differences, seeds needed. scipy does the tests.
+
+Losses are in nats a token. They compare over the same tokens only; `nats_to_bpb` says what they are in bits per byte.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,10 +9,17 @@ from typing import Any
 
 from scipy import stats
 
-from schemas.seeds import Comparison, Summary
+from schemas.seeds import Comparison, Difference, Summary
 
 MIN_SEEDS = 2
 CONFIDENCE = 0.95
+POWER = 0.8
+MAX_SEEDS_NEEDED = 10_000
+
+
+def nats_to_bpb(nats: float, num_targets: int, num_bytes: int) -> float:
+    """Nats a token as bits per byte, over a text of `num_targets` tokens that stand for `num_bytes` bytes."""
+    return nats / math.log(2) * num_targets / num_bytes
 
 
 def summarize(values: Sequence[float]) -> Summary | None:
@@ -23,25 +33,81 @@ def summarize(values: Sequence[float]) -> Summary | None:
     return Summary(count=count, mean=mean, std=std, low=mean - half, high=mean + half)
 
 
+def paired_difference(values: Sequence[float], others: Sequence[float]) -> Difference | None:
+    """`values` minus `others`, seed by seed; what a seed does to both cancels out. None for fewer than two pairs.
+
+    Raises ValueError for sequences of different length.
+    """
+    summary = summarize([value - other for value, other in zip(values, others, strict=True)])
+    return Difference(**summary.model_dump()) if summary else None
+
+
+def seeds_needed(
+    difference: float, std: float, alpha: float, power: float = POWER, samples: int = 1, two_sided: bool = False
+) -> int | None:
+    """Seeds with which a t-test finds a true `difference` at p < alpha with probability `power`, if runs spread by `std`.
+
+    samples = 1: a mean against a mark, or differences of pairs (std of the differences); samples = 2: Welch between two sets of
+    runs of equal spread, the seeds of each. None for more than MAX_SEEDS_NEEDED. By the noncentral t distribution (Cohen,
+    Statistical Power Analysis, 1988, chapter 2). Raises ValueError for a difference that is not positive.
+    """
+    if difference <= 0:
+        raise ValueError(f"difference = {difference}: only a positive one can be found")
+    few, many = MIN_SEEDS, MAX_SEEDS_NEEDED
+    if _power(difference, std, alpha, many, samples, two_sided) < power:
+        return None
+    while few < many:
+        middle = (few + many) // 2
+        if _power(difference, std, alpha, middle, samples, two_sided) < power:
+            few = middle + 1
+        else:
+            many = middle
+    return few
+
+
+def _power(difference: float, std: float, alpha: float, count: int, samples: int, two_sided: bool) -> float:
+    if std == 0:
+        return 1.0
+    degrees = samples * (count - 1)
+    shift = difference / std * math.sqrt(count / samples)
+    bar = float(stats.t.ppf(1 - alpha / (2 if two_sided else 1), degrees))
+    other_tail = float(stats.nct.cdf(-bar, degrees, shift)) if two_sided else 0.0
+    return float(stats.nct.sf(bar, degrees, shift)) + other_tail
+
+
 def beats_mark(values: Sequence[float], mark: float, margin: float, alpha: float, planned_looks: int) -> Comparison | None:
     """One-sided one-sample t-test of "the mean is below mark − margin". None for fewer than two values."""
     if len(values) < MIN_SEEDS:
         return None
-    result = stats.ttest_1samp(values, mark - margin, alternative="less") if _has_spread(values) else None
-    return _comparison("one-sample t", result, values, mark, margin, alpha, planned_looks)
+    result = interval = None
+    if _has_spread(values):
+        result = stats.ttest_1samp(values, mark - margin, alternative="less")
+        interval = stats.ttest_1samp(values, mark).confidence_interval(CONFIDENCE)
+        interval = (mark - float(interval.high), mark - float(interval.low))
+    return _comparison("one-sample t", result, interval, values, mark, margin, alpha, planned_looks)
 
 
 def beats_ledger(values: Sequence[float], others: Sequence[float], margin: float, alpha: float, planned_looks: int) -> Comparison | None:
     """One-sided Welch test (unequal variances) of "the mean is below the others' mean − margin". None for fewer than two of either."""
     if min(len(values), len(others)) < MIN_SEEDS:
         return None
-    spread = _has_spread(values) or _has_spread(others)
-    result = stats.ttest_ind(values, [other - margin for other in others], equal_var=False, alternative="less") if spread else None
-    return _comparison("Welch", result, values, math.fsum(others) / len(others), margin, alpha, planned_looks)
+    result = interval = None
+    if _has_spread(values) or _has_spread(others):
+        result = stats.ttest_ind(values, [other - margin for other in others], equal_var=False, alternative="less")
+        found = stats.ttest_ind(others, values, equal_var=False).confidence_interval(CONFIDENCE)
+        interval = (float(found.low), float(found.high))
+    return _comparison("Welch", result, interval, values, math.fsum(others) / len(others), margin, alpha, planned_looks)
 
 
 def _comparison(
-    test: Any, result: Any, values: Sequence[float], mark: float, margin: float, alpha: float, planned_looks: int
+    test: Any,
+    result: Any,
+    interval: tuple[float, float] | None,
+    values: Sequence[float],
+    mark: float,
+    margin: float,
+    alpha: float,
+    planned_looks: int,
 ) -> Comparison:
     better_by = mark - math.fsum(values) / len(values)
     if result is None:  # equal values: the test divides by their deviation, which is 0
@@ -53,6 +119,8 @@ def _comparison(
         mark=mark,
         margin=margin,
         better_by=better_by,
+        low=interval[0] if interval else better_by,
+        high=interval[1] if interval else better_by,
         statistic=statistic,
         p_value=p_value,
         alpha=alpha,

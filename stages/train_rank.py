@@ -6,20 +6,19 @@ import resource
 import statistics
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from schemas.errors import StageError
 from schemas.settings import TrainSettings, from_dict
 from stages.core.processes import join_processes
 from stages.core.schedule import Clock, progress_at
-from stages.core.training import DivergedError, Hooks, StepMetrics, TrainedModel, Trainer, TrainState
+from stages.core.training import DivergedError, Hooks, StepMetrics, TrainedModel, Trainer, TrainState, step_line
 from stages.launch import child_result, say_progress
+from stages.training_account import account_of_changes, account_of_groups
 from stages.training_files import TrainingFiles, write_safetensors
 
 log = logging.getLogger("stages.train")
@@ -36,7 +35,10 @@ def main() -> None:
         hooks = Hooks(
             _Narrator(files, settings, runtime["log_every_seconds"]), files.add_snapshot, files.checkpoint_due, files.add_checkpoint
         )
-        trainer = Trainer(settings, [Path(path) for path in job["shards"]], hooks, resume)
+        try:
+            trainer = Trainer(settings, [Path(path) for path in job["shards"]], hooks, resume)
+        except ValueError as error:  # the settings do not fit this machine or these shards
+            raise StageError(str(error)) from error
         del resume
         if trainer.rank == 0:
             _announce(trainer)
@@ -89,17 +91,7 @@ class _Narrator:
             say_progress(round(100 * share, 1), 100, "%")
         if now - self._last_line >= self._every or share >= 1:
             self._last_line = now
-            log.info(
-                "step %d/%d (%.0f %%) loss %.4f lr scale %.3f grad norm %.2f %.1f s %.0f tokens/s",
-                metrics.step,
-                schedule.max_steps,
-                100 * share,
-                metrics.loss,
-                metrics.lr_scale,
-                metrics.grad_norm,
-                metrics.seconds,
-                metrics.tokens / max(metrics.seconds, 1e-9),
-            )
+            log.info("%s", step_line(metrics, schedule))
 
 
 def _announce(trainer: Trainer) -> None:
@@ -125,6 +117,7 @@ def _finish(files: TrainingFiles, settings: TrainSettings, trainer: Trainer, tra
     losses = [row["loss"] for row in rows[-max(1, len(rows) // 10) :]]
     steps_ms = [1000 * (b["seconds"] - a["seconds"]) for a, b in zip(rows, rows[1:], strict=False)]
     files.write_parquet()
+    groups = account_of_groups(trainer, [row["lr_scale"] for row in rows])
     peak = torch.cuda.max_memory_allocated() if trainer.device.type == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tokens = trained.steps * settings.data.batch_tokens
     return {
@@ -137,15 +130,8 @@ def _finish(files: TrainingFiles, settings: TrainSettings, trainer: Trainer, tra
         "stopped_by": trained.stopped_by,
         "final_train_loss": statistics.fmean(losses),
         "qat_steps": trained.qat_steps,
-        "groups": [
-            {
-                **{key: value for key, value in asdict(group).items() if key != "names"},
-                "parameters": group.names,
-                "num_parameters": sum(final[name].numel() for name in group.names),
-            }
-            for group in trained.groups
-        ],
-        "changes": [_change(name, trained.initial[name], final[name]) for name in final],
+        "groups": groups,
+        "changes": account_of_changes(trainer, groups, trained.initial, final),
         "timings": {
             "training_seconds": trained.seconds,
             "warmup_seconds": trained.warmup_seconds,
@@ -156,19 +142,6 @@ def _finish(files: TrainingFiles, settings: TrainSettings, trainer: Trainer, tra
             "resumed_from_steps": files.resumed_from,
             "peak_memory_bytes": peak,
         },
-    }
-
-
-def _change(name: str, before: Tensor, after: Tensor) -> dict[str, Any]:
-    def rms(tensor: Tensor) -> float:
-        return float(tensor.double().square().mean().sqrt())
-
-    return {
-        "name": name,
-        "shape": tuple(after.shape),
-        "initial_rms": rms(before),
-        "final_rms": rms(after),
-        "change_rms": rms(after - before),
     }
 
 

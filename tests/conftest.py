@@ -129,7 +129,15 @@ def tiny_merged(make_workspace: Callable[..., Workspace], tiny_state: dict[str, 
     save_file(tiny_state, path)
     score = Score(bpb=1.0, loss=1.0, nll_nats_sum=1.0, num_targets=1, num_bytes=1, num_bos_targets=0, bos_nats_sum=0.0, seconds=0.0)
     return MergedModel(
-        model=TINY_MODEL, weights=work.ref(path), method="swa", steps=(1,), lr_scales=(0.1,), num_with_qat=0, last=score, merged=score
+        model=TINY_MODEL,
+        weights=work.ref(path),
+        method="swa",
+        steps=(1,),
+        lr_scales=(0.1,),
+        num_with_qat=0,
+        distance_from_last=0.0,
+        last=score,
+        merged=score,
     )
 
 

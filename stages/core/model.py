@@ -5,6 +5,8 @@ Sources: openai/parameter-golf pull request 543 and those it builds on; RoPE arX
 primer's relu² arXiv:2109.08668, Gemma 2's logit softcap arXiv:2408.00118.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,13 @@ BOS_ID = 1
 def rms_norm(x: Tensor) -> Tensor:
     """Root-mean-square norm over the last dim, without learned weights."""
     return F.rms_norm(x, (x.size(-1),))
+
+
+def mix_and_norm(x: Tensor, x0: Tensor, resid_mix: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """A block's input: x and x0 (..., D) mixed by resid_mix (2, D), and that normalised and scaled."""
+    keep, restart = resid_mix.to(x.dtype)
+    mixed = keep * x + restart * x0
+    return mixed, rms_norm(mixed) * scale
 
 
 class Matrix(nn.Module):
@@ -35,16 +44,14 @@ class Matrix(nn.Module):
         self.register_buffer("qat_shift", None, persistent=False)
         self.qat_bits = 0
 
-    def current(self, dtype: torch.dtype) -> Tensor:
+    def current(self, dtype: torch.dtype, row_scale: Tensor | None = None) -> Tensor:
         weight = self.weight if self.qat_shift is None else self.weight + self.qat_shift
-        return weight.to(dtype)
+        return (weight if row_scale is None else weight * row_scale[:, None]).to(dtype)
 
     def forward(self, x: Tensor, row_scale: Tensor | None = None) -> Tensor:
         """x (..., columns) -> (..., rows). `row_scale` (rows,) multiplies the output; it is folded into the weight, because a
         product over rows × columns, and the sum for its gradient, cost nothing beside the same over every token."""
-        if row_scale is None:
-            return F.linear(x, self.current(x.dtype))
-        return F.linear(x, (self.current(torch.float32) * row_scale[:, None]).to(x.dtype))
+        return F.linear(x, self.current(x.dtype, row_scale))
 
     def look_up(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows `ids` (B, T) as (B, T, columns)."""
@@ -52,7 +59,12 @@ class Matrix(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention of one layer. `exclusive` takes the component along each token's own value out (XSA)."""
+    """Causal self-attention of one layer. `exclusive` takes the component along each token's own value out (XSA).
+
+    `fused_heads`, where set, does the work of `heads` after one product for q, k and v (stages/core/fused_kernels.py).
+    """
+
+    fused_heads: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
 
     def __init__(self, settings: ModelSettings, exclusive: bool) -> None:
         super().__init__()
@@ -65,40 +77,69 @@ class Attention(nn.Module):
         self.out = Matrix(settings.model_dim, settings.model_dim)
         self.q_gain = nn.Parameter(torch.full((settings.num_heads,), settings.q_gain_init))
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None, out_scale: Tensor) -> Tensor:
-        """x (B, T, D), rotation cos and sin (T, rope_dims/2), value_shift (B, T, K·E) or None, out_scale (D,) -> (B, T, D)."""
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None, out_scale: Tensor, num_last: int | None = None
+    ) -> Tensor:
+        """x (B, T, D), rotation cos and sin (T, rope_dims/2), value_shift (B, T, K·E) or None, out_scale (D,) -> (B, T, D).
+
+        With `num_last` only the last positions ask: (B, num_last, D).
+        """
         batch, tokens, _ = x.shape
-        q = self.q(x).view(batch, tokens, self.num_heads, self.head_dim)
-        k = self.k(x).view(batch, tokens, self.num_kv_heads, self.head_dim)
-        v = self.v(x) if value_shift is None else self.v(x) + value_shift
-        v = v.view(batch, tokens, self.num_kv_heads, self.head_dim)
-        q = rotate_partly(rms_norm(q), *rotation) * self.q_gain.to(x.dtype)[:, None]
-        k = rotate_partly(rms_norm(k), *rotation)
-        y = attend_causally(q, k, v)
+        q, k, v = self.heads(x, rotation)
+        if value_shift is not None:
+            v = v + value_shift.view(v.shape)
+        asked = num_last or tokens
+        y = attend_causally(q[:, -asked:], k, v)
         if self.exclusive:
-            y = exclude_own_value(y, v)
-        return self.out(y.reshape(batch, tokens, -1), out_scale)
+            y = exclude_own_value(y, v[:, -asked:])
+        return self.out(y.reshape(batch, asked, -1), out_scale)
+
+    def heads(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> q (B, T, H, E) with its gain, k and v (B, T, K, E); q and k normalised and rotated."""
+        if self.fused_heads is not None:
+            weights = torch.cat([matrix.current(x.dtype) for matrix in (self.q, self.k, self.v)])
+            return self.fused_heads(F.linear(x, weights), rotation, self.q_gain, self.num_kv_heads)
+        q, k, v = (matrix(x).unflatten(-1, (-1, self.head_dim)) for matrix in (self.q, self.k, self.v))
+        q = rotate_partly(rms_norm(q), *rotation) * self.q_gain.to(x.dtype)[:, None]
+        return q, rotate_partly(rms_norm(k), *rotation), v
 
 
 def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q·k/√E) v over this and earlier positions. q (B, T, H, E), k and v (B, T, K, E) -> (B, T, H, E).
+    """softmax(q·k/√E) v over this and earlier positions. q (B, Q, H, E), k and v (B, T, K, E) -> (B, Q, H, E).
 
-    On the CPU in bfloat16, short sequences go through two plain batched products: at 256 tokens 1.3 times as fast, forward and
-    backward together, as the fused kernel (benchmarks/attention_cpu.py).
+    The queries are those of the last Q ≤ T positions. On the CPU in bfloat16 plain products in blocks are about twice as fast
+    as the fused kernel (benchmarks/attention_cpu.py); with gradients they keep T·T/2 shares, so only up to 1,024 tokens.
     """
-    batch, tokens, heads, dims = q.shape
-    kv_heads = k.size(2)
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or tokens > 256:
-        gqa = kv_heads < heads
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    asked, tokens = q.size(1), k.size(1)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and (tokens <= 1024 or not torch.is_grad_enabled()):
+        return attend_in_blocks(q, k, v, 64 if tokens <= 512 else 128)
+    gqa = k.size(2) < q.size(2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if asked == tokens:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+    seen = torch.ones(asked, tokens, dtype=torch.bool, device=q.device).tril(tokens - asked)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=gqa).transpose(1, 2)
+
+
+def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
+    """`attend_causally`, `block` queries at a time: a block's products end at its own last position."""
+    batch, asked, heads, dims = q.shape
+    tokens, kv_heads = k.size(1), k.size(2)
     group = heads // kv_heads
-    q = (q * dims**-0.5).view(batch, tokens, kv_heads, group, dims).permute(0, 2, 3, 1, 4).reshape(-1, group * tokens, dims)
-    scores = torch.bmm(q, k.permute(0, 2, 3, 1).reshape(-1, dims, tokens)).view(-1, group, tokens, tokens)
-    future = torch.full((tokens, tokens), float("-inf"), dtype=q.dtype).triu(1)
-    shares = torch.softmax(scores + future, dim=-1).view(-1, group * tokens, tokens)
-    y = torch.bmm(shares, v.transpose(1, 2).reshape(-1, tokens, dims))
-    return y.view(batch, kv_heads, group, tokens, dims).permute(0, 3, 1, 2, 4).reshape(batch, tokens, heads, dims)
+    q = (q * dims**-0.5).view(batch, asked, kv_heads, group, dims).permute(0, 2, 3, 1, 4).reshape(-1, group, asked, dims)
+    k = k.permute(0, 2, 3, 1).reshape(-1, dims, tokens)
+    v = v.transpose(1, 2).reshape(-1, tokens, dims)
+    future = torch.full((block, block), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+    done = []
+    for start in range(0, asked, block):
+        stop = min(start + block, asked)
+        size, seen = stop - start, tokens - asked + stop
+        scores = torch.bmm(q[:, :, start:stop].reshape(-1, group * size, dims), k[:, :, :seen]).view(-1, group, size, seen)
+        scores[..., seen - size :] += future[:size, :size]
+        shares = torch.softmax(scores, dim=-1).view(-1, group * size, seen)
+        done.append(torch.bmm(shares, v[:, :seen]).view(-1, group, size, dims))
+    y = torch.cat(done, dim=2).view(batch, kv_heads, group, asked, dims)
+    return y.permute(0, 3, 1, 2, 4).reshape(batch, asked, heads, dims)
 
 
 def rotary_angles(tokens: int, dims: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -127,7 +168,9 @@ def exclude_own_value(y: Tensor, v: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """out_scale · relu(x W1)² W2."""
+    """out_scale · relu(x W1)² W2. `fused`, where set, does it with the two matrices (stages/core/fused_kernels.py)."""
+
+    fused: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
@@ -135,25 +178,33 @@ class Mlp(nn.Module):
         self.down = Matrix(settings.model_dim, settings.mlp_hidden)
 
     def forward(self, x: Tensor, out_scale: Tensor) -> Tensor:
+        if self.fused is not None:
+            return self.fused(x, self.up.current(x.dtype), self.down.current(x.dtype, out_scale))
         return self.down(F.relu(self.up(x)).square(), out_scale)
 
 
 class Block(nn.Module):
-    """One layer; its input is a learned mix of the stream x and the first layer's input x0."""
+    """One layer; its input is a learned mix of the stream x and the first layer's input x0.
+
+    `mix_and_norm` may be one with a gradient of its own (stages/core/fused_kernels.py).
+    """
 
     def __init__(self, settings: ModelSettings, layer: int) -> None:
         super().__init__()
         self.norm_scale = (layer + 1) ** -0.5 if settings.ln_scale else 1.0
+        self.mix_and_norm = mix_and_norm
         self.attn = Attention(settings, exclusive=layer >= settings.num_layers - settings.xsa_layers)
         self.mlp = Mlp(settings)
         self.attn_scale = nn.Parameter(torch.ones(settings.model_dim))
         self.mlp_scale = nn.Parameter(torch.ones(settings.model_dim))
         self.resid_mix = nn.Parameter(torch.stack((torch.ones(settings.model_dim), torch.zeros(settings.model_dim))))
 
-    def forward(self, x: Tensor, x0: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None) -> Tensor:
-        keep, restart = self.resid_mix.to(x.dtype)
-        x = keep * x + restart * x0
-        x = x + self.attn(rms_norm(x) * self.norm_scale, rotation, value_shift, self.attn_scale)
+    def forward(
+        self, x: Tensor, x0: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None, num_last: int | None = None
+    ) -> Tensor:
+        x, normed = self.mix_and_norm(x, x0, self.resid_mix, self.norm_scale)
+        attended = self.attn(normed, rotation, value_shift, self.attn_scale, num_last)
+        x = x[:, -attended.size(1) :] + attended
         return x + self.mlp(rms_norm(x) * self.norm_scale, self.mlp_scale)
 
 
@@ -219,8 +270,11 @@ class GPT(nn.Module):
                 nn.init.orthogonal_(fresh, generator=generator)
             module.weight.copy_(fresh)
 
-    def hidden(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Token ids (B, T) int64 -> normalised output of the last layer (B, T, D) in `dtype`."""
+    def hidden(self, ids: Tensor, dtype: torch.dtype = torch.float32, num_last: int | None = None) -> Tensor:
+        """Token ids (B, T) int64 -> normalised output of the last layer (B, T, D) in `dtype`.
+
+        With `num_last` only that of the last positions, (B, num_last, D): the last layer attends and feeds forward for no other.
+        """
         settings = self.settings
         x = rms_norm(self.tok_emb.look_up(ids, dtype))
         if self.smear is not None:
@@ -235,7 +289,7 @@ class GPT(nn.Module):
             shift = None
             if value_shift is not None and layer in settings.value_embedding_layers:
                 shift = self.value_embedding.scales[str(layer)].to(dtype) * value_shift  # type: ignore[union-attr]
-            x = block(x, x0, rotation, shift)
+            x = block(x, x0, rotation, shift, num_last if layer == settings.num_layers - 1 else None)
             if self.skip_weights is not None and layer < self.num_encoder_layers:
                 skips.append(x)
         return rms_norm(x)
@@ -269,6 +323,10 @@ class GPT(nn.Module):
     @torch.no_grad()
     def update_qat(self) -> None:
         """Set every shift to Q(w) − w of the present weights; called once an optimizer step while QAT is on."""
+        alike: dict[tuple[torch.Size, int], list[tuple[Tensor, Tensor]]] = {}
         for module in self.modules():
             if isinstance(module, Matrix) and module.qat_shift is not None:
-                module.qat_shift.copy_(fake_quantize(module.weight, module.qat_bits) - module.weight)
+                alike.setdefault((module.weight.shape, module.qat_bits), []).append((module.weight, module.qat_shift))
+        for (_, bits), pairs in alike.items():  # together, because a GPU takes longer to start small work than to do it
+            weights = torch.stack([weight for weight, _ in pairs])
+            torch._foreach_copy_([shift for _, shift in pairs], list((fake_quantize(weights, bits) - weights).unbind()))

@@ -101,7 +101,9 @@ def score(
 
 def _nll(model: GPT, ids: Tensor, num_scored: int, dtype: torch.dtype) -> Tensor:
     """Nats of the last `num_scored` targets of each row of ids (B, T+1) -> (B, num_scored)."""
-    hidden = model.hidden(ids[:, :-1], dtype)[:, -num_scored:]
+    # A GPU's causal attention takes as many queries as keys; another call there, with a mask, has not been measured.
+    num_last = num_scored if ids.device.type == "cpu" else None
+    hidden = model.hidden(ids[:, :-1], dtype, num_last)[:, -num_scored:]
     logits = model.logits(hidden)
     return F.cross_entropy(logits.flatten(0, 1), ids[:, -num_scored:].flatten(), reduction="none").view(len(ids), num_scored)
 
@@ -123,3 +125,11 @@ def _batches(windows: list[Window], size: int) -> list[list[Window]]:
 def score_as_dict(sums: ScoreSums, seconds: float) -> dict[str, float]:
     """A score as plain JSON types, with what follows from the sums."""
     return {**asdict(sums), "bpb": sums.bpb, "loss": sums.loss, "seconds": seconds}
+
+
+def score_line(kind: str, scored: dict[str, float]) -> str:
+    """The line of a log about one score; `scored` as `score_as_dict` gives it."""
+    return (
+        f"val_bpb_{kind} {scored['bpb']:.8f} val_loss {scored['loss']:.8f} targets {scored['num_targets']} bytes {scored['num_bytes']} "
+        f"in {scored['seconds']:.1f} s"
+    )

@@ -1,8 +1,10 @@
-"""What ships: score the packed model beside this file in bits per byte.
+"""What ships: the whole run in one program, and the score of what it made in bits per byte.
 
-    torchrun --standalone --nproc_per_node=N train_gpt.py --eval --val "fineweb_val_*.bin" --tokenizer tokenizer.model
+    DATA_PATH=data/datasets/fineweb10B_sp1024 TOKENIZER_PATH=data/tokenizers/fineweb_1024_bpe.model SEED=1337 \
+    torchrun --standalone --nproc_per_node=N train_gpt.py            train, merge, quantize, pack model.fwz, score it
+    torchrun --standalone --nproc_per_node=N train_gpt.py --eval     score the model.fwz beside this file, and nothing else
 
-Needs torch, numpy, sentencepiece and zstandard only; reads the blob, the validation shards and the tokenizer only.
+Needs torch, numpy, sentencepiece and zstandard only. With --eval it reads the blob, the validation shards and the tokenizer.
 """
 
 import argparse
@@ -10,18 +12,22 @@ import glob
 import json
 import os
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings, from_dict
+from schemas.settings import ComputeSettings, ModelSettings, Recipe, ScoringSettings, from_dict
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.packing import BlobError, unpack
 from stages.core.processes import compute_dtype, join_processes
-from stages.core.scoring import score, score_as_dict
+from stages.core.recipe import RECIPE
+from stages.core.repeat import repeat_run
+from stages.core.scoring import score, score_as_dict, score_line
 
 BLOB_FILE = "model.fwz"
 
@@ -44,21 +50,18 @@ def load_packed_model(blob_path: Path, device: torch.device) -> GPT:
     return model.to(device)
 
 
-def evaluate_blob(options: argparse.Namespace) -> dict[str, dict[str, float] | None]:
+def evaluate_blob(options: argparse.Namespace, blob_path: Path, say: Callable[[str], None]) -> dict[str, dict[str, float] | None]:
     """Scores by kind: non_overlapping, and sliding when the stride is not 0."""
     compute = ComputeSettings(
         device=options.device,
         threads_per_process=options.threads,
         precision=options.precision,
-        num_processes=int(os.environ.get("WORLD_SIZE", "1")),
+        num_processes=_world_size(),
     )
     scoring = ScoringSettings(options.sequence_length, options.stride, options.batch_tokens)
     rank, _, device = join_processes(compute)
-    model = load_packed_model(Path(__file__).resolve().parent / BLOB_FILE, device)
-    shards = [Path(path) for path in sorted(glob.glob(options.val))]
-    if not shards:
-        raise SystemExit(f"--val {options.val}: no file matches")
-    stream, table = TokenStream(shards), load_token_bytes(Path(options.tokenizer))
+    model = load_packed_model(blob_path, device)
+    stream, table = TokenStream(_shards("--val", options.val)), load_token_bytes(Path(options.tokenizer))
     scores: dict[str, dict[str, float] | None] = {"non_overlapping": None, "sliding": None}
     for kind, stride in (("non_overlapping", scoring.sequence_length), ("sliding", scoring.stride)):
         if not stride:
@@ -70,34 +73,90 @@ def evaluate_blob(options: argparse.Namespace) -> dict[str, dict[str, float] | N
                 print(f"@progress {done} {total} {unit}, {kind}", flush=True)
 
         sums = score(model, stream, table, scoring, stride, compute_dtype(compute), progress)
-        scores[kind] = score_as_dict(sums, time.perf_counter() - started)
-        if rank == 0:
-            print(f"val_bpb_{kind} {sums.bpb:.6f} val_loss {sums.loss:.6f} targets {sums.num_targets} bytes {sums.num_bytes}", flush=True)
+        scored = score_as_dict(sums, time.perf_counter() - started)
+        scores[kind] = scored
+        say(score_line(kind, scored))
     if rank == 0 and options.json:
         Path(options.json).write_text(json.dumps(scores), encoding="utf-8")
     return scores
 
 
-def submission_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Score the packed model beside this file in bits per byte.")
-    parser.add_argument("--eval", action="store_true", required=True, help="score the blob")
-    parser.add_argument("--val", required=True, help="glob of the validation shards")
-    parser.add_argument("--tokenizer", required=True, help="SentencePiece model")
-    parser.add_argument("--sequence-length", type=int, default=2048, help="tokens in a window")
-    parser.add_argument("--stride", type=int, default=64, help="targets that each sliding window adds; 0 leaves them out")
-    parser.add_argument("--batch-tokens", type=int, default=65_536, help="tokens in one forward pass")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each process")
+def train_blob(recipe: Recipe, options: argparse.Namespace, blob_path: Path, say: Callable[[str], None]) -> None:
+    """The recipe on this machine's processes, from the shards of `--train` to the blob. What only scoring needs is looked at first."""
+    _shards("--val", options.val)
+    num_pieces = len(load_token_bytes(Path(options.tokenizer)).base_bytes)
+    if num_pieces != recipe.train.model.vocab_size:
+        raise SystemExit(f"--tokenizer {options.tokenizer}: has {num_pieces} pieces, the model {recipe.train.model.vocab_size}")
+    compute = replace(recipe.train.compute, device=options.device, num_processes=_world_size())
+    if compute != recipe.train.compute:
+        meant = f"{recipe.train.compute.num_processes} × {recipe.train.compute.device}"
+        say(f"the recipe is for {meant}; here the last digits will be others")
+    train = replace(recipe.train, seed=recipe.train.seed if options.seed is None else options.seed, compute=compute)
+    repeat_run(replace(recipe, train=train), _shards("--train", options.train), blob_path, say)
+
+
+def submission_parser(recipe: Recipe | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Train, pack and score the model, or only score the packed one.")
+    data = glob.escape(os.environ.get("DATA_PATH", "data/datasets/fineweb10B_sp1024"))
+    scoring = recipe.scoring if recipe else ScoringSettings()
+    compute = recipe.compute if recipe else ComputeSettings(device="cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = os.environ.get("TOKENIZER_PATH", "data/tokenizers/fineweb_1024_bpe.model")
+    seed = os.environ.get("SEED")
+    parser.add_argument("--eval", action="store_true", help="only score the blob")
+    parser.add_argument("--train", default=f"{data}/fineweb_train_*.bin", help="glob of the training shards (folder: DATA_PATH)")
+    parser.add_argument("--val", default=f"{data}/fineweb_val_*.bin", help="glob of the validation shards (folder: DATA_PATH)")
+    parser.add_argument("--tokenizer", default=tokenizer, help="SentencePiece model (TOKENIZER_PATH)")
+    parser.add_argument("--seed", type=int, default=int(seed) if seed else None, help="another seed than the recipe's (SEED)")
+    parser.add_argument("--sequence-length", type=int, default=scoring.sequence_length, help="tokens in a window")
+    parser.add_argument("--stride", type=int, default=scoring.stride, help="targets that each sliding window adds; 0 leaves them out")
+    parser.add_argument("--batch-tokens", type=int, default=scoring.batch_tokens, help="tokens in one forward pass")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=compute.device)
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default=compute.precision, help="of the scoring")
+    parser.add_argument("--threads", type=int, default=compute.threads_per_process, help="CPU threads of each process that scores")
+    parser.add_argument("--log-file", help="also write the log's lines to this file")
     parser.add_argument("--json", help="also write the scores to this file")
     parser.add_argument("--progress", action="store_true", help="print machine-readable progress lines")
     return parser
 
 
 def main() -> None:
-    evaluate_blob(submission_parser().parse_args())
+    options = submission_parser(RECIPE).parse_args()
+    blob_path = Path(__file__).resolve().parent / BLOB_FILE
+    say = _log(options.log_file)
+    if not options.eval:
+        if RECIPE is None:
+            raise SystemExit("this script was packaged without the settings of its run: it can only score (--eval)")
+        train_blob(RECIPE, options, blob_path, say)
+    evaluate_blob(options, blob_path, say)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _log(path: str | None) -> Callable[[str], None]:
+    """Prints a line, and appends it to the file at `path`; in the first process only."""
+    if os.environ.get("RANK", "0") != "0":
+        return lambda line: None
+    if path:
+        Path(path).write_bytes(b"")
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        if path:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    return say
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _shards(option: str, pattern: str) -> list[Path]:
+    shards = [Path(path) for path in sorted(glob.glob(pattern))]
+    if not shards:
+        raise SystemExit(f"{option} {pattern}: no file matches")
+    return shards
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from schemas.settings import TrainSettings
+from schemas.settings import ScheduleSettings, TrainSettings
 from stages.core.loader import BatchLoader, TokenStream
 from stages.core.model import GPT
 from stages.core.parameter_groups import ParamGroup, group_parameters, make_optimizers
@@ -41,6 +41,15 @@ class StepMetrics:
     grad_norm: float
     qat_on: bool
     snapshot: bool
+
+
+def step_line(metrics: StepMetrics, schedule: ScheduleSettings) -> str:
+    """The line of a training log about one step."""
+    share = progress_at(Clock(metrics.step, metrics.seconds), schedule)
+    return (
+        f"step {metrics.step}/{schedule.max_steps} ({share:.0%}) loss {metrics.loss:.4f} lr scale {metrics.lr_scale:.3f} "
+        f"grad norm {metrics.grad_norm:.2f} {metrics.seconds:.1f} s {metrics.tokens / max(metrics.seconds, 1e-9):.0f} tokens/s"
+    )
 
 
 @dataclass
@@ -100,12 +109,18 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, self.groups, settings.optimizer, self.dtype)
         if settings.qat.start_lr_scale > 0:
             self.model.prepare_qat(settings.qat.rules)
+        if settings.compute.fused_kernels:
+            from stages.core.fused_kernels import use_fused_kernels  # needs Triton, which only CUDA builds of PyTorch bring
+
+            use_fused_kernels(self.model, self.device)
         self.clock, self.qat_steps = Clock(0, 0.0), 0
         self.last_lr_scale, self.last_qat_on = 1.0, False
         if resume is not None:
             self._load(resume)
         self.network: nn.Module = self.model
         if settings.compute.compile:
+            # DistributedDataParallel would cut the graph to exchange gradients earlier; it cannot cut around gradients of our own.
+            torch._dynamo.config.optimize_ddp = False
             self.network = torch.compile(self.model, dynamic=False)  # type: ignore[assignment]
         if self.world > 1:
             device_ids = [self.device.index] if self.device.type == "cuda" else None
@@ -117,7 +132,7 @@ class Trainer:
         """Train to the first cap. Raises DivergedError when the loss is not finite."""
         settings, schedule = self.settings, self.settings.schedule
         warmup_seconds = self._warm_up()
-        pending: list[tuple[StepMetrics, Tensor, Tensor]] = []
+        pending: list[tuple[StepMetrics, Callable[[], list[float]]]] = []
         began = time.perf_counter() - self.clock.seconds
         while progress_at(self.clock, schedule) < 1.0:
             before = self.clock
@@ -128,14 +143,14 @@ class Trainer:
                 self.model.update_qat()
                 self.qat_steps += 1
             self.last_lr_scale, self.last_qat_on = lr_scale, qat_on
-            loss, grad_norm = self._step(before.steps, lr_scale, momentum)
+            figures = self._read_later(*self._step(before.steps, lr_scale, momentum))
             self._wait_for_device()
             seconds = self._agree(time.perf_counter() - began)
             self.clock = Clock(before.steps + 1, seconds)
             due = snapshot_due(before, self.clock, lr_scale, schedule, settings.snapshots)
             tokens = self.clock.steps * settings.data.batch_tokens
             row = StepMetrics(self.clock.steps, math.nan, lr_scale, momentum, tokens, seconds, math.nan, qat_on, due)
-            pending.append((row, loss, grad_norm))
+            pending.append((row, figures))
             # On a GPU figures are read a few steps late, so that the host never waits for the step it has just launched.
             self._settle(pending, keep=0 if due or self.device.type == "cpu" else 4)
             if due:
@@ -228,15 +243,30 @@ class Trainer:
         self._wait_for_device(everything=True)
         return time.perf_counter() - began
 
-    def _settle(self, pending: list[tuple[StepMetrics, Tensor, Tensor]], keep: int) -> None:
+    def _read_later(self, loss: Tensor, grad_norm: Tensor) -> Callable[[], list[float]]:
+        """What reads both figures. On a GPU they travel behind the step: `float` of a tensor there waits for all work launched so far,
+        and the GPU would then stand still until the host has launched more."""
+        if self.device.type == "cpu":
+            return lambda: [float(loss), float(grad_norm)]
+        figures, arrived = torch.empty(2, pin_memory=True), torch.cuda.Event()
+        figures.copy_(torch.stack((loss, grad_norm)), non_blocking=True)
+        arrived.record()
+
+        def read() -> list[float]:
+            arrived.synchronize()
+            return figures.tolist()
+
+        return read
+
+    def _settle(self, pending: list[tuple[StepMetrics, Callable[[], list[float]]]], keep: int) -> None:
         """Read figures of all but the last `keep` steps, check them and hand them on."""
         while len(pending) > keep:
-            row, loss, grad_norm = pending.pop(0)
-            value = float(loss)
-            if not math.isfinite(value):
-                raise DivergedError(f"the training loss is {value} at step {row.step}")
+            row, figures = pending.pop(0)
+            loss, grad_norm = figures()
+            if not math.isfinite(loss):
+                raise DivergedError(f"the training loss is {loss} at step {row.step}")
             if self.rank == 0:
-                self.hooks.step(StepMetrics(**{**vars(row), "loss": value, "grad_norm": float(grad_norm)}))
+                self.hooks.step(StepMetrics(**{**vars(row), "loss": loss, "grad_norm": grad_norm}))
 
     def _take_snapshot(self, lr_scale: float, qat_on: bool) -> None:
         self.hooks.snapshot(self.clock.steps, lr_scale, qat_on, self.weights())

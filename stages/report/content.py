@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from schemas.audit import Audit
 from schemas.check_size import SizeReport
 from schemas.evaluate import Evaluation, Score
 from schemas.merge import MergedModel
@@ -24,6 +25,7 @@ class Results:
     package: Package
     size: SizeReport
     evaluation: Evaluation
+    audit: Audit
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ def headline(results: Results) -> list[Figure]:
     ]
     if sliding:
         figures.insert(1, Figure("sliding windows", f"{sliding.bpb:.4f}", f"{sliding.bpb - quantized.bpb:+.4f} by longer context"))
+    if warnings := results.audit.warnings:
+        names = ", ".join(finding.title for finding in warnings)
+        figures.append(Figure("techniques and rules", f"{len(warnings)} to look at", names, good=False))
     if best_compressor is not None:
         better = quantized.bpb < best_compressor
         figures.append(Figure("best general compressor", f"{best_compressor:.4f}", "beaten" if better else "not beaten", good=better))
@@ -74,6 +79,11 @@ def score_rows(results: Results) -> list[list[str]]:
         rows.append([name, f"{score.bpb:.5f}", change, f"{score.loss:.5f}", f"{score.num_targets:,}", f"{score.num_bytes:,}", f"{bos:.5f}"])
         before = score.bpb
     return rows
+
+
+def audit_rows(audit: Audit) -> list[tuple[list[str], bool]]:
+    """technique, verdict, evidence; and whether it is a warning."""
+    return [([finding.title, finding.verdict, finding.evidence], finding.is_warning) for finding in audit.findings]
 
 
 def compressors(val: SplitCounts) -> list[tuple[str, float]]:

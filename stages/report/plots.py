@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-Columns = dict[str, NDArray]
-"""Training metrics by column: step, loss, lr_scale, tokens, seconds, grad_norm, qat_on, snapshot, muon_momentum; each (steps,)."""
+from stages.training_metrics import Columns
 
 BLUE, ORANGE, GREEN, RED, PURPLE = "#3b82d6", "#e08a1e", "#2f9e6e", "#d6524a", "#8b6fd0"
 BAR_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, "#7b8794", "#c77dba", "#4bb3c4")

@@ -36,7 +36,8 @@ class Chain:
     def run(self, stage: str) -> Outcome:
         """Run or serve one stage; those before it must have been run."""
         options = RunOptions(store=str(self.store.root), checkpoint_every_seconds=CHECKPOINT_SECONDS)
-        spec = PublishSpec() if stage == "publish" else getattr(self.spec, _SECTION.get(stage, stage))
+        whole = {"publish": PublishSpec(), "package": self.spec.package_spec(), "audit": self.spec}
+        spec = whole[stage] if stage in whole else getattr(self.spec, _SECTION.get(stage, stage))
         inputs = {name: self.results[name] for name in STAGES[stage].inputs}
         outcome = run_stage(self.store, stage, spec, inputs, options)
         self.results[result_name(stage)] = outcome.record.result

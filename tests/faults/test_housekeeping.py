@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.registry import STAGES
 from tests.faults.conftest import STEPS, Undisturbed
 from tests.faults.harness import ROOT, start_chain
 
@@ -24,7 +25,7 @@ def test_gc_takes_nothing_from_a_run_in_progress(undisturbed: Undisturbed, tmp_p
     listed = subprocess.run([*gc, "--json"], cwd=ROOT, capture_output=True, text=True)
     removed = subprocess.run([*gc, "--remove", "--json"], cwd=ROOT, capture_output=True, text=True)
     items, gone = json.loads(listed.stdout)["items"], json.loads(removed.stdout)
-    dry = len(items) == len(gone["items"]) == 8  # a result of each stage, named by no run
+    dry = len(items) == len(gone["items"]) == len(STAGES)  # a result of each stage, named by no run
     met = refused.returncode == 1 and "in progress" in refused.stderr and same and dry and not list(store.glob("stages/*/*"))
     told = f"refused while it ran, run undisturbed: {same}; afterwards {len(items)} results listed, then {len(gone['items'])} removed"
     figure("8", "`fairway gc --remove` while a run trains, and after it", told, met)

@@ -110,7 +110,7 @@ def test_run_gives_pure_json_and_says_the_rest_on_standard_error(smoke_run: Any,
     assert result.exit_code == 0
     told = json.loads(result.stdout)
     assert told["val_bpb_quantized"] == smoke_run.report.val_bpb_quantized
-    assert len(told["cached_stages"]) == 8
+    assert len(told["cached_stages"]) == 9
     assert Path(told["report_html"]).is_file()
     assert "found in the store" in result.stderr
 

@@ -1,9 +1,12 @@
 """Form fields become settings; what a form shows agrees with the schemas."""
 
+import re
+
 import pytest
 from prefect.utilities.callables import parameter_schema
 from pydantic import TypeAdapter
 
+from flows.export import export
 from flows.form import SETTINGS, Options
 from flows.pipeline import pipeline
 from flows.requantize import requantize
@@ -100,6 +103,16 @@ def test_every_field_is_optional_described_and_flat(flow: object) -> None:
         assert field["type"] in ("string", "integer", "number"), name
         assert "Empty: " in field["description"], name
         assert "default" not in field, name
+
+
+def test_an_export_asks_for_the_author_and_nothing_else() -> None:
+    schema = parameter_schema(export)
+    assert schema.required == ["author", "github_id", "name"]
+    for name, field in schema.properties.items():
+        assert len(field["description"]) > 20, name
+        assert "type" in field, name
+    assert re.fullmatch(schema.properties["github_id"]["pattern"], "octo-cat")
+    assert not re.fullmatch(schema.properties["github_id"]["pattern"], "octo cat")
 
 
 def test_empty_options_are_the_defaults_with_the_store_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

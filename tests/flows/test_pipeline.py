@@ -15,7 +15,7 @@ from schemas.pipeline import PipelineReport
 from stages.registry import STAGES
 
 ALL = list(STAGES)
-FROM_QUANTIZE = ["quantize", "package", "check_size", "evaluate", "publish"]
+FROM_QUANTIZE = ["quantize", "package", "check_size", "evaluate", "audit", "publish"]
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,7 @@ def test_a_run_shows_tables_and_the_loss_curve(smoke_run: Any) -> None:
     by_key = {artifact.key: str(artifact.data) for artifact in artifacts}
     progress = {key for key in by_key if key.startswith("progress-")}
     assert progress >= {"progress-tokenize-corpus", "progress-train", "progress-evaluate"}
-    assert set(by_key) - progress == {"result", "report", "byte-budget", "quantization", "bpb-decomposition", "loss-curve"}
+    assert set(by_key) - progress == {"result", "report", "byte-budget", "quantization", "bpb-decomposition", "loss-curve", "techniques"}
     assert Path(smoke_run.report.published.html.path).name in by_key["report"]
     assert f"{smoke_run.report.val_bpb_quantized:.5f}" in by_key["result"]
     picture = re.search(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", by_key["loss-curve"])
@@ -77,7 +77,7 @@ def test_a_second_run_is_wholly_cached_and_gives_the_same(run_pipeline: Any, smo
 
 
 def test_other_quantization_reruns_it_and_what_follows(run_pipeline: Any, smoke_run: Any, smoke_store: Path) -> None:
-    rerun = run_pipeline(smoke_store, "quantize.method=round_to_nearest")
+    rerun = run_pipeline(smoke_store, "quantize.method=round_to_nearest", "quantize.zstd_level=3")  # as no other test of this store asks
     assert rerun.computed == FROM_QUANTIZE
     assert rerun.report.packed.method == "round_to_nearest"
     assert rerun.report.merged == smoke_run.report.merged
@@ -101,7 +101,7 @@ def test_a_damaged_blob_is_made_again_and_nothing_else_is(harm: str, run_pipelin
 def test_over_the_limit_the_run_fails_after_its_report_and_says_by_how_much(run_pipeline: Any, smoke_run: Any, smoke_store: Path) -> None:
     over = run_pipeline(smoke_store, "check_size.limit_bytes=100")
     assert over.state.is_failed()
-    assert over.computed == ["check_size", "publish"]
+    assert over.computed == ["check_size", "audit", "publish"]
     assert over.report.size.margin_bytes == 100 - smoke_run.report.size.total_bytes
     message = str(over.state.result(raise_on_failure=False))
     assert f"{-over.report.size.margin_bytes:,} bytes" in message

@@ -34,7 +34,7 @@ def test_variants_get_reports_of_their_own_and_nothing_before_quantize_runs(smok
     assert [stage.key for stage in report.stages[:3]] == [stage.key for stage in earlier.stages[:3]]
     with get_client(sync_client=True) as client:
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [report.run_id]}))
-    assert {task.name.split("-")[0] for task in tasks} == {"quantize", "package", "check_size", "evaluate", "publish"}
+    assert {task.name.split("-")[0] for task in tasks} == {"quantize", "package", "check_size", "evaluate", "audit", "publish"}
 
 
 def test_a_limit_is_met_within_a_thousandth_script_included(smoke_run: Any, smoke_store: Path) -> None:

@@ -1,5 +1,6 @@
 """Finding a run by what a person types."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from flows.runs import find_report, list_reports, load_report, save_report
 from schemas.errors import SpecError
+from stages.sealed import write_sealed
 
 
 @pytest.fixture
@@ -58,6 +60,14 @@ def test_a_damaged_report_is_named_and_does_not_hide_the_others(store: Path, cap
     assert [report.run_id for report in list_reports(store)] == ["aaaa-2", "bbbb-3"]
     assert "aaaa-1" in caplog.text
     with pytest.raises(SpecError, match="damaged"):
+        load_report(store, "aaaa-1")
+
+
+def test_a_report_of_another_version_says_so_and_what_to_do(store: Path) -> None:
+    path = store / "runs" / "aaaa-1" / "report.json"
+    older = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("schema_version", "audit")}
+    write_sealed(path, json.dumps(older).encode())
+    with pytest.raises(SpecError, match=r"records of version 1, this one reads \d+\)\. Run its settings again"):
         load_report(store, "aaaa-1")
 
 

@@ -96,6 +96,8 @@ def test_the_verdict_against_a_mark_and_against_a_ledger(fire: Fire, trained: An
     text = " ".join(said)
     for part in ("Mean 2.50000", "deviation 0.00100", "0.01000 nats better", "asked for 0.005", "**beaten**", "look 2 of at most 9"):
         assert part in text
+    for part in ("bytes a token: mark", "95 % interval", "Power: at the spread seen (0.00100 nats) a true difference of 0.005 nats"):
+        assert part in text
     assert "**not beaten**" in " ".join(fire(new_seeds_per_run=0, mark_nats=2.504).result()[1])
     fire(ledger="slower", first_seed=11, new_seeds_per_run=3).result()
     text = " ".join(fire(new_seeds_per_run=0, against="slower").result()[1])

@@ -8,9 +8,11 @@ from pydantic import ValidationError
 
 from presets import PRESETS
 from schemas.base import Schema, Volatile, fingerprint
+from schemas.evaluate import EvaluateSpec
 from schemas.files import FileRef, SourceFile
+from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
-from schemas.settings import ModelSettings, TrainSettings, format_for, from_dict
+from schemas.settings import ComputeSettings, ModelSettings, TrainSettings, format_for, from_dict
 
 HASH = "a" * 64
 
@@ -88,6 +90,13 @@ def test_settings_refuse_what_cannot_be_and_say_what_can(change: dict, message: 
         replace(ModelSettings(), **change)
 
 
+@pytest.mark.parametrize("change", [{"device": "cpu"}, {"precision": "float32"}])
+def test_fused_kernels_are_refused_where_they_cannot_run(change: dict) -> None:
+    on_gpu = ComputeSettings(device="cuda", fused_kernels=True)
+    with pytest.raises(ValueError, match="fused_kernels = true: they are for device = 'cuda' and precision = 'bfloat16'"):
+        replace(on_gpu, **change)
+
+
 def test_the_first_matching_rule_decides_a_format() -> None:
     rules = PRESETS["reference"]().quantize.rules
     assert format_for("tok_emb.weight", rules) == "fp16"
@@ -104,3 +113,10 @@ def test_units_and_help_are_there_for_every_setting() -> None:
                 walk(type(value))
 
     walk(TrainSettings)
+
+
+@pytest.mark.parametrize("spec", [EvaluateSpec, MergeSpec])
+@pytest.mark.parametrize("name", ["compile", "fused_kernels"])
+def test_what_only_training_does_is_refused_where_nothing_trains(spec: type, name: str) -> None:
+    with pytest.raises(ValidationError, match=f"{name} = true: only training does that"):
+        spec(compute=ComputeSettings(device="cuda", **{name: True}))

@@ -23,6 +23,7 @@ BAD_VALUES = [
     ("pipeline", {"overrides": ["nonsense"]}, "'overrides[0]'", "'nonsense' does not match"),
     ("requantize", {"bits": ["int9"]}, "'bits[0]'", "'int9' is not one of"),
     ("requantize", {"clip_grids": ["1.0, 1.5"]}, "'clip_grids[0]'", "does not match"),
+    ("export", {"author": "A", "name": "N", "github_id": "a b"}, "'github_id'", "'a b' does not match"),
     ("seed-validation", {"alpha": 1.5}, "'alpha'", "1.5 is"),
 ]
 
@@ -67,7 +68,7 @@ def test_runs_made_by_deployment_show_what_they_did(served: Any, two_runs: Any) 
     expected = dict.fromkeys(STAGES, "Completed") | {"tokenize_corpus": "Cached"}  # the longer run had tokenized already
     assert {stage: task["state_name"] for stage, task in served.tasks(first["id"]).items()} == expected
     artifacts = served.artifacts(first["id"])
-    assert {"result", "report", "byte-budget", "quantization", "bpb-decomposition", "loss-curve"} <= set(artifacts)
+    assert {"result", "report", "byte-budget", "quantization", "bpb-decomposition", "loss-curve", "techniques"} <= set(artifacts)
     assert "100" in str(artifacts["progress-train"]["data"])
     [link] = re.findall(r"\((http://127[^)]+/report\.html)\)", artifacts["report"]["data"])
     assert first["name"] in httpx.get(link).raise_for_status().text
@@ -106,7 +107,7 @@ def test_requantize_compares_bits_and_never_trains(served: Any, two_runs: Any) -
     assert len(variants) == 2
     for variant in variants:
         tasks = served.tasks(variant["id"])
-        assert set(tasks) == {"quantize", "package", "check_size", "evaluate", "publish"}
+        assert set(tasks) == {"quantize", "package", "check_size", "evaluate", "audit", "publish"}
         assert {task["state_name"] for task in tasks.values()} == {"Completed"}
     artifacts = served.artifacts(run_id)
     table = artifacts["comparison"]["data"]

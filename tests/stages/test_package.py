@@ -21,8 +21,9 @@ from stages.core.loader import TokenStream
 from stages.core.scoring import score
 from stages.core.shards import ShardWriter
 from stages.core.submission import load_packed_model
-from stages.package import check_imports, package
+from stages.package import package
 from stages.quantize import quantize
+from stages.script import check_imports
 from stages.workspace import DamagedFileError, Workspace
 
 MakeWorkspace = Callable[..., Workspace]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from schemas.audit import Audit, Finding
 from schemas.check_size import SizePart, SizeReport
 from schemas.errors import StageError
 from schemas.evaluate import Evaluation, Score
@@ -21,9 +22,10 @@ from schemas.quantize import ClipShare, PackedModel, TensorReport
 from schemas.settings import ModelSettings
 from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
 from schemas.train import Checkpoints, ParameterChange, ParameterGroup, Snapshot, TrainTimings
-from stages.publish import publish, read_metrics
+from stages.publish import METRIC_COLUMNS, publish
 from stages.report import content, plots
 from stages.source import reachable_modules, templates
+from stages.training_metrics import read_metrics
 from stages.workspace import Workspace
 
 STEPS = 60
@@ -53,6 +55,10 @@ def _score(bpb: float) -> Score:
     nats = bpb * np.log(2) * 1000
     counts = {"num_targets": 400, "num_bytes": 1000, "num_bos_targets": 3}
     return Score(bpb=bpb, loss=2.5, nll_nats_sum=nats, bos_nats_sum=np.log(2) * 20, seconds=0.1, **counts)
+
+
+def _change(name: str, shape: tuple[int, ...], **figures: Any) -> ParameterChange:
+    return ParameterChange(name=name, shape=shape, **figures)
 
 
 def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[str, Any]:
@@ -103,10 +109,14 @@ def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[
             stopped_by="max_steps",
             final_train_loss=3.1,
             qat_steps=3,
-            groups=(ParameterGroup(name="matrices", optimizer="muon", lr=0.02, weight_decay=0.04, parameters=("a",), num_parameters=128),),
+            groups=(
+                ParameterGroup(
+                    name="matrices", optimizer="muon", lr=0.02, weight_decay=0.04, decay_factor=0.97, parameters=("a",), num_parameters=128
+                ),
+            ),
             changes=(
-                ParameterChange(name="blocks.0.attn.q.weight", shape=(8, 16), initial_rms=0.3, final_rms=0.4, change_rms=0.2),
-                ParameterChange(name=HOSTILE, shape=(16,), initial_rms=1, final_rms=1, change_rms=0),
+                _change("blocks.0.attn.q.weight", (8, 16), initial_rms=0.3, final_rms=0.4, change_rms=0.2, learned_rms=0.2, qat_bits=6),
+                _change(HOSTILE, (16,), initial_rms=1, final_rms=1, change_rms=0, learned_rms=0, qat_bits=None),
             ),
             metrics=metrics,
             timings=TrainTimings(
@@ -127,6 +137,7 @@ def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[
             steps=(58,),
             lr_scales=(0.07,),
             num_with_qat=1,
+            distance_from_last=0.01,
             last=_score(1.9),
             merged=_score(1.88),
         ),
@@ -158,6 +169,13 @@ def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[
             text_utf8_bytes=1010,
             text_normalized_bytes=1000,
             byte_account="1,000 bytes by the token table = the normalised text",
+        ),
+        "audit": Audit(
+            findings=(
+                Finding(key="xsa", title="XSA", verdict="took effect", evidence="2 layers", figures={"without_it_bpb": 0.1}),
+                Finding(key="qat", title="late QAT", verdict="no effect", evidence=f"began too late {HOSTILE}", figures={}),
+            ),
+            probe_tokens=4096,
         ),
     }
 
@@ -241,6 +259,13 @@ def test_each_part_of_the_account_is_there(published: Callable[..., str]) -> Non
     assert "36.00% less squared error and a blob 10 bytes smaller" in page
 
 
+def test_a_technique_without_effect_stands_out(published: Callable[..., str]) -> None:
+    page = published()
+    assert re.search(r'<tr class="flag"><td>late QAT</td><td>no effect</td><td>began too late', page)
+    assert "<tr><td>XSA</td><td>took effect</td><td>2 layers</td></tr>" in page
+    assert "1 to look at" in page
+
+
 def test_the_same_results_give_the_same_bytes(published: Callable[..., str]) -> None:
     assert published(name="first") == published(name="second")
 
@@ -255,10 +280,10 @@ def test_metrics_without_a_column_or_a_step_are_refused(make_workspace: Callable
     folder = make_workspace().out_dir
     pq.write_table(pa.table({"step": [1]}), folder / "a.parquet")
     with pytest.raises(StageError, match="no column loss"):
-        read_metrics(folder / "a.parquet")
+        read_metrics(folder / "a.parquet", METRIC_COLUMNS)
     pq.write_table(pa.table(_metrics()).slice(0, 0), folder / "b.parquet")
     with pytest.raises(StageError, match="no step"):
-        read_metrics(folder / "b.parquet")
+        read_metrics(folder / "b.parquet", METRIC_COLUMNS)
 
 
 def test_a_themed_plot_takes_its_colours_from_the_page_and_an_unthemed_one_brings_them(published: Callable[..., str]) -> None:

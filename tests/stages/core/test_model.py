@@ -135,8 +135,10 @@ def test_every_technique_can_be_turned_off_and_matters(change: dict) -> None:
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1)])
-def test_short_sequences_on_the_cpu_attend_like_the_fused_kernel(heads: int, kv_heads: int) -> None:
-    q, k, v = (torch.randn(2, 33, n, 16, dtype=torch.bfloat16) for n in (heads, kv_heads, kv_heads))
+@pytest.mark.parametrize(("tokens", "asked"), [(33, 33), (150, 150), (150, 70)])
+def test_attention_in_blocks_on_the_cpu_is_that_of_the_fused_kernel(heads: int, kv_heads: int, tokens: int, asked: int) -> None:
+    q, k, v = (torch.randn(2, tokens, n, 16, dtype=torch.bfloat16) for n in (heads, kv_heads, kv_heads))
+    q = q[:, -asked:]
     exact = attend_causally(q.double(), k.double(), v.double())  # float64 takes the other way
     torch.testing.assert_close(attend_causally(q, k, v).double(), exact, rtol=0.03, atol=0.03)
 
@@ -205,3 +207,12 @@ def test_the_default_rules_make_every_block_matrix_an_integer_tensor() -> None:
     assert bits["blocks.0.attn.q"] == bits["blocks.10.mlp.down"] == 8
     assert bits["blocks.5.attn.q"] == bits["value_embedding.table"] == 6
     assert bits["tok_emb"] == 0
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("num_last", [1, 5, 12])
+@torch.inference_mode()
+def test_the_last_positions_alone_come_out_as_among_all(dtype: torch.dtype, tolerance: float, num_last: int) -> None:
+    model, ids = make(), random_ids()
+    everything = model.hidden(ids, dtype)
+    torch.testing.assert_close(model.hidden(ids, dtype, num_last), everything[:, -num_last:], rtol=tolerance, atol=tolerance)

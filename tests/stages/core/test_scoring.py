@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.settings import ModelSettings, ScoringSettings
@@ -50,6 +50,7 @@ def stream(ids: np.ndarray, tmp_path: Path) -> TokenStream:
     return TokenStream(writer.paths)
 
 
+@settings(deadline=None)
 @given(num_targets=st.integers(1, 400), length=st.integers(1, 60), data=st.data())
 def test_windows_score_every_target_once_and_none_is_empty(num_targets: int, length: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, length))

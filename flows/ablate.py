@@ -1,0 +1,69 @@
+"""Train an earlier run's configuration without some of its techniques, with the same seeds, and give the differences with intervals.
+
+    fairway ablate last --off xsa,ve --seeds 3
+
+Each seed of each variant is a run of the pipeline of its own. A seed does the same to the data order of all variants, so the
+differences are taken seed by seed.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+
+from flows.ablation import Variant, ablation_rows, plan_variants
+from flows.pipeline import pipeline
+from flows.runs import find_report, load_report
+from flows.specs import run_options, settings_between
+from flows.tables import Row
+from flows.tasks import stream_logs
+from schemas.errors import StageError
+from schemas.pipeline import PipelineReport
+from schemas.runtime import RunOptions
+
+log = logging.getLogger(__name__)
+
+
+def _run_name() -> str:
+    return f"{flow_run.parameters['run']}-ablated"
+
+
+@flow(name="ablate", flow_run_name=_run_name, persist_result=False)
+def ablate(run: str, off: tuple[str, ...], num_seeds: int = 3, options: RunOptions | None = None) -> tuple[list[Row], list[PipelineReport]]:
+    """Train the configuration of `run` with and without each technique of `off`, and compare.
+
+    Args:
+        run: The earlier run: its name or id, the beginning of either, or "last". Its seed is the first of those that are used.
+        off: Techniques to leave out, a variant each; `xsa+ve` leaves both out of one variant, `all` stands for every one that is on.
+        num_seeds: Seeds of each variant. One gives a difference without interval.
+        options: Where and how the stages run; never changes a result. None: the store that FAIRWAY_STORE names, three retries.
+    """
+    stream_logs()
+    options = run_options(options)
+    earlier = find_report(Path(options.store), run)
+    plan = plan_variants(earlier.spec, off)
+    base = settings_between(earlier.preset, earlier.spec)
+    seeds = range(earlier.spec.train.seed, earlier.spec.train.seed + num_seeds)
+    log.info("%s: %d variants × %d seeds, and as many of the run itself", earlier.name, len(plan), len(seeds))
+    whole = Variant("the run itself", (), {})
+    variants = [whole, *(Variant(name, changes, {}) for name, changes in plan)]
+    for seed in seeds:
+        for variant in variants:
+            state = pipeline(earlier.preset, overrides=(*base, *variant.changes, f"train.seed={seed}"), options=options, return_state=True)
+            variant.reports[seed] = _outcome(state, Path(options.store))
+    rows = ablation_rows(variants)
+    create_table_artifact(key="ablation", table=rows, description=f"{earlier.name} without each technique, {len(seeds)} seeds")
+    failed = [f"{item.name}, seed {seed}: {why}" for item in variants for seed, why in item.reports.items() if isinstance(why, str)]
+    if failed:
+        raise StageError("\n".join(["these runs failed; the same command tries them again and keeps the others", *failed]))
+    return rows, [report for item in variants for report in item.completed().values()]
+
+
+def _outcome(state: State[Any], store: Path) -> PipelineReport | str:
+    report = load_report(store, str(state.state_details.flow_run_id))
+    # A run over its limit leaves a report, and its score counts here.
+    return report if report is not None else (state.message or state.name or "failed")

@@ -1,0 +1,88 @@
+"""A submission folder in the official repository's shape: what stands in submission.json, and what a check of any folder says."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from schemas.base import Schema
+from schemas.files import Sha256
+
+README_NAME = "README.md"
+INFO_NAME = "submission.json"
+REQUIREMENTS_NAME = "requirements.txt"
+LIMIT_SECONDS = 600.0  # of training, and of evaluation
+GITHUB_ID = r"^[A-Za-z0-9][A-Za-z0-9-]{0,38}$"
+ONE_LINE = r"^[^\x00-\x1f]*[^\s\x00-\x1f][^\x00-\x1f]*$"
+
+
+class About(Schema):
+    """What only the author knows."""
+
+    author: str = Field(pattern=ONE_LINE, max_length=120, description="full name")
+    github_id: str = Field(pattern=GITHUB_ID, description="account on GitHub")
+    name: str = Field(pattern=ONE_LINE, max_length=120, description="title of the submission")
+    blurb: str = Field("", pattern=r"^[^\x00-\x1f]*$", max_length=1000, description="one or two sentences; empty: made from the settings")
+
+
+class SeedResult(Schema):
+    """One seed of a submission. `val_*` are of sliding windows where they were scored."""
+
+    val_loss: float = Field(description="nats a token")
+    val_bpb: float
+    pre_quant_val_bpb: float = Field(description="merged model, non-overlapping windows")
+    wallclock_seconds: NonNegativeFloat = Field(description="training, inside the cap's clock")
+    eval_time_seconds: NonNegativeFloat
+    bytes_total: PositiveInt
+    blob_sha256: Sha256
+
+
+class SubmissionInfo(Schema):
+    """submission.json. The names are those of the published records; `val_*` are means over the seeds."""
+
+    author: str
+    github_id: str
+    name: str
+    blurb: str
+    date: str
+    val_loss: float
+    val_bpb: float
+    pre_quant_val_loss: float
+    pre_quant_val_bpb: float
+    post_quant_val_bpb_non_overlapping: float
+    step_stop: PositiveInt = Field(description="of the seed whose blob lies in the folder, as all that follows")
+    wallclock_seconds: NonNegativeFloat
+    eval_time_seconds: NonNegativeFloat
+    bytes_total: PositiveInt
+    bytes_model: PositiveInt
+    bytes_code: PositiveInt
+    blob_sha256: Sha256
+    code_sha256: Sha256
+    hardware: str
+    eval_sequence_length: PositiveInt
+    eval_stride: NonNegativeInt
+    seed: NonNegativeInt
+    seeds: tuple[NonNegativeInt, ...]
+    seed_results: dict[str, SeedResult]
+
+
+class RuleResult(Schema):
+    """One rule applied to a folder. `unknown`: the folder does not say, or it cannot be decided without running its code."""
+
+    rule: str
+    verdict: Literal["pass", "fail", "unknown"]
+    reason: str
+
+
+class Rescored(Schema):
+    """A folder's blob scored here."""
+
+    val_bpb_non_overlapping: PositiveFloat
+    val_bpb_sliding: PositiveFloat | None
+    val_loss: PositiveFloat = Field(description="nats a token, of sliding windows where they were scored")
+    num_targets: PositiveInt
+    num_bytes: PositiveInt
+    blob_bytes: PositiveInt
+    blob_sha256: Sha256
+    scored_by: Literal["fairway", "the folder's train_gpt.py"]
+    claimed_val_bpb: float | None = Field(description="what the folder's submission.json says")
+    seconds: NonNegativeFloat

@@ -1,0 +1,72 @@
+"""The techniques that a run can have or go without: what each is called, and the settings that switch it off.
+
+The audit looks for the effect of each one that a run has switched on, and `fairway ablate --off KEY` trains without it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from schemas.errors import SpecError
+from schemas.overrides import apply_overrides
+from schemas.pipeline import PipelineSpec
+
+
+@dataclass(frozen=True)
+class Technique:
+    """`off` gives the settings, as dotted.name=value, that take the technique away from a run and leave the rest as it is.
+
+    `instead` says what stands in its place, where that is not simply nothing.
+    """
+
+    key: str
+    title: str
+    off: Callable[[PipelineSpec], tuple[str, ...]]
+    instead: str = ""
+
+    def without(self, spec: PipelineSpec) -> PipelineSpec:
+        """`spec` with the technique switched off. Raises SpecError where another setting needs it."""
+        return apply_overrides(spec, self.off(spec))
+
+    def is_on(self, spec: PipelineSpec) -> bool:
+        return self.without(spec) != spec
+
+
+def _set(*settings: str) -> Callable[[PipelineSpec], tuple[str, ...]]:
+    return lambda spec: settings
+
+
+def _no_span(dotted: str, settings: object) -> tuple[str, ...]:
+    """0 for whichever of `dotted`_fraction and `dotted`_steps is the one in use."""
+    in_steps = getattr(settings, f"{dotted.rpartition('.')[2]}_steps") is not None
+    return (f"{dotted}_{'steps' if in_steps else 'fraction'}=0",)
+
+
+TECHNIQUES = (
+    Technique("xsa", "exclusive self-attention (XSA)", _set("train.model.xsa_layers=0")),
+    Technique("ve", "shared value embedding", _set("train.model.value_embedding_dim=0")),
+    Technique("smear", "SmearGate", _set("train.model.smear_gate=false")),
+    Technique("smear-bos", "SmearGate stops at BOS", lambda spec: ("train.model.smear_stops_at_bos=false",) * spec.train.model.smear_gate),
+    Technique("unet", "U-Net skips", _set("train.model.unet_skips=false")),
+    Technique("rope", "partial RoPE", lambda spec: (f"train.model.rope_dims={spec.train.model.head_dim // 2 * 2}",), "all dims rotate"),
+    Technique("ln-scale", "LN scale", _set("train.model.ln_scale=false")),
+    Technique("softcap", "logit softcap", _set("train.model.logit_softcap=1e6"), "a cap of 1e6"),
+    Technique("momentum", "momentum warm-up", lambda spec: _no_span("train.optimizer.muon_momentum_warmup", spec.train.optimizer)),
+    Technique("decay", "weight decay", _set("train.optimizer.muon_weight_decay=0", "train.optimizer.adam_weight_decay=0")),
+    Technique("grad-clip", "gradient clipping", _set("train.optimizer.grad_clip_norm=0")),
+    Technique("warmdown", "learning-rate warmdown", lambda spec: _no_span("train.schedule.warmdown", spec.train.schedule)),
+    Technique("qat", "late QAT", _set("train.qat.start_lr_scale=0")),
+    Technique("swa", "averaging of snapshots", _set("merge.averaging.method=last"), "the last iterate"),
+    Technique("quantizer", "quantizer", _set("quantize.method=round_to_nearest"), "plain rounding"),
+    Technique("sliding", "sliding windows", _set("evaluate.scoring.stride=0")),
+)
+
+
+def find_technique(key: str) -> Technique:
+    """The technique of that key. Raises SpecError that names the nearest."""
+    found = {technique.key: technique for technique in TECHNIQUES}.get(key)
+    if found is None:
+        keys = [technique.key for technique in TECHNIQUES]
+        near = get_close_matches(key, keys, n=1)
+        raise SpecError(f"off = {key}: {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(keys)}")
+    return found

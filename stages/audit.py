@@ -1,0 +1,60 @@
+"""Audit: what each technique that was switched on really did, and whether the rules hold, measured on records and files.
+
+    python -m stages.audit --spec pipeline.json --input tokenized=…/record.json --input trained=…    (--help names all inputs)
+
+The spec is the run's whole PipelineSpec. A technique without effect is a warning and no error: the run keeps its figures.
+"""
+
+import logging
+
+from schemas.audit import Audit, Finding
+from schemas.check_size import SizeReport
+from schemas.evaluate import Evaluation
+from schemas.merge import MergedModel
+from schemas.package import Package
+from schemas.pipeline import PipelineSpec
+from schemas.quantize import PackedModel
+from schemas.tokenize_corpus import TokenizedCorpus
+from schemas.train import Checkpoints
+from stages.auditing.evidence import Evidence, Records, gather
+from stages.auditing.model_findings import model_findings
+from stages.auditing.shipping_findings import shipping_findings
+from stages.auditing.training_findings import training_findings
+from stages.training_metrics import read_metrics
+from stages.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+METRIC_COLUMNS = ("step", "lr_scale", "muon_momentum", "seconds", "grad_norm", "qat_on")
+
+
+def audit(
+    spec: PipelineSpec,
+    tokenized: TokenizedCorpus,
+    trained: Checkpoints,
+    merged: MergedModel,
+    packed: PackedModel,
+    package: Package,
+    size: SizeReport,
+    evaluation: Evaluation,
+    work: Workspace,
+) -> Audit:
+    """The findings, the model's first. Raises StageError when the training metrics lack a column or hold no step."""
+    records = Records(
+        spec, tokenized, trained, merged, packed, package, size, evaluation, read_metrics(work.read(trained.metrics), METRIC_COLUMNS)
+    )
+    evidence = gather(records, work)
+    found = Audit(findings=tuple(all_findings(evidence)), probe_tokens=evidence.shipped.windows.num_tokens)
+    for finding in found.warnings:
+        log.warning("%s: %s: %s", finding.title, finding.verdict, finding.evidence)
+    return found
+
+
+def all_findings(evidence: Evidence) -> list[Finding]:
+    return [*model_findings(evidence), *training_findings(evidence), *shipping_findings(evidence)]
+
+
+if __name__ == "__main__":
+    from stages.by_hand import main
+
+    main("audit")

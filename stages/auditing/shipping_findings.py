@@ -1,0 +1,150 @@
+"""Findings about what ships and how it was scored: the quantizer, the bytes, the targets."""
+
+from schemas.audit import Finding
+from schemas.evaluate import Score
+from schemas.techniques import TECHNIQUES, Technique
+from stages.auditing.evidence import Evidence
+from stages.auditing.model_findings import names_of, off
+
+_BY_KEY = {technique.key: technique for technique in TECHNIQUES}
+
+_SAME_ERROR = 1e-5
+"""Relative difference of two rms errors that were summed in another order."""
+
+
+def shipping_findings(evidence: Evidence) -> list[Finding]:
+    """The quantizer and sliding windows, then the rules."""
+    spec = evidence.records.spec
+    switched = {"quantizer": _quantizer, "sliding": _sliding}
+    found = [make(evidence, _BY_KEY[key]) if _BY_KEY[key].is_on(spec) else off(_BY_KEY[key]) for key, make in switched.items()]
+    return [*found, _blob(evidence), _targets(evidence), _bytes(evidence), _limit(evidence)]
+
+
+def _quantizer(evidence: Evidence, technique: Technique) -> Finding:
+    """Against plain rounding with the same rules, which the quantize stage always makes too."""
+    packed = evidence.records.packed
+    rows = [tensor for tensor in packed.tensors if tensor.format.startswith("int")]
+    squares = sum(row.num_elements * row.rms_error**2 for row in rows)
+    plain = sum(row.num_elements * row.rms_error_round_to_nearest**2 for row in rows)
+    differ = [row for row in rows if row.rms_error != row.rms_error_round_to_nearest]
+    clipped = sum(clip.num_rows for row in rows for clip in row.clips if clip.clip_ratio != 1)
+    searched = sum(clip.num_rows for row in rows for clip in row.clips)
+    saved = 1 - squares / plain if plain else 0.0
+    saved_bytes = packed.blob_bytes_round_to_nearest - packed.blob_bytes
+    chosen = f"{clipped:,} of {searched:,} rows took a clip ratio other than 1; " if searched else ""
+    text = f"{packed.method}: {chosen}squared error {-saved:+.2%}, blob {-saved_bytes:+,} bytes against plain rounding"
+    if not differ:
+        text = f"{packed.method}: {chosen}every tensor is what plain rounding gives"
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="took effect" if differ else "no effect",
+        evidence=text,
+        figures={
+            "rows": float(searched),
+            "rows_clipped": float(clipped),
+            "squared_error_saved_share": saved,
+            "saved_bytes": float(saved_bytes),
+        },
+    )
+
+
+def _sliding(evidence: Evidence, technique: Technique) -> Finding:
+    scores = evidence.records.evaluation
+    gain = scores.sliding.bpb - scores.non_overlapping.bpb if scores.sliding else 0.0
+    stride = evidence.records.spec.evaluate.scoring.stride
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="took effect" if gain else "no effect",
+        evidence=f"stride {stride}: {gain:+.5f} bpb against windows that do not overlap",
+        figures={"bpb_against_non_overlapping": gain},
+    )
+
+
+def _blob(evidence: Evidence) -> Finding:
+    """The blob, decoded by its own reader, against the merged weights and the error that quantization reported."""
+    reported = {tensor.name: tensor.rms_error for tensor in evidence.records.packed.tensors}
+    found = evidence.shipped.errors
+    wrong = [name for name in sorted(set(reported) | set(found)) if not _same(reported.get(name), found.get(name))]
+    count = sum(tensor.numel() for tensor in evidence.shipped.state.values())
+    trained = evidence.records.trained.num_parameters
+    holds = not wrong and count == trained
+    text = f"{count:,} parameters decoded of {trained:,} trained"
+    text += f"; other than quantization reported: {names_of(wrong)}" if wrong else "; each tensor as far from the merged one as reported"
+    return Finding(
+        key="blob",
+        title="the blob holds the merged model",
+        verdict="holds" if holds else "broken",
+        evidence=text,
+        figures={"parameters": float(count), "tensors_off": float(len(wrong))},
+    )
+
+
+def _targets(evidence: Evidence) -> Finding:
+    """Targets, bytes and BOS of every score against a count straight over the shards, which knows no windows."""
+    counted = evidence.counted
+    scores = _scores(evidence)
+    expected = (counted.num_targets, counted.num_bytes, counted.num_bos_targets)
+    wrong = [name for name, score in scores.items() if (score.num_targets, score.num_bytes, score.num_bos_targets) != expected]
+    text = f"{counted.num_targets:,} targets that stand for {counted.num_bytes:,} bytes, in each of {len(scores)} scores"
+    if wrong:
+        seen = ", ".join(f"{name}: {scores[name].num_targets:,} targets, {scores[name].num_bytes:,} bytes" for name in wrong)
+        text = f"the shards have {counted.num_targets:,} targets, {counted.num_bytes:,} bytes; {seen}"
+    text_bytes = evidence.records.tokenized.val.normalized_utf8_bytes
+    fits = text_bytes in (None, counted.num_bytes)
+    text += "; the text itself is not known" if text_bytes is None else f"; the normalised text has {text_bytes:,}"
+    return Finding(
+        key="targets",
+        title="every validation target scored once",
+        verdict="broken" if wrong or not fits else "holds",
+        evidence=text,
+        figures={"targets": float(counted.num_targets), "bytes": float(counted.num_bytes)},
+    )
+
+
+def _bytes(evidence: Evidence) -> Finding:
+    """The sizes that different stages counted must agree with one another and with the files."""
+    size, packed = evidence.records.size, evidence.records.packed
+    groups = sum(part.num_bytes for part in size.tensor_groups)
+    files = sum(part.num_bytes for part in size.files)
+    agree = {
+        "the files and the total": files == size.total_bytes == size.code_bytes + size.model_bytes,
+        "the blob's parts and the blob": groups == size.model_bytes,
+        "the blob and what quantization wrote": size.model_bytes == packed.blob_bytes == evidence.records.package.blob.num_bytes,
+        "limit, total and margin": size.limit_bytes - size.total_bytes == size.margin_bytes,
+    }
+    wrong = [what for what, same in agree.items() if not same]
+    per_weight = 8 * packed.blob_bytes / packed.num_parameters
+    text = f"{size.total_bytes:,} = {size.model_bytes:,} model + {size.code_bytes:,} code; {per_weight:.2f} bits a parameter"
+    return Finding(
+        key="bytes",
+        title="byte accounting",
+        verdict="broken" if wrong else "holds",
+        evidence=text + (f"; do not agree: {', '.join(wrong)}" if wrong else ""),
+        figures={"total_bytes": float(size.total_bytes), "bits_per_parameter": per_weight},
+    )
+
+
+def _limit(evidence: Evidence) -> Finding:
+    size = evidence.records.size
+    side = "under" if size.fits else "OVER"
+    return Finding(
+        key="limit",
+        title="size limit kept",
+        verdict="holds" if size.fits else "broken",
+        evidence=f"{abs(size.margin_bytes):,} bytes {side} {size.limit_bytes:,}",
+        figures={"margin_bytes": float(size.margin_bytes)},
+    )
+
+
+def _scores(evidence: Evidence) -> dict[str, Score]:
+    merged, evaluation = evidence.records.merged, evidence.records.evaluation
+    scores = {"last iterate": merged.last, "merged": merged.merged, "quantized": evaluation.non_overlapping}
+    return {**scores, "quantized, sliding": evaluation.sliding} if evaluation.sliding else scores
+
+
+def _same(reported: float | None, found: float | None) -> bool:
+    if reported is None or found is None:
+        return False
+    return abs(reported - found) <= _SAME_ERROR * max(reported, found)

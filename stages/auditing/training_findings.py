@@ -1,0 +1,188 @@
+"""Findings about training: what the optimizers moved, what the schedules really did, what late QAT and averaging reached."""
+
+import math
+
+import numpy as np
+
+from schemas.audit import Finding, Verdict
+from schemas.techniques import TECHNIQUES, Technique
+from stages.auditing.evidence import Evidence, learned
+from stages.auditing.model_findings import count_of, learning_text, names_of, off
+
+_BY_KEY = {technique.key: technique for technique in TECHNIQUES}
+
+
+def training_findings(evidence: Evidence) -> list[Finding]:
+    """Parameters and optimizers first, then what can be switched off, then the cap on time."""
+    switched = {
+        "momentum": _momentum,
+        "decay": _decay,
+        "grad-clip": _grad_clip,
+        "warmdown": _warmdown,
+        "qat": _qat,
+        "swa": _averaging,
+    }
+    spec = evidence.records.spec
+    found = [make(evidence, _BY_KEY[key]) if _BY_KEY[key].is_on(spec) else off(_BY_KEY[key]) for key, make in switched.items()]
+    return [_parameters(evidence), *_optimizers(evidence), *found, _cap(evidence)]
+
+
+def _parameters(evidence: Evidence) -> Finding:
+    """Every tensor, the value embedding included: a gradient must have moved it."""
+    trained = evidence.records.trained
+    still = [change for change in trained.changes if not learned(change)]
+    owners = {name: group for group in trained.groups for name in group.parameters}
+    by_group: dict[str, list[str]] = {}
+    for change in still:
+        group = owners[change.name]
+        why = f"in no optimizer, group {group.name}" if group.optimizer == "none" else f"in {group.optimizer}, but without gradient"
+        by_group.setdefault(why, []).append(change.name)
+    count = sum(math.prod(change.shape) for change in trained.changes if learned(change))
+    text = (
+        f"{len(trained.changes) - len(still)} of {len(trained.changes)} tensors learned, {count:,} of {trained.num_parameters:,} parameters"
+    )
+    text += "".join(f"; {why}: {names_of(names)}" for why, names in by_group.items())
+    verdict: Verdict = "took effect" if not still else "in part" if len(still) < len(trained.changes) else "no effect"
+    figures = {"tensors": float(len(trained.changes)), "tensors_without_learning": float(len(still)), "parameters_learned": float(count)}
+    return Finding(key="parameters", title="every parameter learns", verdict=verdict, evidence=text, figures=figures)
+
+
+def _optimizers(evidence: Evidence) -> list[Finding]:
+    """Each optimizer's tensors, as it held them itself; one that did not learn is `_parameters`' to warn of."""
+    found = []
+    for key, title in (("muon", "Muon, for matrices"), ("adamw", "AdamW, for embeddings and scalars")):
+        groups = [group for group in evidence.records.trained.groups if group.optimizer == key]
+        changes = [evidence.changes[name] for group in groups for name in group.parameters]
+        rates = ", ".join(f"{group.name} at {group.lr:g}" for group in groups)
+        verdict: Verdict = "took effect" if any(map(learned, changes)) else "no effect"
+        text = f"{learning_text(changes)}; peak learning rates: {rates}" if groups else "holds no tensor"
+        found.append(Finding(key=key, title=title, verdict=verdict, evidence=text, figures={"tensors": float(len(changes))}))
+    return found
+
+
+def _momentum(evidence: Evidence, technique: Technique) -> Finding:
+    momentum = evidence.records.metrics["muon_momentum"]
+    rising = int((np.diff(momentum) > 0).sum())
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="took effect" if rising else "no effect",
+        evidence=f"{momentum[0]:.3f} at the first step, {momentum[-1]:.3f} at the last; rose over {rising} steps",
+        figures={"first": float(momentum[0]), "last": float(momentum[-1]), "rising_steps": float(rising)},
+    )
+
+
+def _decay(evidence: Evidence, technique: Technique) -> Finding:
+    """What decay alone left of a weight, from the learning rate of every step and the decay that the optimizer held."""
+    groups = evidence.records.trained.groups
+    applied = [group for group in groups if group.decay_factor < 1]
+    spared = [group for group in groups if group.decay_factor >= 1]
+    optimizer = evidence.records.spec.train.optimizer
+    asked = {"muon": optimizer.muon_weight_decay, "adamw": optimizer.adam_weight_decay}
+    missed = [group for group in spared if asked.get(group.optimizer)]
+    parts = [f"{group.name} × {group.decay_factor:.3f} over the run ({group.optimizer} {group.weight_decay:g})" for group in applied]
+    parts += [f"none on {', '.join(group.name for group in spared)}"] if spared else []
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="no effect" if not applied else "in part" if missed else "took effect",
+        evidence="; ".join(parts),
+        figures={f"{group.name}_decay_factor": group.decay_factor for group in groups},
+    )
+
+
+def _grad_clip(evidence: Evidence, technique: Technique) -> Finding:
+    norms, limit = evidence.records.metrics["grad_norm"], evidence.records.spec.train.optimizer.grad_clip_norm
+    share = float((norms > limit).mean())
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="took effect" if share else "no effect",
+        evidence=f"{share:.0%} of the steps had a gradient above {limit:g}; median norm {np.median(norms):.2f}, largest {norms.max():.2f}",
+        figures={"clipped_share": share, "median_norm": float(np.median(norms))},
+    )
+
+
+def _warmdown(evidence: Evidence, technique: Technique) -> Finding:
+    scales = evidence.records.metrics["lr_scale"]
+    falling = int((scales < scales.max()).sum())
+    parts = [f"scale {scales.max():.3f} at most, {scales[-1]:.4f} at the last step; falling for {falling / len(scales):.0%} of the steps"]
+    parts += ["the full learning rate was never reached"] if scales.max() < 0.999 else []
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="no effect" if not falling else "in part" if scales.max() < 0.999 else "took effect",
+        evidence="; ".join(parts),
+        figures={"largest_scale": float(scales.max()), "last_scale": float(scales[-1])},
+    )
+
+
+def _qat(evidence: Evidence, technique: Technique) -> Finding:
+    """Steps, and how many of the snapshots that were averaged into what ships came after the first of them."""
+    records = evidence.records
+    qat_on, steps = records.metrics["qat_on"].astype(bool), records.metrics["step"]
+    under = [int(qat_on[steps <= step].sum()) for step in records.merged.steps]
+    saw_it = records.merged.num_with_qat
+    bits = {change.name: change.qat_bits for change in records.trained.changes if change.qat_bits}
+    formats = {tensor.name: tensor.format for tensor in records.packed.tensors}
+    other_grid = [name for name, found in bits.items() if formats.get(name) != f"int{found}"]
+    if not qat_on.any():
+        text = "no step was under it: the learning-rate scale never fell so far"
+    else:
+        first, averaged = int(steps[qat_on.argmax()]), len(records.merged.steps)
+        text = f"{count_of(int(qat_on.sum()), 'step')} from step {first} on, {len(bits)} tensors"
+        text += f"; {saw_it} of {averaged} averaged snapshots saw it"
+        text += (
+            f", after {min(filter(None, under), default=0)} to {max(under)} of its steps"
+            if saw_it
+            else f": the last one is of step {max(records.merged.steps)}, so nothing of it is in what ships"
+        )
+    if other_grid:
+        text += f"; {len(other_grid)} tensors ship on another grid than they were trained on: {names_of(other_grid)}"
+    reached = bool(saw_it and len(other_grid) < len(bits))
+    whole = saw_it == len(records.merged.steps) and not other_grid
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="took effect" if reached and whole else "in part" if reached else "no effect",
+        evidence=text,
+        figures={
+            "qat_steps": float(qat_on.sum()),
+            "averaged_snapshots": float(len(records.merged.steps)),
+            "averaged_snapshots_under_qat": float(saw_it),
+            "tensors_on_another_grid": float(len(other_grid)),
+        },
+    )
+
+
+def _averaging(evidence: Evidence, technique: Technique) -> Finding:
+    merged = evidence.records.merged
+    count, gain = len(merged.steps), merged.merged.bpb - merged.last.bpb
+    text = f"{merged.method} of {count_of(count, 'snapshot')}"
+    text += f", steps {min(merged.steps)} to {max(merged.steps)}, lr scales {max(merged.lr_scales):.3f} to {min(merged.lr_scales):.3f}"
+    text += f"; {merged.distance_from_last:.2%} (rms) from the last iterate, {gain:+.5f} bpb against it"
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="took effect" if count > 1 and merged.distance_from_last > 0 else "no effect",
+        evidence=text,
+        figures={"snapshots": float(count), "distance_from_last": merged.distance_from_last, "bpb_against_last": gain},
+    )
+
+
+def _cap(evidence: Evidence) -> Finding:
+    """Training may end with the step during which the time ran out, and not later."""
+    trained, cap = evidence.records.trained, evidence.records.spec.train.schedule.max_seconds
+    if cap is None:
+        return Finding(key="cap", title="time cap kept", verdict="off", evidence="no cap was set", figures={})
+    seconds = trained.timings.training_seconds
+    times = evidence.records.metrics["seconds"]
+    before_last = float(times[-2]) if len(times) > 1 else 0.0
+    return Finding(
+        key="cap",
+        title="time cap kept",
+        verdict="holds" if seconds <= cap or before_last < cap else "broken",
+        evidence=f"{seconds:.3f} s of training, the cap is {cap:g} s"
+        + (f": over by {seconds - cap:.3f} s, which its last step took" if seconds > cap else ""),
+        figures={"training_seconds": seconds, "cap_seconds": cap},
+    )

@@ -1,0 +1,95 @@
+"""The program that ships as train_gpt.py: the core bundled into one script, the run's settings in it, plain or compressed."""
+
+import base64
+import dataclasses
+import lzma
+import sys
+from typing import Any
+
+from schemas.errors import StageError
+from schemas.package import SCRIPT_NAME, PackageOptions
+from schemas.settings import Recipe
+from stages.bundle import bundle, imported_packages
+
+ENTRY_MODULE = "stages.core.submission"
+ALLOWED_PACKAGES = frozenset({"torch", "numpy", "sentencepiece", "zstandard"})
+RECIPE_MODULE = "stages.core.recipe"
+KERNELS_MODULE = "stages.core.fused_kernels"
+_NO_KERNELS = '''"""No Triton kernels here: the run's settings do not ask for them, and only CUDA builds of PyTorch bring Triton."""
+
+from typing import Any
+
+
+def use_fused_kernels(model: Any, device: Any) -> None:
+    raise ValueError("compute.fused_kernels = true: this program was packaged without the kernels; package the run with them")
+'''
+
+# In linecache the unpacked source is found by compilers of kernels, which ask inspect for it.
+_UNPACKER = '''"""The submission's program, xz-compressed: `python train_gpt.py --source` prints it."""
+import base64, linecache, lzma, sys
+source = lzma.decompress(base64.b85decode("{packed}")).decode()
+if "--source" in sys.argv:
+    sys.exit(print(source))
+name = __file__ + " (unpacked)"
+linecache.cache[name] = len(source), None, source.splitlines(True), name
+exec(compile(source, name, "exec"))
+'''
+
+
+def program(options: PackageOptions, recipe: Recipe | None) -> tuple[str, tuple[str, ...]]:
+    """Source of the script that repeats `recipe`, and the modules in it. Raises StageError as `package` does."""
+    written, packages = {RECIPE_MODULE: recipe_source(recipe)}, ALLOWED_PACKAGES
+    if recipe is not None and recipe.train.compute.fused_kernels:
+        packages = packages | {"triton"}
+    else:
+        written[KERNELS_MODULE] = _NO_KERNELS
+    source, modules = bundle(ENTRY_MODULE, options.keep_comments, written)
+    check_imports(source, packages)
+    return source, modules
+
+
+def as_shipped(source: str, options: PackageOptions) -> bytes:
+    """The script's bytes: the source, or the source xz-compressed in a line that unpacks and runs it."""
+    if not options.compressed:
+        return source.encode()
+    packed = base64.b85encode(lzma.compress(source.encode(), format=lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)).decode()
+    return _UNPACKER.format(packed=packed).encode()
+
+
+def recipe_source(recipe: Recipe | None) -> str:
+    """The module that holds the settings, as Python source: one setting a line."""
+    classes = sorted({"Recipe"} | set(_class_names(recipe)))
+    docstring = '"""Settings of the run that this program repeats."""'
+    return f"{docstring}\n\nfrom schemas.settings import {', '.join(classes)}\n\nRECIPE: Recipe | None = {_literal(recipe, 0)}\n"
+
+
+def _class_names(value: Any) -> list[str]:
+    if isinstance(value, tuple):
+        return [name for item in value for name in _class_names(item)]
+    if not dataclasses.is_dataclass(value):
+        return []
+    return [type(value).__name__, *(name for item in dataclasses.fields(value) for name in _class_names(getattr(value, item.name)))]
+
+
+def _literal(value: Any, depth: int) -> str:
+    """A setting as Python source; what fits on a line of its own stays there, apart from the settings of a section."""
+    if dataclasses.is_dataclass(value):
+        items = [(f"{item.name}=", getattr(value, item.name)) for item in dataclasses.fields(value)]
+        opening, closing, long = f"{type(value).__name__}(", ")", len(items) > 2 or any(isinstance(item, tuple) for _, item in items)
+    elif isinstance(value, tuple):
+        items = [("", item) for item in value]
+        opening, closing, long = "(", ",)" if len(value) == 1 else ")", any(dataclasses.is_dataclass(item) for item in value)
+    else:
+        return repr(value)
+    inner = [name + _literal(item, depth + 1) for name, item in items]
+    if not long:
+        return f"{opening}{', '.join(inner)}{closing}"
+    indent = "    " * (depth + 1)
+    return opening + "\n" + "".join(f"{indent}{item},\n" for item in inner) + "    " * depth + ")"
+
+
+def check_imports(source: str, packages: frozenset[str] = ALLOWED_PACKAGES) -> None:
+    """Raises StageError if the script imports anything but the standard library and `packages`."""
+    if others := sorted(imported_packages(source) - sys.stdlib_module_names - packages):
+        allowed = ", ".join(sorted(packages))
+        raise StageError(f"{SCRIPT_NAME} would import {', '.join(others)}; only the standard library and {allowed} may be needed")

@@ -1,0 +1,1 @@
+"""Submission folders: made from runs, checked by the published rules, scored again."""

@@ -1,0 +1,156 @@
+"""A finished run as a submission folder in the official shape: `fairway export RUN`."""
+
+import logging
+import os
+import shutil
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from schemas.base import fingerprint
+from schemas.errors import SpecError, StageError
+from schemas.evaluate import Score
+from schemas.overrides import apply_overrides
+from schemas.package import BLOB_NAME, SCRIPT_NAME
+from schemas.pipeline import PipelineReport
+from schemas.submission import INFO_NAME, README_NAME, REQUIREMENTS_NAME, About, RuleResult, SeedResult, SubmissionInfo
+from stages.registry import STAGES
+from stages.store import Store
+from stages.submission.rules import check_folder
+from stages.submission.texts import log_name, readme, requirements, train_log
+
+log = logging.getLogger(__name__)
+
+FIGURE_STAGES = ("tokenize_corpus", "train", "merge", "quantize", "evaluate")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder that was written, what its submission.json says, and how it stands with the rules."""
+
+    folder: Path
+    info: SubmissionInfo
+    rules: tuple[RuleResult, ...]
+
+
+def seeds_of(store: Store, report: PipelineReport, others: Sequence[PipelineReport]) -> list[PipelineReport]:
+    """`report` first, then the newest run of each other seed that has the same settings and was made by the same code."""
+
+    def without_seed(item: PipelineReport) -> str:
+        return fingerprint(apply_overrides(item.spec, ["train.seed=0"]))
+
+    wanted, code = without_seed(report), _code(store, report)
+    found = {report.spec.train.seed: report}
+    for other in reversed(others):  # the newest is last
+        seed = other.spec.train.seed
+        if seed in found or without_seed(other) != wanted:
+            continue
+        if code is None or _code(store, other) != code:
+            log.warning("seed %d of %s was made by other code, or its records are gone: left out", seed, other.name)
+            continue
+        found[seed] = other
+    return list(found.values())
+
+
+def _code(store: Store, report: PipelineReport) -> tuple[str, ...] | None:
+    """Digests of the code behind the figures; None when a record is gone."""
+    keys = {stage.stage: stage.key for stage in report.stages}
+    records = [store.record(STAGES[name], keys[name]) for name in FIGURE_STAGES if name in keys]
+    return tuple(record.provenance.code_sha256 for record in records if record) if all(records) else None
+
+
+def export_submission(store: Store, reports: Sequence[PipelineReport], about: About, out: Path) -> Exported:
+    """Write the folder of the first report, with the results of all; `out` appears whole, or not at all.
+
+    Raises SpecError when `out` is in use or a file of a run is gone, StageError when the written folder contradicts itself.
+    """
+    main = reports[0]
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SpecError(f"--out = {out}: is there already. Give another folder, or remove it")
+    needed = [main.package, *(report.trained.metrics for report in reports)]
+    for problem in store.problems(needed):
+        raise SpecError(f"RUN = {main.name}: {problem}. Run the pipeline with its settings again: what is missing is made again")
+    info = _info(reports, about)
+    building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        shutil.copyfile(store.root / main.package.script.path, building / SCRIPT_NAME)
+        shutil.copyfile(store.root / main.package.blob.path, building / BLOB_NAME)
+        (building / INFO_NAME).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (building / REQUIREMENTS_NAME).write_text(requirements(), encoding="utf-8")
+        for report in reports:
+            (building / log_name(report.spec.train.seed)).write_text(train_log(report, store.root), encoding="utf-8")
+        (building / README_NAME).write_text(readme(info, main), encoding="utf-8")
+        rules = check_folder(building)
+        (building / README_NAME).write_text(readme(info, main, rules), encoding="utf-8")
+        if check_folder(building) != rules:
+            raise StageError(f"{out}: the README with the checks in it is judged otherwise than without them")
+        if out.exists():
+            out.rmdir()
+        os.rename(building, out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    log.info("%s: %s bytes, %d of %d rules pass", out, f"{info.bytes_total:,}", sum(r.verdict == "pass" for r in rules), len(rules))
+    return Exported(out, info, tuple(rules))
+
+
+def _info(reports: Sequence[PipelineReport], about: About) -> SubmissionInfo:
+    main, compute = reports[0], reports[0].spec.train.compute
+    model, merged = main.spec.train.model, [report.merged.merged for report in reports]
+    blurb = about.blurb or (
+        f"{model.num_layers} layers of width {model.model_dim}, {main.packed.num_parameters:,} parameters, averaged ({main.merged.method}) "
+        f"and quantized by {main.packed.method}, {main.size.total_bytes:,} bytes."
+    )
+    return SubmissionInfo(
+        author=about.author,
+        github_id=about.github_id,
+        name=about.name,
+        blurb=blurb,
+        date=datetime.now(UTC).date().isoformat(),
+        val_loss=_mean(_best(report).loss for report in reports),
+        val_bpb=_mean(_best(report).bpb for report in reports),
+        pre_quant_val_loss=_mean(score.loss for score in merged),
+        pre_quant_val_bpb=_mean(score.bpb for score in merged),
+        post_quant_val_bpb_non_overlapping=_mean(report.val_bpb_quantized for report in reports),
+        step_stop=main.trained.steps,
+        wallclock_seconds=round(main.trained.timings.training_seconds, 3),
+        eval_time_seconds=_evaluation_seconds(main),
+        bytes_total=main.size.total_bytes,
+        bytes_model=main.package.blob.num_bytes,
+        bytes_code=main.package.script.num_bytes,
+        blob_sha256=main.package.blob.sha256,
+        code_sha256=main.package.script.sha256,
+        hardware=f"{compute.num_processes} × {compute.device}",
+        eval_sequence_length=main.spec.evaluate.scoring.sequence_length,
+        eval_stride=main.spec.evaluate.scoring.stride,
+        seed=main.spec.train.seed,
+        seeds=tuple(sorted(report.spec.train.seed for report in reports)),
+        seed_results={
+            str(report.spec.train.seed): SeedResult(
+                val_loss=round(_best(report).loss, 8),
+                val_bpb=round(_best(report).bpb, 8),
+                pre_quant_val_bpb=round(report.val_bpb_merged, 8),
+                wallclock_seconds=round(report.trained.timings.training_seconds, 3),
+                eval_time_seconds=_evaluation_seconds(report),
+                bytes_total=report.size.total_bytes,
+                blob_sha256=report.package.blob.sha256,
+            )
+            for report in sorted(reports, key=lambda item: item.spec.train.seed)
+        },
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    return round(statistics.fmean(values), 8)
+
+
+def _best(report: PipelineReport) -> Score:
+    return report.evaluation.sliding or report.evaluation.non_overlapping
+
+
+def _evaluation_seconds(report: PipelineReport) -> float:
+    """Of the whole stage when it was really run: starting processes and reading the blob included."""
+    return round(next(stage.computed_seconds for stage in report.stages if stage.stage == "evaluate"), 3)

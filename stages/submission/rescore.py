@@ -1,0 +1,126 @@
+"""Score a submission folder's blob again, in fresh processes: `fairway rescore FOLDER --shards …`.
+
+By default the folder's code is not run: its blob is a model of ours, and a script bundled here scores it.
+"""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from schemas.errors import SpecError, StageError
+from schemas.package import BLOB_NAME, SCRIPT_NAME, PackageOptions
+from schemas.settings import ComputeSettings, ScoringSettings
+from schemas.submission import INFO_NAME, Rescored
+from stages.core.packing import BlobError
+from stages.core.shards import ShardError, open_shard
+from stages.core.submission import load_packed_model
+from stages.isolated_scoring import score_isolated
+from stages.launch import ChildFailedError
+from stages.script import program
+from stages.submission.strangers import UnreadableError, read_bytes, read_json_object
+from stages.workspace import Progress, no_progress
+
+BLOB_LIMIT_BYTES = 64 * 2**20
+
+
+def scoring_of(folder: Path, sequence_length: int | None, stride: int | None, batch_tokens: int | None) -> ScoringSettings:
+    """The windows that were asked for; what was not comes from the folder's submission.json, or is our default.
+
+    Raises SpecError for windows that cannot be.
+    """
+    told = _info(folder)
+    default = ScoringSettings()
+
+    def pick(given: int | None, name: str, otherwise: int) -> int:
+        said = told.get(name)
+        return given if given is not None else said if type(said) is int else otherwise
+
+    try:
+        return ScoringSettings(
+            pick(sequence_length, "eval_sequence_length", default.sequence_length),
+            pick(stride, "eval_stride", default.stride),
+            pick(batch_tokens, "eval_batch_tokens", default.batch_tokens),
+        )
+    except ValueError as error:
+        raise SpecError(f"--sequence-length, --stride: {error}") from error
+
+
+def rescore(
+    folder: Path,
+    shards: Sequence[Path],
+    tokenizer: Path,
+    scoring: ScoringSettings,
+    compute: ComputeSettings,
+    run_its_script: bool = False,
+    progress: Progress = no_progress,
+    timeout: float | None = None,
+) -> Rescored:
+    """Bits per byte of the blob in `folder` on `shards`.
+
+    `run_its_script` runs the folder's train_gpt.py instead of ours: a stranger's code, with all that this user may do.
+    Raises SpecError for a folder, shard or tokenizer that cannot be used, StageError for a script that leaves no scores.
+    """
+    import torch
+
+    blob = _blob(folder)
+    for shard in shards:
+        try:
+            open_shard(shard)
+        except (ShardError, OSError) as error:
+            raise SpecError(f"--shards: {error}") from error
+    if not tokenizer.is_file():
+        raise SpecError(f"--tokenizer = {tokenizer}: no such file")
+    with tempfile.TemporaryDirectory(prefix="fairway-rescore-") as name:
+        work = Path(name)
+        copy = work / "package"
+        copy.mkdir()
+        (copy / BLOB_NAME).write_bytes(blob)
+        if run_its_script:
+            (copy / SCRIPT_NAME).write_bytes(_read(folder / SCRIPT_NAME))
+        else:
+            try:
+                load_packed_model(copy / BLOB_NAME, torch.device("cpu"))
+            except BlobError as error:
+                raise SpecError(f"{folder / BLOB_NAME}: {error}") from error
+            (copy / SCRIPT_NAME).write_text(program(PackageOptions(keep_comments=False), None)[0], encoding="utf-8")
+        began = time.perf_counter()
+        try:
+            scores = score_isolated(copy / SCRIPT_NAME, shards, tokenizer, scoring, compute, work, progress, timeout)
+        except (ChildFailedError, ValueError) as error:  # the latter for progress lines that are none
+            raise StageError(f"{folder}: the scoring failed: {error}") from error
+    best = scores.sliding or scores.non_overlapping
+    claimed = _info(folder).get("val_bpb")
+    return Rescored(
+        val_bpb_non_overlapping=scores.non_overlapping.bpb,
+        val_bpb_sliding=scores.sliding.bpb if scores.sliding else None,
+        val_loss=best.loss,
+        num_targets=best.num_targets,
+        num_bytes=best.num_bytes,
+        blob_bytes=len(blob),
+        blob_sha256=hashlib.sha256(blob).hexdigest(),
+        scored_by="the folder's train_gpt.py" if run_its_script else "fairway",
+        claimed_val_bpb=claimed if type(claimed) in (int, float) else None,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _blob(folder: Path) -> bytes:
+    if not folder.is_dir():
+        raise SpecError(f"FOLDER = {folder}: no such folder")
+    return _read(folder / BLOB_NAME)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_bytes(path, BLOB_LIMIT_BYTES)
+    except UnreadableError as error:
+        raise SpecError(f"FOLDER = {path.parent}: {error}") from error
+
+
+def _info(folder: Path) -> dict:
+    try:
+        return read_json_object(folder / INFO_NAME)
+    except UnreadableError:
+        return {}  # a folder is scored also without it; `fairway check` is what says so

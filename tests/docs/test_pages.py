@@ -1,0 +1,307 @@
+"""The pages say what is so: commands parse, settings, files, links and anchors exist, figures come out again.
+
+Only what a page names is looked at; none of the commands is run here.
+"""
+
+import ast
+import importlib.util
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from flows.cli import app
+from flows.cli_base import DEFAULT_CHECKPOINT_EVERY
+from presets import PRESETS
+from schemas.check_size import SIZE_LIMIT_BYTES
+from schemas.errors import SpecError
+from schemas.introspect import children, find_setting, variants
+from schemas.overrides import apply_overrides
+from schemas.pipeline import PipelineSpec
+from schemas.runtime import RunOptions
+from stages.registry import STAGES
+from stages.sizing import measure_model
+from stages.statistics import nats_to_bpb, seeds_needed
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+USAGE_ERROR = typer.BadParameter.__mro__[1]  # of whichever click typer brings along
+SECTIONS = tuple(PipelineSpec.model_fields)
+STAND_INS = ("4", ".")
+WORKED_EXAMPLE = "docs/adding-a-technique.md"
+THERE_ONLY = {"train.model.input_gain"}  # what the worked example adds; its own test applies it
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"`([^`\n]+)`")
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_COMMAND = re.compile(r"^(?:\$ )?(?:\S*/)?(fairway|make|pytest|python|prefect)\b")
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def commands_of(name: str) -> Iterator[list[str]]:
+    """Every command on the page as words: in blocks without a language, and in backticks."""
+    text = text_of(name)
+    blocks = [body for language, body in _FENCE.findall(text) if language in ("", "bash", "sh")]
+    indented = re.findall(r"^    (\S.*)$", _FENCE.sub("", text), re.MULTILINE)
+    inline = _INLINE.findall(_FENCE.sub("", text))
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    for line in [*lines, *indented, *inline]:
+        if _COMMAND.match(line):
+            yield shlex.split(line, comments=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_parse(name: str) -> None:
+    for words in commands_of(name):
+        _check_command([Path(words[0].removeprefix("$ ")).name, *words[1:]])
+
+
+def test_a_setting_that_is_none_is_found() -> None:
+    assert _is_setting("train.model.xsa_layers")
+    assert _is_setting("tokenize.corpus.paths")
+    assert not _is_setting("train.model.xsa")
+    assert not _is_setting("tokenize.corpus.path")
+
+
+def test_a_command_that_is_wrong_is_found() -> None:
+    """The check itself: names and options that do not exist, and values that cannot be."""
+    for wrong in (
+        "fairway runn --preset demo",
+        "fairway run --prest demo",
+        "fairway run --preset dmeo",
+        "fairway run --set quantize.methd=x",
+        "fairway gc --keep-runs many",
+        "fairway ablate last --off xas",
+        "make rnu",
+        "python -m stages.quantise --help",
+        "python -m benchmarks.nothing",
+        "pytest -m sloww",
+        "pytest tests/nowhere",
+    ):
+        with pytest.raises((AssertionError, USAGE_ERROR, SpecError)):
+            _check_command(shlex.split(wrong))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_exist(name: str) -> None:
+    """Dotted names whose first part is a section of the pipeline's settings, in backticks."""
+    for text in _INLINE.findall(_FENCE.sub("", text_of(name))):
+        if not (match := re.fullmatch(rf"((?:{'|'.join(SECTIONS)})(?:\.[a-z][a-z0-9_]*)+)(=.*)?", text)):
+            continue
+        dotted, value = match.groups()
+        if dotted in THERE_ONLY:
+            assert name == WORKED_EXAMPLE
+        elif value and "…" not in value:
+            apply_overrides(PipelineSpec(), [text])
+        else:
+            assert _is_setting(dotted), f"{name}: there is no setting {dotted}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name: str) -> None:
+    for target in _LINK.findall(_FENCE.sub("", text_of(name))):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = ((ROOT / name).parent / path).resolve() if path else ROOT / name
+        assert file.exists(), f"{name}: {target} leads nowhere"
+        if anchor:
+            assert anchor in _anchors(file), f"{name}: {target}: no such heading"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_that_are_named_exist(name: str) -> None:
+    """Paths in backticks that begin with a folder of ours; with * at least one file."""
+    folders = "|".join(["flows", "stages", "schemas", "presets", "tests", "benchmarks", "docs"])
+    added = set(re.findall(r"^# (tests/\S+\.py)$", text_of(name), re.MULTILINE))
+    for text in _INLINE.findall(_FENCE.sub("", text_of(name))):
+        if re.fullmatch(rf"(?:{folders})/[\w./*-]*", text) and text not in added:
+            assert any(ROOT.glob(text.rstrip("/"))), f"{name}: {text} does not exist"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_environment_variables_of_ours_are_read_somewhere(name: str) -> None:
+    code = "".join(path.read_text(encoding="utf-8") for folder in ("flows", "stages") for path in (ROOT / folder).rglob("*.py"))
+    for variable in set(re.findall(r"\bFAIRWAY_[A-Z_]+\b", text_of(name))):
+        assert variable in code or variable in text_of("Makefile"), f"{name}: nothing reads {variable}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = text_of("docs/README.md")
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        assert page.name == "README.md" or f"({page.name})" in index, f"docs/README.md does not name {page.name}"
+
+
+def test_decisions_are_numbered_once() -> None:
+    numbers = [path.name[:4] for path in (ROOT / "docs" / "decisions").glob("*.md")]
+    assert len(set(numbers)) == len(numbers)
+    for path in (ROOT / "docs" / "decisions").glob("*.md"):
+        assert path.read_text(encoding="utf-8").startswith(f"# {int(path.name[:4])}. "), path.name
+
+
+def test_every_command_is_told_of() -> None:
+    everything = "".join(text_of(name) for name in NAMES)
+    for command in typer.main.get_command(app).commands:
+        assert f"fairway {command}" in everything, f"no page tells of fairway {command}"
+
+
+def _parameters(preset: str) -> str:
+    spec = PRESETS[preset]()
+    return f"{measure_model(spec.train.model, spec.train.optimizer, spec.quantize.rules).num_parameters:,}"
+
+
+FIGURES: dict[str, Callable[..., str]] = {
+    "margin of the reference in bpb": lambda: f"{nats_to_bpb(0.005, 1, 1) / 2.4359:.5f}",
+    "seeds": lambda effect, samples: str(seeds_needed(float(effect), 1.0, 0.01, samples=int(samples))),
+}
+"""What `<!-- figure: NAME ARGUMENTS -->` in front of a figure stands for."""
+
+SENTENCES: list[tuple[str, str, Callable[[], str]]] = [
+    ("README.md", r"the parameter-golf .{0,120}?stay under ([\d,]+) bytes|stay under ([\d,]+) bytes", lambda: f"{SIZE_LIMIT_BYTES:,}"),
+    ("README.md", r"│ parameters +│ +([\d,]+) │", lambda: _parameters("demo")),
+    ("docs/log.md", r"`demo` \((\d+\.\d) M parameters", lambda: f"{int(_parameters('demo').replace(',', '')) / 1e6:.1f}"),
+    ("docs/reliability.md", r"\(`--checkpoint-every`, (\d+) s unless told otherwise\)", lambda: f"{DEFAULT_CHECKPOINT_EVERY:.0f}"),
+    ("docs/reliability.md", r"`fairway run --retries N`, (\d+) unless told otherwise", lambda: str(RunOptions().retries)),
+    ("docs/reliability.md", r"What was touched in the last (\d+) hours stays", lambda: _default("gc", "older_than")),
+    ("docs/operating.md", r"no heartbeat three times \(every (\d+) s", lambda: _default("up", "heartbeat_seconds")),
+    ("docs/operating.md", r"prefect server start --host 127\.0\.0\.1 --port (\d+)`", lambda: _default("up", "port")),
+]
+"""Page, a pattern with one figure in it, and how it is computed."""
+
+
+def test_marked_figures_come_out_again() -> None:
+    count = 0
+    for name in NAMES:
+        for label, figure in re.findall(r"<!-- figure: ([^>]+?) -->([\d.,]+)", text_of(name)):
+            key = label if label in FIGURES else label.split()[0]
+            expected = FIGURES[key](*([] if label in FIGURES else label.split()[1:]))
+            assert figure.rstrip(".,") == expected, f"{name}: {label}"
+            count += 1
+    assert count >= 9
+
+
+@pytest.mark.parametrize(("name", "pattern", "compute"), SENTENCES, ids=lambda value: value if isinstance(value, str) else "")
+def test_figures_in_sentences_come_out_again(name: str, pattern: str, compute: Callable[[], str]) -> None:
+    found = re.search(pattern, text_of(name))
+    assert found, f"{name} has no sentence like {pattern}"
+    assert next(group for group in found.groups() if group) == compute()
+
+
+def test_the_presets_count_their_parameters_as_their_docstrings_say() -> None:
+    assert _parameters("record") == "25,224,282"
+    assert _parameters("record") in (ast.get_docstring(ast.parse(text_of("presets/record.py")), clean=True) or "") + text_of(
+        "presets/record.py"
+    )
+
+
+def _check_command(words: list[str]) -> None:
+    """Raises for a command that could not be given."""
+    words = words[: next((i for i, word in enumerate(words) if word in ("|", ">", "&&", ";", "&")), len(words))]
+    match words:
+        case ["fairway", *arguments]:
+            _check_fairway(arguments)
+        case ["make", *targets]:
+            known = re.findall(r"^([a-z]+):", text_of("Makefile"), re.MULTILINE)
+            assert all(target in known or "=" in target for target in targets), words
+        case ["pytest", *arguments] | ["python", "-m", "pytest", *arguments]:
+            _check_pytest(arguments)
+        case ["python", "-m", module, *_] if module.split(".")[0] in ("flows", "stages", "benchmarks", "tests"):
+            _check_module(module, words[3:])
+        case ["prefect", *_] | ["python", *_]:
+            pass  # another project's
+
+
+def _check_fairway(arguments: list[str]) -> None:
+    group: Any = typer.main.get_command(app)
+    if not arguments or arguments == ["--help"] or "…" in " ".join(arguments):
+        return
+    command = group.commands.get(arguments[0])
+    assert command is not None, f"there is no fairway {arguments[0]}"
+    arguments = arguments[1:]
+    if "--help" in arguments or not arguments:
+        return
+    given = _parsed(command, arguments)
+    preset = given.get("preset")
+    for word in arguments:
+        assert not re.match(r"--[a-z-]+=", word), "write options and values apart"
+    if preset is not None:
+        assert preset in (*PRESETS, *STAND_INS), f"there is no preset {preset}"
+        wanted = [setting for setting in given.get("set_") or () if setting.partition("=")[0] not in THERE_ONLY]
+        apply_overrides(PRESETS.get(preset, PRESETS["demo"])(), wanted)
+    if command.name == "ablate":
+        from flows.ablation import plan_variants
+
+        keys = [key for part in given["off"] or () for key in part.split(",") if key != "input-gain"]
+        if keys:
+            plan_variants(PRESETS["demo"](), tuple(keys))
+
+
+def _parsed(command: Any, arguments: list[str]) -> dict[str, Any]:
+    """What the command would be given. A word in capitals stands for something: a number, or a path that exists."""
+    error: Exception | None = None
+    for stand_in in STAND_INS:
+        try:
+            return command.make_context(command.name, [stand_in if word.isupper() else word for word in arguments]).params
+        except USAGE_ERROR as found:
+            error = found
+    raise error or AssertionError("unreachable")
+
+
+def _check_module(module: str, arguments: list[str]) -> None:
+    assert importlib.util.find_spec(module) is not None, f"there is no module {module}"
+    stage = STAGES.get(module.removeprefix("stages."))
+    for word in arguments:
+        if stage and word.startswith("--"):
+            assert word in ("--spec", "--input", "--store", "--help"), word
+    if stage:
+        named = {word.partition("=")[0] for before, word in zip(arguments, arguments[1:], strict=False) if before == "--input"}
+        assert named <= set(stage.inputs), f"{module} takes no input {named - set(stage.inputs)}"
+
+
+def _check_pytest(arguments: list[str]) -> None:
+    markers = re.findall(r'^    "(\w+): ', text_of("pyproject.toml"), re.MULTILINE)
+    added = re.findall(r"^# (tests/\S+\.py)$", text_of(WORKED_EXAMPLE), re.MULTILINE)
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if before == "-m":
+            assert set(re.findall(r"\w+", word)) - {"not", "and", "or"} <= set(markers), word
+        elif word.startswith("tests"):
+            assert (ROOT / word).exists() or word in added, word
+
+
+def _is_setting(dotted: str) -> bool:
+    """Also one that only another variant of its section has, as the paths of a corpus of files."""
+    section, _, field = dotted.rpartition(".")
+    try:
+        parent = find_setting(PipelineSpec, section) if "." in section else None
+        if parent is not None and any(field in children(member, None) for member in variants(parent.hint).values()):
+            return True
+        find_setting(PipelineSpec, dotted)
+    except KeyError:
+        return False
+    return True
+
+
+def _default(command: str, option: str) -> str:
+    group: Any = typer.main.get_command(app)
+    value = next(item.default for item in group.commands[command].params if item.name == option)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_pages_are_found_wherever_the_tests_are_started() -> None:
+    assert "README.md" in NAMES
+    assert os.fspath(ROOT / "docs" / "README.md") in map(os.fspath, PAGES)

@@ -1,0 +1,148 @@
+"""What a technique is worth: the variants, their differences with the same seeds, and what is refused."""
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.states import Completed, Failed
+from typer.testing import CliRunner
+
+from flows import ablate as module
+from flows.ablate import ablate
+from flows.ablation import plan_variants
+from flows.cli import app
+from flows.runs import save_report
+from flows.specs import resolve, settings_between
+from presets import PRESETS
+from schemas.errors import SpecError, StageError
+from schemas.runtime import RunOptions
+from schemas.techniques import TECHNIQUES, find_technique
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_technique_of_a_preset_can_be_left_out_alone(preset: str) -> None:
+    spec = resolve(preset, [])
+    for technique in TECHNIQUES:
+        if technique.is_on(spec):
+            other = technique.without(spec)
+            assert not technique.is_on(other), technique.key
+            still_on = {item.key for item in TECHNIQUES if item.is_on(other)}
+            # Without SmearGate there is nothing that could stop at BOS.
+            gone = {"smear", "smear-bos"} if technique.key == "smear" else {technique.key}
+            assert still_on == {item.key for item in TECHNIQUES if item.is_on(spec)} - gone
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("train.seed=7", "train.schedule.warmdown_steps=20", "train.model.value_embedding_layers=[1, 2]"),
+        ("tokenize.corpus.kind=files", 'tokenize.corpus.paths=["a.txt"]', "quantize.rules.0.format=int8", "publish.title=007"),
+    ],
+)
+def test_a_configuration_is_made_of_its_preset_again(overrides: tuple[str, ...]) -> None:
+    spec = resolve("smoke", overrides)
+    assert resolve("smoke", settings_between("smoke", spec)) == spec
+
+
+def test_only_what_the_technique_touches_is_run_again(smoke_run: Any, smoke_store: Path) -> None:
+    """A real ablation: one training without XSA, one quantization by plain rounding."""
+    rows, reports = ablate(smoke_run.report.run_id, ("xsa", "quantizer"), 1, RunOptions(store=str(smoke_store), retries=0))
+    assert [row["variant"] for row in rows] == ["the run itself", "without xsa", "without quantizer"]
+    whole, xsa, quantizer = reports
+    assert all(stage.cached for stage in whole.stages)
+    assert [stage.stage for stage in xsa.stages if stage.cached] == ["tokenize_corpus"]
+    assert [stage.stage for stage in quantizer.stages if stage.cached] == ["tokenize_corpus", "train", "merge"]
+    assert xsa.spec.train.model.xsa_layers == 0
+    assert xsa.audit.finding("xsa").verdict == "off"
+    assert quantizer.packed.method == "round_to_nearest"
+    assert rows[1]["difference"] == f"{xsa.val_bpb_quantized_sliding - whole.val_bpb_quantized_sliding:+.5f}"
+    assert rows[1]["finding"] == "one seed shows no spread: take more (--seeds)"
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch, smoke_run: Any) -> dict[tuple[bool, int], float | str]:
+    """(with XSA?, seed) -> its bpb, or the message with which it fails. A stand-in for the chain."""
+    plan: dict[tuple[bool, int], float | str] = {}
+
+    def chain(preset: str, overrides: tuple[str, ...], options: RunOptions, return_state: bool) -> Any:
+        spec, run_id = resolve(preset, overrides), uuid.uuid4()
+        outcome = plan[spec.train.model.xsa_layers > 0, spec.train.seed]
+        state = Failed(message=outcome) if isinstance(outcome, str) else Completed()
+        state.state_details.flow_run_id = run_id
+        if not isinstance(outcome, str):
+            report = smoke_run.report
+            sliding = report.evaluation.sliding.derive(bpb=outcome)
+            evaluation = report.evaluation.derive(sliding=sliding)
+            save_report(Path(options.store), report.derive(run_id=str(run_id), spec=spec, evaluation=evaluation))
+        return state
+
+    monkeypatch.setattr(module, "pipeline", chain)
+    return plan
+
+
+@pytest.fixture
+def store(tmp_path: Path, smoke_run: Any, api: str) -> Path:
+    save_report(tmp_path, smoke_run.report)
+    return tmp_path
+
+
+def run_ablation(store: Path, **asked: Any) -> Any:
+    return ablate("smoke-seed1337", ("xsa",), options=RunOptions(store=str(store)), return_state=True, **asked)
+
+
+def test_differences_are_taken_seed_by_seed(store: Path, trained: Any) -> None:
+    trained.update({(True, 1337): 2.0, (True, 1338): 2.4, (True, 1339): 2.2, (False, 1337): 2.03, (False, 1338): 2.43, (False, 1339): 2.24})
+    rows, _ = run_ablation(store).result()
+    whole, without = rows
+    assert (whole["val_bpb"], whole["seeds"], whole["difference"]) == ("2.20000", "3", "")
+    # Differences 0.03, 0.03, 0.04: mean 0.03333, standard error 0.00333, t(0.975, 2) = 4.30265.
+    assert without["difference"] == "+0.03333"
+    assert without["95 % interval"] == "+0.01899 to +0.04768"
+    assert without["finding"] == "worse without: it helps"
+
+
+def test_a_difference_within_the_noise_is_not_shown_and_says_how_many_seeds_would(store: Path, trained: Any) -> None:
+    trained.update({(True, 1337): 2.0, (True, 1338): 2.1, (False, 1337): 2.05, (False, 1338): 2.06})
+    rows, _ = run_ablation(store, num_seeds=2).result()
+    assert rows[1]["finding"].startswith("not shown: 0 is in the interval; about ")
+
+
+def test_a_variant_that_fails_is_named_and_the_others_are_kept(store: Path, trained: Any) -> None:
+    trained.update({(True, 1337): 2.0, (True, 1338): 2.1, (False, 1337): 2.05, (False, 1338): "the loss diverged"})
+    state = run_ablation(store, num_seeds=2)
+    with pytest.raises(StageError, match="without xsa, seed 1338: the loss diverged"):
+        state.result()
+
+
+@pytest.mark.parametrize(
+    ("off", "named"),
+    [
+        (("xas",), "off = xas: did you mean xsa"),
+        ((), "name at least one technique, or all"),
+        (("ve+smaer",), "off = smaer: did you mean smear"),
+    ],
+)
+def test_what_is_no_technique_is_refused(off: tuple[str, ...], named: str) -> None:
+    with pytest.raises(SpecError, match=named):
+        plan_variants(resolve("smoke", []), off)
+
+
+def test_a_technique_that_is_off_already_is_refused() -> None:
+    spec = find_technique("xsa").without(resolve("smoke", []))
+    with pytest.raises(SpecError, match=r"off = xsa: the run has exclusive self-attention \(XSA\) off already"):
+        plan_variants(spec, ("ve", "xsa"))
+    assert [name for name, _ in plan_variants(spec, ("all",))] == [f"without {t.key}" for t in TECHNIQUES if t.key != "xsa"]
+    assert plan_variants(spec, ("ve+smear",)) == [
+        ("without ve+smear", ("train.model.value_embedding_dim=0", "train.model.smear_gate=false"))
+    ]
+
+
+def test_the_command_lists_what_there_is_and_refuses_before_anything_starts(store: Path) -> None:
+    listed = CliRunner().invoke(app, ["ablate", "last", "--store", str(store), "--json"])
+    assert {item["key"]: item["on"] for item in json.loads(listed.stdout)} == {item.key: True for item in TECHNIQUES}
+    assert "all dims rotate" in CliRunner().invoke(app, ["ablate", "last", "--store", str(store)]).stdout
+    refused = CliRunner().invoke(app, ["ablate", "last", "--off", "xas", "--store", str(store)])
+    assert (refused.exit_code, "did you mean xsa" in refused.stderr, "server" in refused.stderr) == (2, True, False)

@@ -1,0 +1,229 @@
+"""The audit of real runs: what works is found to work, and what a run only seems to do is found out."""
+
+import json
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from typer.testing import CliRunner
+
+from flows.cli import app
+from schemas.audit import Audit
+from schemas.runtime import RunOptions
+from schemas.techniques import TECHNIQUES
+from stages.audit import METRIC_COLUMNS, all_findings
+from stages.auditing.evidence import Evidence, Records, gather
+from stages.core.packing import unpack
+from stages.hashing import FileHashes
+from stages.workspace import Workspace
+
+VALUE_EMBEDDING = ("value_embedding.table.weight", "value_embedding.proj.weight")
+
+
+@pytest.fixture(scope="module")
+def evidence(smoke_run: Any, smoke_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    """What the audit of the smoke run is made of."""
+    report = smoke_run.report
+    work = Workspace(smoke_store, tmp_path_factory.mktemp("audit"), PurePosixPath("x"), RunOptions(), FileHashes(None))
+    table = pq.read_table(smoke_store / report.trained.metrics.path)
+    metrics = {name: table.column(name).to_numpy() for name in METRIC_COLUMNS}
+    parts = (report.tokenized, report.trained, report.merged, report.packed, report.package, report.size, report.evaluation)
+    return gather(Records(report.spec, *parts, metrics), work)
+
+
+@pytest.fixture(scope="module")
+def doctored(run_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A run that claims every technique: but the value embedding is in no optimizer, and QAT begins after the last snapshot."""
+    store = tmp_path_factory.mktemp("doctored")
+    run = run_pipeline(
+        store,
+        f"train.optimizer.frozen={json.dumps(VALUE_EMBEDDING)}",
+        "train.snapshots.start_lr_scale=0.25",
+        "train.snapshots.every_steps=3",
+        "merge.averaging.start_lr_scale=0.25",
+        "train.qat.start_lr_scale=0.05",
+    )
+    return run, store
+
+
+def test_every_technique_of_the_smoke_run_took_effect_and_every_rule_holds(smoke_run: Any) -> None:
+    audit = smoke_run.report.audit
+    assert audit.warnings == ()
+    verdicts = {finding.key: finding.verdict for finding in audit.findings}
+    assert {verdicts[technique.key] for technique in TECHNIQUES} == {"took effect"}
+    assert {verdicts[key] for key in ("parameters", "muon", "adamw")} == {"took effect"}
+    assert {verdicts[key] for key in ("blob", "targets", "bytes", "limit")} == {"holds"}
+    assert verdicts["cap"] == "off"
+    assert len(verdicts) == len(audit.findings)
+    assert all(finding.figures for finding in audit.findings if finding.verdict != "off")
+
+
+def test_a_value_embedding_that_is_in_no_optimizer_is_found_out(doctored: tuple[Any, Path]) -> None:
+    audit: Audit = doctored[0].report.audit
+    found = audit.finding("ve")
+    assert found.verdict == "no effect"
+    assert found.figures["without_it_bpb"] == 0
+    assert "3 of its 3 tensors never learned" in found.evidence
+    parameters = audit.finding("parameters")
+    assert parameters.verdict == "in part"
+    for name in VALUE_EMBEDDING:
+        assert name in parameters.evidence
+    assert "in no optimizer, group frozen" in parameters.evidence
+    # Its scale is in an optimizer, and weight decay moves it; without a gradient that is not learning.
+    assert "in adamw, but without gradient: value_embedding.scales.2" in parameters.evidence
+
+
+def test_qat_that_begins_after_the_last_snapshot_is_found_out(doctored: tuple[Any, Path]) -> None:
+    report = doctored[0].report
+    assert report.merged.steps == (36, 39)
+    found = report.audit.finding("qat")
+    assert found.verdict == "no effect"
+    assert "1 step from step 40 on" in found.evidence
+    assert "0 of 2 averaged snapshots saw it: the last one is of step 39" in found.evidence
+
+
+def test_what_works_in_the_same_run_is_not_blamed(doctored: tuple[Any, Path]) -> None:
+    assert {finding.key for finding in doctored[0].report.audit.warnings} == {"ve", "parameters", "qat"}
+
+
+def test_a_clip_grid_of_all_ones_is_found_out(run_pipeline: Any, smoke_run: Any, smoke_store: Path) -> None:
+    report = run_pipeline(smoke_store, "quantize.clip_candidates=[1.0, 1.0]").report
+    [found] = report.audit.warnings
+    assert (found.key, found.verdict) == ("quantizer", "no effect")
+    assert "0 of 912 rows took a clip ratio other than 1" in found.evidence
+    assert "every tensor is what plain rounding gives" in found.evidence
+
+
+def test_show_and_the_artifact_warn(doctored: tuple[Any, Path]) -> None:
+    run, store = doctored
+    told = CliRunner().invoke(app, ["show", "last", "--store", str(store)]).stdout
+    assert "warning: shared value embedding: no effect" in told
+    assert "⚠ no effect" in told
+    assert "every validation target scored once" in told
+    warnings = json.loads(CliRunner().invoke(app, ["show", "last", "--store", str(store), "--json"]).stdout)["warnings"]
+    assert [text.partition(":")[0] for text in warnings] == ["shared value embedding", "every parameter learns", "late QAT"]
+    with get_client(sync_client=True) as client:
+        chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.state.state_details.flow_run_id]))
+        artifacts = {artifact.key: artifact for artifact in client.read_artifacts(artifact_filter=chosen)}
+    assert artifacts["techniques"].description == "what each technique did: 3 to look at"
+    rows = json.loads(artifacts["techniques"].data)
+    assert [row["verdict"][0] for row in rows[:4]] == ["⚠", "⚠", "⚠", "t"]
+    assert "**late QAT: no effect.**" in artifacts["result"].data
+    assert '<tr class="flag"><td>late QAT</td>' in (store / run.report.published.html.path).read_text()
+
+
+def _verdict(evidence: Evidence, key: str, **records: Any) -> tuple[str, str]:
+    """Verdict and evidence when some of the records say something else."""
+    found = {item.key: item for item in all_findings(replace(evidence, records=replace(evidence.records, **records)))}[key]
+    return found.verdict, found.evidence
+
+
+def test_a_target_that_is_scored_twice_or_not_at_all_breaks_the_rule(evidence: Evidence) -> None:
+    evaluation = evidence.records.evaluation
+    assert _verdict(evidence, "targets")[0] == "holds"
+    for change in ({"num_targets": 12_192}, {"num_bytes": 13_107}, {"num_bos_targets": 7}):
+        verdict, said = _verdict(evidence, "targets", evaluation=evaluation.derive(sliding=evaluation.sliding.derive(**change)))
+        assert verdict == "broken"
+        assert "quantized, sliding: " in said
+    merged = evidence.records.merged
+    assert _verdict(evidence, "targets", merged=merged.derive(last=merged.last.derive(num_targets=12_190)))[0] == "broken"
+
+
+def test_bytes_that_do_not_add_up_break_the_rule(evidence: Evidence) -> None:
+    size, packed = evidence.records.size, evidence.records.packed
+    verdict, said = _verdict(evidence, "bytes", size=size.derive(total_bytes=size.total_bytes + 1))
+    assert (verdict, "the files and the total" in said) == ("broken", True)
+    verdict, said = _verdict(evidence, "bytes", packed=packed.derive(blob_bytes=packed.blob_bytes - 50))
+    assert (verdict, "the blob and what quantization wrote" in said) == ("broken", True)
+    assert _verdict(evidence, "limit", size=size.derive(fits=False, margin_bytes=-50))[1] == "50 bytes OVER 16,000,000"
+
+
+def test_a_blob_that_is_not_the_merged_model_breaks_the_rule(evidence: Evidence) -> None:
+    first, *rest = evidence.records.packed.tensors
+    packed = evidence.records.packed.derive(tensors=(first.derive(rms_error=first.rms_error * 1.01), *rest))
+    verdict, said = _verdict(evidence, "blob", packed=packed)
+    assert verdict == "broken"
+    assert first.name in said
+
+
+def test_a_cap_is_kept_when_the_time_ran_out_in_the_last_step(evidence: Evidence) -> None:
+    spec, trained = evidence.records.spec, evidence.records.trained
+
+    def with_cap(seconds: float) -> Any:
+        return spec.derive(train=replace(spec.train, schedule=replace(spec.train.schedule, max_seconds=seconds)))
+
+    metrics = {**evidence.records.metrics, "seconds": np.linspace(0.25, 10.0, 40)}
+    took = trained.derive(timings=trained.timings.derive(training_seconds=10.0))
+    assert _verdict(evidence, "cap", spec=with_cap(10.0), trained=took, metrics=metrics)[0] == "holds"
+    verdict, said = _verdict(evidence, "cap", spec=with_cap(9.9), trained=took, metrics=metrics)
+    assert (verdict, "over by 0.100 s, which its last step took" in said) == ("holds", True)
+    assert _verdict(evidence, "cap", spec=with_cap(9.0), trained=took, metrics=metrics)[0] == "broken"
+
+
+def test_schedules_that_did_nothing_are_found_out(evidence: Evidence) -> None:
+    metrics, count = evidence.records.metrics, len(evidence.records.metrics["step"])
+    flat = {**metrics, "muon_momentum": np.full(count, 0.95), "lr_scale": np.ones(count), "grad_norm": np.full(count, 0.1)}
+    for key in ("momentum", "warmdown", "grad-clip"):
+        assert _verdict(evidence, key, metrics=flat)[0] == "no effect"
+    slow = {**metrics, "lr_scale": 0.6 * metrics["lr_scale"]}
+    assert _verdict(evidence, "warmdown", metrics=slow) == ("in part", _verdict(evidence, "warmdown", metrics=slow)[1])
+    assert "never reached" in _verdict(evidence, "warmdown", metrics=slow)[1]
+    trained = evidence.records.trained
+    spared = [group.derive(decay_factor=1.0, weight_decay=0.0) if group.optimizer == "adamw" else group for group in trained.groups]
+    verdict, said = _verdict(evidence, "decay", trained=trained.derive(groups=tuple(spared)))
+    assert verdict == "in part"
+    assert "none on embeddings, scalars" in said
+
+
+def test_averaging_of_one_snapshot_is_no_averaging(evidence: Evidence) -> None:
+    merged = evidence.records.merged
+    assert _verdict(evidence, "swa", merged=merged.derive(steps=(40,), lr_scales=(0.04,), num_with_qat=1))[0] == "no effect"
+
+
+def test_qat_on_another_grid_than_what_ships_is_found_out(evidence: Evidence) -> None:
+    packed = evidence.records.packed
+    other = packed.derive(tensors=tuple(t.derive(format="int5") if t.format == "int6" else t for t in packed.tensors))
+    verdict, said = _verdict(evidence, "qat", packed=other)
+    assert verdict == "in part"
+    assert "14 tensors ship on another grid than they were trained on: " in said
+    assert "blocks.1.attn.q.weight" in said
+
+
+def test_the_self_projection_is_that_of_the_formula(evidence: Evidence, smoke_run: Any, smoke_store: Path) -> None:
+    """|y·v̂|/‖y‖ of the last layer, with attention written out by its definition."""
+    from stages.auditing.probe import load_model
+    from stages.core.model import attend_causally, rms_norm, rotary_angles, rotate_partly
+
+    spec = smoke_run.report.spec.train.model
+    state, _ = unpack((smoke_store / smoke_run.report.package.blob.path).read_bytes())
+    model, ids = load_model(spec, state), evidence.shipped.windows.ids[:, :-1]
+    layer, seen = model.blocks[-1].attn, []
+    handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args))
+    with torch.inference_mode():
+        model.hidden(ids)
+        handle.remove()
+        x, _, shift, *_ = seen[0]
+        batch, tokens, _ = x.shape
+        angles = rotary_angles(tokens, spec.rope_dims, spec.rope_base, x.device)
+        q = rotate_partly(rms_norm(layer.q(x).view(batch, tokens, spec.num_heads, -1)), *angles) * layer.q_gain[:, None]
+        k = rotate_partly(rms_norm(layer.k(x).view(batch, tokens, spec.num_kv_heads, -1)), *angles)
+        v = (layer.v(x) + shift).view(batch, tokens, spec.num_kv_heads, -1)
+        y = attend_causally(q, k, v)
+        direction = (v / v.norm(dim=-1, keepdim=True)).repeat_interleave(spec.num_heads // spec.num_kv_heads, dim=2)
+        expected = float(((y * direction).sum(-1).abs() / y.norm(dim=-1)).mean())
+    found = evidence.shipped.own_value
+    assert found is not None
+    assert found.before == pytest.approx(expected, rel=1e-4)
+    assert found.after < 1e-5
+    assert found.before > 0.1
+
+
+def test_the_probe_sees_a_document_start_even_in_a_text_of_one_document(evidence: Evidence) -> None:
+    assert evidence.counted.num_bos_targets == 0
+    assert evidence.shipped.windows.num_document_starts == 1
