@@ -18,9 +18,12 @@ from stages.script import as_shipped, program
 
 
 def resolve(preset: str, overrides: Sequence[str], fields: Mapping[str, Any] | None = None) -> PipelineSpec:
-    """The preset with the filled form fields and then the overrides applied. Raises SpecError for an unknown preset, setting or value."""
+    """The preset with the filled form fields and then the overrides applied, and the quantizer's grid for late QAT.
+
+    Raises SpecError for an unknown preset, setting or value.
+    """
     base = load_preset(preset)
-    return apply_overrides(base, [*form_overrides(base, fields or {}), *overrides])
+    return apply_overrides(base, [*form_overrides(base, fields or {}), *overrides]).with_qat_grid()
 
 
 def settings_between(preset: str, spec: PipelineSpec) -> tuple[str, ...]:
@@ -29,10 +32,10 @@ def settings_between(preset: str, spec: PipelineSpec) -> tuple[str, ...]:
     before = {info.name: info.value for info in describe_fields(base)}
     changes = [
         f"{info.name}={_as_text(info.value)}"
-        for info in describe_fields(spec)
+        for info in describe_fields(spec.without_qat_grid())
         if info.name not in before or before[info.name] != info.value
     ]
-    if fingerprint(apply_overrides(base, changes)) != fingerprint(spec):
+    if fingerprint(resolve(preset, changes)) != fingerprint(spec):
         raise SpecError(f"run: its configuration cannot be made of its preset again ({', '.join(changes)}). Run the pipeline anew")
     return tuple(changes)
 

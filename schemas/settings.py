@@ -214,6 +214,15 @@ DEFAULT_RULES = (
 )
 
 
+QatGrid = Literal["of_quantizer", "round_to_nearest", "gptq_lite", "reference"]
+GRID_OF_METHOD: dict[str, QatGrid] = {
+    "round_to_nearest": "round_to_nearest",
+    "gptq": "round_to_nearest",  # error feedback chooses other levels of the same grid
+    "gptq_lite": "gptq_lite",
+    "reference": "reference",
+}
+
+
 @dataclass(frozen=True)
 class QatSettings(Settings):
     """Late quantization-aware training: straight-through rounding to the grid that the exporter will use."""
@@ -222,6 +231,17 @@ class QatSettings(Settings):
         0.1, "on once the learning-rate scale is below this; 0: never", unit="fraction of the peak", minimum=0, maximum=1
     )
     rules: tuple[FormatRule, ...] = setting(DEFAULT_RULES, "format of each tensor, as in quantize.rules")
+    grid: QatGrid = setting(
+        "of_quantizer", "what it rounds to. of_quantizer: a run fills in that of quantize.method; training by itself takes round_to_nearest"
+    )
+    clip_candidates: tuple[float, ...] = setting((), "ratios that grid gptq_lite tries; filled in with it", above=0, maximum=1)
+
+    def check(self) -> None:
+        if (self.grid == "gptq_lite") != bool(self.clip_candidates):
+            raise ValueError(
+                f"clip_candidates = {self.clip_candidates} and grid = {self.grid}: gptq_lite needs ratios and no other grid takes any; "
+                "leave grid at of_quantizer, which fills in both"
+            )
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def make_workspace(tmp_path: Path) -> Callable[..., Workspace]:
 @pytest.fixture
 def smoke_training() -> TrainSettings:
     """The smoke preset's training, twelve steps long."""
-    settings = load_preset("smoke").train
+    settings = load_preset("smoke").with_qat_grid().train
     return replace(settings, schedule=replace(settings.schedule, max_steps=12))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from presets import PRESETS, load_preset
 from schemas.errors import SpecError
-from schemas.settings import ComputeSettings, DataSettings
+from schemas.settings import GRID_OF_METHOD, ComputeSettings, DataSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.training import Hooks, StepMetrics, Trainer
 
@@ -38,7 +38,8 @@ def test_the_big_presets_take_steps_on_a_cpu(preset: str, tiny_tokens: Tokenized
 def test_qat_rounds_to_the_grid_that_the_exporter_uses(preset: str) -> None:
     spec = load_preset(preset)
     assert spec.train.qat.rules == spec.quantize.rules
-    assert spec.train.qat.start_lr_scale == 0 or spec.quantize.method != "ecsq"  # whose steps are not known in training
+    qat = spec.with_qat_grid().train.qat
+    assert qat.grid == (GRID_OF_METHOD[spec.quantize.method] if qat.start_lr_scale else "of_quantizer")
 
 
 @pytest.mark.parametrize("preset", ["smoke", "demo"])
