@@ -2,7 +2,7 @@
 
     python -m benchmarks.qat --preset medium --seeds 1337,1338,1339 --shards DIR --device cuda --json qat.jsonl
     python -m benchmarks.qat --show qat.jsonl [more.jsonl]      only the tables of runs that are done
-    python -m benchmarks.qat --cost                             time of a step with QAT off and on
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.qat --cost     time of a step with QAT off and on; threads must not spin in it
 
 DIR holds shards of both splits and a tokenizer's .model; without it the demo's of the embedded corpus are made. The runs of a seed
 share their training up to the step where QAT begins: those with QAT go on from the other's state, so that a difference between
