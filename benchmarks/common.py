@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -118,9 +119,7 @@ def circumstances() -> dict[str, Any]:
     from importlib.metadata import version
 
     model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False).stdout.strip()
+    commit, changed = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", "-uno")
     return {
         "machine": f"{model}, {platform.machine()}, {platform.system()}",
         "cores": os.cpu_count(),
@@ -129,6 +128,13 @@ def circumstances() -> dict[str, Any]:
         "commit": (commit or "unknown") + ("+changes" if changed else ""),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _git(*arguments: str) -> str:
+    """What git prints about this folder; empty where there is no git or no repository."""
+    if shutil.which("git") is None:
+        return ""
+    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _lines(path: str) -> list[str]:

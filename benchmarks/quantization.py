@@ -69,7 +69,7 @@ def tensors_with_more_error(state: dict[str, Tensor], ours: QuantizedModel, plai
 
 def main() -> None:
     options = parser_for("quantization", "Clip search for each row against the plain way.").parse_args()
-    state, settings = weights_of_record(), load_preset("record").quantize
+    state, settings = weights_of_record(), QuantizerSettings()
     num_parameters = sum(tensor.numel() for tensor in state.values())
     results: dict[str, Any] = {}
 

@@ -30,7 +30,7 @@ from flows.cli_base import (
 
 @app.command()
 def describe(
-    preset: Annotated[str, typer.Argument(help="smoke, demo, record or reference")],
+    preset: Annotated[str, typer.Argument(help="smoke, demo, medium, record or reference")],
     set_: Overrides = None,
     seed: Seed = None,
     processes: Processes = None,

@@ -31,7 +31,7 @@ from flows.cli_base import (
 
 @app.command()
 def run(
-    preset: Annotated[str, typer.Option(help="smoke, demo, record or reference")] = "demo",
+    preset: Annotated[str, typer.Option(help="smoke, demo, medium, record or reference")] = "demo",
     set_: Overrides = None,
     seed: Seed = None,
     processes: Processes = None,
@@ -74,7 +74,10 @@ def requantize(
     ] = "last",
     bits: Annotated[list[str] | None, typer.Option(help="format of the matrices, int2 to int8; several are compared")] = None,
     clip_grid: Annotated[list[str] | None, typer.Option(help="clip ratios with commas, as 1.0,0.95,0.9; several are compared")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="gptq_lite or round_to_nearest; both are compared")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="round_to_nearest, gptq_lite, reference, gptq or ecsq; several are compared")
+    ] = None,
+    limit_bytes: Annotated[int | None, typer.Option(min=1, help="the best package (script and blob) of at most so many bytes")] = None,
     set_: Overrides = None,
     at_once: Annotated[int, typer.Option(min=1, max=8, help="variants that run side by side")] = 2,
     store: StoreFolder = DEFAULT_STORE,
@@ -95,7 +98,7 @@ def requantize(
         def call() -> Any:
             from flows.requantize import requantize as flow
 
-            asked = {"bits": bits, "clip_grids": clip_grid, "methods": method, "overrides": set_}
+            asked = {"bits": bits, "clip_grids": clip_grid, "methods": method, "limit_bytes": limit_bytes, "overrides": set_}
             given = {name: value for name, value in asked.items() if value}
             return flow(earlier.run_id, at_once=at_once, options=options, return_state=True, **given)
 
@@ -145,7 +148,7 @@ def up(
 
 @app.command()
 def validate_seeds(
-    preset: Annotated[str, typer.Option(help="smoke, demo, record or reference")] = "demo",
+    preset: Annotated[str, typer.Option(help="smoke, demo, medium, record or reference")] = "demo",
     set_: Overrides = None,
     ledger: Annotated[str, typer.Option(help="name of the ledger; empty: the preset's")] = "",
     new: Annotated[int, typer.Option(min=0, max=100, help="new seeds to train now; failed ones are tried again besides")] = 1,

@@ -19,12 +19,15 @@ def describe_spec(preset: str, label: str, spec: PipelineSpec) -> dict[str, Any]
     """Everything `fairway describe` says, as plain JSON types. Raises SpecError for a model that cannot be built."""
     train = spec.train
     try:
-        size = measure_model(train.model, train.optimizer, spec.quantize.rules)
+        size = measure_model(train.model, train.optimizer, spec.quantize)
     except ValueError as error:
         raise SpecError(f"train.{error}") from error
     source, _ = program(spec.package, spec.recipe())
     code_bytes = len(as_shipped(source, spec.package))
-    total = size.estimated_blob_bytes + code_bytes
+    fitted_to = spec.quantize.fit.limit_bytes
+    # Steps get finer until the package is as large as the limit allows, or coarser until it is as small.
+    blob_bytes = size.estimated_blob_bytes if fitted_to is None else max(fitted_to - code_bytes, 0)
+    total = blob_bytes + code_bytes
     return {
         "preset": preset,
         "name": label,
@@ -38,7 +41,9 @@ def describe_spec(preset: str, label: str, spec: PipelineSpec) -> dict[str, Any]
         "max_tokens": train.schedule.max_steps * train.data.batch_tokens,
         "processes": train.compute.num_processes,
         "device": train.compute.device,
-        "estimated_blob_bytes": size.estimated_blob_bytes,
+        "estimated_blob_bytes": blob_bytes,
+        "fitted_to_bytes": fitted_to,
+        "unfitted_blob_bytes": size.estimated_blob_bytes,
         "code_bytes": code_bytes,
         "estimated_artifact_bytes": total,
         "limit_bytes": spec.check_size.limit_bytes,
@@ -74,6 +79,9 @@ def print_description(console: Console, told: dict[str, Any]) -> None:
     summary.add_row("tokens", f"{told['max_tokens']:,}", f"at most, {told['batch_tokens']:,} a step")
     summary.add_row("processes", f"{told['processes']}", told["device"])
     summary.add_row("artifact bytes, estimated", f"{told['estimated_artifact_bytes']:,}", f"of which code {told['code_bytes']:,}")
+    if told["fitted_to_bytes"] is not None:
+        unfitted = told["unfitted_blob_bytes"] + told["code_bytes"]
+        summary.add_row("fitted to", f"{told['fitted_to_bytes']:,}", f"about {unfitted:,} at quantize.ecsq.loss_nats, without the fit")
     margin = told["estimated_margin_bytes"]
     verdict = "to spare" if margin >= 0 else "[red]OVER[/red]"
     summary.add_row("limit", f"{told['limit_bytes']:,}", f"{abs(margin):,} {verdict}, by the estimate")

@@ -21,7 +21,7 @@ from schemas.settings import FormatRule
 F = TypeVar("F", bound=Callable[..., Any])
 
 AS_IT_IS: Final = "as it is"
-Preset = Literal["smoke", "demo", "record", "reference"]
+Preset = Literal["smoke", "demo", "medium", "record", "reference"]
 Bits = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8"]
 BitsOrNone = Literal["as it is", "int2", "int3", "int4", "int5", "int6", "int7", "int8"]
 FormatOrNone = Literal["as it is", "int4", "int5", "int6", "int7", "int8", "fp16", "fp32"]
@@ -85,6 +85,11 @@ def form_overrides(spec: PipelineSpec, fields: Mapping[str, Any]) -> list[str]:
     if "clip_candidates" in filled:
         changes.append(clip_override(filled["clip_candidates"]))
     chosen = {name: filled[name] for name in _FORMATS if name in filled}
+    for name in ("bits", "edge_bits"):
+        if name in chosen and spec.quantize.method == "ecsq":
+            raise SpecError(
+                f"{name} = {chosen[name]}: the preset's quantization, ecsq, chooses its steps itself; set its loss or limit instead"
+            )
     for section, rules in (("quantize", spec.quantize.rules), ("train.qat", spec.train.qat.rules)):
         changes += format_overrides(f"{section}.rules", rules, chosen)
     return changes

@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from flows.form import AS_IT_IS, Assignment, BitsOrNone, ClipGrid, FormatOrNone, Options, Preset, setting_field, with_empty_fields
 from flows.reporting import over_limit_message, pipeline_report, publish_artifacts, publish_spec
 from flows.runs import save_report
-from flows.specs import resolve, run_label, run_options
+from flows.specs import quantize_spec, resolve, run_label, run_options
 from flows.tasks import stage_runner
 from schemas.base import Schema
 from schemas.errors import SpecError, StageError
@@ -95,7 +95,7 @@ def ship(
 
     Raises StageError when the artifact is over its limit, after the report is saved.
     """
-    packed = run("quantize", spec.quantize, merged=merged)
+    packed = run("quantize", quantize_spec(spec), merged=merged, tokenized=tokenized)
     package = run("package", spec.package_spec(), packed=packed)
     size = run("check_size", spec.check_size, package=package, packed=packed)
     evaluation = run("evaluate", spec.evaluate, package=package, tokenized=tokenized)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from itertools import product
-from typing import Annotated, Literal
+from typing import Annotated
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -40,6 +40,7 @@ from schemas.errors import SpecError, StageError
 from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineReport
 from schemas.runtime import RunOptions
+from schemas.settings import QuantizeMethod
 from stages.registry import STAGES
 from stages.runner import Outcome
 from stages.stopping import Stopping
@@ -68,7 +69,8 @@ def requantize(
     edge_bits: FormatOrNone = AS_IT_IS,
     embedding_format: FormatOrNone = AS_IT_IS,
     clip_grids: tuple[ClipGrid, ...] = (),
-    methods: tuple[Literal["gptq_lite", "round_to_nearest"], ...] = (),
+    methods: tuple[QuantizeMethod, ...] = (),
+    limit_bytes: Annotated[int | None, Field(ge=1), number_field("integer", minimum=1)] = None,
     zstd_level: Annotated[int | None, Field(ge=1, le=22), number_field("integer", minimum=1, maximum=22)] = None,
     overrides: tuple[Assignment, ...] = (),
     at_once: Annotated[int, Field(ge=1, le=8)] = 2,
@@ -80,9 +82,10 @@ def requantize(
         run: The earlier run: its name or id, the beginning of either, or "last" for the last successful one.
         bits: Formats of the matrices. Several: one variant each. None chosen: as the run had it.
         edge_bits: Format of the matrices of the first and last blocks, in every variant.
-        embedding_format: Format of the token embedding, in every variant.
+        embedding_format: Format of the token embedding, in every variant. "as it is" with nothing but ecsq: coded like the matrices.
         clip_grids: Clip ratios above 0 up to 1 that gptq_lite tries, with commas, as 1.0, 0.95, 0.9. Several entries: one variant each.
-        methods: How rows are rounded. Both: one variant each. None chosen: as the run had it.
+        methods: How matrices are quantized. Several: one variant each. None chosen: as the run had it.
+        limit_bytes: The best quantization whose package, script included, is at most so many bytes (method ecsq). Empty: no fitting.
         zstd_level: Compression of the blob, 1 to 22. Empty: as the run had it.
         overrides: Any other setting of quantize, package, check_size, evaluate or publish, as dotted.name=value.
         at_once: Variants that run side by side, 1 to 8.
@@ -93,9 +96,17 @@ def requantize(
     store = Store(options.store)
     earlier = _earlier(store, run)
     common = [] if zstd_level is None else [f"quantize.zstd_level={zstd_level}"]
+    if limit_bytes is not None:
+        common += ["quantize.method=ecsq", f"quantize.fit.limit_bytes={limit_bytes}", "quantize.fit.code_bytes=null"]
+        if bits or clip_grids or set(methods) - {"ecsq"}:
+            raise SpecError(f"limit_bytes = {limit_bytes}: is met by the method ecsq, which takes neither bits nor clip_grids; choose none")
     chosen = {"edge_bits": edge_bits, "embedding_format": embedding_format}
+    if embedding_format == AS_IT_IS and (limit_bytes is not None or set(methods) == {"ecsq"}):
+        chosen["embedding_format"] = "int8"
     common += format_overrides("quantize.rules", earlier.spec.quantize.rules, {k: v for k, v in chosen.items() if v != AS_IT_IS})
     variants = _variants(earlier, bits, clip_grids, methods, [*common, *overrides])
+    if limit_bytes is not None:
+        variants = [(f"at most {limit_bytes:,} bytes", changes) for _, changes in variants]
     _check(store, earlier, [changes for _, changes in variants])
     log.info("%s: %d variants of the quantization, %d side by side", earlier.name, len(variants), min(at_once, len(variants)))
     states = _run_variants([partial(_run_variant, earlier.run_id, changes, options) for _, changes in variants], at_once)
@@ -154,7 +165,7 @@ def _variants(
     axes = [
         [(wanted, format_overrides("quantize.rules", rules, {"bits": wanted})) for wanted in bits],
         [(f"clips {grid.strip()}", [clip_override(grid)]) for grid in clip_grids if grid.strip()],
-        [(method, [f"quantize.method={method}"]) for method in methods],
+        [(method, _method_settings(method, earlier)) for method in methods],
     ]
     variants = []
     for combination in product(*(axis for axis in axes if axis)):
@@ -165,6 +176,12 @@ def _variants(
     return variants
 
 
+def _method_settings(method: str, earlier: PipelineReport) -> list[str]:
+    """The method, and without the earlier run's limit where it has no steps to fit."""
+    fitted = earlier.spec.quantize.fit.limit_bytes is not None
+    return [f"quantize.method={method}", *(["quantize.fit.limit_bytes=null"] if fitted and method != "ecsq" else [])]
+
+
 def _check(store: Store, earlier: PipelineReport, variants: list[list[str]]) -> None:
     """Refuse settings that this flow would not carry out, and an earlier run whose files are gone, before anything runs."""
     for changes in variants:
@@ -173,6 +190,12 @@ def _check(store: Store, earlier: PipelineReport, variants: list[list[str]]) -> 
             if getattr(spec, section) != getattr(earlier.spec, section):
                 named = next(change for change in changes if change.startswith(f"{section}."))
                 raise SpecError(f"{named}: is decided before quantization; requantize changes {', '.join(CHANGEABLE)}. Use `fairway run`")
-    needed = (earlier.merged.weights, earlier.tokenized.val_shards, earlier.tokenized.tokenizer, earlier.trained.metrics)
+    needed = (
+        earlier.merged.weights,
+        earlier.tokenized.train_shards,
+        earlier.tokenized.val_shards,
+        earlier.tokenized.tokenizer,
+        earlier.trained.metrics,
+    )
     for problem in store.problems(needed):
         raise SpecError(f"run = {earlier.name}: {problem}. Run the pipeline with its settings again: what is missing is made again")

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flows.form import form_overrides
@@ -11,13 +12,18 @@ from schemas.base import fingerprint
 from schemas.errors import SpecError
 from schemas.overrides import apply_overrides, describe_fields
 from schemas.pipeline import PipelineSpec
+from schemas.quantize import QuantizeSpec
 from schemas.runtime import RunOptions
+from stages.script import as_shipped, program
 
 
 def resolve(preset: str, overrides: Sequence[str], fields: Mapping[str, Any] | None = None) -> PipelineSpec:
-    """The preset with the filled form fields and then the overrides applied. Raises SpecError for an unknown preset, setting or value."""
+    """The preset with the filled form fields and then the overrides applied, and the quantizer's grid for late QAT.
+
+    Raises SpecError for an unknown preset, setting or value.
+    """
     base = load_preset(preset)
-    return apply_overrides(base, [*form_overrides(base, fields or {}), *overrides])
+    return apply_overrides(base, [*form_overrides(base, fields or {}), *overrides]).with_qat_grid()
 
 
 def settings_between(preset: str, spec: PipelineSpec) -> tuple[str, ...]:
@@ -26,10 +32,10 @@ def settings_between(preset: str, spec: PipelineSpec) -> tuple[str, ...]:
     before = {info.name: info.value for info in describe_fields(base)}
     changes = [
         f"{info.name}={_as_text(info.value)}"
-        for info in describe_fields(spec)
+        for info in describe_fields(spec.without_qat_grid())
         if info.name not in before or before[info.name] != info.value
     ]
-    if fingerprint(apply_overrides(base, changes)) != fingerprint(spec):
+    if fingerprint(resolve(preset, changes)) != fingerprint(spec):
         raise SpecError(f"run: its configuration cannot be made of its preset again ({', '.join(changes)}). Run the pipeline anew")
     return tuple(changes)
 
@@ -37,6 +43,15 @@ def settings_between(preset: str, spec: PipelineSpec) -> tuple[str, ...]:
 def run_label(preset: str, spec: PipelineSpec) -> str:
     """`demo-seed1337-5e884898`: preset, seed, and the beginning of the spec's fingerprint."""
     return f"{preset}-seed{spec.train.seed}-{fingerprint(spec)[:8]}"
+
+
+def quantize_spec(spec: PipelineSpec) -> QuantizeSpec:
+    """The quantization's settings; where a limit is to be met, with the bytes of the script that will ship beside the blob."""
+    fit = spec.quantize.fit
+    if fit.limit_bytes is None or fit.code_bytes is not None:
+        return spec.quantize
+    source, _ = program(spec.package, spec.recipe())
+    return replace(spec.quantize, fit=replace(fit, code_bytes=len(as_shipped(source, spec.package))))
 
 
 def run_options(given: RunOptions | None) -> RunOptions:

@@ -1,14 +1,15 @@
-"""Named pipeline specs, each a function that derives from another: smoke, demo, record, reference."""
+"""Named pipeline specs, each a function that derives from another: smoke, demo, medium, record, reference."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
 
 from presets.demo import demo, smoke
+from presets.medium import medium
 from presets.record import record, reference
 from schemas.errors import SpecError
 from schemas.pipeline import PipelineSpec
 
-PRESETS: dict[str, Callable[[], PipelineSpec]] = {"smoke": smoke, "demo": demo, "record": record, "reference": reference}
+PRESETS: dict[str, Callable[[], PipelineSpec]] = {"smoke": smoke, "demo": demo, "medium": medium, "record": record, "reference": reference}
 
 
 def load_preset(name: str) -> PipelineSpec:

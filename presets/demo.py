@@ -8,6 +8,7 @@ from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
 from schemas.settings import (
     AveragingSettings,
+    CalibrationSettings,
     ComputeSettings,
     DataSettings,
     FormatRule,
@@ -100,7 +101,7 @@ def smoke() -> PipelineSpec:
         ),
         train=train,
         merge=base.merge.derive(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring),
-        quantize=replace(base.quantize, rules=rules),
+        quantize=replace(base.quantize, rules=rules, calibration=CalibrationSettings(num_sequences=32, sequence_length=64)),
         evaluate=base.evaluate.derive(scoring=scoring),
         publish=PublishOptions(title="Fairway: smoke preset"),
     )

@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 
+from schemas.check_size import SIZE_LIMIT_BYTES
 from schemas.evaluate import EvaluateSpec
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
 from schemas.settings import (
     AveragingSettings,
+    CalibrationSettings,
     ComputeSettings,
     DataSettings,
+    FitSettings,
+    FormatRule,
     ModelSettings,
     OptimizerSettings,
     QatSettings,
@@ -21,11 +25,12 @@ from schemas.settings import (
 )
 from schemas.tokenize_corpus import FirstDocuments, ShardsCorpus, TokenizerSpec, TokenizeSpec
 
+CODED_RULES = (FormatRule("tok_emb.weight", "int8"), FormatRule("*.weight", "int8"), FormatRule("*", "fp32"))
 EIGHT_GPUS = ComputeSettings(device="cuda", num_processes=8, threads_per_process=8)
 
 
 def record() -> PipelineSpec:
-    """25,224,282 parameters, 600 s on eight GPUs; schedules follow progress, QAT begins before the snapshots it is for."""
+    """25,224,282 parameters, 600 s on eight GPUs; schedules follow progress, the steps of the quantization are fitted to the limit."""
     scoring = ScoringSettings(sequence_length=2048, stride=64, batch_tokens=131_072)
     return PipelineSpec(
         tokenize=TokenizeSpec(
@@ -40,12 +45,17 @@ def record() -> PipelineSpec:
             schedule=ScheduleSettings(max_steps=20_000, max_seconds=600.0, warmdown_fraction=0.5, compile_warmup_steps=3),
             data=DataSettings(batch_tokens=786_432, sequence_length=2048, micro_batch_sequences=48),
             snapshots=SnapshotSettings(start_lr_scale=0.2, every_fraction=None, every_steps=50),
-            # Every averaged snapshot sees the grid: QAT begins where the averaging window does.
-            qat=QatSettings(start_lr_scale=0.2),
+            # ecsq's steps come from calibration after training: there is no grid that training could round to.
+            qat=QatSettings(start_lr_scale=0.0, rules=CODED_RULES),
             compute=replace(EIGHT_GPUS, compile=True, fused_kernels=True),
         ),
         merge=MergeSpec(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring, compute=EIGHT_GPUS),
-        quantize=QuantizerSettings(),
+        quantize=QuantizerSettings(
+            method="ecsq",
+            rules=CODED_RULES,
+            calibration=CalibrationSettings(num_sequences=64, sequence_length=1024, batch_sequences=2, threads=8),
+            fit=FitSettings(limit_bytes=SIZE_LIMIT_BYTES),
+        ),
         evaluate=EvaluateSpec(scoring=scoring, compute=EIGHT_GPUS),
         publish=PublishOptions(title="Fairway: record preset"),
     )
@@ -66,6 +76,8 @@ def reference() -> PipelineSpec:
         ),
         schedule=replace(base.train.schedule, warmdown_fraction=None, warmdown_steps=3000),
         data=replace(base.train.data, order="sequential"),
-        qat=replace(base.train.qat, start_lr_scale=0.1),
+        qat=QatSettings(start_lr_scale=0.1),
     )
-    return base.derive(train=train, publish=PublishOptions(title="Fairway: reference preset"))
+    return base.derive(
+        train=train, quantize=QuantizerSettings(method="reference"), publish=PublishOptions(title="Fairway: reference preset")
+    )

@@ -1,16 +1,19 @@
 """A whole run: the specs of all stages, and the report that gathers their results."""
 
+from dataclasses import replace
+
 from pydantic import Field, model_validator
 
 from schemas.audit import Audit
 from schemas.base import SCHEMA_VERSION, Schema, SchemaVersion, Volatile
 from schemas.check_size import CheckSizeSpec, SizeReport
+from schemas.errors import SpecError
 from schemas.evaluate import EvaluateSpec, Evaluation
 from schemas.merge import MergedModel, MergeSpec
 from schemas.package import Package, PackageOptions, PackageSpec
 from schemas.publish import PublishedReport, PublishOptions
 from schemas.quantize import PackedModel, QuantizeSpec
-from schemas.settings import Recipe
+from schemas.settings import GRID_OF_METHOD, QatSettings, Recipe
 from schemas.tokenize_corpus import ShardsCorpus, TokenizedCorpus, TokenizeSpec
 from schemas.train import Checkpoints, TrainSpec
 
@@ -33,6 +36,34 @@ class PipelineSpec(Schema):
 
     def package_spec(self) -> PackageSpec:
         return PackageSpec(**self.package.model_dump(), recipe=self.recipe())
+
+    def with_qat_grid(self) -> "PipelineSpec":
+        """The spec with the quantizer's grid for late QAT, where QAT is on and no grid is named; otherwise as it is.
+
+        Raises SpecError for a quantizer without a grid before training has ended.
+        """
+        qat = self.train.qat
+        if qat.start_lr_scale == 0 or qat.grid != "of_quantizer":
+            return self
+        if self.quantize.method not in GRID_OF_METHOD:
+            raise SpecError(
+                f"train.qat.start_lr_scale = {qat.start_lr_scale} and quantize.method = {self.quantize.method}: its steps come from "
+                "calibration after training, so training cannot round to them; set train.qat.start_lr_scale=0, or choose another "
+                "quantize.method. (Weights that are trained already: `fairway requantize`)"
+            )
+        return self.derive(train=replace(self.train, qat=self._grid_of_quantizer()))
+
+    def without_qat_grid(self) -> "PipelineSpec":
+        """The inverse: the grid left to the quantizer where it is the quantizer's."""
+        qat = self.train.qat
+        if qat.grid == "of_quantizer" or self.quantize.method not in GRID_OF_METHOD or qat != self._grid_of_quantizer():
+            return self
+        return self.derive(train=replace(self.train, qat=replace(qat, grid="of_quantizer", clip_candidates=())))
+
+    def _grid_of_quantizer(self) -> QatSettings:
+        grid = GRID_OF_METHOD[self.quantize.method]
+        candidates = self.quantize.clip_candidates if grid == "gptq_lite" else ()
+        return replace(self.train.qat, grid=grid, clip_candidates=candidates)
 
     @model_validator(mode="after")
     def _stages_agree(self) -> "PipelineSpec":

@@ -30,6 +30,7 @@ class TensorReport(Schema):
     entropy_bits: NonNegativeFloat = Field(description="order-0 entropy of the stored symbols, bits a weight")
     stored_bytes: NonNegativeInt = Field(description="before compression, scales included")
     compressed_bytes: NonNegativeInt = Field(description="this tensor's payload compressed alone at the same level")
+    divergence_nats: float | None = Field(None, description="what coding this matrix alone moves the predictions by, nats a token")
 
 
 class PackedModel(Schema):
@@ -42,4 +43,8 @@ class PackedModel(Schema):
     header_bytes: PositiveInt = Field(description="JSON header before compression")
     blob_bytes: PositiveInt
     blob_bytes_round_to_nearest: PositiveInt = Field(description="the same model with plain rounding, same rules and level")
+    divergence_nats: float | None = Field(
+        None, description="Kullback-Leibler divergence on training text from the merged model, nats a token; gptq and ecsq only"
+    )
+    step_multiplier: float | None = Field(None, description="what ecsq multiplied all steps by")
     tensors: tuple[TensorReport, ...]

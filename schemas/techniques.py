@@ -3,6 +3,7 @@
 The audit looks for the effect of each one that a run has switched on, and `fairway ablate --off KEY` trains without it.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -42,6 +43,14 @@ def _no_span(dotted: str, settings: object) -> tuple[str, ...]:
     return (f"{dotted}_{'steps' if in_steps else 'fraction'}=0",)
 
 
+def _same_training(spec: PipelineSpec) -> tuple[str, ...]:
+    """Late QAT as it was: its grid would otherwise follow the quantizer, and the weights would be others."""
+    qat = spec.train.qat
+    if qat.grid == "of_quantizer":
+        return ()
+    return (f"train.qat.grid={qat.grid}", f"train.qat.clip_candidates={json.dumps(qat.clip_candidates)}")
+
+
 TECHNIQUES = (
     Technique("xsa", "exclusive self-attention (XSA)", _set("train.model.xsa_layers=0")),
     Technique("ve", "shared value embedding", _set("train.model.value_embedding_dim=0")),
@@ -57,7 +66,7 @@ TECHNIQUES = (
     Technique("warmdown", "learning-rate warmdown", lambda spec: _no_span("train.schedule.warmdown", spec.train.schedule)),
     Technique("qat", "late QAT", _set("train.qat.start_lr_scale=0")),
     Technique("swa", "averaging of snapshots", _set("merge.averaging.method=last"), "the last iterate"),
-    Technique("quantizer", "quantizer", _set("quantize.method=round_to_nearest"), "plain rounding"),
+    Technique("quantizer", "quantizer", lambda spec: ("quantize.method=round_to_nearest", *_same_training(spec)), "plain rounding"),
     Technique("sliding", "sliding windows", _set("evaluate.scoring.stride=0")),
 )
 

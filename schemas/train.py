@@ -69,6 +69,7 @@ class Checkpoints(Schema):
     stopped_by: str = Field(description="max_steps or max_seconds")
     final_train_loss: float = Field(description="nats per token, mean of the last tenth of the steps")
     qat_steps: NonNegativeInt
+    qat_grid: str | None = Field(None, description="quantizer whose grid late QAT rounded to; None: no QAT")
     groups: tuple[ParameterGroup, ...]
     changes: tuple[ParameterChange, ...]
     metrics: Volatile[FileRef]

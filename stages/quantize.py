@@ -1,9 +1,10 @@
 """Quantize the merged model and pack it into the blob that ships, with an account of every tensor.
 
-    python -m stages.quantize --spec spec.json --input merged=…/record.json
+    python -m stages.quantize --spec spec.json --input merged=…/record.json --input tokenized=…/record.json
 
-MergedModel → PackedModel and model.fwz. Plain rounding with the same rules and level is always made too: the record says
-what the chosen method gains over it, or that it gains nothing.
+MergedModel → PackedModel and model.fwz. Of the text only shards of the training split are read, and those only by methods that
+calibrate. Plain rounding with the same rules and level is always made too: the record says what the chosen method gains over
+it, or that it gains nothing.
 """
 
 import dataclasses
@@ -22,24 +23,33 @@ from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.package import BLOB_NAME
 from schemas.quantize import ClipShare, PackedModel, QuantizeSpec, TensorReport
+from schemas.settings import ComputeSettings, FitSettings
+from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.packing import compress_frame, pack, payload_of, seal, serialize
-from stages.core.quantizers.methods import FormatRuleError, quantize_state
+from stages.core.quantizers.methods import FormatRuleError, needs_text, quantize_state
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
+from stages.launch import launch_module
+from stages.quantize_rank import read_quantized
 from stages.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 
-def quantize(spec: QuantizeSpec, merged: MergedModel, work: Workspace) -> PackedModel:
-    """The blob of `merged`, and a row for each tensor in it.
+def quantize(spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus, work: Workspace) -> PackedModel:
+    """The blob of `merged`, and a row for each tensor in it. `tokenized` gives the calibration text of gptq and ecsq.
 
-    Raises SpecError when the rules give a tensor a format that it cannot have, StageError for weights that no format holds.
+    Raises SpecError when the rules give a tensor a format that it cannot have, when there is too little text and when a limit
+    cannot be met, StageError for weights that no format holds.
     """
     state = load_file(work.read(merged.weights))
-    chosen = _quantize(state, spec)
-    plain_spec = dataclasses.replace(spec, method="round_to_nearest")
-    plain = chosen if spec.method == plain_spec.method else _quantize(state, plain_spec)
     metadata = {"model": dataclasses.asdict(merged.model), "method": spec.method}
+    plain_spec = dataclasses.replace(spec, method="round_to_nearest", fit=FitSettings())
+    plain = _quantize(state, plain_spec)  # first, because it also finds what cannot be quantized at all
+    told: dict[str, Any] = {"divergences": {}, "multiplier": None, "divergence_nats": None}
+    if needs_text(spec):
+        chosen, told = _quantize_with_text(spec, merged, tokenized, work, metadata)
+    else:
+        chosen = plain if spec.method == plain.method else _quantize(state, spec)
     header, payload = serialize(chosen, metadata)
 
     # Each compression is single-threaded, so its bytes do not depend on the machine; zstd lets other threads run meanwhile.
@@ -61,13 +71,33 @@ def quantize(spec: QuantizeSpec, merged: MergedModel, work: Workspace) -> Packed
         header_bytes=len(header),
         blob_bytes=len(blob),
         blob_bytes_round_to_nearest=len(plain_job.result()),
+        divergence_nats=told["divergence_nats"],
+        step_multiplier=told["multiplier"],
         tensors=tuple(
-            _report(state[tensor.name], tensor, rounded, alone[tensor.name].result())
+            _report(state[tensor.name], tensor, rounded, alone[tensor.name].result(), told["divergences"].get(tensor.name))
             for tensor, rounded in zip(chosen.tensors, plain.tensors, strict=True)
         ),
     )
     _log_gain(packed)
     return packed
+
+
+def _quantize_with_text(
+    spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus, work: Workspace, metadata: dict[str, Any]
+) -> tuple[QuantizedModel, dict[str, Any]]:
+    """In a process of its own, whose threads wait without spinning, and which can be cancelled."""
+    if spec.fit.limit_bytes is not None and spec.fit.code_bytes is None:
+        raise SpecError("quantize.fit.code_bytes: by hand, give the bytes of the script that ships beside the blob (0: fit the blob alone)")
+    job = {
+        "model": dataclasses.asdict(merged.model),
+        "weights": str(work.read(merged.weights)),
+        "shards": [str(work.read(ref)) for ref in tokenized.train_shards],
+        "spec": dataclasses.asdict(spec),
+        "metadata": metadata,
+    }
+    compute = ComputeSettings(device="cpu", num_processes=1, threads_per_process=spec.calibration.threads)
+    told = launch_module("stages.quantize_rank", job, work.out_dir, compute, work.progress, work.runtime.stage_timeout_seconds)
+    return read_quantized(spec.method, work.out_dir, told), told
 
 
 def _quantize(state: dict[str, Tensor], spec: QuantizeSpec) -> QuantizedModel:
@@ -83,7 +113,9 @@ def _size_alone(tensor: QuantizedTensor, level: int) -> int:
     return len(compress_frame(payload_of([tensor]), level))
 
 
-def _report(original: Tensor, tensor: QuantizedTensor, rounded: QuantizedTensor, compressed_bytes: int) -> TensorReport:
+def _report(
+    original: Tensor, tensor: QuantizedTensor, rounded: QuantizedTensor, compressed_bytes: int, divergence_nats: float | None
+) -> TensorReport:
     rms_error = _rms(tensor.dequantized() - original)
     own_rms = _rms(original)
     return TensorReport(
@@ -98,6 +130,7 @@ def _report(original: Tensor, tensor: QuantizedTensor, rounded: QuantizedTensor,
         entropy_bits=entropy_bits(tensor.values),
         stored_bytes=tensor.stored_bytes,
         compressed_bytes=compressed_bytes,
+        divergence_nats=divergence_nats,
     )
 
 
@@ -115,7 +148,9 @@ def _clip_shares(tensor: QuantizedTensor) -> tuple[ClipShare, ...]:
 
 
 def entropy_bits(values: Tensor) -> float:
-    """Order-0 entropy in bits a value: of the codes of an int8 tensor; of each byte plane, summed, of a floating-point one."""
+    """Order-0 entropy in bits a value: of the codes of an integer tensor; of each byte plane, summed, of a floating-point one."""
+    if values.dtype == torch.int16:
+        return _entropy(np.unique(values.numpy(), return_counts=True)[1])
     planes = values.numpy().reshape(-1).view(np.uint8).reshape(values.numel(), -1).T
     return float(sum(_entropy(np.bincount(plane, minlength=256)) for plane in planes))
 
@@ -127,7 +162,9 @@ def _entropy(counts: np.ndarray) -> float:
 
 def _log_gain(packed: PackedModel) -> None:
     log.info("quantized %s parameters by %s into %s bytes", f"{packed.num_parameters:,}", packed.method, f"{packed.blob_bytes:,}")
-    if packed.method == "round_to_nearest":
+    if packed.method == "ecsq":
+        log.info("%.2f bits a parameter, everything included", 8 * packed.blob_bytes / packed.num_parameters)
+    if packed.method in ("ecsq", "round_to_nearest"):
         return
     squared = sum(row.num_elements * row.rms_error**2 for row in packed.tensors if row.clips)
     squared_plain = sum(row.num_elements * row.rms_error_round_to_nearest**2 for row in packed.tensors if row.clips)

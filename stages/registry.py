@@ -74,7 +74,7 @@ _ALL = (
         scratch=("checkpoints", "metrics.jsonl"),
     ),
     Stage("merge", MergeSpec, MergedModel, {"trained": Checkpoints, "tokenized": TokenizedCorpus}, ("stages.score_rank",)),
-    Stage("quantize", QuantizeSpec, PackedModel, {"merged": MergedModel}),
+    Stage("quantize", QuantizeSpec, PackedModel, {"merged": MergedModel, "tokenized": TokenizedCorpus}, ("stages.quantize_rank",)),
     Stage("package", PackageSpec, Package, {"packed": PackedModel}, ("stages.core.submission",), ships_source=True),
     Stage("check_size", CheckSizeSpec, SizeReport, {"package": Package, "packed": PackedModel}),
     Stage("evaluate", EvaluateSpec, Evaluation, {"package": Package, "tokenized": TokenizedCorpus}),

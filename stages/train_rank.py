@@ -97,6 +97,8 @@ class _Narrator:
 def _announce(trainer: Trainer) -> None:
     count = sum(param.numel() for param in trainer.model.parameters())
     log.info("%s parameters on %d × %s", f"{count:,}", trainer.world, trainer.device.type)
+    if trainer.model.qat_grid:
+        log.info("late QAT will round to the grid of %s", trainer.model.qat_grid)
     for group in trainer.groups:
         log.info(
             "group %s: %d tensors, optimizer %s, lr %g, weight decay %g",
@@ -130,6 +132,7 @@ def _finish(files: TrainingFiles, settings: TrainSettings, trainer: Trainer, tra
         "stopped_by": trained.stopped_by,
         "final_train_loss": statistics.fmean(losses),
         "qat_steps": trained.qat_steps,
+        "qat_grid": trained.model.qat_grid,
         "groups": groups,
         "changes": account_of_changes(trainer, groups, trained.initial, final),
         "timings": {

@@ -73,20 +73,20 @@ def make_workspace(tmp_path: Path) -> Callable[..., Workspace]:
 @pytest.fixture
 def smoke_training() -> TrainSettings:
     """The smoke preset's training, twelve steps long."""
-    settings = load_preset("smoke").train
+    settings = load_preset("smoke").with_qat_grid().train
     return replace(settings, schedule=replace(settings.schedule, max_steps=12))
 
 
 @pytest.fixture(scope="session")
 def tiny_tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenizedCorpus:
-    """Shards of 20,000 and 700 tokens, vocabulary 320, that a model can learn something from, and no real tokenizer."""
+    """Shards of 20,000 and 700 tokens, ids below 294, that a model can learn something from, and no real tokenizer."""
     folder = tmp_path_factory.mktemp("tokens")
     tokenizer = folder / "tokenizer.model"
     tokenizer.write_bytes(b"not read by training")
     generator = np.random.default_rng(0)
     shards, counts = {}, {}
     for split, num_tokens in (("train", 20_000), ("val", 700)):
-        tokens = (4 + 310 * generator.random(num_tokens) ** 4).astype(np.uint16)
+        tokens = (4 + 290 * generator.random(num_tokens) ** 4).astype(np.uint16)
         tokens[::100] = 1
         with ShardWriter(folder, split, 10_000) as writer:
             writer.write(tokens)

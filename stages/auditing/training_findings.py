@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from schemas.audit import Finding, Verdict
+from schemas.settings import GRID_OF_METHOD
 from schemas.techniques import TECHNIQUES, Technique
 from stages.auditing.evidence import Evidence, learned
 from stages.auditing.model_findings import count_of, learning_text, names_of, off
@@ -126,6 +127,7 @@ def _qat(evidence: Evidence, technique: Technique) -> Finding:
     bits = {change.name: change.qat_bits for change in records.trained.changes if change.qat_bits}
     formats = {tensor.name: tensor.format for tensor in records.packed.tensors}
     other_grid = [name for name, found in bits.items() if formats.get(name) != f"int{found}"]
+    mismatch = _other_quantizer(evidence) if qat_on.any() else ""
     if not qat_on.any():
         text = "no step was under it: the learning-rate scale never fell so far"
     else:
@@ -139,8 +141,9 @@ def _qat(evidence: Evidence, technique: Technique) -> Finding:
         )
     if other_grid:
         text += f"; {len(other_grid)} tensors ship on another grid than they were trained on: {names_of(other_grid)}"
+    text += mismatch
     reached = bool(saw_it and len(other_grid) < len(bits))
-    whole = saw_it == len(records.merged.steps) and not other_grid
+    whole = saw_it == len(records.merged.steps) and not other_grid and not mismatch
     return Finding(
         key=technique.key,
         title=technique.title,
@@ -153,6 +156,17 @@ def _qat(evidence: Evidence, technique: Technique) -> Finding:
             "tensors_on_another_grid": float(len(other_grid)),
         },
     )
+
+
+def _other_quantizer(evidence: Evidence) -> str:
+    """How the grids that training rounded to differ from the quantizer's by more than their bits; empty: not at all."""
+    spec, grid = evidence.records.spec, evidence.records.trained.qat_grid
+    method = evidence.records.packed.method
+    if grid != GRID_OF_METHOD.get(method):
+        return f"; trained on the grid of {grid}, quantized by {method}, which has another"
+    if grid == "gptq_lite" and set(spec.train.qat.clip_candidates) != set(spec.quantize.clip_candidates):
+        return "; trained with other clip_candidates than it was quantized with"
+    return ""
 
 
 def _averaging(evidence: Evidence, technique: Technique) -> Finding:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from schemas.settings import FormatRule, ModelSettings, format_for
-from stages.core.quantizers.grid import fake_quantize
+from schemas.settings import ModelSettings, QatSettings, format_for
+from stages.core.quantizers.fake_quantizers import FakeQuantizer, fake_quantizer
 
 BOS_ID = 1
 
@@ -240,7 +240,10 @@ class ValueEmbedding(nn.Module):
 
 
 class GPT(nn.Module):
-    """The whole model. Construct, then `init_weights` or `load_state_dict`."""
+    """The whole model. Construct, then `init_weights` or `load_state_dict`. `qat_grid` names the quantizer that late QAT goes by."""
+
+    qat_grid: str | None = None
+    fake_quantize: FakeQuantizer
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
@@ -311,11 +314,12 @@ class GPT(nn.Module):
         used = {str(layer) for layer in self.settings.value_embedding_layers}
         return [f"value_embedding.scales.{layer}" for layer in self.value_embedding.scales if layer not in used]
 
-    def prepare_qat(self, rules: tuple[FormatRule, ...]) -> None:
+    def prepare_qat(self, settings: QatSettings) -> None:
         """Give every matrix that the rules store as integers its shift, 0 until `update_qat` is called."""
+        self.qat_grid, self.fake_quantize = fake_quantizer(settings)
         for name, module in self.named_modules():
             if isinstance(module, Matrix):
-                stored_as = format_for(f"{name}.weight", rules)
+                stored_as = format_for(f"{name}.weight", settings.rules)
                 if stored_as.startswith("int"):
                     module.qat_bits = int(stored_as.removeprefix("int"))
                     module.qat_shift = torch.zeros_like(module.weight)
@@ -329,4 +333,4 @@ class GPT(nn.Module):
                 alike.setdefault((module.weight.shape, module.qat_bits), []).append((module.weight, module.qat_shift))
         for (_, bits), pairs in alike.items():  # together, because a GPU takes longer to start small work than to do it
             weights = torch.stack([weight for weight, _ in pairs])
-            torch._foreach_copy_([shift for _, shift in pairs], list((fake_quantize(weights, bits) - weights).unbind()))
+            torch._foreach_copy_([shift for _, shift in pairs], list((self.fake_quantize(weights, bits) - weights).unbind()))

@@ -3,11 +3,12 @@
     blob     "FWZ" + version byte | first 8 bytes of the frame's sha256 | zstandard frame of the content
     content  header length, uint32 | header, JSON | payload
     header   {"metadata": {…}, "tensors": [[name, format, [dims]], …]}
-    payload  codes of the integer tensors, one byte each | their fp16 row scales | fp16 tensors | fp32 tensors
+    payload  codes of the integer tensors, one byte each | their fp16 row scales | fp16 tensors | fp32 tensors | coded matrices
 
 All numbers are little-endian; tensors follow one another in the header's order, so offsets need no storing and cannot
 lie. What resembles each other stands together, because that compresses better: formats, and within them the tensors of one
-role over all layers; the last three sections are byte planes (all first bytes, then all second ones …).
+role over all layers; scales and floating-point tensors are byte planes (all first bytes, then all second ones …). Coded
+matrices have a section of their own (`coded_section`), whose stream zstandard stores as it is.
 """
 
 import hashlib
@@ -22,18 +23,19 @@ import torch
 import zstandard
 from torch import Tensor
 
-from schemas.settings import TensorFormat
+from schemas.settings import StoredFormat
+from stages.core.coded_section import CodedSectionError, coded_from_bytes, coded_to_bytes
 from stages.core.quantizers.grid import dequantize_rows, max_level
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor, bits_of
 
-BLOB_MAGIC = b"FWZ\x01"
+BLOB_MAGIC = b"FWZ\x02"
 DIGEST_BYTES = 8
 HEADER_BYTES_LIMIT = 4 * 2**20
 CONTENT_BYTES_FLOOR = 64 * 2**20
 CONTENT_RATIO_LIMIT = 64
 # Weights repeat nothing over longer distances: a window of one zstd block gives the same size in a fraction of the time.
 BLOB_WINDOW_LOG = 17
-BLOB_FORMATS: tuple[TensorFormat, ...] = get_args(TensorFormat)
+BLOB_FORMATS: tuple[StoredFormat, ...] = get_args(StoredFormat)
 
 
 class BlobError(ValueError):
@@ -45,7 +47,7 @@ class BlobEntry:
     """A tensor as the header declares it."""
 
     name: str
-    format: TensorFormat
+    format: StoredFormat
     shape: tuple[int, ...]
 
     @property
@@ -82,7 +84,8 @@ def payload_of(tensors: list[QuantizedTensor]) -> bytes:
     scales = [tensor.scales for tensor in tensors if tensor.scales is not None]
     halves = [tensor.values for tensor in tensors if tensor.format == "fp16"]
     floats = [tensor.values for tensor in tensors if tensor.format == "fp32"]
-    return codes + _to_planes(scales, "<f2") + _to_planes(halves, "<f2") + _to_planes(floats, "<f4")
+    coded = [(tensor.values.numpy(), tensor.grid) for tensor in tensors if tensor.grid is not None]
+    return codes + _to_planes(scales, "<f2") + _to_planes(halves, "<f2") + _to_planes(floats, "<f4") + coded_to_bytes(coded)
 
 
 def seal(header: bytes, payload: bytes, level: int) -> bytes:
@@ -114,6 +117,9 @@ def unpack(blob: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     header, payload = open_blob(blob)
     metadata, entries = _parse_header(header)
+    declared = sum(entry.num_elements for entry in entries if entry.format == "coded")
+    if declared > _content_limit(blob):  # a stream of symbols that cost nothing could stand for any number of them
+        raise BlobError(f"a blob of {len(blob):,} bytes declares {declared:,} coded numbers; {_content_limit(blob):,} are taken")
     return _read_payload(entries, payload), metadata
 
 
@@ -167,7 +173,7 @@ def _parse_entry(index: int, item: Any) -> BlobEntry:
         case _:
             raise BlobError(f"tensor {index} is not declared as [printable ASCII name, one of {', '.join(BLOB_FORMATS)}, [dims]]")
     sound = len(shape) <= 8 and all(type(dim) is int and 0 < dim < 2**40 for dim in shape)
-    if not sound or (bits_of(tensor_format) and len(shape) != 2):
+    if not sound or ((bits_of(tensor_format) or tensor_format == "coded") and len(shape) != 2):
         raise BlobError(f"tensor {name!r} cannot have this shape as {tensor_format}: give at most 8 positive dims, two for a matrix")
     return BlobEntry(name, tensor_format, tuple(shape))
 
@@ -176,13 +182,14 @@ def _read_payload(entries: list[BlobEntry], payload: memoryview) -> dict[str, Te
     integers = [entry for entry in entries if bits_of(entry.format)]
     halves = [entry for entry in entries if entry.format == "fp16"]
     floats = [entry for entry in entries if entry.format == "fp32"]
+    coded = [entry for entry in entries if entry.format == "coded"]
     lengths = {
         "codes": sum(entry.num_elements for entry in integers),
         "scales": 2 * sum(entry.shape[0] for entry in integers),
         "fp16": 2 * sum(entry.num_elements for entry in halves),
         "fp32": 4 * sum(entry.num_elements for entry in floats),
     }
-    if sum(lengths.values()) != len(payload):
+    if sum(lengths.values()) > len(payload) or (sum(lengths.values()) < len(payload) and not coded):
         raise BlobError(f"the tensors declare {sum(lengths.values()):,} bytes; the payload has {len(payload):,}")
     sections, start = {}, 0
     for section, length in lengths.items():
@@ -195,6 +202,16 @@ def _read_payload(entries: list[BlobEntry], payload: memoryview) -> dict[str, Te
         tensor_scales, scales = scales[: entry.shape[0]], scales[entry.shape[0] :]
         tensors[entry.name] = _integer_tensor(entry, tensor_codes, tensor_scales)
     tensors |= _float_tensors(halves, _from_planes(sections["fp16"], "<f2")) | _float_tensors(floats, _from_planes(sections["fp32"], "<f4"))
+    try:
+        matrices, used = coded_from_bytes(payload[start:], [(entry.shape[0], entry.shape[1]) for entry in coded])
+    except CodedSectionError as error:
+        raise BlobError(f"the coded matrices cannot be read: {error}") from error
+    if start + used != len(payload):
+        raise BlobError(f"the payload has {len(payload) - start - used:,} bytes after its last section")
+    for entry, (matrix_codes, grid) in zip(coded, matrices, strict=True):
+        tensors[entry.name] = grid.dequantized(matrix_codes)
+        if not bool(torch.isfinite(tensors[entry.name]).all()):
+            raise BlobError(f"tensor {entry.name!r} has steps beyond float32")
     return {entry.name: tensors[entry.name] for entry in entries}
 
 

@@ -108,7 +108,7 @@ class Trainer:
         self.groups = group_parameters(self.model, settings.optimizer)
         self.optimizers = make_optimizers(self.model, self.groups, settings.optimizer, self.dtype)
         if settings.qat.start_lr_scale > 0:
-            self.model.prepare_qat(settings.qat.rules)
+            self.model.prepare_qat(settings.qat)
         if settings.compute.fused_kernels:
             from stages.core.fused_kernels import use_fused_kernels  # needs Triton, which only CUDA builds of PyTorch bring
 

@@ -147,9 +147,15 @@ def quantization_gain(packed: PackedModel) -> str:
     plain = sum(t.num_elements * t.rms_error_round_to_nearest**2 for t in packed.tensors)
     if packed.method == "round_to_nearest":
         return "Plain rounding: there is no search to gain anything."
+    moved = (
+        "" if packed.divergence_nats is None else f" On training text the predictions move by {packed.divergence_nats:.5f} nats a token."
+    )
+    if packed.method == "ecsq":
+        bits = 8 * packed.blob_bytes / packed.num_parameters
+        return f"Steps by what errors cost, coded by rANS: {bits:.2f} bits a parameter, everything included.{moved}"
     error = f"{1 - squares / plain:.2%} less squared error" if plain > squares else "no less squared error"
     size = f"a blob {abs(saved):,} bytes {'smaller' if saved > 0 else 'larger'}" if saved else "a blob of the same size"
-    return f"Against plain rounding with the same rules, {packed.method} gives {error} and {size}."
+    return f"Against plain rounding with the same rules, {packed.method} gives {error} and {size}.{moved}"
 
 
 def group_rows(trained: Checkpoints) -> list[list[str]]:

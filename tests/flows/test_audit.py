@@ -195,6 +195,21 @@ def test_qat_on_another_grid_than_what_ships_is_found_out(evidence: Evidence) ->
     assert "blocks.1.attn.q.weight" in said
 
 
+def test_qat_on_the_grid_of_another_quantizer_is_found_out(evidence: Evidence) -> None:
+    trained, packed, spec = evidence.records.trained, evidence.records.packed, evidence.records.spec
+    assert trained.qat_grid == spec.train.qat.grid == packed.method == "gptq_lite"
+    verdict, said = _verdict(evidence, "qat", packed=packed.derive(method="gptq"))
+    assert verdict == "in part"
+    assert "trained on the grid of gptq_lite, quantized by gptq, which has another" in said
+    assert (
+        _verdict(evidence, "qat", packed=packed.derive(method="gptq"), trained=trained.derive(qat_grid="round_to_nearest"))[0]
+        == "took effect"
+    )
+    verdict, said = _verdict(evidence, "qat", spec=spec.derive(quantize=replace(spec.quantize, clip_candidates=(1.0, 0.5))))
+    assert verdict == "in part"
+    assert "other clip_candidates" in said
+
+
 def test_the_self_projection_is_that_of_the_formula(evidence: Evidence, smoke_run: Any, smoke_store: Path) -> None:
     """|y·v̂|/‖y‖ of the last layer, with attention written out by its definition."""
     from stages.auditing.probe import load_model

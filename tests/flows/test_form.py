@@ -46,7 +46,7 @@ def test_empty_fields_change_nothing() -> None:
         assert resolve(preset, [], empty) == resolve(preset, [])
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ["smoke", "demo", "reference"])
 def test_bits_count_for_training_and_for_the_blob(preset: str) -> None:
     spec = resolve(preset, [], {"bits": "int4", "edge_bits": "int7", "embedding_format": "int8", "clip_candidates": "1, .9,0.75"})
     for rules in (spec.quantize.rules, spec.train.qat.rules):
@@ -56,6 +56,12 @@ def test_bits_count_for_training_and_for_the_blob(preset: str) -> None:
         assert {form for pattern, form in by_pattern.items() if pattern.startswith("blocks.")} == {"int7"}
         assert by_pattern["*"] == "fp32"
     assert spec.quantize.clip_candidates == (1.0, 0.9, 0.75)
+
+
+@pytest.mark.parametrize("field", ["bits", "edge_bits"])
+def test_bits_are_refused_where_the_quantization_chooses_its_steps(field: str) -> None:
+    with pytest.raises(SpecError, match=f"{field} = int4: .* ecsq, chooses its steps itself"):
+        resolve("record", [], {field: "int4"})
 
 
 def test_overrides_count_after_the_fields() -> None:
@@ -79,7 +85,7 @@ def test_the_form_shows_number_boxes_with_unit_range_and_presets() -> None:
     assert shown["max_steps"]["type"] == "integer"
     assert shown["max_steps"]["minimum"] == 1
     assert "default" not in shown["max_steps"]  # a null would be sent back, and refused
-    assert "smoke 40, demo 480, record 20,000" in shown["max_steps"]["description"]
+    assert "smoke 40, demo 480, medium 800, record 20,000" in shown["max_steps"]["description"]
     assert (shown["max_seconds"]["type"], shown["max_seconds"]["exclusiveMinimum"]) == ("number", 0)
     assert shown["preset"]["enum"] == list(PRESETS)
 

@@ -9,7 +9,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 
 from flows.requantize import requantize
 from flows.runs import load_report
-from schemas.errors import SpecError
+from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
 
 
@@ -37,12 +37,29 @@ def test_variants_get_reports_of_their_own_and_nothing_before_quantize_runs(smok
     assert {task.name.split("-")[0] for task in tasks} == {"quantize", "package", "check_size", "evaluate", "audit", "publish"}
 
 
+def test_a_limit_is_met_within_a_thousandth_script_included(smoke_run: Any, smoke_store: Path) -> None:
+    limit = smoke_run.report.size.code_bytes + smoke_run.report.size.model_bytes * 9 // 10
+    state = requantize(smoke_run.report.run_id, limit_bytes=limit, options=_options(smoke_store), return_state=True)
+    rows, [report] = state.result()
+    assert [row["variant"] for row in rows] == ["the earlier run", f"at most {limit:,} bytes"]
+    assert 0.999 * limit <= report.size.total_bytes <= limit
+    assert report.packed.method == "ecsq"
+    assert {tensor.format for tensor in report.packed.tensors} == {"coded", "fp32"}
+
+
+def test_a_limit_that_cannot_be_met_is_answered_with_the_smallest(smoke_run: Any, smoke_store: Path) -> None:
+    state = requantize(smoke_run.report.run_id, limit_bytes=1_000, options=_options(smoke_store), return_state=True)
+    with pytest.raises(StageError, match=r"quantize\.fit\.limit_bytes = 1000: .* the smallest possible is [\d,]+ bytes"):
+        state.result()
+
+
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
         ({"overrides": ("train.seed=2",)}, r"train\.seed=2: is decided before quantization"),
         ({"overrides": ("quantize.methd=x",)}, r"quantize\.method"),
         ({"bits": ("int2", "int3", "int4", "int5", "int6", "int7"), "clip_grids": tuple(f".{n}" for n in range(1, 8))}, "42 variants"),
+        ({"limit_bytes": 100_000, "bits": ("int4",)}, "limit_bytes = 100000: is met by the method ecsq"),
     ],
 )
 def test_what_it_would_not_carry_out_is_refused(asked: dict, named: str, smoke_run: Any, smoke_store: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from presets import PRESETS, load_preset
 from schemas.errors import SpecError
-from schemas.settings import ComputeSettings, DataSettings, format_for
+from schemas.settings import GRID_OF_METHOD, ComputeSettings, DataSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.training import Hooks, StepMetrics, Trainer
 
@@ -38,13 +38,23 @@ def test_the_big_presets_take_steps_on_a_cpu(preset: str, tiny_tokens: Tokenized
 def test_qat_rounds_to_the_grid_that_the_exporter_uses(preset: str) -> None:
     spec = load_preset(preset)
     assert spec.train.qat.rules == spec.quantize.rules
-    assert format_for("blocks.0.attn.q.weight", spec.quantize.rules) == "int8"
+    qat = spec.with_qat_grid().train.qat
+    assert qat.grid == (GRID_OF_METHOD[spec.quantize.method] if qat.start_lr_scale else "of_quantizer")
 
 
-@pytest.mark.parametrize("preset", ["smoke", "demo", "record"])
+@pytest.mark.parametrize("preset", ["smoke", "demo"])
 def test_every_averaged_snapshot_of_the_mended_presets_is_taken_under_qat(preset: str) -> None:
     spec = load_preset(preset)
     assert spec.merge.averaging.start_lr_scale <= spec.train.qat.start_lr_scale
+
+
+def test_record_is_fitted_to_the_limit_and_the_reference_quantized_as_it_was() -> None:
+    record, reference = load_preset("record"), load_preset("reference")
+    assert record.quantize.fit.limit_bytes == record.check_size.limit_bytes == 16_000_000
+    assert reference.quantize.method == "reference"
+    assert reference.quantize.fit.limit_bytes is None
+    assert [rule.format for rule in reference.quantize.rules] == ["fp16", "int8", "int8", "int6", "fp32"]
+    assert reference.train.qat.start_lr_scale == 0.1
 
 
 def test_an_unknown_preset_is_answered_with_the_nearest() -> None:

@@ -98,7 +98,7 @@ def test_fused_kernels_are_refused_where_they_cannot_run(change: dict) -> None:
 
 
 def test_the_first_matching_rule_decides_a_format() -> None:
-    rules = PRESETS["record"]().quantize.rules
+    rules = PRESETS["reference"]().quantize.rules
     assert format_for("tok_emb.weight", rules) == "fp16"
     assert format_for("blocks.0.attn.q.weight", rules) == format_for("blocks.10.mlp.up.weight", rules) == "int8"
     assert format_for("blocks.1.attn.q.weight", rules) == "int6"

@@ -46,7 +46,9 @@ def test_the_listing_reaches_every_field_of_every_schema() -> None:
     assert {"tokenize.corpus.paths", "tokenize.corpus.dataset", "tokenize.split.num_val_documents"} <= set(EVERY)
     for cls, prefix in (
         (settings.ModelSettings, "train.model"),
-        (settings.QuantizerSettings, "quantize"),
+        (settings.CalibrationSettings, "quantize.calibration"),
+        (settings.EcsqSettings, "quantize.ecsq"),
+        (settings.FitSettings, "quantize.fit"),
         (settings.ComputeSettings, "evaluate.compute"),
     ):
         assert {f"{prefix}.{item.name}" for item in dataclasses.fields(cls)} <= set(EVERY)

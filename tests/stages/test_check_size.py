@@ -11,6 +11,7 @@ from schemas.merge import MergedModel
 from schemas.package import Package, PackageSpec
 from schemas.quantize import PackedModel
 from schemas.settings import QuantizerSettings
+from schemas.tokenize_corpus import TokenizedCorpus
 from stages.check_size import apportion, check_size, describe_size, group_of
 from stages.package import package
 from stages.quantize import quantize
@@ -20,8 +21,8 @@ MakeWorkspace = Callable[[str], Workspace]
 
 
 @pytest.fixture
-def packed(tiny_merged: MergedModel, make_workspace: MakeWorkspace) -> PackedModel:
-    return quantize(QuantizerSettings(), tiny_merged, make_workspace("quantize"))
+def packed(tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace) -> PackedModel:
+    return quantize(QuantizerSettings(), tiny_merged, tiny_tokens, make_workspace("quantize"))
 
 
 @pytest.fixture

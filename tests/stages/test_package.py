@@ -14,7 +14,8 @@ from schemas.errors import StageError
 from schemas.merge import MergedModel
 from schemas.package import PackageSpec
 from schemas.quantize import PackedModel
-from schemas.settings import QuantizerSettings, ScoringSettings
+from schemas.settings import CalibrationSettings, FormatRule, QuantizerSettings, ScoringSettings
+from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.scoring import score
@@ -26,11 +27,23 @@ from stages.script import check_imports
 from stages.workspace import DamagedFileError, Workspace
 
 MakeWorkspace = Callable[..., Workspace]
+CODED = QuantizerSettings(
+    method="ecsq",
+    rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")),
+    calibration=CalibrationSettings(num_sequences=16, sequence_length=32, batch_sequences=8),
+)
 
 
 @pytest.fixture
-def packed(tiny_merged: MergedModel, make_workspace: MakeWorkspace) -> PackedModel:
-    return quantize(QuantizerSettings(), tiny_merged, make_workspace("quantize"))
+def packed(tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace) -> PackedModel:
+    return quantize(QuantizerSettings(), tiny_merged, tiny_tokens, make_workspace("quantize"))
+
+
+@pytest.fixture
+def either(
+    request: pytest.FixtureRequest, tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> PackedModel:
+    return quantize(request.param, tiny_merged, tiny_tokens, make_workspace("quantize"))
 
 
 @pytest.fixture
@@ -74,11 +87,12 @@ def test_the_folder_holds_the_script_and_a_true_copy_of_the_blob(
     assert made.modules[-1] == "stages.core.submission"
 
 
+@pytest.mark.parametrize("either", [QuantizerSettings(), CODED], indirect=True, ids=["gptq_lite", "ecsq"])
 def test_the_script_alone_scores_the_blob_like_the_modules_do(
-    packed: PackedModel, make_workspace: MakeWorkspace, validation: Path, tmp_path: Path
+    either: PackedModel, make_workspace: MakeWorkspace, validation: Path, tmp_path: Path
 ) -> None:
     work = make_workspace("package")
-    made = package(PackageSpec(keep_comments=False), packed, work)
+    made = package(PackageSpec(keep_comments=False), either, work)
     elsewhere = tmp_path / "somewhere else"
     shutil.copytree(work.root / made.folder, elsewhere)
     command = [sys.executable, "-I", str(elsewhere / "train_gpt.py"), "--eval", "--val", str(validation / "fineweb_val_*.bin")]
@@ -87,7 +101,7 @@ def test_the_script_alone_scores_the_blob_like_the_modules_do(
     subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
     scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
 
-    model = load_packed_model(work.read(packed.blob), torch.device("cpu"))
+    model = load_packed_model(work.read(either.blob), torch.device("cpu"))
     stream, table = TokenStream(sorted(validation.glob("*.bin"))), load_token_bytes(validation / "tokenizer.model")
     for kind, stride in (("non_overlapping", 32), ("sliding", 16)):
         sums = score(model, stream, table, ScoringSettings(32, 16, 256), stride, torch.float32)

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
-from schemas.settings import FormatRule, ModelSettings, QuantizerSettings, from_dict
+from schemas.settings import CalibrationSettings, FitSettings, FormatRule, ModelSettings, QuantizerSettings, from_dict
+from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.packing import unpack
 from stages.core.quantizers.methods import quantize_state
 from stages.quantize import entropy_bits, quantize
@@ -27,10 +28,10 @@ SPEC = QuantizerSettings(
 
 
 def test_the_blob_holds_the_quantized_model_and_its_settings(
-    tiny_merged: MergedModel, tiny_state: dict[str, torch.Tensor], make_workspace: MakeWorkspace
+    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, tiny_state: dict[str, torch.Tensor], make_workspace: MakeWorkspace
 ) -> None:
     work = make_workspace("quantize")
-    packed = quantize(SPEC, tiny_merged, work)
+    packed = quantize(SPEC, tiny_merged, tiny_tokens, work)
     blob = work.read(packed.blob).read_bytes()
     tensors, metadata = unpack(blob)
     assert metadata["method"] == "gptq_lite"
@@ -44,9 +45,9 @@ def test_the_blob_holds_the_quantized_model_and_its_settings(
 
 
 def test_each_tensors_row_says_what_was_stored_and_at_what_error(
-    tiny_merged: MergedModel, tiny_state: dict[str, torch.Tensor], make_workspace: MakeWorkspace
+    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, tiny_state: dict[str, torch.Tensor], make_workspace: MakeWorkspace
 ) -> None:
-    packed = quantize(SPEC, tiny_merged, make_workspace("quantize"))
+    packed = quantize(SPEC, tiny_merged, tiny_tokens, make_workspace("quantize"))
     rows = {row.name: row for row in packed.tensors}
     tensors, _ = unpack(make_workspace("other").root.joinpath(packed.blob.path).read_bytes())
     for name, original in tiny_state.items():
@@ -67,50 +68,112 @@ def test_each_tensors_row_says_what_was_stored_and_at_what_error(
     assert rows["tok_emb.weight"].stored_bytes == 2 * 300 * 32
 
 
-def test_plain_rounding_is_measured_beside_and_is_its_own_comparison(tiny_merged: MergedModel, make_workspace: MakeWorkspace) -> None:
-    searched = quantize(SPEC, tiny_merged, make_workspace("a"))
-    plain = quantize(dataclasses.replace(SPEC, method="round_to_nearest"), tiny_merged, make_workspace("b"))
+def test_plain_rounding_is_measured_beside_and_is_its_own_comparison(
+    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> None:
+    searched = quantize(SPEC, tiny_merged, tiny_tokens, make_workspace("a"))
+    plain = quantize(dataclasses.replace(SPEC, method="round_to_nearest"), tiny_merged, tiny_tokens, make_workspace("b"))
     assert searched.blob_bytes_round_to_nearest == plain.blob_bytes == plain.blob_bytes_round_to_nearest
     assert searched.blob_bytes != plain.blob_bytes
     assert all(row.rms_error == row.rms_error_round_to_nearest for row in plain.tensors)
     assert all(share.clip_ratio == 1 for row in plain.tensors for share in row.clips)
 
 
-def test_equal_specs_and_weights_give_equal_bytes(tiny_merged: MergedModel, make_workspace: MakeWorkspace) -> None:
-    assert quantize(SPEC, tiny_merged, make_workspace("a")).blob.sha256 == quantize(SPEC, tiny_merged, make_workspace("b")).blob.sha256
+def test_equal_specs_and_weights_give_equal_bytes(
+    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> None:
+    assert (
+        quantize(SPEC, tiny_merged, tiny_tokens, make_workspace("a")).blob.sha256
+        == quantize(SPEC, tiny_merged, tiny_tokens, make_workspace("b")).blob.sha256
+    )
 
 
 @pytest.mark.parametrize(("candidates", "verdict"), [((1.0,), "no gain"), (SPEC.clip_candidates, "mixed")])
 def test_the_log_says_whether_the_search_gained_anything(
-    candidates: tuple[float, ...], verdict: str, tiny_merged: MergedModel, make_workspace: MakeWorkspace, caplog: pytest.LogCaptureFixture
+    candidates: tuple[float, ...],
+    verdict: str,
+    tiny_merged: MergedModel,
+    tiny_tokens: TokenizedCorpus,
+    make_workspace: MakeWorkspace,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    quantize(dataclasses.replace(SPEC, clip_candidates=candidates), tiny_merged, make_workspace("quantize"))
+    quantize(dataclasses.replace(SPEC, clip_candidates=candidates), tiny_merged, tiny_tokens, make_workspace("quantize"))
     assert caplog.messages[-1].endswith(verdict)
 
 
-def test_rules_that_make_a_vector_an_integer_are_the_users_error(tiny_merged: MergedModel, make_workspace: MakeWorkspace) -> None:
+def test_rules_that_make_a_vector_an_integer_are_the_users_error(
+    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> None:
     spec = dataclasses.replace(SPEC, rules=(FormatRule("*", "int8"),))
     with pytest.raises(SpecError, match=r"quantize\.rules: .* only matrices"):
-        quantize(spec, tiny_merged, make_workspace("quantize"))
+        quantize(spec, tiny_merged, tiny_tokens, make_workspace("quantize"))
 
 
 def test_weights_that_no_format_holds_end_the_stage(
-    tiny_merged: MergedModel, tiny_state: dict[str, torch.Tensor], make_workspace: MakeWorkspace
+    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, tiny_state: dict[str, torch.Tensor], make_workspace: MakeWorkspace
 ) -> None:
     tiny_state["blocks.1.attn.k.weight"][0, 0] = math.nan
     work = make_workspace("other")
     save_file(tiny_state, work.out_dir / "x.safetensors")
     with pytest.raises(StageError, match=r"blocks\.1\.attn\.k\.weight holds values that are not finite"):
-        quantize(SPEC, tiny_merged.derive(weights=work.ref(work.out_dir / "x.safetensors")), make_workspace("quantize"))
+        quantize(SPEC, tiny_merged.derive(weights=work.ref(work.out_dir / "x.safetensors")), tiny_tokens, make_workspace("quantize"))
 
 
-def test_damaged_weights_are_not_read(tiny_merged: MergedModel, make_workspace: MakeWorkspace) -> None:
+def test_damaged_weights_are_not_read(tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace) -> None:
     work = make_workspace("quantize")
     path = work.root / tiny_merged.weights.path
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     with pytest.raises(DamagedFileError):
-        quantize(SPEC, tiny_merged, work)
+        quantize(SPEC, tiny_merged, tiny_tokens, work)
+
+
+CALIBRATION = CalibrationSettings(num_sequences=16, sequence_length=32, batch_sequences=8)
+CODED = dataclasses.replace(SPEC, method="ecsq", rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")), calibration=CALIBRATION)
+
+
+@pytest.mark.parametrize("spec", [CODED, dataclasses.replace(SPEC, method="gptq", calibration=CALIBRATION)], ids=["ecsq", "gptq"])
+def test_methods_that_calibrate_read_the_training_split_alone_and_give_equal_bytes(
+    spec: QuantizerSettings, tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> None:
+    no_val = tuple(shard.derive(path="/nonexistent/val.bin") for shard in tiny_tokens.val_shards)
+    without_val = tiny_tokens.derive(val_shards=no_val, tokenizer=tiny_tokens.tokenizer.derive(path="/nonexistent/tokenizer"))
+    texts = {"a": tiny_tokens, "b": without_val}
+    first, second = (quantize(spec, tiny_merged, text, make_workspace(name)) for name, text in texts.items())
+    assert first.blob.sha256 == second.blob.sha256
+    assert first.divergence_nats is not None
+    assert 0 < first.divergence_nats < 0.01 if spec is CODED else first.divergence_nats > 0
+    assert {row.format for row in first.tensors} == ({"coded", "fp32"} if spec is CODED else {"fp16", "int8", "int4", "fp32"})
+
+
+def test_a_fitted_package_is_within_a_thousandth_below_the_limit(
+    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> None:
+    free = quantize(CODED, tiny_merged, tiny_tokens, make_workspace("a"))
+    limit, code_bytes = 50_000 + free.blob_bytes * 9 // 10, 50_000
+    spec = dataclasses.replace(CODED, fit=FitSettings(limit_bytes=limit, code_bytes=code_bytes))
+    packed = quantize(spec, tiny_merged, tiny_tokens, make_workspace("b"))
+    assert 0.999 * limit <= packed.blob_bytes + code_bytes <= limit
+    assert packed.step_multiplier > free.step_multiplier  # type: ignore[operator]
+
+
+def test_a_limit_that_cannot_be_met_says_what_is_the_smallest(
+    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> None:
+    spec = dataclasses.replace(CODED, fit=FitSettings(limit_bytes=1_000, code_bytes=500))
+    with pytest.raises(
+        SpecError,
+        match=r"quantize\.fit\.limit_bytes = 1000: .* the smallest possible is [\d,]+ bytes, script included",
+    ):
+        quantize(spec, tiny_merged, tiny_tokens, make_workspace("a"))
+
+
+def test_too_little_training_text_is_the_users_error(
+    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> None:
+    spec = dataclasses.replace(CODED, calibration=dataclasses.replace(CALIBRATION, num_sequences=10_000))
+    with pytest.raises(SpecError, match=r"num_sequences = 10000: the training split has 624 sequences of 32 tokens"):
+        quantize(spec, tiny_merged, tiny_tokens, make_workspace("a"))
 
 
 def test_entropy_is_that_of_the_symbols() -> None:

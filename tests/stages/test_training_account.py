@@ -22,6 +22,7 @@ def account(settings: TrainSettings, tokens: TokenizedCorpus, forget: str | None
     for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
         group["params"] = [param for param in group["params"] if forget is None or param is not params[forget]]
     trained = trainer.run()
+    assert trainer.model.qat_grid == ("gptq_lite" if settings.qat.start_lr_scale else None)
     groups = account_of_groups(trainer, [row.lr_scale for row in rows])
     changes = account_of_changes(trainer, groups, trained.initial, trainer.weights())
     return groups, {change["name"]: change for change in changes}

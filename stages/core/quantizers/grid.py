@@ -1,7 +1,7 @@
 """The integer grid of a matrix row: levels −L..L with L = 2^(bits−1) − 1, times one step stored as fp16.
 
-Training under QAT and the exporter round with the same functions, so what QAT saw is what ships. Shape legend: R rows,
-C columns.
+Training under QAT and the exporter round with the same functions, so training sees what its weights would ship as.
+Shape legend: R rows, C columns.
 """
 
 from dataclasses import dataclass
@@ -80,14 +80,14 @@ def dequantize_rows(codes: Tensor, scales: Tensor) -> Tensor:
     return codes.float() * scales.float().unsqueeze(1)
 
 
-def fake_quantize(weight: Tensor, bits: int) -> Tensor:
-    """`weight` (..., C) as it would come back from the blob under plain rounding, without gradient.
+def fake_quantize(weight: Tensor, bits: int, clip_ratios: Tensor | float = 1.0) -> Tensor:
+    """`weight` (..., C) as it would come back from the blob with these `clip_ratios`, one number or (..., 1); without gradient.
 
-    Equal bit for bit to `dequantize_rows(quantize_rows(weight, bits))` of each matrix; nothing in it depends on the data,
-    so it compiles. (A compiled GPU division may be off by 2 ulp, which moves only values that lie on a rounding tie.)
+    Equal bit for bit to `dequantize_rows(quantize_rows(weight, bits, clip_ratios))` of each matrix; nothing in it depends on the
+    data, so it compiles. (A compiled GPU division may be off by 2 ulp, which moves only values that lie on a rounding tie.)
     """
     weight = weight.detach()
-    scales = row_scales(weight.abs().amax(dim=-1, keepdim=True), 1.0, bits)
+    scales = row_scales(weight.abs().amax(dim=-1, keepdim=True), clip_ratios, bits)
     return _to_levels(weight, scales, bits) * scales
 
 

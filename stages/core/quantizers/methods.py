@@ -1,56 +1,83 @@
 """The quantization methods by name, and a whole model through one of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from schemas.settings import QuantizerSettings, format_for
+from schemas.settings import CALIBRATED_METHODS, QuantizerSettings, format_for
+from stages.core.quantizers.calibration import MatrixStatistics
+from stages.core.quantizers.gptq import gptq
 from stages.core.quantizers.gptq_lite import gptq_lite
 from stages.core.quantizers.grid import QuantizedRows
 from stages.core.quantizers.quantized import FLOAT_FORMATS, QuantizedModel, QuantizedTensor, bits_of
+from stages.core.quantizers.reference import reference
 from stages.core.quantizers.round_to_nearest import round_to_nearest
 
 METHODS: dict[str, Callable[[Tensor, int, QuantizerSettings], QuantizedRows]] = {
     "gptq_lite": gptq_lite,
     "round_to_nearest": round_to_nearest,
+    "reference": reference,
 }
+"""Methods that see one matrix and its bits; `gptq` and `ecsq` need the statistics of a calibration text besides."""
 
 
 class FormatRuleError(ValueError):
     """The rules give a tensor a format that it cannot have."""
 
 
-def quantize_state(state: dict[str, Tensor], settings: QuantizerSettings) -> QuantizedModel:
+def quantize_state(
+    state: dict[str, Tensor], settings: QuantizerSettings, statistics: Mapping[str, MatrixStatistics] | None = None
+) -> QuantizedModel:
     """Each tensor of `state` in the format of the first rule that matches its name; matrices by `settings.method`.
 
-    Raises FormatRuleError when a rule gives an integer format to anything but a matrix, and ValueError, naming the tensor,
-    for values that are not finite or that its format cannot hold.
+    `statistics` of every matrix that the rules store as integers, for gptq; ecsq has `coded_model`. Raises FormatRuleError when a
+    rule gives an integer format to anything but a matrix, and ValueError, naming the tensor, for values that are not
+    finite or that its format cannot hold, or for a method without its statistics.
     """
-    return QuantizedModel(settings.method, tuple(_quantize_tensor(name, tensor.detach(), settings) for name, tensor in state.items()))
+    if settings.method not in METHODS and (settings.method != "gptq" or statistics is None):
+        raise ValueError(f"method {settings.method} cannot be run without the statistics of a calibration text")
+    tensors = []
+    for name, tensor in state.items():
+        bits = integer_bits(name, tensor, settings)
+        if bits is None:
+            tensors.append(store_as_float(name, tensor.detach(), settings))
+            continue
+        weight = tensor.detach().float()
+        try:
+            if statistics is not None and settings.method == "gptq":
+                rows = gptq(weight, bits, settings, statistics[name])
+            else:
+                rows = METHODS[settings.method](weight, bits, settings)
+        except ValueError as error:
+            raise ValueError(f"tensor {name} {error}") from error
+        tensors.append(QuantizedTensor(name, format_for(name, settings.rules), rows.codes, rows.scales, rows.clip_ratios))
+    return QuantizedModel(settings.method, tuple(tensors))
 
 
-def _quantize_tensor(name: str, tensor: Tensor, settings: QuantizerSettings) -> QuantizedTensor:
+def integer_bits(name: str, tensor: Tensor, settings: QuantizerSettings) -> int | None:
+    """Bits of the integer format that the rules give the tensor; None for a floating-point one. Raises FormatRuleError."""
     tensor_format = format_for(name, settings.rules)
     bits = bits_of(tensor_format)
-    if bits is None:
-        return QuantizedTensor(name, tensor_format, _to_float_format(name, tensor, FLOAT_FORMATS[tensor_format]))
-    if tensor.dim() != 2:
+    if bits is not None and tensor.dim() != 2:
         raise FormatRuleError(
             f"{name} has shape {tuple(tensor.shape)} and the rules make it {tensor_format}, but only matrices have a scale for "
             f'each row: put a rule ("{name}", "fp16" or "fp32") before the one that matches it'
         )
-    try:
-        rows = METHODS[settings.method](tensor.float(), bits, settings)
-    except ValueError as error:
-        raise ValueError(f"tensor {name} {error}") from error
-    return QuantizedTensor(name, tensor_format, rows.codes, rows.scales, rows.clip_ratios)
+    return bits
 
 
-def _to_float_format(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def store_as_float(name: str, tensor: Tensor, settings: QuantizerSettings) -> QuantizedTensor:
+    """The tensor in the floating-point format of its rule. Raises ValueError for values that it cannot hold."""
+    tensor_format = format_for(name, settings.rules)
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"tensor {name} holds values that are not finite numbers")
-    stored = tensor.to(dtype, copy=True)
+    stored = tensor.to(FLOAT_FORMATS[tensor_format], copy=True)
     if not bool(torch.isfinite(stored).all()):
         raise ValueError(f"tensor {name} holds a value of {tensor.abs().max():.3g}, beyond fp16: store it as fp32")
-    return stored
+    return QuantizedTensor(name, tensor_format, stored)
+
+
+def needs_text(settings: QuantizerSettings) -> bool:
+    """Whether the method reads a calibration text."""
+    return settings.method in CALIBRATED_METHODS

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from schemas.settings import TensorFormat
+from schemas.settings import StoredFormat
+from stages.core.quantizers.coded_grid import CodedGrid
 from stages.core.quantizers.grid import dequantize_rows
 
 FLOAT_FORMATS = {"fp16": torch.float16, "fp32": torch.float32}
@@ -14,23 +15,28 @@ FLOAT_FORMATS = {"fp16": torch.float16, "fp32": torch.float32}
 @dataclass(frozen=True)
 class QuantizedTensor:
     """One tensor. Integer formats: `values` int8 codes (R, C), `scales` fp16 (R,), `clip_ratios` float32 (R,), not stored.
-    Floating-point formats: `values` in the tensor's own shape, and nothing else.
+    Format coded: `values` int16 codes (R, C) on `grid`. Floating-point formats: `values` in the tensor's own shape, and nothing else.
     """
 
     name: str
-    format: TensorFormat
+    format: StoredFormat
     values: Tensor
     scales: Tensor | None = None
     clip_ratios: Tensor | None = None
+    grid: CodedGrid | None = None
 
     def dequantized(self) -> Tensor:
         """The float32 tensor that the blob gives back."""
+        if self.grid is not None:
+            return self.grid.dequantized(self.values)
         return self.values.float() if self.scales is None else dequantize_rows(self.values, self.scales)
 
     @property
     def stored_bytes(self) -> int:
         """Bytes in the blob before compression, scales included."""
         scale_bytes = 0 if self.scales is None else self.scales.numel() * self.scales.element_size()
+        if self.grid is not None:
+            scale_bytes = 4 + self.grid.rows.numel() + self.grid.columns.numel()
         return self.values.numel() * self.values.element_size() + scale_bytes
 
 
@@ -42,6 +48,6 @@ class QuantizedModel:
     tensors: tuple[QuantizedTensor, ...]
 
 
-def bits_of(tensor_format: TensorFormat) -> int | None:
-    """Bits of an integer format, None for a floating-point one."""
-    return None if tensor_format in FLOAT_FORMATS else int(tensor_format.removeprefix("int"))
+def bits_of(tensor_format: StoredFormat) -> int | None:
+    """Bits of an integer format, None for a floating-point or coded one."""
+    return None if tensor_format in FLOAT_FORMATS or tensor_format == "coded" else int(tensor_format.removeprefix("int"))

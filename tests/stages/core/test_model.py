@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
-from schemas.settings import DEFAULT_RULES, FormatRule, ModelSettings
-from stages.core.model import BOS_ID, GPT, SmearGate, attend_causally, exclude_own_value, rotary_angles, rotate_partly
+from schemas.settings import FormatRule, ModelSettings, QatSettings
+from stages.core.model import BOS_ID, GPT, Matrix, SmearGate, attend_causally, exclude_own_value, rotary_angles, rotate_partly
+from stages.core.quantizers.fake_quantizers import fake_quantizer
 from stages.core.quantizers.grid import fake_quantize
 
 SMALL = ModelSettings(
@@ -166,7 +167,7 @@ def test_logits_stay_within_the_softcap() -> None:
 def test_qat_shows_the_quantized_weight_and_passes_the_gradient_straight_through() -> None:
     rules = (FormatRule("blocks.1.mlp.up.weight", "int4"), FormatRule("*", "fp32"))
     model, plain, ids = make(), make(), random_ids()
-    model.prepare_qat(rules)
+    model.prepare_qat(QatSettings(rules=rules))
     torch.testing.assert_close(model.hidden(ids), plain.hidden(ids), rtol=0, atol=0)
     model.update_qat()
     quantized = fake_quantize(plain.blocks[1].mlp.up.weight.detach(), 4)
@@ -178,9 +179,31 @@ def test_qat_shows_the_quantized_weight_and_passes_the_gradient_straight_through
     torch.testing.assert_close(model.blocks[1].mlp.up.weight.grad, plain.blocks[1].mlp.up.weight.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_switching_qat_on_compiles_nothing_again() -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [QatSettings(), QatSettings(grid="gptq_lite", clip_candidates=(1.0, 0.8)), QatSettings(grid="reference")],
+    ids=lambda s: s.grid,
+)
+def test_every_matrix_is_used_as_its_quantizer_would_store_it(settings: QatSettings) -> None:
+    """The shift is a difference; added to the weight it must give the level again."""
+    model = make()
+    with torch.no_grad():
+        for index, param in enumerate(model.parameters()):
+            param.copy_(torch.randn(param.shape, generator=torch.Generator().manual_seed(index)))
+    model.prepare_qat(settings)
+    model.update_qat()
+    fake, seen = fake_quantizer(settings)[1], 0
+    for module in model.modules():
+        if isinstance(module, Matrix) and module.qat_shift is not None:
+            assert torch.equal(module.current(torch.float32), fake(module.weight.unsqueeze(0), module.qat_bits)[0])
+            seen += 1
+    assert seen == 26
+
+
+@pytest.mark.parametrize("settings", [QatSettings(), QatSettings(grid="gptq_lite", clip_candidates=(1.0, 0.8))], ids=lambda s: s.grid)
+def test_switching_qat_on_compiles_nothing_again(settings: QatSettings) -> None:
     model, ids, counter = make(), random_ids(), CompileCounter()
-    model.prepare_qat(DEFAULT_RULES)
+    model.prepare_qat(settings)
     compiled = torch.compile(model, backend=counter, dynamic=False)
     before = compiled(ids[:, :-1], ids[:, 1:])
     frames = counter.frame_count
@@ -202,7 +225,7 @@ def test_the_records_model_has_the_published_parameter_counts() -> None:
 def test_the_default_rules_make_every_block_matrix_an_integer_tensor() -> None:
     with torch.device("meta"):
         model = GPT(ModelSettings())
-    model.prepare_qat(DEFAULT_RULES)
+    model.prepare_qat(QatSettings())
     bits = {name: module.qat_bits for name, module in model.named_modules() if hasattr(module, "qat_bits")}
     assert bits["blocks.0.attn.q"] == bits["blocks.10.mlp.down"] == 8
     assert bits["blocks.5.attn.q"] == bits["value_embedding.table"] == 6

@@ -12,10 +12,11 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from schemas.settings import FormatRule, QuantizerSettings, TensorFormat
+from schemas.settings import FormatRule, QuantizerSettings, StoredFormat
 from stages.core.packing import BLOB_FORMATS, BLOB_MAGIC, CONTENT_BYTES_FLOOR, BlobError, pack, payload_of, seal, serialize, unpack
+from stages.core.quantizers.coded_grid import CODE_LIMIT, CodedGrid
 from stages.core.quantizers.methods import quantize_state
-from stages.core.quantizers.quantized import QuantizedModel
+from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
 
 RULES = (FormatRule("*.6", "int6"), FormatRule("*.8", "int8"), FormatRule("*.h", "fp16"), FormatRule("*", "fp32"))
 METADATA = {"model": {"dim": 8, "note": "ü▁"}, "list": [1, 2.5, None, True]}
@@ -53,22 +54,35 @@ def expect_blob_error_or_sound_tensors(blob: bytes) -> None:
         assert all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
+def coded_tensor(name: str, seed: int, rows: int = 30, columns: int = 20) -> QuantizedTensor:
+    """Codes of very unequal rows and columns, up to the largest that there are."""
+    generator = np.random.default_rng(seed)
+    spread = np.exp2(generator.normal(0, 2, (rows, 1)) + generator.normal(0, 1, columns))
+    codes = np.clip(np.round(generator.standard_normal((rows, columns)) * spread), -CODE_LIMIT, CODE_LIMIT).astype(np.int16)
+    exponents = [torch.from_numpy(generator.integers(-60, 60, count).astype(np.int8)) for count in (rows, columns)]
+    return QuantizedTensor(name, "coded", torch.from_numpy(codes), grid=CodedGrid(float(np.float32(2.0 ** generator.normal())), *exponents))
+
+
 @st.composite
 def models(draw: st.DrawFn) -> QuantizedModel:
-    formats: list[TensorFormat] = draw(st.lists(st.sampled_from(BLOB_FORMATS), max_size=6))
-    state, rules = {}, []
+    formats: list[StoredFormat] = draw(st.lists(st.sampled_from(BLOB_FORMATS), max_size=6))
+    state, rules, coded = {}, [], []
     for index, tensor_format in enumerate(formats):
+        if tensor_format == "coded":
+            coded.append(coded_tensor(f"t{index}.weight", draw(st.integers(0, 2**31)), *draw(st.tuples(*[st.integers(1, 40)] * 2))))
+            continue
         num_dims = 2 if tensor_format.startswith("int") else draw(st.integers(0, 3))
         shape = draw(st.lists(st.integers(1, 9), min_size=num_dims, max_size=num_dims))
         generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
         state[f"t{index}.weight"] = torch.randn(shape, generator=generator) * 10.0 ** draw(st.integers(-9, 3))
         rules.append(FormatRule(f"t{index}.weight", tensor_format))
     method = draw(st.sampled_from(["gptq_lite", "round_to_nearest"]))
-    return quantize_state(state, QuantizerSettings(method=method, rules=(*rules, FormatRule("*", "fp32"))))
+    others = quantize_state(state, QuantizerSettings(method=method, rules=(*rules, FormatRule("*", "fp32"))))
+    return QuantizedModel(method, (*coded, *others.tensors))
 
 
 @given(models(), st.integers(1, 22), st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text(), max_size=4))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_every_model_comes_back_as_its_dequantized_tensors(model: QuantizedModel, level: int, metadata: dict[str, Any]) -> None:
     tensors, read = unpack(pack(model, metadata, level))
     assert read == metadata
@@ -80,7 +94,7 @@ def test_every_model_comes_back_as_its_dequantized_tensors(model: QuantizedModel
 
 def test_a_reader_written_from_the_layout_alone_finds_every_number() -> None:
     blob, model = SMALL, {tensor.name: tensor for tensor in small_model().tensors}
-    assert blob[:4] == b"FWZ\x01"
+    assert blob[:4] == b"FWZ\x02"
     assert blob[4:12] == hashlib.sha256(blob[12:]).digest()[:8]
     content = zstandard.ZstdDecompressor().decompress(blob[12:])
     header_bytes = int.from_bytes(content[:4], "little")
@@ -197,7 +211,7 @@ JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(JSON_VALUES)
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_any_json_as_header_entries_or_entry_is_refused_or_still_sound(value: Any) -> None:
     for blob in (
         with_header(value),
@@ -213,7 +227,7 @@ def deep(depth: int) -> bytes:
 
 
 HOSTILE_BLOBS: dict[str, tuple[bytes, str]] = {
-    "another version": (b"FWZ\x02" + SMALL[4:], "not a blob of this version"),
+    "another version": (b"FWZ\x01" + SMALL[4:], "not a blob of this version"),
     "no frame": (BLOB_MAGIC + hashlib.sha256(b"").digest()[:8], "cannot be decompressed"),
     "content of nothing": (sealed(b""), "declares a content of 0"),
     "content too short for a length": (sealed(b"abc"), "declares a content of 3"),
@@ -280,3 +294,19 @@ def test_what_a_blob_declares_allocates_nothing_before_it_is_checked(make: Calla
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
+
+
+CODED = pack(QuantizedModel("ecsq", tuple(coded_tensor(name, seed) for seed, name in enumerate("ab"))), METADATA, 22)
+
+
+@given(st.integers(0, 2**32), st.integers(0, 255))
+@settings(max_examples=100, deadline=None)
+def test_a_changed_byte_of_a_coded_section_is_an_error_or_sound_tensors(place: int, value: int) -> None:
+    content = bytearray(zstandard.ZstdDecompressor().decompress(CODED[12:]))
+    content[place % len(content)] = value
+    expect_blob_error_or_sound_tensors(sealed(bytes(content)))
+
+
+def test_symbols_that_cost_nothing_cannot_stand_for_more_numbers_than_a_blob_may_hold() -> None:
+    with pytest.raises(BlobError, match=r"declares 1,099,511,627,776 coded numbers"):
+        unpack(with_tensors([["a", "coded", [2**20, 2**20]]]))

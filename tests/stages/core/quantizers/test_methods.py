@@ -3,14 +3,14 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from schemas.settings import FormatRule, QuantizerSettings
+from schemas.settings import CALIBRATED_METHODS, FormatRule, QuantizerSettings
 from stages.core.quantizers.methods import METHODS, FormatRuleError, quantize_state
 
 RULES = (FormatRule("a", "int6"), FormatRule("b", "fp16"), FormatRule("*", "fp32"))
 
 
 def test_every_method_that_the_settings_offer_exists() -> None:
-    assert set(get_args(get_type_hints(QuantizerSettings)["method"])) == set(METHODS)
+    assert set(get_args(get_type_hints(QuantizerSettings)["method"])) == set(METHODS) | set(CALIBRATED_METHODS)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,0 +1,264 @@
+"""Every quantizer on the same trained weights: bytes, bits per byte, gap to the unquantized model, seconds.
+
+    python -m benchmarks.quantizers RUN [RUN …] --store .fairway [--json results.jsonl]
+
+RUN is a pipeline run in the store (name or id); several are seeds of one preset, whose mean and spread the last table has. Weights,
+training and validation shards are the run's own. Bytes are the blob's, and for the coded matrices the decoder's source besides,
+which the script would not need without them. The gap is between two scores of the same process, same windows and precision.
+"""
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flows.runs import find_report
+from schemas.settings import CalibrationSettings, FormatRule, QuantizerSettings, ScoringSettings
+from stages.bundle import ENTRY_MODULE, bundle
+from stages.core.bits_per_byte import TokenBytes, load_token_bytes
+from stages.core.loader import TokenStream
+from stages.core.model import GPT
+from stages.core.packing import pack, unpack
+from stages.core.quantizers.calibration import collect_statistics
+from stages.core.quantizers.coded_model import CodedPlan, fit_multiplier, plan_coded
+from stages.core.quantizers.methods import quantize_state
+from stages.core.quantizers.quantized import QuantizedModel
+from stages.core.scoring import score
+from stages.quantize_rank import calibration_batches
+from stages.store import Store
+
+DECODER_MODULES = ("stages.core.rans", "stages.core.symbol_models", "stages.core.coded_section", "stages.core.quantizers.coded_grid")
+REFERENCE, BASELINE = "reference: int6, edges int8, fp16 embedding", "round_to_nearest: int6, embedding int8"
+FEWER_THAN_REFERENCE, FEWER_THAN_BASELINE, GAP_SHARE = 0.40, 0.15, 1 / 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scheme on one run."""
+
+    scheme: str
+    num_bytes: int
+    bpb: float
+    gap_bpb: float
+    seconds: float
+
+
+@dataclass
+class Subject:
+    """One run's model and texts, and its score without quantization."""
+
+    name: str
+    model: GPT
+    state: dict[str, Tensor]
+    train: TokenStream
+    val: TokenStream
+    table: TokenBytes
+    scoring: ScoringSettings
+    metadata: dict[str, str]
+    bpb: float = math.nan
+
+    def score(self, state: dict[str, Tensor]) -> float:
+        self.model.load_state_dict(state)
+        return score(self.model, self.val, self.table, self.scoring, self.scoring.sequence_length, torch.bfloat16).bpb
+
+
+def rules(matrices: str, embedding: str, edges: str | None = None, last_layer: int = 0) -> tuple[FormatRule, ...]:
+    at_the_edges = [FormatRule(f"blocks.{layer}.*.weight", edges) for layer in (0, last_layer)] if edges else []
+    return (FormatRule("tok_emb.weight", embedding), *at_the_edges, FormatRule("*.weight", matrices), FormatRule("*", "fp32"))
+
+
+def load_subject(store: Store, run: str) -> Subject:
+    report = find_report(store.root, run)
+    if problems := list(store.problems((report.merged.weights, report.tokenized))):
+        raise SystemExit(f"{run}: {problems[0]}")
+    model = GPT(report.merged.model)
+    streams = [
+        TokenStream([store.root / ref.path for ref in shards]) for shards in (report.tokenized.train_shards, report.tokenized.val_shards)
+    ]
+    subject = Subject(
+        name=report.name,
+        model=model,
+        state=load_file(store.root / report.merged.weights.path),
+        train=streams[0],
+        val=streams[1],
+        table=load_token_bytes(store.root / report.tokenized.tokenizer.path),
+        scoring=report.spec.merge.scoring,
+        metadata={"model": "the same for all"},
+    )
+    subject.bpb = subject.score(subject.state)
+    return subject
+
+
+def measure(subject: Subject, scheme: str, make: Callable[[], QuantizedModel], extra_bytes: int = 0, before: float = 0.0) -> Row:
+    """Quantize, pack, unpack, score. `before` seconds were spent on work that several schemes share (calibration)."""
+    started = time.perf_counter()
+    blob = pack(make(), subject.metadata, 22)
+    seconds = time.perf_counter() - started + before
+    bpb = subject.score(unpack(blob)[0])
+    return Row(scheme, len(blob) + extra_bytes, bpb, bpb - subject.bpb, seconds)
+
+
+def compare(subject: Subject, say: Callable[[Row], None]) -> list[Row]:
+    """All schemes on one run, the goals' two comparisons among them."""
+    last = len(subject.model.blocks) - 1
+    plain = {
+        REFERENCE: ("reference", rules("int6", "fp16", "int8", last)),
+        "round_to_nearest: int8": ("round_to_nearest", rules("int8", "int8")),
+        BASELINE: ("round_to_nearest", rules("int6", "int8")),
+        "round_to_nearest: int5, embedding int8": ("round_to_nearest", rules("int5", "int8")),
+        "gptq_lite: int6, embedding int8": ("gptq_lite", rules("int6", "int8")),
+        "gptq_lite: int5, embedding int8": ("gptq_lite", rules("int5", "int8")),
+    }
+    rows: list[Row] = []
+
+    def add(row: Row) -> None:
+        rows.append(row)
+        say(row)
+
+    for scheme, (method, format_rules) in plain.items():
+        settings = QuantizerSettings(method=method, rules=format_rules)
+        add(measure(subject, scheme, lambda settings=settings: quantize_state(subject.state, settings)))
+    started = time.perf_counter()
+    subject.model.load_state_dict(subject.state)
+    calibration = CalibrationSettings()
+    found = collect_statistics(subject.model, calibration_batches(subject.train, calibration), calibration.seed)
+    calibrating = time.perf_counter() - started
+    for bits in ("int6", "int5"):
+        settings = QuantizerSettings(method="gptq", rules=rules(bits, "int8"))
+        scheme = f"gptq: {bits}, embedding int8"
+        add(measure(subject, scheme, lambda settings=settings: quantize_state(subject.state, settings, found), before=calibrating))
+    plan = plan_coded(subject.state, QuantizerSettings(method="ecsq", rules=rules("int8", "int8")), found)
+    by_scheme = {row.scheme: row for row in rows}
+    code = decoder_bytes()
+    for share, of in ((1 - FEWER_THAN_REFERENCE, REFERENCE), (1 - FEWER_THAN_BASELINE, BASELINE), (1.0, BASELINE), (0.6, BASELINE)):
+        limit = int(by_scheme[of].num_bytes * share)
+        scheme = f"ecsq fitted to {share:.0%} of {of.partition(':')[0]}"
+        add(measure(subject, scheme, lambda limit=limit: fitted(plan, subject, limit - code), extra_bytes=code, before=calibrating))
+    for loss in (0.0003, 0.001, 0.003, 0.01):
+        scheme = f"ecsq: {loss} nats"
+        add(measure(subject, scheme, lambda loss=loss: plan.quantized(plan.multiplier_for(loss)), extra_bytes=code, before=calibrating))
+    return rows
+
+
+def fitted(plan: CodedPlan, subject: Subject, limit_bytes: int) -> QuantizedModel:
+    sizes: dict[float, int] = {}
+
+    def num_bytes(multiplier: float) -> int:
+        sizes[multiplier] = len(pack(plan.quantized(multiplier), subject.metadata, 22))
+        return sizes[multiplier]
+
+    return plan.quantized(fit_multiplier(num_bytes, plan.multiplier_for(0.001), plan.multiplier_for(1.0), limit_bytes, 0.001))
+
+
+def decoder_bytes() -> int:
+    """Source bytes of the modules that only coded matrices need, as they stand in the script."""
+    source, _ = bundle(ENTRY_MODULE, keep_comments=True)
+    total = 0
+    for module in DECODER_MODULES:
+        start = source.index(f"# ---- {module.replace('.', '/')}.py ----")
+        end = source.find("\n# ---- ", start + 1)
+        total += len(source[start : end if end > 0 else len(source)].encode())
+    return total
+
+
+def verdicts(by_run: Sequence[list[Row]]) -> list[tuple[str, str, bool]]:
+    """The goals, on the means over the runs: what was asked, what came out, whether it is met."""
+    mean = mean_rows(by_run)
+    reference, baseline = mean[REFERENCE], mean[BASELINE]
+    fewer = mean[f"ecsq fitted to {1 - FEWER_THAN_REFERENCE:.0%} of reference"]
+    less = mean[f"ecsq fitted to {1 - FEWER_THAN_BASELINE:.0%} of round_to_nearest"]
+    equal = mean["ecsq fitted to 100% of round_to_nearest"]
+    return [
+        (
+            f"at least {FEWER_THAN_REFERENCE:.0%} fewer bytes than the reference's scheme at no larger gap",
+            f"{1 - fewer.num_bytes / reference.num_bytes:.1%} fewer, gap {fewer.gap_bpb:+.5f} against {reference.gap_bpb:+.5f}",
+            fewer.num_bytes <= (1 - FEWER_THAN_REFERENCE) * reference.num_bytes and fewer.gap_bpb <= reference.gap_bpb,
+        ),
+        (
+            f"at least {FEWER_THAN_BASELINE:.0%} fewer bytes than plain int6 at no larger gap",
+            f"{1 - less.num_bytes / baseline.num_bytes:.1%} fewer, gap {less.gap_bpb:+.5f} against {baseline.gap_bpb:+.5f}",
+            less.num_bytes <= (1 - FEWER_THAN_BASELINE) * baseline.num_bytes and less.gap_bpb <= baseline.gap_bpb,
+        ),
+        (
+            "at equal bytes at most a third of plain int6's gap",
+            f"gap {equal.gap_bpb:+.5f} against {baseline.gap_bpb:+.5f}",
+            equal.num_bytes <= baseline.num_bytes and equal.gap_bpb <= GAP_SHARE * baseline.gap_bpb,
+        ),
+    ]
+
+
+def mean_rows(by_run: Sequence[list[Row]]) -> dict[str, Row]:
+    means = {}
+    for rows in zip(*by_run, strict=True):
+        count = len(rows)
+        means[rows[0].scheme] = replace(
+            rows[0],
+            num_bytes=round(sum(row.num_bytes for row in rows) / count),
+            bpb=sum(row.bpb for row in rows) / count,
+            gap_bpb=sum(row.gap_bpb for row in rows) / count,
+            seconds=sum(row.seconds for row in rows) / count,
+        )
+    return means
+
+
+def show(console: Console, subjects: Sequence[Subject], by_run: Sequence[list[Row]]) -> None:
+    means = mean_rows(by_run)
+    names = ", ".join(subject.name for subject in subjects)
+    merged = statistics.mean(subject.bpb for subject in subjects)
+    table = Table(title=f"{names}: unquantized {merged:.5f} bpb (mean)", title_justify="left")
+    for column in ("scheme", "bytes", "gap, bpb", "spread of the gap", "seconds"):
+        table.add_column(column, justify="left" if column == "scheme" else "right")
+    for index, (scheme, row) in enumerate(means.items()):
+        gaps = [rows[index].gap_bpb for rows in by_run]
+        spread = f"{min(gaps):+.5f} to {max(gaps):+.5f}"
+        table.add_row(scheme, f"{row.num_bytes:,}", f"{row.gap_bpb:+.5f}", spread, f"{row.seconds:.1f}")
+    console.print(table)
+    for goal, found, met in verdicts(by_run):
+        console.print(f"{'met' if met else 'MISSED'}: {goal}: {found}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quantizers", description="Every quantizer on the same trained weights.")
+    parser.add_argument("runs", nargs="+", help="runs of the store, by name or id: the seeds of one preset")
+    parser.add_argument("--store", default=".fairway", help="folder of the store (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="append the figures to this file, a JSON line for each run")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    store, console, subjects, by_run = Store(options.store), Console(), [], []
+    for run in options.runs:
+        subject = load_subject(store, run)
+        console.print(f"{subject.name}: {subject.bpb:.5f} bpb unquantized")
+        rows = compare(subject, lambda row: console.print(f"  {row.scheme}: {row.num_bytes:,} bytes, {row.gap_bpb:+.5f}"))
+        subjects.append(subject)
+        by_run.append(rows)
+        if options.json:
+            commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+            line = {
+                "benchmark": "quantizers",
+                "run": subject.name,
+                "bpb_unquantized": subject.bpb,
+                "decoder_bytes": decoder_bytes(),
+                "rows": [vars(row) for row in rows],
+                "machine": f"{platform.node()}, {platform.machine()}, torch {torch.__version__}",
+                "commit": commit or "unknown",
+            }
+            with options.json.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+    show(console, subjects, by_run)
+
+
+if __name__ == "__main__":
+    main()
