@@ -26,7 +26,7 @@ from torch import Tensor
 
 from flows.runs import find_report
 from schemas.settings import CalibrationSettings, FormatRule, QuantizerSettings, ScoringSettings
-from stages.bundle import ENTRY_MODULE, bundle
+from stages.bundle import bundle
 from stages.core.bits_per_byte import TokenBytes, load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
@@ -35,8 +35,9 @@ from stages.core.quantizers.calibration import collect_statistics
 from stages.core.quantizers.coded_model import CodedPlan, fit_multiplier, plan_coded
 from stages.core.quantizers.methods import quantize_state
 from stages.core.quantizers.quantized import QuantizedModel
+from stages.core.quantizers.with_text import calibration_batches
 from stages.core.scoring import score
-from stages.quantize_rank import calibration_batches
+from stages.script import ENTRY_MODULE
 from stages.store import Store
 
 DECODER_MODULES = ("stages.core.rans", "stages.core.symbol_models", "stages.core.coded_section", "stages.core.quantizers.coded_grid")

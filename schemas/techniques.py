@@ -42,6 +42,12 @@ def _no_span(dotted: str, settings: object) -> tuple[str, ...]:
     return (f"{dotted}_{'steps' if in_steps else 'fraction'}=0",)
 
 
+def _plain_rounding(spec: PipelineSpec) -> tuple[str, ...]:
+    """Only ecsq has steps that can be fitted to a limit."""
+    fitted = spec.quantize.fit.limit_bytes is not None
+    return ("quantize.method=round_to_nearest", *(["quantize.fit.limit_bytes=null"] if fitted else []))
+
+
 TECHNIQUES = (
     Technique("xsa", "exclusive self-attention (XSA)", _set("train.model.xsa_layers=0")),
     Technique("ve", "shared value embedding", _set("train.model.value_embedding_dim=0")),
@@ -57,7 +63,7 @@ TECHNIQUES = (
     Technique("warmdown", "learning-rate warmdown", lambda spec: _no_span("train.schedule.warmdown", spec.train.schedule)),
     Technique("qat", "late QAT", _set("train.qat.start_lr_scale=0")),
     Technique("swa", "averaging of snapshots", _set("merge.averaging.method=last"), "the last iterate"),
-    Technique("quantizer", "quantizer", _set("quantize.method=round_to_nearest"), "plain rounding"),
+    Technique("quantizer", "quantizer", _plain_rounding, "plain rounding"),
     Technique("sliding", "sliding windows", _set("evaluate.scoring.stride=0")),
 )
 

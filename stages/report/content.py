@@ -105,6 +105,21 @@ def budget_rows(size: SizeReport) -> list[list[str]]:
     return [*rows, [margin, f"{abs(size.margin_bytes):,}", "", f"{abs(size.margin_bytes) / size.limit_bytes:.2%}"]]
 
 
+def coding_rows(size: SizeReport) -> list[list[str]]:
+    """tensor group, weights, bits a weight in the blob, order-0 entropy in bits a weight, the first over the second."""
+    return [
+        [
+            group.name,
+            f"{group.num_weights:,}",
+            f"{group.bits_per_weight:.3f}",
+            f"{group.entropy_bits:.3f}",
+            f"{group.bits_per_weight / group.entropy_bits - 1:+.1%}" if group.entropy_bits else "–",
+        ]
+        for group in size.tensor_groups
+        if group.num_weights
+    ]
+
+
 def tensor_rows(packed: PackedModel) -> list[list[str]]:
     """name, shape, format, relative error, error over plain rounding's, entropy, stored and compressed bytes, bits a weight."""
     return [

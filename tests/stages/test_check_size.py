@@ -50,10 +50,10 @@ def test_any_other_file_in_the_folder_counts_as_code(packed: PackedModel, packag
     before = check_size(CheckSizeSpec(), packaged, packed, work)
     extra = work.root / packaged.folder / "notes" / "stray.bin"
     extra.parent.mkdir()
-    extra.write_bytes(bytes(123_456))
+    extra.write_bytes(bytes(654_321))
     report = check_size(CheckSizeSpec(), packaged, packed, work)
-    assert report.total_bytes == before.total_bytes + 123_456
-    assert report.code_bytes == before.code_bytes + 123_456
+    assert report.total_bytes == before.total_bytes + 654_321
+    assert report.code_bytes == before.code_bytes + 654_321
     assert report.largest[0].name == "notes/stray.bin"
 
 

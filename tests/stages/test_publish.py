@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.audit import Audit, Finding
-from schemas.check_size import SizePart, SizeReport
+from schemas.check_size import SizePart, SizeReport, TensorGroup
 from schemas.errors import StageError
 from schemas.evaluate import Evaluation, Score
 from schemas.files import FileRef, Provenance
@@ -160,7 +160,11 @@ def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[
             margin_bytes=16_000_000 - 1200 if fits else -200,
             fits=fits,
             files=(SizePart(name="train_gpt.py", num_bytes=1000), SizePart(name="model.fwz", num_bytes=200)),
-            tensor_groups=(SizePart(name="attention", num_bytes=150), SizePart(name="controls", num_bytes=50)),
+            tensor_groups=(
+                TensorGroup(name="attention", num_bytes=150, num_weights=400, entropy_bits=2.5),
+                TensorGroup(name="controls", num_bytes=40, num_weights=10, entropy_bits=32.0),
+                TensorGroup(name="header", num_bytes=10, num_weights=0, entropy_bits=0.0),
+            ),
             largest=(SizePart(name="train_gpt.py", num_bytes=1000),),
         ),
         "evaluation": Evaluation(
