@@ -41,6 +41,11 @@ def test_the_total_is_the_files_on_disk_and_every_part_adds_up(
     assert report.model_bytes == packed.blob_bytes
     assert sum(part.num_bytes for part in report.tensor_groups) == report.model_bytes
     assert {part.name for part in report.tensor_groups} == {"embedding", "value embedding", "attention", "mlp", "controls", "header"}
+    embedding = next(group for group in report.tensor_groups if group.name == "embedding")
+    row = next(tensor for tensor in packed.tensors if tensor.name == "tok_emb.weight")
+    assert (embedding.num_weights, embedding.entropy_bits) == (300 * 32, pytest.approx(row.entropy_bits))
+    assert embedding.bits_per_weight == pytest.approx(8 * embedding.num_bytes / (300 * 32))
+    assert sum(group.num_weights for group in report.tensor_groups) == packed.num_parameters
     assert report.fits
     assert report.margin_bytes == 16_000_000 - report.total_bytes
 

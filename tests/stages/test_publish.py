@@ -320,3 +320,10 @@ def test_the_pages_template_is_part_of_the_stages_code() -> None:
     modules = reachable_modules(["stages.publish"])
     assert [path.name for path in templates(modules.values())] == ["page.html"]
     assert templates(reachable_modules(["stages.quantize"]).values()) == []
+
+
+def test_bits_a_weight_stand_beside_the_entropy_of_each_group() -> None:
+    assert content.coding_rows(_results(_ref("metrics.parquet"))["size"]) == [
+        ["attention", "400", "3.000", "2.500", "+20.0%"],
+        ["controls", "10", "32.000", "32.000", "+0.0%"],
+    ]

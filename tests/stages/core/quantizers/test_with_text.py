@@ -56,9 +56,8 @@ def test_a_limit_that_cannot_be_met_says_the_size_at_the_coarsest_steps(
     settings = replace(CODED, fit=FitSettings(limit_bytes=1_000, code_bytes=500))
     coarsest = quantize_with_text(tiny_state, tiny_model, stream, replace(CODED, ecsq=EcsqSettings(loss_nats=1.0)), metadata)
     smallest = blob_bytes(coarsest, tiny_model) + 500
-    with pytest.raises(
-        LimitTooSmallError, match=rf"fit\.limit_bytes = 1000: .* the smallest possible is {smallest:,} bytes, script included"
-    ):
+    expected = rf"fit\.limit_bytes = 1000: .* the smallest possible is {smallest:,} bytes, script included"
+    with pytest.raises(LimitTooSmallError, match=expected):
         quantize_with_text(tiny_state, tiny_model, stream, settings, metadata)
 
 
