@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flows.runs import find_report
-from schemas.settings import CalibrationSettings, FormatRule, QuantizerSettings, ScoringSettings
+from presets.quantizers import SCHEMES, scheme_settings
+from schemas.settings import CalibrationSettings, QuantizerSettings, ScoringSettings
 from stages.bundle import bundle
 from stages.core.bits_per_byte import TokenBytes, load_token_bytes
 from stages.core.loader import TokenStream
@@ -33,7 +34,7 @@ from stages.core.model import GPT
 from stages.core.packing import pack, unpack
 from stages.core.quantizers.calibration import collect_statistics
 from stages.core.quantizers.coded_model import CodedPlan, fit_multiplier, plan_coded
-from stages.core.quantizers.methods import quantize_state
+from stages.core.quantizers.methods import needs_text, quantize_state
 from stages.core.quantizers.quantized import QuantizedModel
 from stages.core.quantizers.with_text import calibration_batches
 from stages.core.scoring import score
@@ -41,7 +42,7 @@ from stages.script import ENTRY_MODULE
 from stages.store import Store
 
 DECODER_MODULES = ("stages.core.rans", "stages.core.symbol_models", "stages.core.coded_section", "stages.core.quantizers.coded_grid")
-REFERENCE, BASELINE = "reference: int6, edges int8, fp16 embedding", "round_to_nearest: int6, embedding int8"
+REFERENCE, BASELINE = "reference", "round_to_nearest:int6"
 FEWER_THAN_REFERENCE, FEWER_THAN_BASELINE, GAP_SHARE = 0.40, 0.15, 1 / 3
 
 
@@ -73,11 +74,6 @@ class Subject:
     def score(self, state: dict[str, Tensor]) -> float:
         self.model.load_state_dict(state)
         return score(self.model, self.val, self.table, self.scoring, self.scoring.sequence_length, torch.bfloat16).bpb
-
-
-def rules(matrices: str, embedding: str, edges: str | None = None, last_layer: int = 0) -> tuple[FormatRule, ...]:
-    at_the_edges = [FormatRule(f"blocks.{layer}.*.weight", edges) for layer in (0, last_layer)] if edges else []
-    return (FormatRule("tok_emb.weight", embedding), *at_the_edges, FormatRule("*.weight", matrices), FormatRule("*", "fp32"))
 
 
 def load_subject(store: Store, run: str) -> Subject:
@@ -112,44 +108,36 @@ def measure(subject: Subject, scheme: str, make: Callable[[], QuantizedModel], e
 
 
 def compare(subject: Subject, say: Callable[[Row], None]) -> list[Row]:
-    """All schemes on one run, the goals' two comparisons among them."""
-    last = len(subject.model.blocks) - 1
-    plain = {
-        REFERENCE: ("reference", rules("int6", "fp16", "int8", last)),
-        "round_to_nearest: int8": ("round_to_nearest", rules("int8", "int8")),
-        BASELINE: ("round_to_nearest", rules("int6", "int8")),
-        "round_to_nearest: int5, embedding int8": ("round_to_nearest", rules("int5", "int8")),
-        "gptq_lite: int6, embedding int8": ("gptq_lite", rules("int6", "int8")),
-        "gptq_lite: int5, embedding int8": ("gptq_lite", rules("int5", "int8")),
-    }
+    """All schemes on one run, the goals' two comparisons among them; calibrated once for all that need it."""
+    layers = len(subject.model.blocks)
+    settings = {name: scheme_settings(name, QuantizerSettings(), layers) for name in SCHEMES}
     rows: list[Row] = []
 
     def add(row: Row) -> None:
         rows.append(row)
         say(row)
 
-    for scheme, (method, format_rules) in plain.items():
-        settings = QuantizerSettings(method=method, rules=format_rules)
-        add(measure(subject, scheme, lambda settings=settings: quantize_state(subject.state, settings)))
+    for name, chosen in settings.items():
+        if not needs_text(chosen):
+            add(measure(subject, name, lambda chosen=chosen: quantize_state(subject.state, chosen)))
     started = time.perf_counter()
     subject.model.load_state_dict(subject.state)
     calibration = CalibrationSettings()
     found = collect_statistics(subject.model, calibration_batches(subject.train, calibration), calibration.seed)
     calibrating = time.perf_counter() - started
-    for bits in ("int6", "int5"):
-        settings = QuantizerSettings(method="gptq", rules=rules(bits, "int8"))
-        scheme = f"gptq: {bits}, embedding int8"
-        add(measure(subject, scheme, lambda settings=settings: quantize_state(subject.state, settings, found), before=calibrating))
-    plan = plan_coded(subject.state, QuantizerSettings(method="ecsq", rules=rules("int8", "int8")), found)
+    for name, chosen in settings.items():
+        if chosen.method == "gptq":
+            add(measure(subject, name, lambda chosen=chosen: quantize_state(subject.state, chosen, found), before=calibrating))
+    coded = {name: chosen.ecsq.loss_nats for name, chosen in settings.items() if chosen.method == "ecsq"}
+    plan = plan_coded(subject.state, settings[next(iter(coded))], found)
     by_scheme = {row.scheme: row for row in rows}
     code = decoder_bytes()
     for share, of in ((1 - FEWER_THAN_REFERENCE, REFERENCE), (1 - FEWER_THAN_BASELINE, BASELINE), (1.0, BASELINE), (0.6, BASELINE)):
         limit = int(by_scheme[of].num_bytes * share)
         scheme = f"ecsq fitted to {share:.0%} of {of.partition(':')[0]}"
         add(measure(subject, scheme, lambda limit=limit: fitted(plan, subject, limit - code), extra_bytes=code, before=calibrating))
-    for loss in (0.0003, 0.001, 0.003, 0.01):
-        scheme = f"ecsq: {loss} nats"
-        add(measure(subject, scheme, lambda loss=loss: plan.quantized(plan.multiplier_for(loss)), extra_bytes=code, before=calibrating))
+    for name, loss in coded.items():
+        add(measure(subject, name, lambda loss=loss: plan.quantized(plan.multiplier_for(loss)), extra_bytes=code, before=calibrating))
     return rows
 
 
