@@ -90,6 +90,20 @@ def audit_rows(report: PipelineReport) -> list[Row]:
     ]
 
 
+def gap_rows(report: PipelineReport) -> list[Row]:
+    """What quantization costs by cause, the whole last; no rows where it was not measured."""
+    gap = report.audit.gap
+    return [
+        {
+            "cause": part.cause,
+            "bpb": f"{part.bpb:+.5f}",
+            "standard error": f"{part.standard_error_bpb:.5f}",
+            "divergence, nats a token": "" if part.divergence_nats is None else f"{part.divergence_nats:.5f}",
+        }
+        for part in ((*gap.parts, gap.total) if gap else ())
+    ]
+
+
 def decomposition_rows(report: PipelineReport) -> list[Row]:
     """The score after each step and what the step did to it: one gap, one effect."""
     steps = [("last iterate", report.val_bpb_last), ("merged", report.val_bpb_merged), ("quantized", report.val_bpb_quantized)]

@@ -7,7 +7,6 @@ Package and PackedModel → SizeReport. Over the limit is a result: `fits` is Fa
 
 import logging
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,19 +15,13 @@ from schemas.errors import SpecError
 from schemas.package import BLOB_NAME, Package
 from schemas.quantize import PackedModel, TensorReport
 from stages.core.packing import compress_frame, open_blob
+from stages.tensor_groups import group_of
 from stages.workspace import Workspace
 
 P = TypeVar("P", bound=SizePart)
 
 log = logging.getLogger(__name__)
 
-TENSOR_GROUPS = (
-    ("tok_emb.*", "embedding"),
-    ("value_embedding.*", "value embedding"),
-    ("blocks.*.attn.*.weight", "attention"),
-    ("blocks.*.mlp.*.weight", "mlp"),
-    ("*", "controls"),
-)
 HEADER_GROUP = "header"
 
 
@@ -69,11 +62,6 @@ def describe_size(report: SizeReport) -> str:
         return f"{report.total_bytes:,} bytes of {report.limit_bytes:,}: {report.margin_bytes:,} left"
     largest = ", ".join(f"{part.name} {part.num_bytes:,}" for part in report.largest)
     return f"{report.total_bytes:,} bytes are {-report.margin_bytes:,} over the limit of {report.limit_bytes:,}; largest: {largest}"
-
-
-def group_of(tensor_name: str) -> str:
-    """The role of a tensor in the model, for the byte budget."""
-    return next(group for pattern, group in TENSOR_GROUPS if fnmatchcase(tensor_name, pattern))
 
 
 def apportion(total: int, weights: Sequence[int]) -> list[int]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from schemas.audit import Audit
 from schemas.check_size import SizeReport
 from schemas.evaluate import Evaluation, Score
+from schemas.gap import GapByCause
 from schemas.merge import MergedModel
 from schemas.package import Package
 from schemas.quantize import PackedModel, TensorReport
@@ -178,6 +179,19 @@ def group_rows(trained: Checkpoints) -> list[list[str]]:
     return [
         [group.name, group.optimizer, f"{group.lr:g}", f"{group.weight_decay:g}", f"{len(group.parameters):,}", f"{group.num_parameters:,}"]
         for group in trained.groups
+    ]
+
+
+def gap_rows(gap: GapByCause) -> list[list[str]]:
+    """cause, bpb, its standard error, divergence in nats a token; the whole last."""
+    return [
+        [
+            part.cause,
+            f"{part.bpb:+.5f}",
+            f"± {part.standard_error_bpb:.5f}",
+            "" if part.divergence_nats is None else f"{part.divergence_nats:.5f}",
+        ]
+        for part in (*gap.parts, gap.total)
     ]
 
 

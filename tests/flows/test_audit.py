@@ -119,6 +119,31 @@ def test_show_and_the_artifact_warn(doctored: tuple[Any, Path]) -> None:
     assert '<tr class="flag"><td>late QAT</td>' in (store / run.report.published.html.path).read_text()
 
 
+def test_what_quantization_costs_is_told_by_cause(smoke_run: Any, smoke_store: Path) -> None:
+    report = smoke_run.report
+    gap = report.audit.gap
+    assert gap.num_sequences * gap.sequence_length == report.spec.audit.gap_tokens == 2_048
+    causes = [part.cause for part in gap.parts]
+    assert causes[0] == "clipping"
+    assert causes[-1] == "fp16 scales"
+    assert {"rounding, embedding", "rounding, attention", "rounding, mlp", "rounding, value embedding"} <= set(causes)
+    assert sum(part.bpb for part in gap.parts) == pytest.approx(gap.total.bpb, abs=1e-12)
+    # Other windows than the whole text's, so only near.
+    assert abs(gap.total.bpb - (report.val_bpb_quantized - report.val_bpb_merged)) < 4 * gap.total.standard_error_bpb
+    page = (smoke_store / report.published.html.path).read_text()
+    told = CliRunner().invoke(app, ["show", report.run_id, "--store", str(smoke_store)]).stdout
+    for text in (*causes, f"{gap.total.bpb:+.5f}", f"{gap.total.divergence_nats:.5f}"):
+        assert text in page
+        assert text in told
+
+
+def test_the_gap_by_cause_can_be_left_out(run_pipeline: Any, smoke_store: Path) -> None:
+    run = run_pipeline(smoke_store, "audit.gap_tokens=0")
+    assert run.computed == ["audit", "publish"]
+    assert run.report.audit.gap is None
+    assert "by cause" not in (smoke_store / run.report.published.html.path).read_text()
+
+
 def _verdict(evidence: Evidence, key: str, **records: Any) -> tuple[str, str]:
     """Verdict and evidence when some of the records say something else."""
     found = {item.key: item for item in all_findings(replace(evidence, records=replace(evidence.records, **records)))}[key]

@@ -12,9 +12,10 @@ from schemas.package import Package, PackageSpec
 from schemas.quantize import PackedModel
 from schemas.settings import QuantizerSettings
 from schemas.tokenize_corpus import TokenizedCorpus
-from stages.check_size import apportion, check_size, describe_size, group_of
+from stages.check_size import apportion, check_size, describe_size
 from stages.package import package
 from stages.quantize import quantize
+from stages.tensor_groups import group_of
 from stages.workspace import DamagedFileError, Workspace
 
 MakeWorkspace = Callable[[str], Workspace]
