@@ -1,6 +1,7 @@
 """Every quantizer on the same trained weights: bytes, bits per byte, gap to the unquantized model, seconds.
 
     python -m benchmarks.quantizers RUN [RUN …] --store .fairway [--json results.jsonl]
+    python -m benchmarks.quantizers --show benchmarks/quantizers.jsonl
 
 RUN is a pipeline run in the store (name or id); several are seeds of one preset, whose mean and spread the last table has. Weights,
 training and validation shards are the run's own. Bytes are the blob's, and for the coded matrices the decoder's source besides,
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,22 +27,24 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flows.runs import find_report
-from schemas.settings import CalibrationSettings, FormatRule, QuantizerSettings, ScoringSettings
-from stages.bundle import ENTRY_MODULE, bundle
+from presets.quantizers import SCHEMES, scheme_settings
+from schemas.settings import CalibrationSettings, QuantizerSettings, ScoringSettings
+from stages.bundle import bundle
 from stages.core.bits_per_byte import TokenBytes, load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.packing import pack, unpack
 from stages.core.quantizers.calibration import collect_statistics
 from stages.core.quantizers.coded_model import CodedPlan, fit_multiplier, plan_coded
-from stages.core.quantizers.methods import quantize_state
+from stages.core.quantizers.methods import needs_text, quantize_state
 from stages.core.quantizers.quantized import QuantizedModel
+from stages.core.quantizers.with_text import calibration_batches
 from stages.core.scoring import score
-from stages.quantize_rank import calibration_batches
+from stages.script import ENTRY_MODULE
 from stages.store import Store
 
 DECODER_MODULES = ("stages.core.rans", "stages.core.symbol_models", "stages.core.coded_section", "stages.core.quantizers.coded_grid")
-REFERENCE, BASELINE = "reference: int6, edges int8, fp16 embedding", "round_to_nearest: int6, embedding int8"
+REFERENCE, BASELINE = "reference", "round_to_nearest:int6"
 FEWER_THAN_REFERENCE, FEWER_THAN_BASELINE, GAP_SHARE = 0.40, 0.15, 1 / 3
 
 
@@ -72,11 +76,6 @@ class Subject:
     def score(self, state: dict[str, Tensor]) -> float:
         self.model.load_state_dict(state)
         return score(self.model, self.val, self.table, self.scoring, self.scoring.sequence_length, torch.bfloat16).bpb
-
-
-def rules(matrices: str, embedding: str, edges: str | None = None, last_layer: int = 0) -> tuple[FormatRule, ...]:
-    at_the_edges = [FormatRule(f"blocks.{layer}.*.weight", edges) for layer in (0, last_layer)] if edges else []
-    return (FormatRule("tok_emb.weight", embedding), *at_the_edges, FormatRule("*.weight", matrices), FormatRule("*", "fp32"))
 
 
 def load_subject(store: Store, run: str) -> Subject:
@@ -111,44 +110,36 @@ def measure(subject: Subject, scheme: str, make: Callable[[], QuantizedModel], e
 
 
 def compare(subject: Subject, say: Callable[[Row], None]) -> list[Row]:
-    """All schemes on one run, the goals' two comparisons among them."""
-    last = len(subject.model.blocks) - 1
-    plain = {
-        REFERENCE: ("reference", rules("int6", "fp16", "int8", last)),
-        "round_to_nearest: int8": ("round_to_nearest", rules("int8", "int8")),
-        BASELINE: ("round_to_nearest", rules("int6", "int8")),
-        "round_to_nearest: int5, embedding int8": ("round_to_nearest", rules("int5", "int8")),
-        "gptq_lite: int6, embedding int8": ("gptq_lite", rules("int6", "int8")),
-        "gptq_lite: int5, embedding int8": ("gptq_lite", rules("int5", "int8")),
-    }
+    """All schemes on one run, the goals' two comparisons among them; calibrated once for all that need it."""
+    layers = len(subject.model.blocks)
+    settings = {name: scheme_settings(name, QuantizerSettings(), layers) for name in SCHEMES}
     rows: list[Row] = []
 
     def add(row: Row) -> None:
         rows.append(row)
         say(row)
 
-    for scheme, (method, format_rules) in plain.items():
-        settings = QuantizerSettings(method=method, rules=format_rules)
-        add(measure(subject, scheme, lambda settings=settings: quantize_state(subject.state, settings)))
+    for name, chosen in settings.items():
+        if not needs_text(chosen):
+            add(measure(subject, name, lambda chosen=chosen: quantize_state(subject.state, chosen)))
     started = time.perf_counter()
     subject.model.load_state_dict(subject.state)
     calibration = CalibrationSettings()
     found = collect_statistics(subject.model, calibration_batches(subject.train, calibration), calibration.seed)
     calibrating = time.perf_counter() - started
-    for bits in ("int6", "int5"):
-        settings = QuantizerSettings(method="gptq", rules=rules(bits, "int8"))
-        scheme = f"gptq: {bits}, embedding int8"
-        add(measure(subject, scheme, lambda settings=settings: quantize_state(subject.state, settings, found), before=calibrating))
-    plan = plan_coded(subject.state, QuantizerSettings(method="ecsq", rules=rules("int8", "int8")), found)
+    for name, chosen in settings.items():
+        if chosen.method == "gptq":
+            add(measure(subject, name, lambda chosen=chosen: quantize_state(subject.state, chosen, found), before=calibrating))
+    coded = {name: chosen.ecsq.loss_nats for name, chosen in settings.items() if chosen.method == "ecsq"}
+    plan = plan_coded(subject.state, settings[next(iter(coded))], found)
     by_scheme = {row.scheme: row for row in rows}
     code = decoder_bytes()
     for share, of in ((1 - FEWER_THAN_REFERENCE, REFERENCE), (1 - FEWER_THAN_BASELINE, BASELINE), (1.0, BASELINE), (0.6, BASELINE)):
         limit = int(by_scheme[of].num_bytes * share)
         scheme = f"ecsq fitted to {share:.0%} of {of.partition(':')[0]}"
         add(measure(subject, scheme, lambda limit=limit: fitted(plan, subject, limit - code), extra_bytes=code, before=calibrating))
-    for loss in (0.0003, 0.001, 0.003, 0.01):
-        scheme = f"ecsq: {loss} nats"
-        add(measure(subject, scheme, lambda loss=loss: plan.quantized(plan.multiplier_for(loss)), extra_bytes=code, before=calibrating))
+    for name, loss in coded.items():
+        add(measure(subject, name, lambda loss=loss: plan.quantized(plan.multiplier_for(loss)), extra_bytes=code, before=calibrating))
     return rows
 
 
@@ -213,17 +204,26 @@ def mean_rows(by_run: Sequence[list[Row]]) -> dict[str, Row]:
     return means
 
 
-def show(console: Console, subjects: Sequence[Subject], by_run: Sequence[list[Row]]) -> None:
-    means = mean_rows(by_run)
-    names = ", ".join(subject.name for subject in subjects)
-    merged = statistics.mean(subject.bpb for subject in subjects)
-    table = Table(title=f"{names}: unquantized {merged:.5f} bpb (mean)", title_justify="left")
-    for column in ("scheme", "bytes", "gap, bpb", "spread of the gap", "seconds"):
+def show_recorded(console: Console, lines: list[dict[str, Any]]) -> None:
+    presets: dict[str, dict[str, tuple[float, list[Row]]]] = {}
+    for line in lines:
+        rows = [Row(**row) for row in line["rows"]]
+        presets.setdefault(line["run"].partition("-seed")[0], {})[line["run"]] = (line["bpb_unquantized"], rows)
+    for runs in presets.values():
+        show(console, runs)
+
+
+def show(console: Console, runs: dict[str, tuple[float, list[Row]]]) -> None:
+    """Means over `runs`: name -> bits per byte unquantized, and the schemes' rows. Then the goals."""
+    by_run = [rows for _, rows in runs.values()]
+    means, merged = mean_rows(by_run), statistics.mean(bpb for bpb, _ in runs.values())
+    table = Table(title=f"{', '.join(runs)}: unquantized {merged:.5f} bpb (mean)", title_justify="left")
+    for column in ("scheme", "bytes", "bpb", "gap", "deviation of the gap", "seconds"):
         table.add_column(column, justify="left" if column == "scheme" else "right")
     for index, (scheme, row) in enumerate(means.items()):
         gaps = [rows[index].gap_bpb for rows in by_run]
-        spread = f"{min(gaps):+.5f} to {max(gaps):+.5f}"
-        table.add_row(scheme, f"{row.num_bytes:,}", f"{row.gap_bpb:+.5f}", spread, f"{row.seconds:.1f}")
+        spread = f"{statistics.stdev(gaps):.5f}" if len(gaps) > 1 else ""
+        table.add_row(scheme, f"{row.num_bytes:,}", f"{row.bpb:.5f}", f"{row.gap_bpb:+.5f}", spread, f"{row.seconds:.1f}")
     console.print(table)
     for goal, found, met in verdicts(by_run):
         console.print(f"{'met' if met else 'MISSED'}: {goal}: {found}")
@@ -231,19 +231,25 @@ def show(console: Console, subjects: Sequence[Subject], by_run: Sequence[list[Ro
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quantizers", description="Every quantizer on the same trained weights.")
-    parser.add_argument("runs", nargs="+", help="runs of the store, by name or id: the seeds of one preset")
+    parser.add_argument("runs", nargs="*", help="runs of the store, by name or id: the seeds of one preset")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="only the tables, of what --json wrote; a table for each preset")
     parser.add_argument("--store", default=".fairway", help="folder of the store (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="append the figures to this file, a JSON line for each run")
     options = parser.parse_args()
+    console = Console()
+    if options.show:
+        show_recorded(console, [json.loads(line) for line in options.show.read_text(encoding="utf-8").splitlines()])
+        return
+    if not options.runs:
+        parser.error("RUN: name the runs to measure, or --show FILE")
     torch.set_num_threads(options.threads)
-    store, console, subjects, by_run = Store(options.store), Console(), [], []
+    store, by_name = Store(options.store), {}
     for run in options.runs:
         subject = load_subject(store, run)
         console.print(f"{subject.name}: {subject.bpb:.5f} bpb unquantized")
         rows = compare(subject, lambda row: console.print(f"  {row.scheme}: {row.num_bytes:,} bytes, {row.gap_bpb:+.5f}"))
-        subjects.append(subject)
-        by_run.append(rows)
+        by_name[subject.name] = (subject.bpb, rows)
         if options.json:
             commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
             line = {
@@ -257,7 +263,7 @@ def main() -> None:
             }
             with options.json.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-    show(console, subjects, by_run)
+    show(console, by_name)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import flows.cli_ablate
+import flows.cli_frontier
 import flows.cli_start
 import flows.cli_store
 import flows.cli_submission  # noqa: F401  (their commands)

@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from flows.form import AS_IT_IS, Assignment, BitsOrNone, ClipGrid, FormatOrNone, Options, Preset, setting_field, with_empty_fields
 from flows.reporting import over_limit_message, pipeline_report, publish_artifacts, publish_spec
 from flows.runs import save_report
-from flows.specs import quantize_spec, resolve, run_label, run_options
+from flows.specs import check_quantizer, quantize_spec, resolve, run_label, run_options
 from flows.tasks import stage_runner
 from schemas.base import Schema
 from schemas.errors import SpecError, StageError
@@ -59,7 +59,7 @@ def pipeline(
     """Text in, a scored, quantized and size-checked artifact out.
 
     Args:
-        preset: What to start from: smoke (seconds), demo (minutes on two cores), record and reference (eight GPUs).
+        preset: What to start from: smoke (seconds), demo (minutes on two cores), medium (half an hour), record and reference (eight GPUs).
         bits: Format of the matrices, in training under QAT and in the blob. "as it is": the preset's (int6).
         edge_bits: The same for the matrices of the first and last blocks. "as it is": the preset's (int8).
         embedding_format: The same for the token embedding. "as it is": the preset's (fp16).
@@ -75,6 +75,7 @@ def pipeline(
     run = stage_runner(options, run_label(preset, spec), outcomes)
 
     tokenized = run("tokenize_corpus", spec.tokenize, manifest=locate(spec.tokenize, store.hashes))
+    check_quantizer(spec, tokenized)
     trained = run("train", spec.train, tokenized=tokenized)
     merged = run("merge", spec.merge, trained=trained, tokenized=tokenized)
     return ship(run, store, preset, spec, tokenized, trained, merged, outcomes, started)

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.tables import audit_rows, budget_rows, decomposition_rows, number, quantization_rows, result_rows, stage_rows
+from flows.tables import audit_rows, budget_rows, decomposition_rows, gap_rows, number, quantization_rows, result_rows, stage_rows
 from schemas.base import Schema
 from schemas.check_size import SizeReport
 from schemas.overrides import describe_fields
@@ -76,6 +76,8 @@ def publish_artifacts(report: PipelineReport, store: Path) -> None:
     create_table_artifact(key="quantization", table=quantization_rows(report), description="each tensor in the blob")
     create_table_artifact(key="bpb-decomposition", table=decomposition_rows(report), description="what each step does to the score")
     create_table_artifact(key="techniques", table=audit_rows(report), description=_audit_summary(report))
+    if by_cause := gap_rows(report):
+        create_table_artifact(key="quantization-gap", table=by_cause, description="what quantization costs, by cause")
     curve = base64.b64encode((store / report.published.loss_curve.path).read_bytes()).decode()
     picture = f"# Loss\n\n![loss](data:image/svg+xml;base64,{curve})"
     create_markdown_artifact(key="loss-curve", markdown=picture, description="training loss")

@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 BEFORE_QUANTIZE = ("tokenize_corpus", "train", "merge")
 CHANGEABLE = ("quantize", "package", "check_size", "evaluate", "publish")
 MAX_VARIANTS = 32
+CODED_LIKE_MATRICES = {"embedding_format": "int8"}  # the one integer format that a form may give ecsq: the width means nothing to it
 
 
 def _run_name() -> str:
@@ -99,7 +100,10 @@ def requantize(
     if limit_bytes is not None:
         common += ["quantize.method=ecsq", f"quantize.fit.limit_bytes={limit_bytes}", "quantize.fit.code_bytes=null"]
         if bits or clip_grids or set(methods) - {"ecsq"}:
-            raise SpecError(f"limit_bytes = {limit_bytes}: is met by the method ecsq, which takes neither bits nor clip_grids; choose none")
+            raise SpecError(
+                f"limit_bytes = {limit_bytes}: is met by the method ecsq, which takes neither bits nor clip_grids; choose none of them and "
+                "no other method"
+            )
     chosen = {"edge_bits": edge_bits, "embedding_format": embedding_format}
     if embedding_format == AS_IT_IS and (limit_bytes is not None or set(methods) == {"ecsq"}):
         chosen["embedding_format"] = "int8"
@@ -107,7 +111,9 @@ def requantize(
     variants = _variants(earlier, bits, clip_grids, methods, [*common, *overrides])
     if limit_bytes is not None:
         variants = [(f"at most {limit_bytes:,} bytes", changes) for _, changes in variants]
-    _check(store, earlier, [changes for _, changes in variants])
+    asked = {"bits": ", ".join(bits), "edge_bits": edge_bits, "embedding_format": embedding_format, "clip_grids": "; ".join(clip_grids)}
+    filled = {name: value for name, value in asked.items() if value not in ("", AS_IT_IS)}
+    _check(store, earlier, [changes for _, changes in variants], filled)
     log.info("%s: %d variants of the quantization, %d side by side", earlier.name, len(variants), min(at_once, len(variants)))
     states = _run_variants([partial(_run_variant, earlier.run_id, changes, options) for _, changes in variants], at_once)
     reports = [load_report(store.root, str(state.state_details.flow_run_id)) for state in states]
@@ -182,10 +188,26 @@ def _method_settings(method: str, earlier: PipelineReport) -> list[str]:
     return [f"quantize.method={method}", *(["quantize.fit.limit_bytes=null"] if fitted and method != "ecsq" else [])]
 
 
-def _check(store: Store, earlier: PipelineReport, variants: list[list[str]]) -> None:
-    """Refuse settings that this flow would not carry out, and an earlier run whose files are gone, before anything runs."""
+def _refuse_ignored(method: QuantizeMethod, fields: dict[str, str]) -> None:
+    """Raises SpecError for a field that would change nothing in a variant of this method."""
+    if "clip_grids" in fields and method != "gptq_lite":
+        raise SpecError(f"clip_grids = {fields['clip_grids']}: method {method} searches no clip ratios; choose none, or gptq_lite alone")
+    for name in ("bits", "edge_bits", "embedding_format"):
+        if method == "ecsq" and fields.get(name, "").startswith("int") and fields[name] != CODED_LIKE_MATRICES.get(name):
+            raise SpecError(
+                f"{name} = {fields[name]}: method ecsq chooses its steps itself; leave it out, and say what they may cost: "
+                "limit_bytes=… or quantize.ecsq.loss_nats=…"
+            )
+
+
+def _check(store: Store, earlier: PipelineReport, variants: list[list[str]], fields: dict[str, str]) -> None:
+    """Refuse settings that this flow would not carry out, and an earlier run whose files are gone, before anything runs.
+
+    `fields`: the filled fields that not every method has a use for.
+    """
     for changes in variants:
         spec = apply_overrides(earlier.spec, changes)
+        _refuse_ignored(spec.quantize.method, fields)
         for section in ("tokenize", "train", "merge"):
             if getattr(spec, section) != getattr(earlier.spec, section):
                 named = next(change for change in changes if change.startswith(f"{section}."))

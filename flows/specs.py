@@ -14,6 +14,8 @@ from schemas.overrides import apply_overrides, describe_fields
 from schemas.pipeline import PipelineSpec
 from schemas.quantize import QuantizeSpec
 from schemas.runtime import RunOptions
+from schemas.settings import CALIBRATED_METHODS
+from schemas.tokenize_corpus import TokenizedCorpus
 from stages.script import as_shipped, program
 
 
@@ -52,6 +54,22 @@ def quantize_spec(spec: PipelineSpec) -> QuantizeSpec:
         return spec.quantize
     source, _ = program(spec.package, spec.recipe())
     return replace(spec.quantize, fit=replace(fit, code_bytes=len(as_shipped(source, spec.package))))
+
+
+def check_quantizer(spec: PipelineSpec, tokenized: TokenizedCorpus) -> None:
+    """Raises SpecError for what the quantization would only find out after training: too little text, less room than the script takes."""
+    quantizer = quantize_spec(spec)
+    if quantizer.method in CALIBRATED_METHODS:
+        try:
+            quantizer.calibration.check_text(tokenized.train.num_tokens)
+        except ValueError as error:
+            raise SpecError(f"quantize.{error}") from error
+    limit_bytes, code_bytes = quantizer.fit.limit_bytes, quantizer.fit.code_bytes or 0
+    if limit_bytes is not None and code_bytes >= limit_bytes:
+        raise SpecError(
+            f"quantize.fit.limit_bytes = {limit_bytes}: the script alone has {code_bytes:,} bytes; allow more, or ship it smaller with "
+            "package.compressed=true"
+        )
 
 
 def run_options(given: RunOptions | None) -> RunOptions:

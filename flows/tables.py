@@ -47,13 +47,14 @@ def stage_rows(report: PipelineReport) -> list[Row]:
 
 
 def budget_rows(report: PipelineReport) -> list[Row]:
-    """What the bytes go to: code, then the blob by tensor group, then the total and the limit."""
+    """What the bytes go to: code, then the blob by tensor group beside its order-0 entropy, then the total and the limit."""
     size = report.size
-    parts = [("code", size.code_bytes), *((part.name, part.num_bytes) for part in size.tensor_groups)]
-    rows = [{"part": name, "bytes": f"{count:,}", "share of the limit": f"{count / size.limit_bytes:.2%}"} for name, count in parts]
-    rows.append({"part": "total", "bytes": f"{size.total_bytes:,}", "share of the limit": f"{size.total_bytes / size.limit_bytes:.2%}"})
-    rows.append({"part": "margin", "bytes": f"{size.margin_bytes:,}", "share of the limit": f"{size.margin_bytes / size.limit_bytes:.2%}"})
-    return rows
+    rows = [_budget_row("code", size.code_bytes, size.limit_bytes)]
+    for group in size.tensor_groups:
+        bits = (f"{group.bits_per_weight:.2f}", f"{group.entropy_bits:.2f}") if group.num_weights else ("", "")
+        rows.append(_budget_row(group.name, group.num_bytes, size.limit_bytes, *bits))
+    rows.append(_budget_row("total", size.total_bytes, size.limit_bytes))
+    return [*rows, _budget_row("margin", size.margin_bytes, size.limit_bytes)]
 
 
 def quantization_rows(report: PipelineReport) -> list[Row]:
@@ -86,6 +87,20 @@ def audit_rows(report: PipelineReport) -> list[Row]:
             "evidence": finding.evidence,
         }
         for finding in findings
+    ]
+
+
+def gap_rows(report: PipelineReport) -> list[Row]:
+    """What quantization costs by cause, the whole last; no rows where it was not measured."""
+    gap = report.audit.gap
+    return [
+        {
+            "cause": part.cause,
+            "bpb": f"{part.bpb:+.5f}",
+            "standard error": f"{part.standard_error_bpb:.5f}",
+            "divergence, nats a token": "" if part.divergence_nats is None else f"{part.divergence_nats:.5f}",
+        }
+        for part in ((*gap.parts, gap.total) if gap else ())
     ]
 
 
@@ -128,3 +143,8 @@ def shorten(text: str) -> str:
 
 def _row(name: str, value: str, note: str) -> Row:
     return {"figure": name, "value": value, "note": note}
+
+
+def _budget_row(part: str, num_bytes: int, limit_bytes: int, bits: str = "", entropy: str = "") -> Row:
+    share = f"{num_bytes / limit_bytes:.2%}"
+    return {"part": part, "bytes": f"{num_bytes:,}", "share of the limit": share, "bits a weight": bits, "order-0 entropy": entropy}

@@ -12,9 +12,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from flows.frontier_output import PNG_NAME, frontier_rows
 from flows.housekeeping import Unneeded
 from flows.progress import OUR_LOGGERS, StageProgress
-from flows.tables import Row, audit_rows, bpb, result_rows, stage_rows
+from flows.tables import Row, audit_rows, bpb, gap_rows, result_rows, stage_rows
+from schemas.frontier import Frontier
 from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.submission import Rescored, RuleResult
 from schemas.techniques import TECHNIQUES
@@ -90,10 +92,17 @@ def print_report(console: Console, report: PipelineReport, store: Path, techniqu
     console.print(total)
     if techniques:
         console.print(audit_table(report))
+        print_gap(console, report)
     for finding in report.audit.warnings:
         console.print(Text(f"warning: {finding.title}: {finding.verdict}: {finding.evidence}", style="yellow"), soft_wrap=True)
     for name, path in (("report", report.published.html.path), ("package", report.package.folder)):
         console.print(Text.assemble((f"{name:8}", "bold"), str(store / path)), soft_wrap=True)
+
+
+def print_gap(console: Console, report: PipelineReport) -> None:
+    """What quantization costs, by cause, where it was measured."""
+    if rows := gap_rows(report):
+        console.print(rows_table("What quantization costs, by cause", rows, set(rows[0]) - {"cause"}))
 
 
 def audit_table(report: PipelineReport) -> Table:
@@ -115,6 +124,13 @@ def print_comparison(console: Console, earlier: str, rows: list[Row]) -> None:
 def print_ablation(console: Console, earlier: str, rows: list[Row]) -> None:
     """A configuration with and without techniques."""
     console.print(rows_table(f"{earlier} without techniques (positive: worse without)", rows, set(rows[0]) - {"variant", "finding"}))
+
+
+def print_frontier(console: Console, found: Frontier, folder: Path) -> None:
+    """Every quantization of a run, and where the plot lies."""
+    rows = frontier_rows(found)
+    console.print(rows_table(f"Quantizations of {found.run_name}", rows, set(rows[0]) - {"scheme", ""}))
+    console.print(Text.assemble(("plot    ", "bold"), str(folder / PNG_NAME)), soft_wrap=True)
 
 
 def techniques_table(spec: PipelineSpec) -> Table:

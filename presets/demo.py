@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from schemas.evaluate import EvaluateSpec
+from schemas.gap import AuditOptions
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
@@ -103,5 +104,6 @@ def smoke() -> PipelineSpec:
         merge=base.merge.derive(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring),
         quantize=replace(base.quantize, rules=rules, calibration=CalibrationSettings(num_sequences=32, sequence_length=64)),
         evaluate=base.evaluate.derive(scoring=scoring),
+        audit=AuditOptions(gap_tokens=2_048),
         publish=PublishOptions(title="Fairway: smoke preset"),
     )

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt
 
 from schemas.base import Schema
+from schemas.gap import GapByCause
 
 Verdict = Literal["took effect", "in part", "no effect", "holds", "broken", "off"]
 """The first three are about techniques, `holds` and `broken` about rules, `off` about what the run did not ask for."""
@@ -33,6 +34,7 @@ class Audit(Schema):
 
     findings: tuple[Finding, ...]
     probe_tokens: NonNegativeInt = Field(description="validation tokens on which the shipped model was tried without each technique")
+    gap: GapByCause | None = Field(None, description="what quantization costs, by cause; None where it was not measured")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:

@@ -9,6 +9,7 @@ from schemas.base import SCHEMA_VERSION, Schema, SchemaVersion, Volatile
 from schemas.check_size import CheckSizeSpec, SizeReport
 from schemas.errors import SpecError
 from schemas.evaluate import EvaluateSpec, Evaluation
+from schemas.gap import AuditOptions
 from schemas.merge import MergedModel, MergeSpec
 from schemas.package import Package, PackageOptions, PackageSpec
 from schemas.publish import PublishedReport, PublishOptions
@@ -28,6 +29,7 @@ class PipelineSpec(Schema):
     package: PackageOptions = Field(default_factory=PackageOptions, description="blob to the folder that ships")
     check_size: CheckSizeSpec = Field(default_factory=CheckSizeSpec, description="bytes against the limit")
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="bits per byte of what ships")
+    audit: AuditOptions = Field(default_factory=AuditOptions, description="what is measured of the finished model")
     publish: PublishOptions = Field(default_factory=PublishOptions, description="the report")
 
     def recipe(self) -> Recipe:

@@ -1,6 +1,6 @@
 """Quantization: the merged model in; one compressed blob and a row for each tensor out."""
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from schemas.base import Schema
 from schemas.files import FileRef
@@ -33,6 +33,13 @@ class TensorReport(Schema):
     divergence_nats: float | None = Field(None, description="what coding this matrix alone moves the predictions by, nats a token")
 
 
+class FitTry(Schema):
+    """One size that the search for a byte limit measured."""
+
+    step_multiplier: PositiveFloat
+    package_bytes: PositiveInt = Field(description="blob and the script's bytes")
+
+
 class PackedModel(Schema):
     """The blob that ships and how it came to its size."""
 
@@ -47,4 +54,5 @@ class PackedModel(Schema):
         None, description="Kullback-Leibler divergence on training text from the merged model, nats a token; gptq and ecsq only"
     )
     step_multiplier: float | None = Field(None, description="what ecsq multiplied all steps by")
+    fit_tries: tuple[FitTry, ...] = Field((), description="what the fit to a byte limit measured, in its order")
     tensors: tuple[TensorReport, ...]

@@ -307,6 +307,19 @@ class CalibrationSettings(Settings):
     seed: int = setting(0, "which sequences, and the targets drawn from the model's predictions", minimum=0, maximum=2**63 - 1)
     threads: int = setting(2, "CPU threads", minimum=1, maximum=256)
 
+    def sequences_in(self, num_tokens: int) -> int:
+        """How many sequences a split of so many tokens has, each with the token after it."""
+        return max(num_tokens - 1, 0) // self.sequence_length
+
+    def check_text(self, num_tokens: int) -> None:
+        """Raises ValueError, which begins with the setting's name, where a training split of so many tokens is too short."""
+        there = self.sequences_in(num_tokens)
+        if there < self.num_sequences:
+            raise ValueError(
+                f"calibration.num_sequences = {self.num_sequences}: the training split has {there} sequences of "
+                f"{self.sequence_length} tokens; ask for fewer or shorter ones"
+            )
+
 
 @dataclass(frozen=True)
 class EcsqSettings(Settings):

@@ -43,12 +43,15 @@ def _no_span(dotted: str, settings: object) -> tuple[str, ...]:
     return (f"{dotted}_{'steps' if in_steps else 'fraction'}=0",)
 
 
-def _same_training(spec: PipelineSpec) -> tuple[str, ...]:
-    """Late QAT as it was: its grid would otherwise follow the quantizer, and the weights would be others."""
+def _plain_rounding(spec: PipelineSpec) -> tuple[str, ...]:
+    """Only ecsq has steps that can be fitted to a limit. Late QAT stays as it was: its grid would follow the quantizer."""
+    changes = ["quantize.method=round_to_nearest"]
+    if spec.quantize.fit.limit_bytes is not None:
+        changes.append("quantize.fit.limit_bytes=null")
     qat = spec.train.qat
-    if qat.grid == "of_quantizer":
-        return ()
-    return (f"train.qat.grid={qat.grid}", f"train.qat.clip_candidates={json.dumps(qat.clip_candidates)}")
+    if qat.grid != "of_quantizer":
+        changes += [f"train.qat.grid={qat.grid}", f"train.qat.clip_candidates={json.dumps(qat.clip_candidates)}"]
+    return tuple(changes)
 
 
 TECHNIQUES = (
@@ -66,7 +69,7 @@ TECHNIQUES = (
     Technique("warmdown", "learning-rate warmdown", lambda spec: _no_span("train.schedule.warmdown", spec.train.schedule)),
     Technique("qat", "late QAT", _set("train.qat.start_lr_scale=0")),
     Technique("swa", "averaging of snapshots", _set("merge.averaging.method=last"), "the last iterate"),
-    Technique("quantizer", "quantizer", lambda spec: ("quantize.method=round_to_nearest", *_same_training(spec)), "plain rounding"),
+    Technique("quantizer", "quantizer", _plain_rounding, "plain rounding"),
     Technique("sliding", "sliding windows", _set("evaluate.scoring.stride=0")),
 )
 

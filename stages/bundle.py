@@ -18,7 +18,6 @@ from pathlib import Path
 from schemas.errors import StageError
 from stages.source import OUR_PACKAGES, reachable_modules
 
-ENTRY_MODULE = "stages.core.submission"
 SHIPPED_PREFIX = "stages.core."
 SHIPPED_MODULES = ("schemas.settings",)
 _LINE_LENGTH = 140

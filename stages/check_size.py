@@ -7,25 +7,21 @@ Package and PackedModel → SizeReport. Over the limit is a result: `fits` is Fa
 
 import logging
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypeVar
 
-from schemas.check_size import CheckSizeSpec, SizePart, SizeReport
+from schemas.check_size import CheckSizeSpec, SizePart, SizeReport, TensorGroup
 from schemas.errors import SpecError
 from schemas.package import BLOB_NAME, Package
-from schemas.quantize import PackedModel
+from schemas.quantize import PackedModel, TensorReport
 from stages.core.packing import compress_frame, open_blob
+from stages.tensor_groups import group_of
 from stages.workspace import Workspace
+
+P = TypeVar("P", bound=SizePart)
 
 log = logging.getLogger(__name__)
 
-TENSOR_GROUPS = (
-    ("tok_emb.*", "embedding"),
-    ("value_embedding.*", "value embedding"),
-    ("blocks.*.attn.*.weight", "attention"),
-    ("blocks.*.mlp.*.weight", "mlp"),
-    ("*", "controls"),
-)
 HEADER_GROUP = "header"
 
 
@@ -68,11 +64,6 @@ def describe_size(report: SizeReport) -> str:
     return f"{report.total_bytes:,} bytes are {-report.margin_bytes:,} over the limit of {report.limit_bytes:,}; largest: {largest}"
 
 
-def group_of(tensor_name: str) -> str:
-    """The role of a tensor in the model, for the byte budget."""
-    return next(group for pattern, group in TENSOR_GROUPS if fnmatchcase(tensor_name, pattern))
-
-
 def apportion(total: int, weights: Sequence[int]) -> list[int]:
     """`total` split in proportion to `weights` into whole numbers that sum to it (largest remainders first)."""
     whole = max(1, sum(weights))
@@ -88,17 +79,22 @@ def _files_of(folder: Path) -> tuple[SizePart, ...]:
     return tuple(SizePart(name=path.relative_to(folder).as_posix(), num_bytes=path.stat().st_size) for path in paths)
 
 
-def _tensor_groups(packed: PackedModel, blob: bytes, model_bytes: int) -> tuple[SizePart, ...]:
+def _tensor_groups(packed: PackedModel, blob: bytes, model_bytes: int) -> tuple[TensorGroup, ...]:
     header, _ = open_blob(blob)
-    weights = {HEADER_GROUP: len(compress_frame(header, 22))}
+    tensors: dict[str, list[TensorReport]] = {}
     for tensor in packed.tensors:
-        group = group_of(tensor.name)
-        weights[group] = weights.get(group, 0) + tensor.compressed_bytes
-    shares = apportion(model_bytes, list(weights.values()))
-    return tuple(_by_size([SizePart(name=group, num_bytes=share) for group, share in zip(weights, shares, strict=True)]))
+        tensors.setdefault(group_of(tensor.name), []).append(tensor)
+    alone = [len(compress_frame(header, 22)), *(sum(tensor.compressed_bytes for tensor in members) for members in tensors.values())]
+    header_share, *shares = apportion(model_bytes, alone)
+    groups = [TensorGroup(name=HEADER_GROUP, num_bytes=header_share)]
+    for (name, members), num_bytes in zip(tensors.items(), shares, strict=True):
+        num_weights = sum(tensor.num_elements for tensor in members)
+        entropy_bits = sum(tensor.num_elements * tensor.entropy_bits for tensor in members) / num_weights
+        groups.append(TensorGroup(name=name, num_bytes=num_bytes, num_weights=num_weights, entropy_bits=entropy_bits))
+    return tuple(_by_size(groups))
 
 
-def _by_size(parts: list[SizePart]) -> list[SizePart]:
+def _by_size(parts: list[P]) -> list[P]:
     return sorted(parts, key=lambda part: (-part.num_bytes, part.name))
 
 

@@ -66,6 +66,8 @@ def render(spec: PublishSpec, results: content.Results, metrics: Columns) -> str
         audit_rows=content.audit_rows(results.audit),
         score_rows=content.score_rows(results),
         budget_rows=content.budget_rows(results.size),
+        gap_rows=content.gap_rows(results.audit.gap) if results.audit.gap else [],
+        coding_rows=content.coding_rows(results.size),
         gain=content.quantization_gain(results.packed),
         tensor_rows=list(zip(content.tensor_rows(results.packed), content.clip_bars(results.packed), strict=True)),
         clip_texts=[content.clip_text(tensor) for tensor in results.packed.tensors],

@@ -22,14 +22,15 @@ from torch import Tensor
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.package import BLOB_NAME
-from schemas.quantize import ClipShare, PackedModel, QuantizeSpec, TensorReport
+from schemas.quantize import ClipShare, FitTry, PackedModel, QuantizeSpec, TensorReport
 from schemas.settings import ComputeSettings, FitSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.packing import compress_frame, pack, payload_of, seal, serialize
 from stages.core.quantizers.methods import FormatRuleError, needs_text, quantize_state
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
+from stages.core.quantizers.with_text import CalibratedModel
 from stages.launch import launch_module
-from stages.quantize_rank import read_quantized
+from stages.quantize_rank import read_calibrated
 from stages.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,10 @@ def quantize(spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus
     metadata = {"model": dataclasses.asdict(merged.model), "method": spec.method}
     plain_spec = dataclasses.replace(spec, method="round_to_nearest", fit=FitSettings())
     plain = _quantize(state, plain_spec)  # first, because it also finds what cannot be quantized at all
-    told: dict[str, Any] = {"divergences": {}, "multiplier": None, "divergence_nats": None}
-    if needs_text(spec):
-        chosen, told = _quantize_with_text(spec, merged, tokenized, work, metadata)
+    calibrated = _quantize_with_text(spec, merged, tokenized, work, metadata) if needs_text(spec) else None
+    divergences = dict(calibrated.divergences) if calibrated else {}
+    if calibrated:
+        chosen = calibrated.model
     else:
         chosen = plain if spec.method == plain.method else _quantize(state, spec)
     header, payload = serialize(chosen, metadata)
@@ -71,10 +73,11 @@ def quantize(spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus
         header_bytes=len(header),
         blob_bytes=len(blob),
         blob_bytes_round_to_nearest=len(plain_job.result()),
-        divergence_nats=told["divergence_nats"],
-        step_multiplier=told["multiplier"],
+        divergence_nats=calibrated.divergence_nats if calibrated else None,
+        step_multiplier=calibrated.multiplier if calibrated else None,
+        fit_tries=tuple(FitTry(step_multiplier=step, package_bytes=size) for step, size in calibrated.tries) if calibrated else (),
         tensors=tuple(
-            _report(state[tensor.name], tensor, rounded, alone[tensor.name].result(), told["divergences"].get(tensor.name))
+            _report(state[tensor.name], tensor, rounded, alone[tensor.name].result(), divergences.get(tensor.name))
             for tensor, rounded in zip(chosen.tensors, plain.tensors, strict=True)
         ),
     )
@@ -84,10 +87,14 @@ def quantize(spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus
 
 def _quantize_with_text(
     spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus, work: Workspace, metadata: dict[str, Any]
-) -> tuple[QuantizedModel, dict[str, Any]]:
+) -> CalibratedModel:
     """In a process of its own, whose threads wait without spinning, and which can be cancelled."""
     if spec.fit.limit_bytes is not None and spec.fit.code_bytes is None:
         raise SpecError("quantize.fit.code_bytes: by hand, give the bytes of the script that ships beside the blob (0: fit the blob alone)")
+    try:
+        spec.calibration.check_text(tokenized.train.num_tokens)
+    except ValueError as error:
+        raise SpecError(f"quantize.{error}") from error
     job = {
         "model": dataclasses.asdict(merged.model),
         "weights": str(work.read(merged.weights)),
@@ -97,7 +104,7 @@ def _quantize_with_text(
     }
     compute = ComputeSettings(device="cpu", num_processes=1, threads_per_process=spec.calibration.threads)
     told = launch_module("stages.quantize_rank", job, work.out_dir, compute, work.progress, work.runtime.stage_timeout_seconds)
-    return read_quantized(spec.method, work.out_dir, told), told
+    return read_calibrated(spec.method, work.out_dir, told)
 
 
 def _quantize(state: dict[str, Tensor], spec: QuantizeSpec) -> QuantizedModel:

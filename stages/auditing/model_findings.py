@@ -44,8 +44,8 @@ def names_of(names: list[str]) -> str:
     return ", ".join(names[:_MAX_NAMES]) + more
 
 
-def count_of(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def count_of(count: int, noun: str, plural: str = "") -> str:
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def _is_part_of_the_model(technique: Technique, evidence: Evidence) -> bool:

@@ -2,9 +2,10 @@
 
 from schemas.audit import Finding
 from schemas.evaluate import Score
+from schemas.quantize import PackedModel
 from schemas.techniques import TECHNIQUES, Technique
 from stages.auditing.evidence import Evidence
-from stages.auditing.model_findings import names_of, off
+from stages.auditing.model_findings import count_of, names_of, off
 
 _BY_KEY = {technique.key: technique for technique in TECHNIQUES}
 
@@ -17,11 +18,13 @@ def shipping_findings(evidence: Evidence) -> list[Finding]:
     spec = evidence.records.spec
     switched = {"quantizer": _quantizer, "sliding": _sliding}
     found = [make(evidence, _BY_KEY[key]) if _BY_KEY[key].is_on(spec) else off(_BY_KEY[key]) for key, make in switched.items()]
-    return [*found, _blob(evidence), _targets(evidence), _bytes(evidence), _limit(evidence)]
+    return [*found, _blob(evidence), _targets(evidence), _bytes(evidence), _limit(evidence), _fit(evidence)]
 
 
 def _quantizer(evidence: Evidence, technique: Technique) -> Finding:
     """Against plain rounding with the same rules, which the quantize stage always makes too."""
+    if evidence.records.packed.method == "ecsq":
+        return _coded(evidence, technique)
     packed = evidence.records.packed
     rows = [tensor for tensor in packed.tensors if tensor.format.startswith("int")]
     squares = sum(row.num_elements * row.rms_error**2 for row in rows)
@@ -32,6 +35,8 @@ def _quantizer(evidence: Evidence, technique: Technique) -> Finding:
     saved = 1 - squares / plain if plain else 0.0
     saved_bytes = packed.blob_bytes_round_to_nearest - packed.blob_bytes
     chosen = f"{clipped:,} of {searched:,} rows took a clip ratio other than 1; " if searched else ""
+    if packed.method == "gptq":
+        chosen = f"error feedback on training text moved {len(differ)} of {count_of(len(rows), 'matrix', 'matrices')}; "
     text = f"{packed.method}: {chosen}squared error {-saved:+.2%}, blob {-saved_bytes:+,} bytes against plain rounding"
     if not differ:
         text = f"{packed.method}: {chosen}every tensor is what plain rounding gives"
@@ -39,14 +44,59 @@ def _quantizer(evidence: Evidence, technique: Technique) -> Finding:
         key=technique.key,
         title=technique.title,
         verdict="took effect" if differ else "no effect",
-        evidence=text,
+        evidence=text + _moved(packed),
         figures={
             "rows": float(searched),
             "rows_clipped": float(clipped),
             "squared_error_saved_share": saved,
             "saved_bytes": float(saved_bytes),
+            **_divergence(packed),
         },
     )
+
+
+def _coded(evidence: Evidence, technique: Technique) -> Finding:
+    """Bits of the coded matrices, as their section of the blob has them, beside the entropy of their codes; what was spent and on what."""
+    packed, ecsq = evidence.records.packed, evidence.records.spec.quantize.ecsq
+    coded = [tensor for tensor in packed.tensors if tensor.format == "coded"]
+    weights = sum(tensor.num_elements for tensor in coded)
+    others = sum(tensor.stored_bytes for tensor in packed.tensors if tensor.format != "coded")
+    section_bytes = packed.stored_bytes - packed.header_bytes - others
+    bits = 8 * section_bytes / weights if weights else 0.0
+    entropy = sum(tensor.num_elements * tensor.entropy_bits for tensor in coded) / weights if weights else 0.0
+    saved_bytes = packed.blob_bytes_round_to_nearest - packed.blob_bytes
+    multiplier = packed.step_multiplier or 0.0
+    estimate = weights * multiplier**2 / 24
+    text = "ecsq: the rules keep every tensor in floating point, so nothing is coded"
+    if coded:
+        fitted = evidence.records.spec.quantize.fit.limit_bytes is not None
+        asked = "by the limit" if fitted else f"asked for {ecsq.loss_nats:g}"
+        text = f"ecsq: {count_of(len(coded), 'matrix', 'matrices')} coded in {bits:.2f} bits a weight, steps and tables included"
+        text += f" (order-0 entropy of the codes {entropy:.2f}); steps × {multiplier:.3g}, {estimate:.3g} nats to spend ({asked})"
+        text += f"{_moved(packed)}; blob {-saved_bytes:+,} bytes against plain rounding"
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="took effect" if coded else "no effect",
+        evidence=text,
+        figures={
+            "coded_matrices": float(len(coded)),
+            "bits_per_weight": bits,
+            "entropy_bits_per_weight": entropy,
+            "step_multiplier": multiplier,
+            "estimated_loss_nats": estimate,
+            "saved_bytes": float(saved_bytes),
+            **_divergence(packed),
+        },
+    )
+
+
+def _moved(packed: PackedModel) -> str:
+    return "" if packed.divergence_nats is None else f"; the predictions move by {packed.divergence_nats:.3g} nats a token of training text"
+
+
+def _divergence(packed: PackedModel) -> dict[str, float]:
+    return {} if packed.divergence_nats is None else {"divergence_nats": packed.divergence_nats}
 
 
 def _sliding(evidence: Evidence, technique: Technique) -> Finding:
@@ -135,6 +185,34 @@ def _limit(evidence: Evidence) -> Finding:
         verdict="holds" if size.fits else "broken",
         evidence=f"{abs(size.margin_bytes):,} bytes {side} {size.limit_bytes:,}",
         figures={"margin_bytes": float(size.margin_bytes)},
+    )
+
+
+def _fit(evidence: Evidence) -> Finding:
+    """The package that the search measured is the one that ships, and it is within the limit that was asked for."""
+    packed, size, fit = evidence.records.packed, evidence.records.size, evidence.records.spec.quantize.fit
+    if fit.limit_bytes is None:
+        return Finding(key="fit", title="fit to a byte limit", verdict="off", evidence="no limit to fit was set", figures={})
+    code_bytes = size.code_bytes if fit.code_bytes is None else fit.code_bytes
+    fitted_bytes = packed.blob_bytes + code_bytes
+    measured = {item.step_multiplier: item.package_bytes for item in packed.fit_tries}
+    meant = measured.get(packed.step_multiplier or 0.0)
+    distance = 1 - fitted_bytes / fit.limit_bytes
+    text = f"{fitted_bytes:,} bytes of {fit.limit_bytes:,}, {distance:.3%} below, after {count_of(len(packed.fit_tries), 'try', 'tries')}"
+    if fitted_bytes > fit.limit_bytes:
+        text = f"{fitted_bytes:,} bytes, OVER {fit.limit_bytes:,}"
+    elif distance > fit.tolerance_fraction:
+        none_over = all(item.package_bytes <= fit.limit_bytes for item in packed.fit_tries)
+        why = "finer steps make no more bytes" if none_over else "all tries are used up"
+        text += f", more than the tolerance of {fit.tolerance_fraction:.3%}: {why}"
+    if meant != fitted_bytes:
+        text += f"; the search measured {meant or 0:,} bytes"
+    return Finding(
+        key="fit",
+        title="fit to a byte limit",
+        verdict="holds" if fitted_bytes <= fit.limit_bytes and meant == fitted_bytes else "broken",
+        evidence=text,
+        figures={"limit_bytes": float(fit.limit_bytes), "below_share": distance, "tries": float(len(packed.fit_tries))},
     )
 
 

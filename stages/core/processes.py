@@ -12,13 +12,18 @@ def compute_dtype(settings: ComputeSettings) -> torch.dtype:
     return torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
 
 
+def compute_with(threads: int, deterministic: bool) -> None:
+    """CPU threads of this process, and whether every operation must give the same bits each time."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    # Deterministic mode would also write NaN into every new tensor, 5 % of a training step; we read nothing before it is written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def join_processes(settings: ComputeSettings) -> tuple[int, int, torch.device]:
     """Set threads and device, join the process group when torchrun started several. Returns rank, world size, device."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    torch.set_num_threads(settings.threads_per_process)
-    torch.use_deterministic_algorithms(settings.device == "cpu")
-    # Deterministic mode would also write NaN into every new tensor, 5 % of a training step; we read nothing before it is written.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    compute_with(settings.threads_per_process, deterministic=settings.device == "cpu")
     if settings.device == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -12,21 +13,24 @@ from torch import Tensor
 
 from schemas.settings import Recipe
 from stages.core.averaging import average_states, averaging_weights, choose_snapshots
+from stages.core.loader import TokenStream
 from stages.core.packing import pack
-from stages.core.quantizers.methods import METHODS, quantize_state
+from stages.core.quantizers.methods import needs_text, quantize_state
+from stages.core.quantizers.with_text import quantize_with_text
 from stages.core.training import Hooks, StepMetrics, TrainedModel, Trainer, step_line
 
 LINES_EVERY_SECONDS = 5.0
+QUANTIZING_AT_MOST = timedelta(hours=2)
 
 
 def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callable[[str], None]) -> None:
     """Train on `shards` and write the blob; the first process does all but the training. `say` gets the log's lines.
 
-    Raises DivergedError when the loss is not finite, ValueError for a quantizer that needs more than the weights, before
-    training, and when no snapshot lies in the averaging window.
+    Raises ValueError for too little calibration text, before training, and when no snapshot lies in the averaging window;
+    DivergedError when the loss is not finite, LimitTooSmallError as the quantizer does.
     """
-    if recipe.quantizer.method not in METHODS:
-        raise ValueError(f"quantizer.method = {recipe.quantizer.method}: this program can repeat {', '.join(METHODS)}")
+    if needs_text(recipe.quantizer):
+        recipe.quantizer.calibration.check_text(len(TokenStream(shards)))
     began = time.perf_counter()
     snapshots: list[tuple[float, dict[str, Tensor]]] = []
     hooks = Hooks(_narrator(recipe, say), lambda step, lr_scale, qat_on, weights: snapshots.append((lr_scale, weights)))
@@ -35,16 +39,22 @@ def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callabl
         say(f"{sum(param.numel() for param in trainer.model.parameters()):,} parameters on {trainer.world} × {trainer.device.type}")
         for group in trainer.groups:
             say(f"group {group.name}: {len(group.names)} tensors, {group.optimizer}, lr {group.lr:g}, weight decay {group.weight_decay:g}")
+    # The first process quantizes while the others wait, maybe for longer than the ten minutes of NCCL's patience.
+    waiting = dist.new_group(backend="gloo", timeout=QUANTIZING_AT_MOST) if dist.is_initialized() else None
     trained = trainer.run()
     if trainer.rank == 0:
         say(f"trained {trained.steps} steps in {trained.seconds:.3f} s, stopped by {trained.stopped_by}")
         merged = _merge(recipe, snapshots, trained)
-        quantized = quantize_state(merged, recipe.quantizer)
-        blob = pack(quantized, {"model": asdict(recipe.train.model), "method": quantized.method}, recipe.quantizer.zstd_level)
+        metadata = {"model": asdict(recipe.train.model), "method": recipe.quantizer.method}
+        if needs_text(recipe.quantizer):
+            quantized = quantize_with_text(merged, recipe.train.model, TokenStream(shards), recipe.quantizer, metadata, say).model
+        else:
+            quantized = quantize_state(merged, recipe.quantizer)
+        blob = pack(quantized, metadata, recipe.quantizer.zstd_level)
         write_blob(blob_path, blob)
         say(f"blob {len(blob)} bytes sha256 {hashlib.sha256(blob).hexdigest()} after {time.perf_counter() - began:.1f} s in all")
-    if dist.is_initialized():
-        dist.barrier()
+    if waiting is not None:
+        dist.barrier(group=waiting)
 
 
 def write_blob(path: Path, blob: bytes) -> None:

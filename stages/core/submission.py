@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from schemas.settings import ComputeSettings, ModelSettings, Recipe, ScoringSettings, from_dict
+from schemas.settings import ComputeSettings, ModelSettings, QuantizerSettings, Recipe, ScoringSettings, from_dict
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
@@ -92,7 +92,19 @@ def train_blob(recipe: Recipe, options: argparse.Namespace, blob_path: Path, say
         meant = f"{recipe.train.compute.num_processes} × {recipe.train.compute.device}"
         say(f"the recipe is for {meant}; here the last digits will be others")
     train = replace(recipe.train, seed=recipe.train.seed if options.seed is None else options.seed, compute=compute)
-    repeat_run(replace(recipe, train=train), _shards("--train", options.train), blob_path, say)
+    quantizer = knowing_its_code(recipe.quantizer, Path(__file__))
+    repeat_run(replace(recipe, train=train, quantizer=quantizer), _shards("--train", options.train), blob_path, say)
+
+
+def knowing_its_code(quantizer: QuantizerSettings, script: Path) -> QuantizerSettings:
+    """Where a byte limit is to be met, the settings with the bytes of this very script, unless they have a number.
+
+    The settings in the script cannot hold its length, which would depend on its own digits.
+    """
+    fit = quantizer.fit
+    if fit.limit_bytes is None or fit.code_bytes is not None:
+        return quantizer
+    return replace(quantizer, fit=replace(fit, code_bytes=script.stat().st_size))
 
 
 def submission_parser(recipe: Recipe | None) -> argparse.ArgumentParser:

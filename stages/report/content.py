@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from schemas.audit import Audit
 from schemas.check_size import SizeReport
 from schemas.evaluate import Evaluation, Score
+from schemas.gap import GapByCause
 from schemas.merge import MergedModel
 from schemas.package import Package
 from schemas.quantize import PackedModel, TensorReport
@@ -105,6 +106,21 @@ def budget_rows(size: SizeReport) -> list[list[str]]:
     return [*rows, [margin, f"{abs(size.margin_bytes):,}", "", f"{abs(size.margin_bytes) / size.limit_bytes:.2%}"]]
 
 
+def coding_rows(size: SizeReport) -> list[list[str]]:
+    """tensor group, weights, bits a weight in the blob, order-0 entropy in bits a weight, the first over the second."""
+    return [
+        [
+            group.name,
+            f"{group.num_weights:,}",
+            f"{group.bits_per_weight:.3f}",
+            f"{group.entropy_bits:.3f}",
+            f"{group.bits_per_weight / group.entropy_bits - 1:+.1%}" if group.entropy_bits else "–",
+        ]
+        for group in size.tensor_groups
+        if group.num_weights
+    ]
+
+
 def tensor_rows(packed: PackedModel) -> list[list[str]]:
     """name, shape, format, relative error, error over plain rounding's, entropy, stored and compressed bytes, bits a weight."""
     return [
@@ -163,6 +179,19 @@ def group_rows(trained: Checkpoints) -> list[list[str]]:
     return [
         [group.name, group.optimizer, f"{group.lr:g}", f"{group.weight_decay:g}", f"{len(group.parameters):,}", f"{group.num_parameters:,}"]
         for group in trained.groups
+    ]
+
+
+def gap_rows(gap: GapByCause) -> list[list[str]]:
+    """cause, bpb, its standard error, divergence in nats a token; the whole last."""
+    return [
+        [
+            part.cause,
+            f"{part.bpb:+.5f}",
+            f"± {part.standard_error_bpb:.5f}",
+            "" if part.divergence_nats is None else f"{part.divergence_nats:.5f}",
+        ]
+        for part in (*gap.parts, gap.total)
     ]
 
 

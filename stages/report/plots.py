@@ -20,23 +20,25 @@ from stages.training_metrics import Columns
 BLUE, ORANGE, GREEN, RED, PURPLE = "#3b82d6", "#e08a1e", "#2f9e6e", "#d6524a", "#8b6fd0"
 BAR_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, "#7b8794", "#c77dba", "#4bb3c4")
 # Stand-ins that no palette has; in a themed plot they become the page's own colours.
-_INK, _GRID = "#010203", "#040506"
-_STYLE: dict[Any, Any] = {
+INK, GRID = "#010203", "#040506"
+INK_AND_GRID = ("#1d2733", "#d9dee5")
+"""Their colours on white."""
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fairway",
     "font.family": "sans-serif",
     "font.size": 9.5,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _GRID,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": _GRID,
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "legend.frameon": False,
@@ -59,7 +61,7 @@ def loss_curve(metrics: Columns, themed: bool) -> str:
         axes.set(xlabel="optimizer step", ylabel="loss, nats a token")
         axes.legend(loc="upper right", ncols=3)
 
-    return _svg(draw, (8.6, 3.3), themed)
+    return to_svg(draw, (8.6, 3.3), themed)
 
 
 def timeline(metrics: Columns, themed: bool) -> str:
@@ -79,7 +81,7 @@ def timeline(metrics: Columns, themed: bool) -> str:
         lower.plot(*_thin(step, metrics["grad_norm"]), color=GREEN, linewidth=0.9)
         lower.set(xlabel="optimizer step", ylabel="gradient norm", yscale="log")
 
-    return _svg(draw, (8.6, 4.2), themed)
+    return to_svg(draw, (8.6, 4.2), themed)
 
 
 def decomposition(steps: Sequence[tuple[str, float]], others: Sequence[tuple[str, float]], themed: bool) -> str:
@@ -91,11 +93,11 @@ def decomposition(steps: Sequence[tuple[str, float]], others: Sequence[tuple[str
         colours = ([BLUE] * len(steps) + ["#7b8794"] * len(others))[::-1]
         axes = figure.add_subplot()
         bars = axes.barh(names, values, color=colours, height=0.62)
-        axes.bar_label(bars, labels=[f"{value:.4f}" for value in values], padding=4, color=_INK)
+        axes.bar_label(bars, labels=[f"{value:.4f}" for value in values], padding=4, color=INK)
         axes.set(xlabel="bits per byte of the validation text (lower is better)", xlim=(0, 1.14 * max(values)))
         axes.grid(axis="y", visible=False)
 
-    return _svg(draw, (8.6, 0.75 + 0.36 * (len(steps) + len(others))), themed)
+    return to_svg(draw, (8.6, 0.75 + 0.36 * (len(steps) + len(others))), themed)
 
 
 def budget(parts: Sequence[tuple[str, int]], limit_bytes: int, themed: bool) -> str:
@@ -115,7 +117,7 @@ def budget(parts: Sequence[tuple[str, int]], limit_bytes: int, themed: bool) -> 
         axes.spines["left"].set_visible(False)
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.28), ncols=3, handlelength=1, columnspacing=1.6)
 
-    return _svg(draw, (8.6, 1.9 + 0.18 * (len(parts) // 3)), themed)
+    return to_svg(draw, (8.6, 1.9 + 0.18 * (len(parts) // 3)), themed)
 
 
 def tradeoff(points: Sequence[tuple[str, int, float]], merged_bpb: float) -> str:
@@ -132,7 +134,7 @@ def tradeoff(points: Sequence[tuple[str, int, float]], merged_bpb: float) -> str
         axes.set(xlabel="bytes of code and model (fewer is better)", ylabel="val_bpb (lower is better)")
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
-    return _svg(draw, (9.4, 3.6 + 0.1 * len(points)), themed=False)
+    return to_svg(draw, (9.4, 3.6 + 0.1 * len(points)), themed=False)
 
 
 def seeds_plot(points: Sequence[tuple[int, float]], mean: float, interval: tuple[float, float], bar: float | None) -> str:
@@ -149,7 +151,7 @@ def seeds_plot(points: Sequence[tuple[int, float]], mean: float, interval: tuple
         axes.set(xlabel="seed", ylabel="loss, nats a token")
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
-    return _svg(draw, (8.6, 3.0), themed=False)
+    return to_svg(draw, (8.6, 3.0), themed=False)
 
 
 def running_mean(values: NDArray, share: float = 0.02) -> NDArray:
@@ -175,16 +177,21 @@ def _thin(x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
     return x[keep], y[keep]
 
 
-def _svg(draw: Callable[[Figure], None], size: tuple[float, float], themed: bool) -> str:
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        figure.patch.set_facecolor("none" if themed else "white")
-        draw(figure)
-        for axes in figure.axes:
-            axes.set_facecolor("none")
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+def drawn(draw: Callable[[Figure], None], size: tuple[float, float], themed: bool) -> Figure:
+    """The figure that `draw` fills, `size` in inches; to be called, and saved, under STYLE."""
+    figure = Figure(figsize=size, layout="constrained")
+    figure.patch.set_facecolor("none" if themed else "white")
+    draw(figure)
+    for axes in figure.axes:
+        axes.set_facecolor("none")
+    return figure
+
+
+def to_svg(draw: Callable[[Figure], None], size: tuple[float, float], themed: bool) -> str:
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        drawn(draw, size, themed).savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]  # no XML declaration and document type inside HTML
-    ink, grid = ("currentColor", "var(--grid)") if themed else ("#1d2733", "#d9dee5")
-    return text.replace(_INK, ink).replace(_GRID, grid)
+    ink, grid = ("currentColor", "var(--grid)") if themed else INK_AND_GRID
+    return text.replace(INK, ink).replace(GRID, grid)

@@ -157,7 +157,7 @@ def test_every_command_is_told_of() -> None:
 
 def _parameters(preset: str) -> str:
     spec = PRESETS[preset]()
-    return f"{measure_model(spec.train.model, spec.train.optimizer, spec.quantize.rules).num_parameters:,}"
+    return f"{measure_model(spec.train.model, spec.train.optimizer, spec.quantize).num_parameters:,}"
 
 
 FIGURES: dict[str, Callable[..., str]] = {

@@ -33,6 +33,15 @@ class FlowRun:
         return [name for name, state in self.task_states.items() if state.name != "Cached"]
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A requantized run with a byte limit."""
+
+    limit_bytes: int
+    rows: Any
+    report: Any
+
+
 @pytest.fixture(scope="session")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with prefect_api(tmp_path_factory.mktemp("prefect store")) as url:
@@ -77,3 +86,20 @@ def smoke_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smoke_run(run_pipeline: Callable[..., FlowRun], smoke_store: Path) -> FlowRun:
     return run_pipeline(smoke_store)
+
+
+@pytest.fixture(scope="session")
+def fitted(smoke_run: FlowRun, smoke_store: Path) -> Fitted:
+    """The smoke run's model again, by ecsq, in a compressed package that is fitted to a third of the bytes that the model had."""
+    from flows.requantize import requantize
+    from schemas.overrides import apply_overrides
+    from schemas.runtime import RunOptions
+    from stages.script import as_shipped, program
+
+    smoke, compressed = smoke_run.report, "package.compressed=true"
+    spec = apply_overrides(smoke.spec, [compressed, "quantize.method=ecsq"])
+    limit = len(as_shipped(program(spec.package, spec.recipe())[0], spec.package)) + smoke.size.model_bytes // 3
+    options = RunOptions(store=str(smoke_store), retries=0)
+    state = requantize(smoke.run_id, limit_bytes=limit, overrides=(compressed,), options=options, return_state=True)
+    rows, [report] = state.result()
+    return Fitted(limit, rows, report)

@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from schemas.audit import Audit
+from schemas.quantize import FitTry
 from schemas.runtime import RunOptions
 from schemas.techniques import TECHNIQUES
 from stages.audit import METRIC_COLUMNS, all_findings
 from stages.auditing.evidence import Evidence, Records, gather
-from stages.core.packing import unpack
+from stages.core.packing import open_blob, unpack
 from stages.hashing import FileHashes
 from stages.workspace import Workspace
 
@@ -59,7 +60,7 @@ def test_every_technique_of_the_smoke_run_took_effect_and_every_rule_holds(smoke
     assert {verdicts[technique.key] for technique in TECHNIQUES} == {"took effect"}
     assert {verdicts[key] for key in ("parameters", "muon", "adamw")} == {"took effect"}
     assert {verdicts[key] for key in ("blob", "targets", "bytes", "limit")} == {"holds"}
-    assert verdicts["cap"] == "off"
+    assert (verdicts["cap"], verdicts["fit"]) == ("off", "off")
     assert len(verdicts) == len(audit.findings)
     assert all(finding.figures for finding in audit.findings if finding.verdict != "off")
 
@@ -116,6 +117,31 @@ def test_show_and_the_artifact_warn(doctored: tuple[Any, Path]) -> None:
     assert [row["verdict"][0] for row in rows[:4]] == ["⚠", "⚠", "⚠", "t"]
     assert "**late QAT: no effect.**" in artifacts["result"].data
     assert '<tr class="flag"><td>late QAT</td>' in (store / run.report.published.html.path).read_text()
+
+
+def test_what_quantization_costs_is_told_by_cause(smoke_run: Any, smoke_store: Path) -> None:
+    report = smoke_run.report
+    gap = report.audit.gap
+    assert gap.num_sequences * gap.sequence_length == report.spec.audit.gap_tokens == 2_048
+    causes = [part.cause for part in gap.parts]
+    assert causes[0] == "clipping"
+    assert causes[-1] == "fp16 scales"
+    assert {"rounding, embedding", "rounding, attention", "rounding, mlp", "rounding, value embedding"} <= set(causes)
+    assert sum(part.bpb for part in gap.parts) == pytest.approx(gap.total.bpb, abs=1e-12)
+    # Other windows than the whole text's, so only near.
+    assert abs(gap.total.bpb - (report.val_bpb_quantized - report.val_bpb_merged)) < 4 * gap.total.standard_error_bpb
+    page = (smoke_store / report.published.html.path).read_text()
+    told = CliRunner().invoke(app, ["show", report.run_id, "--store", str(smoke_store)]).stdout
+    for text in (*causes, f"{gap.total.bpb:+.5f}", f"{gap.total.divergence_nats:.5f}"):
+        assert text in page
+        assert text in told
+
+
+def test_the_gap_by_cause_can_be_left_out(run_pipeline: Any, smoke_store: Path) -> None:
+    run = run_pipeline(smoke_store, "audit.gap_tokens=0")
+    assert run.computed == ["audit", "publish"]
+    assert run.report.audit.gap is None
+    assert "by cause" not in (smoke_store / run.report.published.html.path).read_text()
 
 
 def _verdict(evidence: Evidence, key: str, **records: Any) -> tuple[str, str]:
@@ -242,3 +268,57 @@ def test_the_self_projection_is_that_of_the_formula(evidence: Evidence, smoke_ru
 def test_the_probe_sees_a_document_start_even_in_a_text_of_one_document(evidence: Evidence) -> None:
     assert evidence.counted.num_bos_targets == 0
     assert evidence.shipped.windows.num_document_starts == 1
+
+
+def test_what_a_coded_and_fitted_blob_spent_is_measured(fitted: Any, smoke_store: Path) -> None:
+    packed, audit = fitted.report.packed, fitted.report.audit
+    found, fit = audit.finding("quantizer"), audit.finding("fit")
+    assert (found.verdict, fit.verdict) == ("took effect", "holds")
+    _, payload = open_blob((smoke_store / fitted.report.package.blob.path).read_bytes())
+    floats = sum(tensor.stored_bytes for tensor in packed.tensors if tensor.format == "fp32")
+    weights = sum(tensor.num_elements for tensor in packed.tensors if tensor.format == "coded")
+    assert found.figures["bits_per_weight"] == pytest.approx(8 * (len(payload) - floats) / weights)
+    assert 2 < found.figures["entropy_bits_per_weight"] < 8
+    assert found.figures["divergence_nats"] == packed.divergence_nats
+    # the estimate that decides the steps, against what they really did
+    assert found.figures["estimated_loss_nats"] == pytest.approx(packed.divergence_nats, rel=0.6)
+    assert f"{packed.divergence_nats:.3g} nats a token of training text" in found.evidence
+    assert 0 <= fit.figures["below_share"] <= 0.001
+    assert fit.figures["tries"] == len(packed.fit_tries) <= 10
+    assert f"{fitted.report.size.total_bytes:,} bytes of {fitted.limit_bytes:,}" in fit.evidence
+
+
+def _fit_verdict(evidence: Evidence, fitted: Any, **packed: Any) -> tuple[str, str]:
+    report = fitted.report
+    return _verdict(evidence, "fit", spec=report.spec, size=report.size, packed=report.packed.derive(**packed))
+
+
+def test_a_fit_that_shipped_another_size_or_missed_the_limit_breaks_the_rule(evidence: Evidence, fitted: Any) -> None:
+    report = fitted.report
+    assert _fit_verdict(evidence, fitted)[0] == "holds"
+    assert _fit_verdict(evidence, fitted, step_multiplier=report.packed.step_multiplier * 1.01)[0] == "broken"
+    verdict, said = _fit_verdict(evidence, fitted, blob_bytes=report.packed.blob_bytes + fitted.limit_bytes)
+    assert (verdict, "OVER" in said) == ("broken", True)
+    smaller = FitTry(step_multiplier=report.packed.step_multiplier, package_bytes=report.size.code_bytes + 9)
+    verdict, said = _fit_verdict(evidence, fitted, blob_bytes=9, fit_tries=(smaller,))
+    assert (verdict, said.endswith("finer steps make no more bytes")) == ("holds", True)
+
+
+def test_rules_that_leave_nothing_to_code_are_found_out(evidence: Evidence, fitted: Any) -> None:
+    floats = tuple(tensor for tensor in fitted.report.packed.tensors if tensor.format == "fp32")
+    packed = fitted.report.packed.derive(tensors=floats)
+    verdict, said = _verdict(evidence, "quantizer", spec=fitted.report.spec, packed=packed)
+    assert (verdict, "nothing is coded" in said) == ("no effect", True)
+
+
+def test_gptq_says_how_far_the_predictions_move_and_when_it_moved_no_matrix(evidence: Evidence) -> None:
+    spec, packed = evidence.records.spec, evidence.records.packed.derive(method="gptq", divergence_nats=0.0125)
+    spec = spec.derive(quantize=replace(spec.quantize, method="gptq"))
+    matrices = [tensor for tensor in packed.tensors if tensor.format.startswith("int")]
+    moved = [tensor for tensor in matrices if tensor.rms_error != tensor.rms_error_round_to_nearest]
+    verdict, said = _verdict(evidence, "quantizer", spec=spec, packed=packed)
+    assert verdict == "took effect"
+    assert f"error feedback on training text moved {len(moved)} of {len(matrices)} matrices" in said
+    assert "the predictions move by 0.0125 nats" in said
+    same = packed.derive(tensors=tuple(tensor.derive(rms_error=tensor.rms_error_round_to_nearest) for tensor in packed.tensors))
+    assert _verdict(evidence, "quantizer", spec=spec, packed=same)[0] == "no effect"

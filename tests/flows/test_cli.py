@@ -24,7 +24,7 @@ def test_help_needs_nothing_heavy() -> None:
     assert not HEAVY & set(loaded)
 
 
-@pytest.mark.parametrize("command", ["run", "requantize", "validate-seeds", "up", "describe", "show", "runs"])
+@pytest.mark.parametrize("command", ["run", "requantize", "frontier", "validate-seeds", "up", "describe", "show", "runs"])
 def test_every_command_has_help_and_takes_json(command: str) -> None:
     result = fairway(command, "--help")
     assert result.exit_code == 0

@@ -59,7 +59,16 @@ def test_a_run_shows_tables_and_the_loss_curve(smoke_run: Any) -> None:
     by_key = {artifact.key: str(artifact.data) for artifact in artifacts}
     progress = {key for key in by_key if key.startswith("progress-")}
     assert progress >= {"progress-tokenize-corpus", "progress-train", "progress-evaluate"}
-    assert set(by_key) - progress == {"result", "report", "byte-budget", "quantization", "bpb-decomposition", "loss-curve", "techniques"}
+    assert set(by_key) - progress == {
+        "result",
+        "report",
+        "byte-budget",
+        "quantization",
+        "quantization-gap",
+        "bpb-decomposition",
+        "loss-curve",
+        "techniques",
+    }
     assert Path(smoke_run.report.published.html.path).name in by_key["report"]
     assert f"{smoke_run.report.val_bpb_quantized:.5f}" in by_key["result"]
     picture = re.search(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", by_key["loss-curve"])

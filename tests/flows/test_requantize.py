@@ -37,11 +37,9 @@ def test_variants_get_reports_of_their_own_and_nothing_before_quantize_runs(smok
     assert {task.name.split("-")[0] for task in tasks} == {"quantize", "package", "check_size", "evaluate", "audit", "publish"}
 
 
-def test_a_limit_is_met_within_a_thousandth_script_included(smoke_run: Any, smoke_store: Path) -> None:
-    limit = smoke_run.report.size.code_bytes + smoke_run.report.size.model_bytes * 9 // 10
-    state = requantize(smoke_run.report.run_id, limit_bytes=limit, options=_options(smoke_store), return_state=True)
-    rows, [report] = state.result()
-    assert [row["variant"] for row in rows] == ["the earlier run", f"at most {limit:,} bytes"]
+def test_a_limit_is_met_within_a_thousandth_script_included(fitted: Any) -> None:
+    limit, report = fitted.limit_bytes, fitted.report
+    assert [row["variant"] for row in fitted.rows] == ["the earlier run", f"at most {limit:,} bytes"]
     assert 0.999 * limit <= report.size.total_bytes <= limit
     assert report.packed.method == "ecsq"
     assert {tensor.format for tensor in report.packed.tensors} == {"coded", "fp32"}
@@ -60,6 +58,11 @@ def test_a_limit_that_cannot_be_met_is_answered_with_the_smallest(smoke_run: Any
         ({"overrides": ("quantize.methd=x",)}, r"quantize\.method"),
         ({"bits": ("int2", "int3", "int4", "int5", "int6", "int7"), "clip_grids": tuple(f".{n}" for n in range(1, 8))}, "42 variants"),
         ({"limit_bytes": 100_000, "bits": ("int4",)}, "limit_bytes = 100000: is met by the method ecsq"),
+        ({"methods": ("gptq_lite", "ecsq"), "bits": ("int4",)}, "bits = int4: method ecsq chooses its steps itself; .*loss_nats"),
+        ({"methods": ("ecsq",), "edge_bits": "int8"}, "edge_bits = int8: method ecsq chooses its steps itself"),
+        ({"methods": ("ecsq",), "embedding_format": "int4"}, "embedding_format = int4: method ecsq chooses its steps itself"),
+        ({"methods": ("round_to_nearest",), "clip_grids": ("0.9",)}, r"clip_grids = 0\.9: method round_to_nearest searches no clip"),
+        ({"overrides": ("quantize.fit.limit_bytes=90000",)}, r"fit\.limit_bytes = 90000: method gptq_lite has no steps to fit; .*ecsq"),
     ],
 )
 def test_what_it_would_not_carry_out_is_refused(asked: dict, named: str, smoke_run: Any, smoke_store: Path) -> None:

@@ -72,6 +72,16 @@ def test_the_program_alone_makes_the_same_bytes_and_the_same_score(smoke_run: An
     assert sorted(path.name for path in folder.iterdir()) == ["model.fwz", "scores.json", "train.log", "train_gpt.py"]
 
 
+def test_the_program_alone_meets_the_limit_with_the_same_bytes(fitted: Any, smoke_store: Path, tmp_path: Path) -> None:
+    """It trains on its own, calibrates on the same text and fits the same steps; its code's bytes it counts itself."""
+    folder = tmp_path / "empty"
+    scores = run_alone(folder, fitted.report, smoke_store, "--stride", "0")
+    assert (folder / "model.fwz").read_bytes() == (smoke_store / fitted.report.package.blob.path).read_bytes()
+    assert scores["non_overlapping"]["bpb"] == fitted.report.val_bpb_quantized
+    shipped = (folder / "model.fwz").stat().st_size + (folder / "train_gpt.py").stat().st_size
+    assert 0.999 * fitted.limit_bytes <= shipped <= fitted.limit_bytes
+
+
 def test_another_seed_is_another_model(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> None:
     folder = tmp_path / "seed 7"
     run_alone(folder, smoke_run.report, smoke_store, "--seed", "7", "--stride", "0")

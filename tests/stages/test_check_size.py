@@ -12,9 +12,10 @@ from schemas.package import Package, PackageSpec
 from schemas.quantize import PackedModel
 from schemas.settings import QuantizerSettings
 from schemas.tokenize_corpus import TokenizedCorpus
-from stages.check_size import apportion, check_size, describe_size, group_of
+from stages.check_size import apportion, check_size, describe_size
 from stages.package import package
 from stages.quantize import quantize
+from stages.tensor_groups import group_of
 from stages.workspace import DamagedFileError, Workspace
 
 MakeWorkspace = Callable[[str], Workspace]
@@ -41,6 +42,11 @@ def test_the_total_is_the_files_on_disk_and_every_part_adds_up(
     assert report.model_bytes == packed.blob_bytes
     assert sum(part.num_bytes for part in report.tensor_groups) == report.model_bytes
     assert {part.name for part in report.tensor_groups} == {"embedding", "value embedding", "attention", "mlp", "controls", "header"}
+    embedding = next(group for group in report.tensor_groups if group.name == "embedding")
+    row = next(tensor for tensor in packed.tensors if tensor.name == "tok_emb.weight")
+    assert (embedding.num_weights, embedding.entropy_bits) == (300 * 32, pytest.approx(row.entropy_bits))
+    assert embedding.bits_per_weight == pytest.approx(8 * embedding.num_bytes / (300 * 32))
+    assert sum(group.num_weights for group in report.tensor_groups) == packed.num_parameters
     assert report.fits
     assert report.margin_bytes == 16_000_000 - report.total_bytes
 
@@ -50,10 +56,10 @@ def test_any_other_file_in_the_folder_counts_as_code(packed: PackedModel, packag
     before = check_size(CheckSizeSpec(), packaged, packed, work)
     extra = work.root / packaged.folder / "notes" / "stray.bin"
     extra.parent.mkdir()
-    extra.write_bytes(bytes(123_456))
+    extra.write_bytes(bytes(654_321))
     report = check_size(CheckSizeSpec(), packaged, packed, work)
-    assert report.total_bytes == before.total_bytes + 123_456
-    assert report.code_bytes == before.code_bytes + 123_456
+    assert report.total_bytes == before.total_bytes + 654_321
+    assert report.code_bytes == before.code_bytes + 654_321
     assert report.largest[0].name == "notes/stray.bin"
 
 

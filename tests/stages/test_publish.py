@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.audit import Audit, Finding
-from schemas.check_size import SizePart, SizeReport
+from schemas.check_size import SizePart, SizeReport, TensorGroup
 from schemas.errors import StageError
 from schemas.evaluate import Evaluation, Score
 from schemas.files import FileRef, Provenance
@@ -160,7 +160,11 @@ def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[
             margin_bytes=16_000_000 - 1200 if fits else -200,
             fits=fits,
             files=(SizePart(name="train_gpt.py", num_bytes=1000), SizePart(name="model.fwz", num_bytes=200)),
-            tensor_groups=(SizePart(name="attention", num_bytes=150), SizePart(name="controls", num_bytes=50)),
+            tensor_groups=(
+                TensorGroup(name="attention", num_bytes=150, num_weights=400, entropy_bits=2.5),
+                TensorGroup(name="controls", num_bytes=40, num_weights=10, entropy_bits=32.0),
+                TensorGroup(name="header", num_bytes=10),
+            ),
             largest=(SizePart(name="train_gpt.py", num_bytes=1000),),
         ),
         "evaluation": Evaluation(
@@ -316,3 +320,10 @@ def test_the_pages_template_is_part_of_the_stages_code() -> None:
     modules = reachable_modules(["stages.publish"])
     assert [path.name for path in templates(modules.values())] == ["page.html"]
     assert templates(reachable_modules(["stages.quantize"]).values()) == []
+
+
+def test_bits_a_weight_stand_beside_the_entropy_of_each_group() -> None:
+    assert content.coding_rows(_results(_ref("metrics.parquet"))["size"]) == [
+        ["attention", "400", "3.000", "2.500", "+20.0%"],
+        ["controls", "10", "32.000", "32.000", "+0.0%"],
+    ]

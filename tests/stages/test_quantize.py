@@ -2,6 +2,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.settings import CalibrationSettings, FitSettings, FormatRule, ModelSettings, QuantizerSettings, from_dict
 from schemas.tokenize_corpus import TokenizedCorpus
-from stages.core.packing import unpack
+from stages.core.loader import TokenStream
+from stages.core.packing import pack, unpack
 from stages.core.quantizers.methods import quantize_state
+from stages.core.quantizers.with_text import quantize_with_text
 from stages.quantize import entropy_bits, quantize
 from stages.workspace import DamagedFileError, Workspace
 
@@ -133,38 +136,34 @@ CODED = dataclasses.replace(SPEC, method="ecsq", rules=(FormatRule("*.weight", "
 
 
 @pytest.mark.parametrize("spec", [CODED, dataclasses.replace(SPEC, method="gptq", calibration=CALIBRATION)], ids=["ecsq", "gptq"])
-def test_methods_that_calibrate_read_the_training_split_alone_and_give_equal_bytes(
-    spec: QuantizerSettings, tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+def test_the_stage_reads_the_training_split_alone_and_makes_the_bytes_that_the_program_makes(
+    spec: QuantizerSettings,
+    tiny_merged: MergedModel,
+    tiny_tokens: TokenizedCorpus,
+    tiny_state: dict[str, torch.Tensor],
+    make_workspace: MakeWorkspace,
 ) -> None:
     no_val = tuple(shard.derive(path="/nonexistent/val.bin") for shard in tiny_tokens.val_shards)
     without_val = tiny_tokens.derive(val_shards=no_val, tokenizer=tiny_tokens.tokenizer.derive(path="/nonexistent/tokenizer"))
-    texts = {"a": tiny_tokens, "b": without_val}
-    first, second = (quantize(spec, tiny_merged, text, make_workspace(name)) for name, text in texts.items())
-    assert first.blob.sha256 == second.blob.sha256
-    assert first.divergence_nats is not None
-    assert 0 < first.divergence_nats < 0.01 if spec is CODED else first.divergence_nats > 0
-    assert {row.format for row in first.tensors} == ({"coded", "fp32"} if spec is CODED else {"fp16", "int8", "int4", "fp32"})
+    work = make_workspace("quantize")
+    packed = quantize(spec, tiny_merged, without_val, work)
+    metadata = {"model": dataclasses.asdict(tiny_merged.model), "method": spec.method}
+    here = quantize_with_text(tiny_state, tiny_merged.model, train_stream(tiny_tokens), spec, metadata)
+    assert work.read(packed.blob).read_bytes() == pack(here.model, metadata, spec.zstd_level)
+    assert (packed.divergence_nats, packed.step_multiplier) == (here.divergence_nats, here.multiplier)
+    assert 0 < here.divergence_nats < (0.01 if spec is CODED else 1)
+    assert {row.format for row in packed.tensors} == ({"coded", "fp32"} if spec is CODED else {"fp16", "int8", "int4", "fp32"})
 
 
-def test_a_fitted_package_is_within_a_thousandth_below_the_limit(
+def train_stream(tokens: TokenizedCorpus) -> TokenStream:
+    return TokenStream([Path(shard.path) for shard in tokens.train_shards])
+
+
+def test_a_limit_without_the_scripts_bytes_is_the_users_error_by_hand(
     tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
 ) -> None:
-    free = quantize(CODED, tiny_merged, tiny_tokens, make_workspace("a"))
-    limit, code_bytes = 50_000 + free.blob_bytes * 9 // 10, 50_000
-    spec = dataclasses.replace(CODED, fit=FitSettings(limit_bytes=limit, code_bytes=code_bytes))
-    packed = quantize(spec, tiny_merged, tiny_tokens, make_workspace("b"))
-    assert 0.999 * limit <= packed.blob_bytes + code_bytes <= limit
-    assert packed.step_multiplier > free.step_multiplier  # type: ignore[operator]
-
-
-def test_a_limit_that_cannot_be_met_says_what_is_the_smallest(
-    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
-) -> None:
-    spec = dataclasses.replace(CODED, fit=FitSettings(limit_bytes=1_000, code_bytes=500))
-    with pytest.raises(
-        SpecError,
-        match=r"quantize\.fit\.limit_bytes = 1000: .* the smallest possible is [\d,]+ bytes, script included",
-    ):
+    spec = dataclasses.replace(CODED, fit=FitSettings(limit_bytes=100_000))
+    with pytest.raises(SpecError, match=r"quantize\.fit\.code_bytes: by hand, give the bytes of the script"):
         quantize(spec, tiny_merged, tiny_tokens, make_workspace("a"))
 
 
@@ -172,7 +171,7 @@ def test_too_little_training_text_is_the_users_error(
     tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
 ) -> None:
     spec = dataclasses.replace(CODED, calibration=dataclasses.replace(CALIBRATION, num_sequences=10_000))
-    with pytest.raises(SpecError, match=r"num_sequences = 10000: the training split has 624 sequences of 32 tokens"):
+    with pytest.raises(SpecError, match=r"quantize\.calibration\.num_sequences = 10000: the training split has 624 sequences of 32 tokens"):
         quantize(spec, tiny_merged, tiny_tokens, make_workspace("a"))
 
 

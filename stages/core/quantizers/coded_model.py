@@ -21,7 +21,12 @@ _SHARE_LIMIT = 2.0
 
 
 class LimitTooSmallError(ValueError):
-    """No steps make a package within the limit; the message says what is the smallest."""
+    """No steps make a package within the limit. The message begins with the setting's name and says what is the smallest."""
+
+    def __init__(self, limit_bytes: int, smallest_bytes: int) -> None:
+        super().__init__(
+            f"fit.limit_bytes = {limit_bytes}: cannot be met: the smallest possible is {smallest_bytes:,} bytes, script included"
+        )
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ def fit_multiplier(
         progress(tries)
         if size > limit_bytes:
             if multiplier >= coarsest:
-                raise LimitTooSmallError(f"{limit_bytes:,} bytes cannot be met: the smallest possible is {size:,} bytes")
+                raise LimitTooSmallError(limit_bytes, size)
             over = multiplier, size
         else:
             if fits is not None and over is None and size <= fits[1]:
@@ -146,7 +151,7 @@ def fit_multiplier(
     if fits is None:
         size = num_bytes(coarsest)
         if size > limit_bytes:
-            raise LimitTooSmallError(f"{limit_bytes:,} bytes cannot be met: the smallest possible is {size:,} bytes")
+            raise LimitTooSmallError(limit_bytes, size)
         return coarsest
     return fits[0]
 

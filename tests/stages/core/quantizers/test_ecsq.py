@@ -178,7 +178,7 @@ def test_the_fit_ends_in_few_tries_within_the_tolerance(start: float, limit: int
 
 
 def test_the_fit_says_the_smallest_size_where_nothing_fits() -> None:
-    with pytest.raises(LimitTooSmallError, match="9,999 bytes cannot be met: the smallest possible is 10,000 bytes"):
+    with pytest.raises(LimitTooSmallError, match=r"fit\.limit_bytes = 9999: cannot be met: the smallest possible is 10,000 bytes"):
         fit_multiplier(lambda multiplier: 10_000 + int(100 / multiplier), 1.0, 1_000.0, 9_999, 0.001)
 
 

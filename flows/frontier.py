@@ -1,0 +1,184 @@
+"""The merged model of a run quantized in every way, packaged and scored: bits per byte against bytes.
+
+    fairway frontier last
+
+Each scheme is the chain quantize → package → check_size → evaluate through the store, so nothing is computed twice: an interrupted call
+goes on with the scheme it was at, and a second call computes nothing.
+"""
+
+import base64
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from flows.form import Options, with_empty_fields
+from flows.frontier_output import frontier_rows, make_folder, write_frontier
+from flows.progress import stage_progress
+from flows.runs import find_report
+from flows.specs import run_options
+from flows.tasks import stage_runner, stream_logs
+from presets.quantizers import choose_schemes, scheme_settings
+from schemas.check_size import SizeReport
+from schemas.errors import FairwayError, SpecError, StageError
+from schemas.evaluate import EvaluateSpec, Evaluation
+from schemas.frontier import Frontier, FrontierPoint
+from schemas.pipeline import PipelineReport
+from schemas.quantize import PackedModel
+from schemas.runtime import RunOptions
+from schemas.settings import QuantizerSettings
+from stages.runner import Outcome
+from stages.store import Store
+
+log = logging.getLogger(__name__)
+
+SchemeName = Annotated[str, Field(pattern=r"^\s*[a-z_]+(:[a-z0-9.e-]+)?\s*$")]
+SHIPPED = "the run itself"
+_HALVES = {"quantize": 0.0, "evaluate": 0.5}  # where in a scheme's work the two stages that take time begin
+
+
+def _run_name() -> str:
+    given = flow_run.parameters
+    try:
+        return f"{find_report(Path(run_options(given['options']).store), given['run']).name}-frontier"
+    except SpecError:
+        return f"{given['run']}-refused"  # the flow itself says why
+
+
+@with_empty_fields
+@flow(name="frontier", flow_run_name=_run_name, persist_result=False)
+def frontier(run: str = "last", schemes: tuple[SchemeName, ...] = (), folder: str = "", options: Options = None) -> Frontier:
+    """Quantize the merged model of a run in every way, package and score each result, and draw bits per byte against bytes.
+
+    Args:
+        run: The run: its name or id, the beginning of either, or "last".
+        schemes: Quantizations as METHOD:SETTING: gptq:int5, round_to_nearest:int6, ecsq:0.001 (nats a token), reference; a method alone
+            stands for several of its settings. None given: twelve of all methods.
+        folder: Where table and plots are written on the worker's machine. Empty: frontiers/ and the run's name, in the store.
+        options: Where and how the stages run; never changes a result.
+    """
+    stream_logs()
+    options = run_options(options)
+    names = choose_schemes(schemes)
+    store = Store(options.store)
+    earlier = find_report(store.root, run)
+    _check_files(store, earlier)
+    out = Path(folder).expanduser() if folder else store.root / "frontiers" / earlier.name
+    make_folder(out)
+    log.info("%s: %d quantizations of the merged model", earlier.name, len(names))
+    # The windows and the precision with which the unquantized model was scored.
+    scoring = EvaluateSpec(scoring=replace(earlier.spec.merge.scoring, stride=0), compute=earlier.spec.merge.compute)
+    points, failed = [], dict[str, str]()
+    for index, name in enumerate(names):
+        settings = scheme_settings(name, earlier.spec.quantize, earlier.merged.model.num_layers)
+        try:
+            with _overall_progress(index, len(names), name):
+                points.append(_measure(name, settings, scoring, earlier, options))
+        except (FairwayError, OSError, RuntimeError) as error:  # one scheme takes no other with it
+            failed[name] = " ".join(str(error).split())
+            log.warning("%s: %s", name, failed[name])
+            continue
+        log.info("%s: %s bytes, %.5f bpb (%+.5f)", name, f"{points[-1].total_bytes:,}", points[-1].bpb, points[-1].gap_bpb)
+    if not points:
+        raise StageError("\n".join(f"{name}: {why}" for name, why in failed.items()))
+    shipped = _score(stage_runner(options, f"{earlier.name}-shipped", []), scoring, earlier)
+    _tell_done(len(names))
+    found = Frontier(
+        run_id=earlier.run_id,
+        run_name=earlier.name,
+        unquantized_bpb=earlier.val_bpb_merged,
+        limit_bytes=earlier.size.limit_bytes,
+        num_targets=shipped.non_overlapping.num_targets,
+        sequence_length=scoring.scoring.sequence_length,
+        precision=scoring.compute.precision,
+        shipped=_point(SHIPPED, earlier.packed, earlier.size, shipped, earlier, _seconds_of(earlier, "quantize")),
+        points=tuple(points),
+        failed=failed,
+    )
+    _publish(found, write_frontier(found, out))
+    return found
+
+
+def _measure(name: str, settings: QuantizerSettings, scoring: EvaluateSpec, earlier: PipelineReport, options: RunOptions) -> FrontierPoint:
+    outcomes = list[Outcome]()
+    run = stage_runner(options, f"{earlier.name}-{name}", outcomes)
+    spec = earlier.spec.derive(quantize=settings)
+    packed = run("quantize", settings, merged=earlier.merged, tokenized=earlier.tokenized)
+    package = run("package", spec.package_spec(), packed=packed)
+    size = run("check_size", spec.check_size, package=package, packed=packed)
+    scores = _score(run, scoring, earlier.derive(package=package))
+    return _point(name, packed, size, scores, earlier, outcomes[0].record.provenance.seconds)
+
+
+def _score(run: Callable[..., Evaluation], scoring: EvaluateSpec, report: PipelineReport) -> Evaluation:
+    return run("evaluate", scoring, package=report.package, tokenized=report.tokenized)
+
+
+def _point(
+    name: str, packed: PackedModel, size: SizeReport, scores: Evaluation, earlier: PipelineReport, quantize_seconds: float
+) -> FrontierPoint:
+    return FrontierPoint(
+        scheme=name,
+        method=packed.method,
+        total_bytes=size.total_bytes,
+        model_bytes=size.model_bytes,
+        code_bytes=size.code_bytes,
+        bits_per_parameter=8 * packed.blob_bytes / packed.num_parameters,
+        bpb=scores.non_overlapping.bpb,
+        gap_bpb=scores.non_overlapping.bpb - earlier.val_bpb_merged,
+        quantize_seconds=quantize_seconds,
+    )
+
+
+def _seconds_of(report: PipelineReport, stage: str) -> float:
+    return next(summary.computed_seconds for summary in report.stages if summary.stage == stage)
+
+
+def _check_files(store: Store, earlier: PipelineReport) -> None:
+    """Refuse a run whose files are gone, before anything is computed."""
+    tokenized, package = earlier.tokenized, earlier.package
+    needed = (earlier.merged.weights, tokenized.train_shards, tokenized.val_shards, tokenized.tokenizer, package.script, package.blob)
+    for problem in store.problems(needed):
+        raise SpecError(f"run = {earlier.name}: {problem}. Run the pipeline with its settings again: what is missing is made again")
+
+
+@contextmanager
+def _overall_progress(index: int, total: int, name: str) -> Iterator[None]:
+    """One bar for all schemes: how far the stage at work is becomes a part of its scheme."""
+    listener = stage_progress.get()
+    if listener is None:
+        yield
+        return
+
+    def tell(stage: str, done: float, of: float, unit: str) -> None:
+        if stage in _HALVES and of > 0:
+            # Never whole: that is said once, after the last scheme.
+            listener("frontier", min(index + _HALVES[stage] + 0.5 * done / of, total - 0.01), total, f"schemes, {name}: {stage}")
+
+    token = stage_progress.set(tell)
+    try:
+        yield
+    finally:
+        stage_progress.reset(token)
+
+
+def _tell_done(total: int) -> None:
+    if (listener := stage_progress.get()) is not None:
+        listener("frontier", total, total, "schemes")
+
+
+def _publish(found: Frontier, svg: str) -> None:
+    create_table_artifact(key="frontier", table=frontier_rows(found), description=f"quantizations of {found.run_name}")
+    picture = base64.b64encode(svg.encode()).decode()
+    create_markdown_artifact(
+        key="frontier-plot",
+        markdown=f"# Bits per byte against bytes\n\n![frontier](data:image/svg+xml;base64,{picture})",
+        description="each quantization's score and size",
+    )

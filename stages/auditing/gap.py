@@ -1,0 +1,188 @@
+"""The gap between the shipped and the merged model by cause, measured: clipping, rounding of each tensor group, fp16 scales.
+
+From the merged to the shipped weights there are three steps, each a set of weights that is scored:
+
+    merged → clipped: every weight beyond its row's outermost level takes that level, nothing is rounded
+    clipped → rounded: to the nearest level, with row scales as they were before they became fp16; one tensor group at a time, and all
+    rounded → shipped: the blob, whose scales are fp16
+
+What all groups rounded together cost beyond the sum of each alone is their interaction, so the parts sum to the whole. Nothing is
+chosen by this. Shape legend: N sequences, T tokens, V vocabulary, R rows, C columns.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from schemas.gap import GapByCause, GapPart
+from schemas.settings import ModelSettings, QuantizerSettings
+from stages.auditing.probe import MAX_PROBE_LOGITS
+from stages.core.bits_per_byte import TokenBytes, count_bytes
+from stages.core.loader import TokenStream
+from stages.core.model import GPT
+from stages.core.quantizers.grid import max_level
+from stages.core.quantizers.methods import METHODS, quantize_state
+from stages.core.quantizers.quantized import QuantizedTensor, bits_of
+from stages.tensor_groups import group_of
+
+State = dict[str, Tensor]
+
+_TOKENS_AT_ONCE = 4_096
+_CLIP_SLACK = 1 + 1e-6  # a row's largest weight over its own step is the outermost level only to float32's last bit
+_MIN_SEQUENCES = 2  # one has no standard error
+NOTES = {
+    "gptq": "gptq clips nothing, and its error feedback makes up for the fp16 scales while it rounds: they are no part of their own",
+    "ecsq": "ecsq clips nothing, and its steps are powers of two in quarter octaves: there are no fp16 scales",
+}
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """`ids` (N, T + 1) int64, inputs and targets in one, and the UTF-8 bytes that each row's targets stand for, int64 (N,)."""
+
+    ids: Tensor
+    num_bytes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scored:
+    """`nats` float64 (N,): each sequence's nll; where they were kept, float32 log-probabilities (·, V) of every target's place;
+    and the mean divergence, nats a token, from each model that it was compared with."""
+
+    nats: np.ndarray
+    predictions: list[Tensor]
+    divergences: list[float]
+
+
+def choose_sequences(tokens: TokenStream, table: TokenBytes, num_tokens: int, length: int) -> Sequences | None:
+    """Windows of `length` tokens without overlap, evenly spread, `num_tokens` in all at most; None when there is no room for two.
+
+    A large vocabulary takes fewer: predictions stay within MAX_PROBE_LOGITS numbers.
+    """
+    there = (len(tokens) - 1) // length
+    count = min(there, min(num_tokens, MAX_PROBE_LOGITS // len(table.base_bytes)) // length)
+    if count < _MIN_SEQUENCES:
+        return None
+    starts = np.linspace(0, there - 1, count).astype(np.int64) * length
+    rows = np.stack([tokens.read(int(start), length + 1) for start in starts])
+    return Sequences(torch.from_numpy(rows), count_bytes(table, rows[:, :-1], rows[:, 1:]).sum(axis=1))
+
+
+def gap_by_cause(
+    model: ModelSettings,
+    merged: State,
+    shipped: State,
+    settings: QuantizerSettings,
+    sequences: Sequences,
+    progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
+) -> GapByCause:
+    """The parts on `sequences`, in float32. `shipped` is the blob's state, made by `settings` from `merged`.
+
+    Raises ValueError as `quantize_state` does.
+    """
+    clipped, rounded = take_apart(merged, shipped, settings)
+    groups: dict[str, State] = {}
+    for name, tensor in rounded.items():
+        if not torch.equal(tensor, clipped[name]):
+            groups.setdefault(group_of(name), {})[name] = tensor
+    clips = any(not torch.equal(tensor, merged[name]) for name, tensor in clipped.items())
+    fp16_scales = any(not torch.equal(tensor, shipped[name]) for name, tensor in rounded.items())
+    network, passes, total_passes = GPT(model).eval(), 0, 2 + len(groups) + clips + fp16_scales
+
+    def scored(state: State, *against: Scored, keep: bool = False) -> Scored:
+        nonlocal passes
+        network.load_state_dict(state)
+        found = _score(network, sequences.ids, against, keep)
+        passes += 1
+        progress(passes, total_passes, "models, gap by cause")
+        return found
+
+    def part(cause: str, nats: np.ndarray, divergence: float | None = None) -> GapPart:
+        bpb, error = ratio_with_error(nats / math.log(2), sequences.num_bytes)
+        return GapPart(cause=cause, bpb=bpb, standard_error_bpb=error, divergence_nats=divergence)
+
+    of_merged = scored(merged, keep=True)
+    of_clipped = scored(clipped, of_merged, keep=True) if clips else of_merged
+    parts = []
+    if settings.method in METHODS:
+        parts.append(part("clipping", of_clipped.nats - of_merged.nats, of_clipped.divergences[0] if clips else 0.0))
+    alone = np.zeros_like(of_merged.nats)
+    for group, tensors in groups.items():
+        found = scored({**clipped, **tensors}, of_clipped)
+        alone += found.nats - of_clipped.nats
+        parts.append(part(f"rounding, {group}", found.nats - of_clipped.nats, found.divergences[0]))
+    of_rounded = scored(rounded, keep=True) if fp16_scales else None
+    of_shipped = scored(shipped, of_merged, *([of_rounded] if of_rounded else []))
+    of_rounded = of_rounded or of_shipped
+    parts.append(part("rounding, interaction of the groups", of_rounded.nats - of_clipped.nats - alone))
+    if settings.method in METHODS:
+        parts.append(part("fp16 scales", of_shipped.nats - of_rounded.nats, of_shipped.divergences[1] if fp16_scales else 0.0))
+    return GapByCause(
+        total=part("quantized − merged", of_shipped.nats - of_merged.nats, of_shipped.divergences[0]),
+        parts=tuple(parts),
+        num_sequences=len(sequences.ids),
+        sequence_length=sequences.ids.size(1) - 1,
+        note=NOTES.get(settings.method, ""),
+    )
+
+
+def take_apart(merged: State, shipped: State, settings: QuantizerSettings) -> tuple[State, State]:
+    """The clipped and the rounded weights between `merged` and `shipped`. Methods that calibrate have neither step: merged and shipped."""
+    if settings.method not in METHODS:
+        return merged, shipped
+    clipped, rounded = dict(merged), dict(shipped)
+    for tensor in quantize_state(merged, settings).tensors:
+        bits = bits_of(tensor.format)
+        if bits is None or tensor.name not in shipped:
+            continue
+        weight = merged[tensor.name].float()
+        clipped[tensor.name], rounded[tensor.name] = _of_rows(weight, tensor, bits, settings.method)
+    return clipped, rounded
+
+
+def _of_rows(weight: Tensor, tensor: QuantizedTensor, bits: int, method: str) -> tuple[Tensor, Tensor]:
+    """`weight` (R, C) clipped, and rounded on row scales (R, 1) in float32 as the method had them before it stored them."""
+    assert tensor.clip_ratios is not None
+    level = max_level(bits)
+    clip = (weight.abs().amax(dim=1) * tensor.clip_ratios).unsqueeze(1)
+    if method == "reference":  # its int6 is every fourth level of its int8, and its scale has a floor
+        fine_level, every = max_level(8), 2 ** (8 - bits)
+        fine = (clip / fine_level).clamp_min(1 / fine_level)
+        step = fine * every
+        codes = ((weight / fine).round().clamp(-fine_level, fine_level) / every).round().clamp(-level, level)
+    else:
+        step = (clip / level).clamp_min(torch.finfo(torch.float32).tiny)
+        codes = (weight / step).round().clamp(-level, level)
+    limit = step * level
+    return torch.where(weight.abs() > limit * _CLIP_SLACK, weight.clamp(-limit, limit), weight), codes * step
+
+
+def ratio_with_error(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Σ values / Σ weights over sequences, (N,) each, and its standard error (ratio estimator; Cochran, Sampling Techniques, 1977, 6.4)."""
+    total = float(weights.sum())
+    ratio = float(values.sum()) / total
+    spread = values - ratio * weights
+    return ratio, math.sqrt(len(values) / (len(values) - 1) * float(np.square(spread).sum())) / total
+
+
+@torch.inference_mode()
+def _score(network: GPT, ids: Tensor, against: Sequence[Scored], keep: bool) -> Scored:
+    """`ids` (N, T + 1), compared place by place with models whose predictions were kept on the same sequences."""
+    nats, kept, sums = [], [], [0.0] * len(against)
+    batches = ids.split(max(1, _TOKENS_AT_ONCE // (ids.size(1) - 1)))
+    for index, batch in enumerate(batches):
+        found = torch.log_softmax(network.logits(network.hidden(batch[:, :-1])).flatten(0, 1), dim=-1)
+        own = F.nll_loss(found, batch[:, 1:].flatten(), reduction="none")
+        nats.append(own.double().view(len(batch), -1).sum(dim=1))
+        for other, model in enumerate(against):
+            expected = model.predictions[index]
+            sums[other] += float((expected.exp() * (expected - found)).sum(dtype=torch.float64))
+        if keep:
+            kept.append(found)
+    num_targets = ids.size(0) * (ids.size(1) - 1)
+    return Scored(torch.cat(nats).numpy(), kept, [total / num_targets for total in sums])
