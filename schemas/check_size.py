@@ -21,8 +21,8 @@ class SizePart(Schema):
 class TensorGroup(SizePart):
     """Tensors of one role, their share of the blob, and what coding each stored number by itself would take."""
 
-    num_weights: NonNegativeInt = Field(description="0: the header")
-    entropy_bits: NonNegativeFloat = Field(description="order-0 entropy of the stored numbers of each tensor, bits a weight")
+    num_weights: NonNegativeInt = Field(0, description="0: the header, and reports from before this was counted")
+    entropy_bits: NonNegativeFloat = Field(0.0, description="order-0 entropy of the stored numbers of each tensor, bits a weight")
 
     @property
     def bits_per_weight(self) -> float:

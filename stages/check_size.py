@@ -98,7 +98,7 @@ def _tensor_groups(packed: PackedModel, blob: bytes, model_bytes: int) -> tuple[
         tensors.setdefault(group_of(tensor.name), []).append(tensor)
     alone = [len(compress_frame(header, 22)), *(sum(tensor.compressed_bytes for tensor in members) for members in tensors.values())]
     header_share, *shares = apportion(model_bytes, alone)
-    groups = [TensorGroup(name=HEADER_GROUP, num_bytes=header_share, num_weights=0, entropy_bits=0.0)]
+    groups = [TensorGroup(name=HEADER_GROUP, num_bytes=header_share)]
     for (name, members), num_bytes in zip(tensors.items(), shares, strict=True):
         num_weights = sum(tensor.num_elements for tensor in members)
         entropy_bits = sum(tensor.num_elements * tensor.entropy_bits for tensor in members) / num_weights

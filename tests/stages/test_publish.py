@@ -163,7 +163,7 @@ def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[
             tensor_groups=(
                 TensorGroup(name="attention", num_bytes=150, num_weights=400, entropy_bits=2.5),
                 TensorGroup(name="controls", num_bytes=40, num_weights=10, entropy_bits=32.0),
-                TensorGroup(name="header", num_bytes=10, num_weights=0, entropy_bits=0.0),
+                TensorGroup(name="header", num_bytes=10),
             ),
             largest=(SizePart(name="train_gpt.py", num_bytes=1000),),
         ),
