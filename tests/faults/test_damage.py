@@ -152,7 +152,9 @@ def test_a_stage_by_hand_refuses_a_damaged_input_without_a_stack_trace(
     shutil.copytree(chain.store.root, store)
     record = next(store.glob("stages/merge/*/record.json"))
     (tmp_path / "spec.json").write_text('{"method": "round_to_nearest"}')
-    command = [sys.executable, "-m", "stages.quantize", "--spec", str(tmp_path / "spec.json"), "--input", f"merged={record}"]
+    tokenized = next(store.glob("stages/tokenize_corpus/*/record.json"))
+    command = [sys.executable, "-m", "stages.quantize", "--spec", str(tmp_path / "spec.json")]
+    command += ["--input", f"merged={record}", "--input", f"tokenized={tokenized}"]
     answers = []
     for victim in (record.parent / "merged.safetensors", record):
         flip(victim, victim)

@@ -47,7 +47,7 @@ def test_a_stage_by_hand_leaves_its_record_and_is_served_the_second_time(tmp_pat
         ('{"zstd_levle": 3}', [], "zstd_levle"),
         ("{broken", [], "spec.json"),
         ("{}", [], "--input: give merged="),
-        ("{}", ["--input", "merged=nowhere.json"], "--input merged = nowhere.json: cannot be read"),
+        ("{}", ["--input", "merged=nowhere.json", "--input", "tokenized=nowhere.json"], "--input merged = nowhere.json: cannot be read"),
         ("{}", ["--input", "merge=x"], "--input: give merged="),
     ],
 )
