@@ -75,7 +75,7 @@ def test_a_second_call_computes_nothing_and_gives_the_same(found: tuple[Frontier
     frontier, folder = found
     before = {path: path.stat().st_mtime_ns for path in smoke_store.glob("stages/*/*")}
     chosen = [word for name in SCHEMES for word in ("--scheme", name)]
-    again = fairway(smoke_run.report.name, *chosen, "--store", smoke_store)
+    again = fairway(smoke_run.report.run_id, *chosen, "--store", smoke_store)
     assert again.exit_code == 0, again.output
     assert {path: path.stat().st_mtime_ns for path in smoke_store.glob("stages/*/*")} == before
     assert again.stderr.count("found in the store") == 4 * len(SCHEMES) + 1
