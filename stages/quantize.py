@@ -177,7 +177,9 @@ def _log_gain(packed: PackedModel) -> None:
     squared_plain = sum(row.num_elements * row.rms_error_round_to_nearest**2 for row in packed.tensors if row.clips)
     error_change = math.sqrt(squared / squared_plain) - 1 if squared_plain else 0.0
     byte_change = packed.blob_bytes / packed.blob_bytes_round_to_nearest - 1
-    verdict = "no gain" if error_change >= 0 and byte_change >= 0 else "mixed" if error_change > 0 or byte_change > 0 else "a gain"
+    # Equal errors are equal codes: a byte's difference is then the method's name in the header.
+    in_vain = error_change == 0 or (error_change > 0 and byte_change >= 0)
+    verdict = "no gain" if in_vain else "mixed" if error_change > 0 or byte_change > 0 else "a gain"
     log.info("against plain rounding: error %+.2f %%, bytes %+.2f %%: %s", 100 * error_change, 100 * byte_change, verdict)
 
 
