@@ -29,7 +29,7 @@ from torch import Tensor
 from benchmarks.common import circumstances
 from presets import load_preset
 from schemas.pipeline import PipelineSpec
-from schemas.settings import (
+from schemas.quantizer_settings import (
     GRID_OF_METHOD,
     CalibrationSettings,
     FormatRule,
@@ -37,8 +37,8 @@ from schemas.settings import (
     QuantizeMethod,
     QuantizerSettings,
     TensorFormat,
-    TrainSettings,
 )
+from schemas.settings import TrainSettings
 from stages.core.averaging import average_states, averaging_weights, choose_snapshots
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.loader import TokenStream

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.common import Figure, alternate, compared, parser_for, report, timed
 from presets import load_preset
-from schemas.settings import QuantizerSettings, format_for
+from schemas.quantizer_settings import QuantizerSettings, format_for
 from stages.core.model import GPT
 from stages.core.packing import pack
 from stages.core.quantizers.methods import quantize_state

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from flows.runs import find_report
 from presets.quantizers import SCHEMES, scheme_settings
-from schemas.settings import CalibrationSettings, QuantizerSettings, ScoringSettings
+from schemas.quantizer_settings import CalibrationSettings, QuantizerSettings
+from schemas.settings import ScoringSettings
 from stages.bundle import bundle
 from stages.core.bits_per_byte import TokenBytes, load_token_bytes
 from stages.core.loader import TokenStream

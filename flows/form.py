@@ -15,8 +15,8 @@ from schemas.errors import SpecError
 from schemas.introspect import find_setting, takes
 from schemas.overrides import describe_fields
 from schemas.pipeline import PipelineSpec
+from schemas.quantizer_settings import FormatRule
 from schemas.runtime import RunOptions
-from schemas.settings import FormatRule
 
 F = TypeVar("F", bound=Callable[..., Any])
 

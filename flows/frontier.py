@@ -32,8 +32,8 @@ from schemas.evaluate import EvaluateSpec, Evaluation
 from schemas.frontier import Frontier, FrontierPoint
 from schemas.pipeline import PipelineReport
 from schemas.quantize import PackedModel
+from schemas.quantizer_settings import QuantizerSettings
 from schemas.runtime import RunOptions
-from schemas.settings import QuantizerSettings
 from stages.runner import Outcome
 from stages.store import Store
 

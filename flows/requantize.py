@@ -39,8 +39,8 @@ from flows.tasks import stage_runner, stream_logs
 from schemas.errors import SpecError, StageError
 from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineReport
+from schemas.quantizer_settings import QuantizeMethod
 from schemas.runtime import RunOptions
-from schemas.settings import QuantizeMethod
 from stages.registry import STAGES
 from stages.runner import Outcome
 from stages.stopping import Stopping

@@ -13,8 +13,8 @@ from schemas.errors import SpecError
 from schemas.overrides import apply_overrides, describe_fields
 from schemas.pipeline import PipelineSpec
 from schemas.quantize import QuantizeSpec
+from schemas.quantizer_settings import CALIBRATED_METHODS
 from schemas.runtime import RunOptions
-from schemas.settings import CALIBRATED_METHODS
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.script import as_shipped, program
 

@@ -7,16 +7,13 @@ from schemas.gap import AuditOptions
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
+from schemas.quantizer_settings import CalibrationSettings, FormatRule, QatSettings, QuantizerSettings
 from schemas.settings import (
     AveragingSettings,
-    CalibrationSettings,
     ComputeSettings,
     DataSettings,
-    FormatRule,
     ModelSettings,
     OptimizerSettings,
-    QatSettings,
-    QuantizerSettings,
     ScheduleSettings,
     ScoringSettings,
     SnapshotSettings,

@@ -5,7 +5,8 @@ from dataclasses import replace
 from presets.demo import demo
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
-from schemas.settings import DataSettings, FormatRule, ModelSettings, SnapshotSettings
+from schemas.quantizer_settings import FormatRule
+from schemas.settings import DataSettings, ModelSettings, SnapshotSettings
 
 
 def medium() -> PipelineSpec:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from schemas.errors import SpecError
-from schemas.settings import FitSettings, FormatRule, QuantizeMethod, QuantizerSettings, TensorFormat
+from schemas.quantizer_settings import FitSettings, FormatRule, QuantizeMethod, QuantizerSettings, TensorFormat
 
 SCHEMES = (
     "reference",

@@ -7,17 +7,13 @@ from schemas.evaluate import EvaluateSpec
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
+from schemas.quantizer_settings import CalibrationSettings, FitSettings, FormatRule, QatSettings, QuantizerSettings
 from schemas.settings import (
     AveragingSettings,
-    CalibrationSettings,
     ComputeSettings,
     DataSettings,
-    FitSettings,
-    FormatRule,
     ModelSettings,
     OptimizerSettings,
-    QatSettings,
-    QuantizerSettings,
     ScheduleSettings,
     ScoringSettings,
     SnapshotSettings,

@@ -14,7 +14,8 @@ from schemas.merge import MergedModel, MergeSpec
 from schemas.package import Package, PackageOptions, PackageSpec
 from schemas.publish import PublishedReport, PublishOptions
 from schemas.quantize import PackedModel, QuantizeSpec
-from schemas.settings import GRID_OF_METHOD, QatSettings, Recipe
+from schemas.quantizer_settings import GRID_OF_METHOD, QatSettings
+from schemas.settings import Recipe
 from schemas.tokenize_corpus import ShardsCorpus, TokenizedCorpus, TokenizeSpec
 from schemas.train import Checkpoints, TrainSpec
 

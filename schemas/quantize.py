@@ -4,7 +4,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from schemas.base import Schema
 from schemas.files import FileRef
-from schemas.settings import QuantizerSettings
+from schemas.quantizer_settings import QuantizerSettings
 
 QuantizeSpec = QuantizerSettings
 

@@ -1,65 +1,10 @@
-"""Settings of model, training, averaging and quantizer. Standard library only: these classes ship in the submission.
+"""Settings of model, training, averaging and scoring. Standard library only: these classes ship in the submission."""
 
-Every field carries its help, unit and bounds as metadata; `Settings` checks the bounds whenever one is made, by
-pydantic, by `dataclasses.replace` or by hand, and says which field, which value and what is allowed.
-"""
+from dataclasses import dataclass
+from typing import Literal
 
-import dataclasses
-import math
-from dataclasses import dataclass, field, fields
-from fnmatch import fnmatchcase
-from types import UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-S = TypeVar("S", bound="Settings")
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    unit: str = "",
-    minimum: float | None = None,
-    maximum: float | None = None,
-    above: float | None = None,
-) -> Any:
-    """A dataclass field: default, one line of help, unit, and inclusive bounds (`above` is exclusive)."""
-    metadata = {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "above": above}
-    if isinstance(default, Settings):
-        return field(default_factory=lambda: default, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Base: bounds checked at construction, unknown fields refused by pydantic."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            values = value if isinstance(value, tuple) else (value,)
-            for number in values:
-                if isinstance(number, bool) or not isinstance(number, (int, float)):
-                    continue
-                _check_bounds(item.name, number, item.metadata)
-        self.check()
-
-    def check(self) -> None:
-        """Conditions between fields; raises ValueError."""
-
-
-def _check_bounds(name: str, number: float, metadata: Any) -> None:
-    minimum, maximum, above = metadata.get("minimum"), metadata.get("maximum"), metadata.get("above")
-    if not math.isfinite(number):
-        raise ValueError(f"{name} = {number}: must be a finite number")
-    if minimum is not None and number < minimum:
-        raise ValueError(f"{name} = {number}: must be at least {minimum}")
-    if above is not None and number <= above:
-        raise ValueError(f"{name} = {number}: must be above {above}")
-    if maximum is not None and number > maximum:
-        raise ValueError(f"{name} = {number}: must be at most {maximum}")
+from schemas.quantizer_settings import QatSettings, QuantizerSettings
+from schemas.setting import Settings, setting
 
 
 def _exactly_one(settings: Settings, first: str, second: str) -> None:
@@ -193,57 +138,6 @@ class SnapshotSettings(Settings):
         _exactly_one(self, "every_fraction", "every_steps")
 
 
-TensorFormat = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp16", "fp32"]
-StoredFormat = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp16", "fp32", "coded"]
-
-
-@dataclass(frozen=True)
-class FormatRule(Settings):
-    """Tensors whose name matches `pattern` (shell wildcards) are stored as `format`. The first match counts."""
-
-    pattern: str = setting("*", "shell wildcards over tensor names")
-    format: TensorFormat = setting("fp32", "how the tensor is stored")
-
-
-DEFAULT_RULES = (
-    FormatRule("tok_emb.weight", "fp16"),
-    FormatRule("blocks.0.*.weight", "int8"),
-    FormatRule("blocks.10.*.weight", "int8"),
-    FormatRule("*.weight", "int6"),
-    FormatRule("*", "fp32"),
-)
-
-
-QatGrid = Literal["of_quantizer", "round_to_nearest", "gptq_lite", "reference"]
-GRID_OF_METHOD: dict[str, QatGrid] = {
-    "round_to_nearest": "round_to_nearest",
-    "gptq": "round_to_nearest",  # error feedback chooses other levels of the same grid
-    "gptq_lite": "gptq_lite",
-    "reference": "reference",
-}
-
-
-@dataclass(frozen=True)
-class QatSettings(Settings):
-    """Late quantization-aware training: straight-through rounding to the grid that the exporter will use."""
-
-    start_lr_scale: float = setting(
-        0.1, "on once the learning-rate scale is below this; 0: never", unit="fraction of the peak", minimum=0, maximum=1
-    )
-    rules: tuple[FormatRule, ...] = setting(DEFAULT_RULES, "format of each tensor, as in quantize.rules")
-    grid: QatGrid = setting(
-        "of_quantizer", "what it rounds to. of_quantizer: a run fills in that of quantize.method; training by itself takes round_to_nearest"
-    )
-    clip_candidates: tuple[float, ...] = setting((), "ratios that grid gptq_lite tries; filled in with it", above=0, maximum=1)
-
-    def check(self) -> None:
-        if (self.grid == "gptq_lite") != bool(self.clip_candidates):
-            raise ValueError(
-                f"clip_candidates = {self.clip_candidates} and grid = {self.grid}: gptq_lite needs ratios and no other grid takes any; "
-                "leave grid at of_quantizer, which fills in both"
-            )
-
-
 @dataclass(frozen=True)
 class ComputeSettings(Settings):
     """What computes. Part of the identity: another device, precision or split gives other bits."""
@@ -297,95 +191,6 @@ class AveragingSettings(Settings):
 
 
 @dataclass(frozen=True)
-class CalibrationSettings(Settings):
-    """The text of the training split from which gptq and ecsq learn what an error in each weight costs."""
-
-    num_sequences: int = setting(128, "sequences, drawn from the whole training split by the seed", unit="sequences", minimum=1)
-    sequence_length: int = setting(256, "tokens in each", unit="tokens", minimum=2)
-    batch_sequences: int = setting(16, "sequences in one forward pass", unit="sequences", minimum=1)
-    damping: float = setting(0.01, "added to the Hessian's diagonal", unit="share of its mean", above=0, maximum=1)
-    seed: int = setting(0, "which sequences, and the targets drawn from the model's predictions", minimum=0, maximum=2**63 - 1)
-    threads: int = setting(2, "CPU threads", minimum=1, maximum=256)
-
-    def sequences_in(self, num_tokens: int) -> int:
-        """How many sequences a split of so many tokens has, each with the token after it."""
-        return max(num_tokens - 1, 0) // self.sequence_length
-
-    def check_text(self, num_tokens: int) -> None:
-        """Raises ValueError, which begins with the setting's name, where a training split of so many tokens is too short."""
-        there = self.sequences_in(num_tokens)
-        if there < self.num_sequences:
-            raise ValueError(
-                f"calibration.num_sequences = {self.num_sequences}: the training split has {there} sequences of "
-                f"{self.sequence_length} tokens; ask for fewer or shorter ones"
-            )
-
-
-@dataclass(frozen=True)
-class EcsqSettings(Settings):
-    """Entropy-constrained quantization: one number decides all steps, their shares come from the calibration text."""
-
-    loss_nats: float = setting(
-        0.001, "growth of the loss to spend, by the Fisher estimate; not used when fit.limit_bytes is set", unit="nats a token", above=0
-    )
-    measured_shares: bool = setting(
-        False, "correct the estimate for each matrix by the divergence that quantizing it alone makes on training text"
-    )
-    floors: tuple[FormatRule, ...] = setting((), "matrices that may be no coarser, in mean square, than this integer format for each row")
-
-    def check(self) -> None:
-        for rule in self.floors:
-            if not rule.format.startswith("int"):
-                raise ValueError(f"floors: {rule.pattern} = {rule.format}: give an integer format, int2 to int8")
-
-
-@dataclass(frozen=True)
-class FitSettings(Settings):
-    """Find the finest steps whose package is within a limit."""
-
-    limit_bytes: int | None = setting(None, "bytes of script and blob together; empty: no fitting", unit="bytes", minimum=1)
-    code_bytes: int | None = setting(None, "bytes of the script; empty: the pipeline measures it", unit="bytes", minimum=0)
-    tolerance_fraction: float = setting(0.001, "stop once the package is this close below the limit", unit="share", above=0, maximum=0.5)
-
-
-QuantizeMethod = Literal["gptq_lite", "round_to_nearest", "reference", "gptq", "ecsq"]
-CALIBRATED_METHODS = ("gptq", "ecsq")
-
-
-@dataclass(frozen=True)
-class QuantizerSettings(Settings):
-    """Post-training quantization. One symmetric integer grid per row with fp16 scales, or (ecsq) entropy-coded steps."""
-
-    method: QuantizeMethod = setting(
-        "gptq_lite",
-        "round_to_nearest: the largest value of each row as it is; gptq_lite: clip search for each row; reference: the reference's own; "
-        "gptq: error feedback on calibration text; ecsq: error feedback, steps by what errors cost, coded by rANS",
-    )
-    rules: tuple[FormatRule, ...] = setting(
-        DEFAULT_RULES,
-        "format of each tensor; the first match counts. ecsq codes whatever an integer format is given, with steps of its own",
-    )
-    clip_candidates: tuple[float, ...] = setting(
-        (1.0, 0.99, 0.98, 0.97, 0.95, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7),
-        "clip ratios of the row's largest value that gptq_lite tries",
-        above=0,
-        maximum=1,
-    )
-    zstd_level: int = setting(22, "compression of the container", minimum=1, maximum=22)
-    calibration: CalibrationSettings = setting(CalibrationSettings(), "text for gptq and ecsq")
-    ecsq: EcsqSettings = setting(EcsqSettings(), "what ecsq spends")
-    fit: FitSettings = setting(FitSettings(), "settings that meet a byte limit (ecsq)")
-
-    def check(self) -> None:
-        if not self.clip_candidates:
-            raise ValueError("clip_candidates = (): give at least one ratio, for example (1.0,)")
-        if not self.rules or self.rules[-1].pattern != "*":
-            raise ValueError('rules: the last pattern must be "*", so that every tensor has a format')
-        if self.fit.limit_bytes is not None and self.method != "ecsq":
-            raise ValueError(f"fit.limit_bytes = {self.fit.limit_bytes}: method {self.method} has no steps to fit; set method to ecsq")
-
-
-@dataclass(frozen=True)
 class ScoringSettings(Settings):
     """How a model is scored in bits per byte."""
 
@@ -407,32 +212,3 @@ class Recipe(Settings):
     quantizer: QuantizerSettings = setting(QuantizerSettings(), "model to blob")
     scoring: ScoringSettings = setting(ScoringSettings(), "bits per byte of the blob")
     compute: ComputeSettings = setting(ComputeSettings(), "where the blob is scored")
-
-
-def from_dict(cls: type[S], values: dict[str, Any]) -> S:
-    """Settings from plain JSON types (the inverse of `dataclasses.asdict`). Raises ValueError for an unknown field."""
-    hints = get_type_hints(cls)
-    unknown = set(values) - {item.name for item in fields(cls)}
-    if unknown:
-        raise ValueError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}")
-    return cls(**{name: _from_json(hints[name], value) for name, value in values.items()})
-
-
-def _from_json(hint: Any, value: Any) -> Any:
-    if get_origin(hint) in (Union, UnionType) and value is not None:
-        hint = next(option for option in get_args(hint) if option is not type(None))
-    if get_origin(hint) is tuple:
-        return tuple(_from_json(get_args(hint)[0], item) for item in value)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value)  # type: ignore[type-var, arg-type]
-    if hint is float and isinstance(value, int):
-        return float(value)
-    return value
-
-
-def format_for(name: str, rules: tuple[FormatRule, ...]) -> TensorFormat:
-    """Format of the tensor `name`: the first rule whose pattern matches. Raises ValueError if none does."""
-    for rule in rules:
-        if fnmatchcase(name, rule.pattern):
-            return rule.format
-    raise ValueError(f'no rule matches tensor {name!r}: end the rules with the pattern "*"')

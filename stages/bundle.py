@@ -19,7 +19,7 @@ from schemas.errors import StageError
 from stages.source import OUR_PACKAGES, reachable_modules
 
 SHIPPED_PREFIX = "stages.core."
-SHIPPED_MODULES = ("schemas.settings",)
+SHIPPED_MODULES = ("schemas.setting", "schemas.settings", "schemas.quantizer_settings")
 _LINE_LENGTH = 140
 
 

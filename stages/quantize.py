@@ -23,7 +23,8 @@ from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.package import BLOB_NAME
 from schemas.quantize import ClipShare, FitTry, PackedModel, QuantizeSpec, TensorReport
-from schemas.settings import ComputeSettings, FitSettings
+from schemas.quantizer_settings import FitSettings
+from schemas.settings import ComputeSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.packing import compress_frame, pack, payload_of, seal, serialize
 from stages.core.quantizers.methods import FormatRuleError, needs_text, quantize_state

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from schemas.errors import SpecError, StageError
-from schemas.settings import ModelSettings, QuantizerSettings, from_dict
+from schemas.quantizer_settings import QuantizerSettings
+from schemas.setting import from_dict
+from schemas.settings import ModelSettings
 from stages.core.loader import TokenStream
 from stages.core.quantizers.coded_grid import CodedGrid
 from stages.core.quantizers.coded_model import LimitTooSmallError

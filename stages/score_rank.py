@@ -9,7 +9,8 @@ from pathlib import Path
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings, from_dict
+from schemas.setting import from_dict
+from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT

@@ -58,17 +58,20 @@ def as_shipped(source: str, options: PackageOptions) -> bytes:
 
 def recipe_source(recipe: Recipe | None) -> str:
     """The module that holds the settings, as Python source: one setting a line."""
-    classes = sorted({"Recipe"} | set(_class_names(recipe)))
+    imported: dict[str, set[str]] = {Recipe.__module__: {Recipe.__name__}}
+    for cls in _classes(recipe):
+        imported.setdefault(cls.__module__, set()).add(cls.__name__)
+    lines = [f"from {module} import {', '.join(sorted(names))}\n" for module, names in sorted(imported.items())]
     docstring = '"""Settings of the run that this program repeats."""'
-    return f"{docstring}\n\nfrom schemas.settings import {', '.join(classes)}\n\nRECIPE: Recipe | None = {_literal(recipe, 0)}\n"
+    return f"{docstring}\n\n{''.join(lines)}\nRECIPE: Recipe | None = {_literal(recipe, 0)}\n"
 
 
-def _class_names(value: Any) -> list[str]:
+def _classes(value: Any) -> list[type]:
     if isinstance(value, tuple):
-        return [name for item in value for name in _class_names(item)]
+        return [cls for item in value for cls in _classes(item)]
     if not dataclasses.is_dataclass(value):
         return []
-    return [type(value).__name__, *(name for item in dataclasses.fields(value) for name in _class_names(getattr(value, item.name)))]
+    return [type(value), *(cls for item in dataclasses.fields(value) for cls in _classes(getattr(value, item.name)))]
 
 
 def _literal(value: Any, depth: int) -> str:

@@ -14,7 +14,8 @@ from statistics import NormalDist
 
 import torch
 
-from schemas.settings import ModelSettings, OptimizerSettings, QuantizerSettings, format_for
+from schemas.quantizer_settings import QuantizerSettings, format_for
+from schemas.settings import ModelSettings, OptimizerSettings
 from stages.core.model import GPT
 from stages.core.parameter_groups import group_parameters
 

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from schemas.errors import StageError
-from schemas.settings import TrainSettings, from_dict
+from schemas.setting import from_dict
+from schemas.settings import TrainSettings
 from stages.core.processes import join_processes
 from stages.core.schedule import Clock, progress_at
 from stages.core.training import DivergedError, Hooks, StepMetrics, TrainedModel, Trainer, TrainState, step_line

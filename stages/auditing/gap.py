@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from schemas.gap import GapByCause, GapPart
-from schemas.settings import ModelSettings, QuantizerSettings
+from schemas.quantizer_settings import QuantizerSettings
+from schemas.settings import ModelSettings
 from stages.auditing.probe import MAX_PROBE_LOGITS
 from stages.core.bits_per_byte import TokenBytes, count_bytes
 from stages.core.loader import TokenStream

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from schemas.audit import Finding, Verdict
-from schemas.settings import GRID_OF_METHOD
+from schemas.quantizer_settings import GRID_OF_METHOD
 from schemas.techniques import TECHNIQUES, Technique
 from stages.auditing.evidence import Evidence, learned
 from stages.auditing.model_findings import count_of, learning_text, names_of, off

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from schemas.settings import ModelSettings, QatSettings, format_for
+from schemas.quantizer_settings import QatSettings, format_for
+from schemas.settings import ModelSettings
 from stages.core.quantizers.fake_quantizers import FakeQuantizer, fake_quantizer
 
 BOS_ID = 1

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from schemas.settings import OptimizerSettings, QatSettings, ScheduleSettings, SnapshotSettings
+from schemas.quantizer_settings import QatSettings
+from schemas.settings import OptimizerSettings, ScheduleSettings, SnapshotSettings
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from schemas.settings import ComputeSettings, ModelSettings, QuantizerSettings, Recipe, ScoringSettings, from_dict
+from schemas.quantizer_settings import QuantizerSettings
+from schemas.setting import from_dict
+from schemas.settings import ComputeSettings, ModelSettings, Recipe, ScoringSettings
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT

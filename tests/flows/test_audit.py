@@ -284,7 +284,7 @@ def test_what_a_coded_and_fitted_blob_spent_is_measured(fitted: Any, smoke_store
     assert found.figures["estimated_loss_nats"] == pytest.approx(packed.divergence_nats, rel=0.6)
     assert f"{packed.divergence_nats:.3g} nats a token of training text" in found.evidence
     assert 0 <= fit.figures["below_share"] <= 0.001
-    assert fit.figures["tries"] == len(packed.fit_tries) <= 10
+    assert fit.figures["tries"] == len(packed.fit_tries) <= 16
     assert f"{fitted.report.size.total_bytes:,} bytes of {fitted.limit_bytes:,}" in fit.evidence
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from flows.cli import app
 
-HEAVY = {"torch", "prefect", "pydantic", "numpy", "matplotlib", "pyarrow", "rich.table", "schemas.settings"}
+HEAVY = {"torch", "prefect", "pydantic", "numpy", "matplotlib", "pyarrow", "rich.table", "schemas.setting", "schemas.settings"}
 
 
 def fairway(*arguments: object) -> Result:

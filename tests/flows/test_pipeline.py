@@ -86,10 +86,22 @@ def test_a_second_run_is_wholly_cached_and_gives_the_same(run_pipeline: Any, smo
 
 
 def test_other_quantization_reruns_it_and_what_follows(run_pipeline: Any, smoke_run: Any, smoke_store: Path) -> None:
-    rerun = run_pipeline(smoke_store, "quantize.method=round_to_nearest", "quantize.zstd_level=3")  # as no other test of this store asks
+    rerun = run_pipeline(smoke_store, "quantize.zstd_level=5")  # as no other test of this store asks
     assert rerun.computed == FROM_QUANTIZE
-    assert rerun.report.packed.method == "round_to_nearest"
+    assert rerun.report.packed.blob != smoke_run.report.packed.blob
     assert rerun.report.merged == smoke_run.report.merged
+
+
+def test_another_method_trains_again_only_where_late_qat_would_know_another_grid(
+    run_pipeline: Any, smoke_run: Any, smoke_store: Path
+) -> None:
+    rerun = run_pipeline(smoke_store, "quantize.method=round_to_nearest")
+    assert rerun.computed[0] == "train"
+    assert rerun.report.spec.train.qat.grid == "round_to_nearest"
+    without = [run_pipeline(smoke_store, "train.qat.start_lr_scale=0", *more) for more in ((), ("quantize.method=round_to_nearest",))]
+    assert without[0].computed[0] == "train"
+    assert without[1].computed == FROM_QUANTIZE
+    assert without[1].report.packed.method == "round_to_nearest"
 
 
 @pytest.mark.parametrize("harm", ["deleted", "flipped byte", "cut short", "emptied"])

@@ -6,7 +6,8 @@ import pytest
 
 from presets import PRESETS, load_preset
 from schemas.errors import SpecError
-from schemas.settings import GRID_OF_METHOD, ComputeSettings, DataSettings
+from schemas.quantizer_settings import GRID_OF_METHOD
+from schemas.settings import ComputeSettings, DataSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.training import Hooks, StepMetrics, Trainer
 

@@ -12,7 +12,9 @@ from schemas.evaluate import EvaluateSpec
 from schemas.files import FileRef, SourceFile
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
-from schemas.settings import ComputeSettings, ModelSettings, TrainSettings, format_for, from_dict
+from schemas.quantizer_settings import format_for
+from schemas.setting import from_dict
+from schemas.settings import ComputeSettings, ModelSettings, TrainSettings
 
 HASH = "a" * 64
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.ui
 
 BAD_VALUES = [
     ("pipeline", {"max_steps": -1}, "'max_steps'", "-1 is less than the minimum of 1"),
-    ("pipeline", {"preset": "dmeo"}, "'preset'", "'dmeo' is not one of ['smoke', 'demo', 'record', 'reference']"),
+    ("pipeline", {"preset": "dmeo"}, "'preset'", "'dmeo' is not one of ['smoke', 'demo', 'medium', 'record', 'reference']"),
     ("pipeline", {"overrides": ["nonsense"]}, "'overrides[0]'", "'nonsense' does not match"),
     ("requantize", {"bits": ["int9"]}, "'bits[0]'", "'int9' is not one of"),
     ("requantize", {"clip_grids": ["1.0, 1.5"]}, "'clip_grids[0]'", "does not match"),

@@ -10,7 +10,7 @@ from schemas.errors import SpecError
 from schemas.merge import MergedModel
 from schemas.package import Package, PackageSpec
 from schemas.quantize import PackedModel
-from schemas.settings import QuantizerSettings
+from schemas.quantizer_settings import QuantizerSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.check_size import apportion, check_size, describe_size
 from stages.package import package

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from schemas.gap import GapByCause, GapPart
-from schemas.settings import FormatRule, ModelSettings, QuantizerSettings
+from schemas.quantizer_settings import FormatRule, QuantizerSettings
+from schemas.settings import ModelSettings
 from stages.auditing.gap import Sequences, choose_sequences, gap_by_cause, ratio_with_error, take_apart
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.model import GPT

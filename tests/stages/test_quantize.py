@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
-from schemas.settings import CalibrationSettings, FitSettings, FormatRule, ModelSettings, QuantizerSettings, from_dict
+from schemas.quantizer_settings import CalibrationSettings, FitSettings, FormatRule, QuantizerSettings
+from schemas.setting import from_dict
+from schemas.settings import ModelSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.loader import TokenStream
 from stages.core.packing import pack, unpack

@@ -5,7 +5,8 @@ import torch
 import zstandard
 
 from presets import PRESETS
-from schemas.settings import ModelSettings, OptimizerSettings, QuantizerSettings
+from schemas.quantizer_settings import QuantizerSettings
+from schemas.settings import ModelSettings, OptimizerSettings
 from stages.core.model import GPT
 from stages.core.quantizers.grid import quantize_rows
 from stages.sizing import coded_bits, estimated_bytes, measure_model

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from schemas.settings import QuantizerSettings, format_for
+from schemas.quantizer_settings import QuantizerSettings, format_for
 from stages.core.model import GPT
 from stages.core.quantizers.calibration import MatrixStatistics
 from stages.core.quantizers.ecsq import PreparedMatrix, prepare, quantize_coded
@@ -16,7 +16,7 @@ from stages.core.quantizers.methods import integer_bits, store_as_float
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
 
 COARSEST_LOSS_NATS = 1.0
-MAX_FIT_TRIES = 10
+MAX_FIT_TRIES = 16  # four or five do, but the bytes of a model of a few kilobytes jump between neighbouring steps
 _SHARE_LIMIT = 2.0
 
 

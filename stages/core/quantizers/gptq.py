@@ -6,7 +6,7 @@ Source: arXiv:2210.17323, with its activation order and damping.
 import torch
 from torch import Tensor
 
-from schemas.settings import QuantizerSettings
+from schemas.quantizer_settings import QuantizerSettings
 from stages.core.quantizers.calibration import MatrixStatistics
 from stages.core.quantizers.error_feedback import inverse_factor, round_with_feedback
 from stages.core.quantizers.grid import QuantizedRows, max_level, quantize_rows

@@ -6,7 +6,7 @@ Source: the "GPTQ-lite" of openai/parameter-golf pull request 543, done for each
 import torch
 from torch import Tensor
 
-from schemas.settings import QuantizerSettings
+from schemas.quantizer_settings import QuantizerSettings
 from stages.core.quantizers.grid import QuantizedRows, fake_quantize, largest_of_rows, quantize_rows, row_scales, squared_row_errors
 
 CLIP_SEARCH_NUMBERS = 2**20  # float32 numbers worked on at once: 4 MiB, which stays in cache

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from schemas.settings import CALIBRATED_METHODS, QuantizerSettings, format_for
+from schemas.quantizer_settings import CALIBRATED_METHODS, QuantizerSettings, format_for
 from stages.core.quantizers.calibration import MatrixStatistics
 from stages.core.quantizers.gptq import gptq
 from stages.core.quantizers.gptq_lite import gptq_lite

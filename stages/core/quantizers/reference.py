@@ -8,7 +8,7 @@ Shape legend: R rows, C columns.
 import torch
 from torch import Tensor
 
-from schemas.settings import QuantizerSettings
+from schemas.quantizer_settings import QuantizerSettings
 from stages.core.quantizers.grid import FP16_LARGEST, QuantizedRows, largest_of_rows, max_level, round_to_fp16
 
 REFERENCE_QUANTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)

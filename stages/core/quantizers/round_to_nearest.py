@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from schemas.settings import QuantizerSettings
+from schemas.quantizer_settings import QuantizerSettings
 from stages.core.quantizers.grid import QuantizedRows, quantize_rows
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from schemas.settings import CalibrationSettings, ModelSettings, QuantizerSettings
+from schemas.quantizer_settings import CalibrationSettings, QuantizerSettings
+from schemas.settings import ModelSettings
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.packing import pack

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
-from schemas.settings import FormatRule, ModelSettings, QatSettings
+from schemas.quantizer_settings import FormatRule, QatSettings
+from schemas.settings import ModelSettings
 from stages.core.model import BOS_ID, GPT, Matrix, SmearGate, attend_causally, exclude_own_value, rotary_angles, rotate_partly
 from stages.core.quantizers.fake_quantizers import fake_quantizer
 from stages.core.quantizers.grid import fake_quantize

@@ -12,7 +12,7 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from schemas.settings import FormatRule, QuantizerSettings, StoredFormat
+from schemas.quantizer_settings import FormatRule, QuantizerSettings, StoredFormat
 from stages.core.packing import BLOB_FORMATS, BLOB_MAGIC, CONTENT_BYTES_FLOOR, BlobError, pack, payload_of, seal, serialize, unpack
 from stages.core.quantizers.coded_grid import CODE_LIMIT, CodedGrid
 from stages.core.quantizers.methods import quantize_state

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from schemas.settings import ModelSettings, QuantizerSettings
+from schemas.quantizer_settings import QuantizerSettings
+from schemas.settings import ModelSettings
 from stages.core.model import GPT
 from stages.core.packing import BlobError, pack
 from stages.core.quantizers.methods import quantize_state

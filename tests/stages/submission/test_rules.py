@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from schemas.errors import SpecError
-from schemas.settings import QuantizerSettings
+from schemas.quantizer_settings import QuantizerSettings
 from stages.core.packing import pack
 from stages.core.quantizers.methods import quantize_state
 from stages.submission.rules import RULES, check_folder

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from schemas.settings import EcsqSettings, FormatRule, ModelSettings, QuantizerSettings
+from schemas.quantizer_settings import EcsqSettings, FormatRule, QuantizerSettings
+from schemas.settings import ModelSettings
 from stages.core.model import GPT
 from stages.core.quantizers.calibration import MatrixStatistics, collect_statistics
 from stages.core.quantizers.coded_grid import CODE_LIMIT, quarter_octaves

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.settings import CALIBRATED_METHODS, GRID_OF_METHOD, FormatRule, QatSettings, QuantizerSettings
+from schemas.quantizer_settings import CALIBRATED_METHODS, GRID_OF_METHOD, FormatRule, QatSettings, QuantizerSettings
 from stages.core.quantizers.calibration import MatrixStatistics
 from stages.core.quantizers.fake_quantizers import fake_quantizer
 from stages.core.quantizers.gptq import gptq

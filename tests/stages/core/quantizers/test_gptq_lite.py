@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from schemas.settings import QuantizerSettings
+from schemas.quantizer_settings import QuantizerSettings
 from stages.core.quantizers import gptq_lite as module
 from stages.core.quantizers.gptq_lite import best_clip_ratios, gptq_lite
 from stages.core.quantizers.grid import max_level

@@ -3,7 +3,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from schemas.settings import CALIBRATED_METHODS, FormatRule, QuantizerSettings
+from schemas.quantizer_settings import CALIBRATED_METHODS, FormatRule, QuantizerSettings
 from stages.core.quantizers.methods import METHODS, FormatRuleError, quantize_state
 
 RULES = (FormatRule("a", "int6"), FormatRule("b", "fp16"), FormatRule("*", "fp32"))

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from schemas.settings import QuantizerSettings
+from schemas.quantizer_settings import QuantizerSettings
 from stages.core.quantizers.reference import SCALE_FLOOR, reference
 
 SETTINGS = QuantizerSettings()

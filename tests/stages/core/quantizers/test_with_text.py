@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from schemas.settings import CalibrationSettings, EcsqSettings, FitSettings, FormatRule, ModelSettings, QuantizerSettings
+from schemas.quantizer_settings import CalibrationSettings, EcsqSettings, FitSettings, FormatRule, QuantizerSettings
+from schemas.settings import ModelSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.loader import TokenStream
 from stages.core.packing import pack

@@ -1,0 +1,82 @@
+"""What a group of settings is: fields with help, unit and bounds, checked whenever one is made. Standard library only: it ships.
+
+Every field carries its help, unit and bounds as metadata; `Settings` checks the bounds whenever one is made, by
+pydantic, by `dataclasses.replace` or by hand, and says which field, which value and what is allowed.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field, fields
+from types import UnionType
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+
+S = TypeVar("S", bound="Settings")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A dataclass field: default, one line of help, unit, and inclusive bounds (`above` is exclusive)."""
+    metadata = {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "above": above}
+    if isinstance(default, Settings):
+        return field(default_factory=lambda: default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base: bounds checked at construction, unknown fields refused by pydantic."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            values = value if isinstance(value, tuple) else (value,)
+            for number in values:
+                if isinstance(number, bool) or not isinstance(number, (int, float)):
+                    continue
+                _check_bounds(item.name, number, item.metadata)
+        self.check()
+
+    def check(self) -> None:
+        """Conditions between fields; raises ValueError."""
+
+
+def _check_bounds(name: str, number: float, metadata: Any) -> None:
+    minimum, maximum, above = metadata.get("minimum"), metadata.get("maximum"), metadata.get("above")
+    if not math.isfinite(number):
+        raise ValueError(f"{name} = {number}: must be a finite number")
+    if minimum is not None and number < minimum:
+        raise ValueError(f"{name} = {number}: must be at least {minimum}")
+    if above is not None and number <= above:
+        raise ValueError(f"{name} = {number}: must be above {above}")
+    if maximum is not None and number > maximum:
+        raise ValueError(f"{name} = {number}: must be at most {maximum}")
+
+
+def from_dict(cls: type[S], values: dict[str, Any]) -> S:
+    """Settings from plain JSON types (the inverse of `dataclasses.asdict`). Raises ValueError for an unknown field."""
+    hints = get_type_hints(cls)
+    unknown = set(values) - {item.name for item in fields(cls)}
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}")
+    return cls(**{name: _from_json(hints[name], value) for name, value in values.items()})
+
+
+def _from_json(hint: Any, value: Any) -> Any:
+    if get_origin(hint) in (Union, UnionType) and value is not None:
+        hint = next(option for option in get_args(hint) if option is not type(None))
+    if get_origin(hint) is tuple:
+        return tuple(_from_json(get_args(hint)[0], item) for item in value)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value)  # type: ignore[type-var, arg-type]
+    if hint is float and isinstance(value, int):
+        return float(value)
+    return value
