@@ -113,7 +113,7 @@ def chain_by_hand(folder: Path) -> None:
     """The stages of the smoke preset one after the other, without Prefect."""
     from schemas.publish import PublishSpec
 
-    store, spec, options = Store(folder), load_preset("smoke"), RunOptions(store=str(folder))
+    store, spec, options = Store(folder), load_preset("smoke").with_qat_grid(), RunOptions(store=str(folder))
     outcomes = []
 
     def run(stage: str, its_spec: object, **inputs: object) -> object:
@@ -124,8 +124,8 @@ def chain_by_hand(folder: Path) -> None:
     results = {"tokenized": run("tokenize_corpus", spec.tokenize, manifest=locate(spec.tokenize, store.hashes))}
     results["trained"] = run("train", spec.train, tokenized=results["tokenized"])
     results["merged"] = run("merge", spec.merge, **results)
-    results["packed"] = run("quantize", spec.quantize, merged=results["merged"])
-    results["package"] = run("package", spec.package, packed=results["packed"])
+    results["packed"] = run("quantize", spec.quantize, merged=results["merged"], tokenized=results["tokenized"])
+    results["package"] = run("package", spec.package_spec(), packed=results["packed"])
     results["size"] = run("check_size", spec.check_size, package=results["package"], packed=results["packed"])
     results["evaluation"] = run("evaluate", spec.evaluate, package=results["package"], tokenized=results["tokenized"])
     results["audit"] = run("audit", spec, **results)
