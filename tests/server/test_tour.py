@@ -154,6 +154,36 @@ def test_requantize_with_other_bits_and_read_the_comparison(page: Page, served: 
     picture(page, "comparison-plot")
 
 
+def test_meet_a_byte_limit(page: Page, served: Any, two_runs: Any) -> None:
+    form(page, served, "requantize")
+    field(page, "run").locator("textarea").fill(two_runs[0]["name"])
+    field(page, "limit_bytes").locator("input").fill("200000")
+    run_id = submit(page)
+    assert served.wait(run_id, RUN_SECONDS)["state_name"] == "Completed"
+    page.goto(f"{served.url}/artifacts/artifact/{served.artifacts(run_id)['comparison']['id']}")
+    expect(page.get_by_text("at most 200,000 bytes").first).to_be_visible()
+
+
+def test_draw_the_frontier_of_a_run(page: Page, served: Any, two_runs: Any) -> None:
+    form(page, served, "frontier")
+    field(page, "run").locator("textarea").fill(two_runs[0]["name"])
+    for place, scheme in enumerate(("reference", "ecsq:0.01")):
+        field(page, "schemes").get_by_role("button", name="Add").click()
+        field(page, "schemes").locator("textarea").nth(place).fill(scheme)
+    picture(page, "form-frontier")
+    run_id = submit(page)
+    assert served.wait(run_id, RUN_SECONDS)["state_name"] == "Completed"
+    artifacts = served.artifacts(run_id)
+    page.goto(f"{served.url}/artifacts/artifact/{artifacts['frontier']['id']}")
+    for text in ("not quantized", "the run itself", "reference", "ecsq:0.01"):
+        expect(page.get_by_text(text).first).to_be_visible()
+    page.goto(f"{served.url}/artifacts/artifact/{artifacts['frontier-plot']['id']}")
+    plot = page.get_by_role("img", name="frontier")
+    expect(plot).to_be_visible()
+    assert plot.evaluate("image => image.naturalWidth") > 300
+    picture(page, "frontier-plot")
+
+
 def test_see_the_next_seed_validation_and_what_the_last_one_concluded(page: Page, served: Any, two_runs: Any) -> None:
     for _ in range(2):  # seed 7 is in the store already, seed 8 is trained
         run_id = served.start_run("seed-validation", preset="smoke", ledger="browser", first_seed=7, max_seeds=2, mark_nats=2.8)
