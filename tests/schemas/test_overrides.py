@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas import settings
+from schemas import quantizer_settings, settings
 from schemas.errors import SpecError
 from schemas.introspect import SettingInfo, describe_fields
 from schemas.overrides import apply_overrides
@@ -46,9 +46,9 @@ def test_the_listing_reaches_every_field_of_every_schema() -> None:
     assert {"tokenize.corpus.paths", "tokenize.corpus.dataset", "tokenize.split.num_val_documents"} <= set(EVERY)
     for cls, prefix in (
         (settings.ModelSettings, "train.model"),
-        (settings.CalibrationSettings, "quantize.calibration"),
-        (settings.EcsqSettings, "quantize.ecsq"),
-        (settings.FitSettings, "quantize.fit"),
+        (quantizer_settings.CalibrationSettings, "quantize.calibration"),
+        (quantizer_settings.EcsqSettings, "quantize.ecsq"),
+        (quantizer_settings.FitSettings, "quantize.fit"),
         (settings.ComputeSettings, "evaluate.compute"),
     ):
         assert {f"{prefix}.{item.name}" for item in dataclasses.fields(cls)} <= set(EVERY)

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from schemas.errors import StageError
@@ -21,10 +22,9 @@ TWO = ComputeSettings(num_processes=2, threads_per_process=1)
 
 def alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return "zombie" not in Path(f"/proc/{pid}/status").read_text()
 
 
 def wait_until(condition, seconds: float = 30.0) -> bool:
