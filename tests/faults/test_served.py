@@ -16,6 +16,7 @@ import pytest
 
 from flows.environment import SETTINGS, free_port, is_healthy
 from flows.runs import find_report
+from stages.registry import STAGES
 from tests.faults.conftest import STEPS, Undisturbed
 from tests.faults.harness import ROOT, Struck, start
 
@@ -144,7 +145,7 @@ def test_the_server_killed_and_started_again(services: Services, expected: bytes
     tasks = services.tasks(run_id)
     made = sum(name == "Completed" for name in tasks.values())
     told = f"the run ended {state}, blob {'identical' if same else 'differs'}, {made} stages made"
-    figure("1", "the server killed while a worker's run trains, and started again after 5 s", told, same and len(tasks) == 8)
+    figure("1", "the server killed while a worker's run trains, and started again after 5 s", told, same and len(tasks) == len(STAGES))
 
 
 def test_the_worker_killed_with_its_run(services: Services, expected: bytes, figure: Callable[..., None]) -> None:
