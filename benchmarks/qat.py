@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -47,6 +46,7 @@ from stages.core.packing import pack, unpack
 from stages.core.quantizers.calibration import MatrixStatistics, collect_statistics
 from stages.core.quantizers.coded_model import plan_coded
 from stages.core.quantizers.methods import needs_text, quantize_state
+from stages.core.quantizers.with_text import calibration_batches
 from stages.core.schedule import Clock, lr_scale_at, qat_on_at
 from stages.core.scoring import score
 from stages.core.training import Hooks, Trainer, TrainState
@@ -169,7 +169,7 @@ class Judge:
         self.model = GPT(spec.train.model).to(spec.train.compute.device)
         self.val, self.table = TokenStream(texts.val), load_token_bytes(texts.tokenizer)
         self.calibration = CalibrationSettings()
-        self._batches = training_batches(TokenStream(texts.train), self.calibration)
+        self._batches = calibration_batches(TokenStream(texts.train), self.calibration)
 
     def bpb(self, state: State) -> float:
         self.model.load_state_dict(state)
@@ -191,14 +191,6 @@ class Judge:
             model = quantize_state(state, settings, statistics if needs_text(settings) else None)
         blob = pack(model, {"model": "the same for all"}, settings.zstd_level)
         return len(blob), unpack(blob)[0]
-
-
-def training_batches(stream: TokenStream, settings: CalibrationSettings) -> list[Tensor]:
-    """Token ids (B, T + 1) of the training split, drawn without overlap, as the quantizers that calibrate get them."""
-    there = (len(stream) - 1) // settings.sequence_length
-    starts = np.random.default_rng(settings.seed).permutation(there)[: settings.num_sequences] * settings.sequence_length
-    rows = torch.from_numpy(np.stack([stream.read(int(start), settings.sequence_length + 1) for start in starts]))
-    return list(rows.split(settings.batch_sequences))
 
 
 class Ledger:

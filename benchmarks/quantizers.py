@@ -11,9 +11,7 @@ which the script would not need without them. The gap is between two scores of t
 import argparse
 import json
 import math
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +24,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.common import circumstances
 from flows.runs import find_report
 from presets.quantizers import SCHEMES, scheme_settings
 from schemas.quantizer_settings import CalibrationSettings, QuantizerSettings
@@ -36,7 +35,7 @@ from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.packing import pack, unpack
 from stages.core.quantizers.calibration import collect_statistics
-from stages.core.quantizers.coded_model import CodedPlan, fit_multiplier, plan_coded
+from stages.core.quantizers.coded_model import COARSEST_LOSS_NATS, CodedPlan, fit_multiplier, plan_coded
 from stages.core.quantizers.methods import needs_text, quantize_state
 from stages.core.quantizers.quantized import QuantizedModel
 from stages.core.quantizers.with_text import calibration_batches
@@ -104,7 +103,7 @@ def load_subject(store: Store, run: str) -> Subject:
 def measure(subject: Subject, scheme: str, make: Callable[[], QuantizedModel], extra_bytes: int = 0, before: float = 0.0) -> Row:
     """Quantize, pack, unpack, score. `before` seconds were spent on work that several schemes share (calibration)."""
     started = time.perf_counter()
-    blob = pack(make(), subject.metadata, 22)
+    blob = pack(make(), subject.metadata, QuantizerSettings().zstd_level)
     seconds = time.perf_counter() - started + before
     bpb = subject.score(unpack(blob)[0])
     return Row(scheme, len(blob) + extra_bytes, bpb, bpb - subject.bpb, seconds)
@@ -148,10 +147,12 @@ def fitted(plan: CodedPlan, subject: Subject, limit_bytes: int) -> QuantizedMode
     sizes: dict[float, int] = {}
 
     def num_bytes(multiplier: float) -> int:
-        sizes[multiplier] = len(pack(plan.quantized(multiplier), subject.metadata, 22))
+        sizes[multiplier] = len(pack(plan.quantized(multiplier), subject.metadata, plan.settings.zstd_level))
         return sizes[multiplier]
 
-    return plan.quantized(fit_multiplier(num_bytes, plan.multiplier_for(0.001), plan.multiplier_for(1.0), limit_bytes, 0.001))
+    settings = QuantizerSettings()
+    start, coarsest = plan.multiplier_for(settings.ecsq.loss_nats), plan.multiplier_for(COARSEST_LOSS_NATS)
+    return plan.quantized(fit_multiplier(num_bytes, start, coarsest, limit_bytes, settings.fit.tolerance_fraction))
 
 
 def decoder_bytes() -> int:
@@ -252,15 +253,12 @@ def main() -> None:
         rows = compare(subject, lambda row: console.print(f"  {row.scheme}: {row.num_bytes:,} bytes, {row.gap_bpb:+.5f}"))
         by_name[subject.name] = (subject.bpb, rows)
         if options.json:
-            commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-            line = {
+            line = circumstances() | {
                 "benchmark": "quantizers",
                 "run": subject.name,
                 "bpb_unquantized": subject.bpb,
                 "decoder_bytes": decoder_bytes(),
                 "rows": [vars(row) for row in rows],
-                "machine": f"{platform.node()}, {platform.machine()}, torch {torch.__version__}",
-                "commit": commit or "unknown",
             }
             with options.json.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

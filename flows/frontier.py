@@ -22,7 +22,7 @@ from pydantic import Field
 from flows.form import Options, with_empty_fields
 from flows.frontier_output import frontier_rows, make_folder, write_frontier
 from flows.progress import stage_progress
-from flows.runs import find_report
+from flows.runs import find_report, named_after
 from flows.specs import run_options
 from flows.tasks import stage_runner, stream_logs
 from presets.quantizers import choose_schemes, scheme_settings
@@ -46,10 +46,7 @@ _HALVES = {"quantize": 0.0, "evaluate": 0.5}  # where in a scheme's work the two
 
 def _run_name() -> str:
     given = flow_run.parameters
-    try:
-        return f"{find_report(Path(run_options(given['options']).store), given['run']).name}-frontier"
-    except SpecError:
-        return f"{given['run']}-refused"  # the flow itself says why
+    return named_after(given["run"], lambda: find_report(Path(run_options(given["options"]).store), given["run"]), "frontier")
 
 
 @with_empty_fields

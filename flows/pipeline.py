@@ -59,7 +59,7 @@ def pipeline(
     """Text in, a scored, quantized and size-checked artifact out.
 
     Args:
-        preset: What to start from: smoke (seconds), demo (minutes on two cores), medium (half an hour), record and reference (eight GPUs).
+        preset: What to start from: smoke (seconds), demo and medium (minutes on two cores), record and reference (eight GPUs).
         bits: Format of the matrices, in training under QAT and in the blob. "as it is": the preset's (int6).
         edge_bits: The same for the matrices of the first and last blocks. "as it is": the preset's (int8).
         embedding_format: The same for the token embedding. "as it is": the preset's (fp16).

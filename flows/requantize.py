@@ -32,7 +32,7 @@ from flows.form import (
     with_empty_fields,
 )
 from flows.pipeline import ship
-from flows.runs import find_report, last_successful, load_report
+from flows.runs import find_report, last_successful, load_report, named_after
 from flows.specs import run_label, run_options
 from flows.tables import Row
 from flows.tasks import stage_runner, stream_logs
@@ -56,10 +56,7 @@ CODED_LIKE_MATRICES = {"embedding_format": "int8"}  # the one integer format tha
 
 def _run_name() -> str:
     given = flow_run.parameters
-    try:
-        return f"{_earlier(Store(run_options(given['options']).store), given['run']).name}-requantized"
-    except SpecError:
-        return f"{given['run']}-refused"  # the flow itself says why
+    return named_after(given["run"], lambda: _earlier(Store(run_options(given["options"]).store), given["run"]), "requantized")
 
 
 @with_empty_fields

@@ -3,6 +3,7 @@
 import difflib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from schemas.base import SCHEMA_VERSION
@@ -65,6 +66,14 @@ def last_successful(store: Path) -> PipelineReport:
     if not fitting:
         raise SpecError(f"RUN = last: the store {store} holds no successful run. `fairway run` makes one")
     return fitting[-1]
+
+
+def named_after(run: str, find: Callable[[], PipelineReport], suffix: str) -> str:
+    """What a flow run is called that works on an earlier run; where that is not found, the flow itself will say why."""
+    try:
+        return f"{find().name}-{suffix}"
+    except SpecError:
+        return f"{run}-refused"
 
 
 def find_report(store: Path, wanted: str) -> PipelineReport:

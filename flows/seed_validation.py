@@ -60,7 +60,7 @@ def seed_validation(
     """Train the next seeds of a configuration and say what all of them together show.
 
     Args:
-        preset: What to start from: smoke (seconds), demo (minutes on two cores), medium (half an hour), record and reference (eight GPUs).
+        preset: What to start from: smoke (seconds), demo and medium (minutes on two cores), record and reference (eight GPUs).
         overrides: Settings that differ from the preset, one an entry, as dotted.name=value; not the seed.
         ledger: Name of the ledger, in small letters. Empty: the preset's. Each configuration has its own ledger under the name.
         new_seeds_per_run: New seeds that this run trains, 0 to 100; failed ones are tried again besides.

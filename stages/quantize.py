@@ -89,7 +89,7 @@ def quantize(spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus
 def _quantize_with_text(
     spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus, work: Workspace, metadata: dict[str, Any]
 ) -> CalibratedModel:
-    """In a process of its own, whose threads wait without spinning, and which can be cancelled."""
+    """In a process of its own, whose threads wait as the machine's cores allow, and which can be cancelled."""
     if spec.fit.limit_bytes is not None and spec.fit.code_bytes is None:
         raise SpecError("quantize.fit.code_bytes: by hand, give the bytes of the script that ships beside the blob (0: fit the blob alone)")
     try:
