@@ -17,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from stages.core.cpu_operations import RMS_EPS
 from stages.core.model import GPT, Block, mix_and_norm
 
-RMS_EPS = torch.finfo(torch.float32).eps  # what F.rms_norm adds to the mean square
 ROWS_A_PROGRAM = 16
 MIX_ROWS, MIX_PROGRAMS, MIX_WARPS = 2, 16, 2  # rows at once, programs a multiprocessor, warps
 # Tiles of the MLP's products: rows, columns, depth, warps, stages, programs a multiprocessor. 128 divides the record's hidden width.

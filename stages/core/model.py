@@ -13,21 +13,36 @@ from torch import Tensor, nn
 
 from schemas.quantizer_settings import QatSettings, format_for
 from schemas.settings import ModelSettings
+from stages.core.cpu_operations import CausalAttention, ReluSquared, RmsNorm
 from stages.core.quantizers.fake_quantizers import FakeQuantizer, fake_quantizer
 
 BOS_ID = 1
 
 
-def rms_norm(x: Tensor) -> Tensor:
-    """Root-mean-square norm over the last dim, without learned weights."""
-    return F.rms_norm(x, (x.size(-1),))
+def rms_norm(x: Tensor, scale: float = 1.0) -> Tensor:
+    """Root-mean-square norm over the last dim, without learned weights, times `scale`."""
+    if _trains_on_cpu(x):
+        return RmsNorm.apply(x, scale)
+    normed = F.rms_norm(x, (x.size(-1),))
+    return normed if scale == 1.0 else normed * scale
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """relu(x)² of each element (arXiv:2109.08668)."""
+    return ReluSquared.apply(x) if _trains_on_cpu(x) else F.relu(x).square()
+
+
+def _trains_on_cpu(x: Tensor) -> bool:
+    """Whether the operations with gradients of their own pay; a compiler makes its own."""
+    eager = x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return eager and x.dtype != torch.float64
 
 
 def mix_and_norm(x: Tensor, x0: Tensor, resid_mix: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """A block's input: x and x0 (..., D) mixed by resid_mix (2, D), and that normalised and scaled."""
     keep, restart = resid_mix.to(x.dtype)
     mixed = keep * x + restart * x0
-    return mixed, rms_norm(mixed) * scale
+    return mixed, rms_norm(mixed, scale)
 
 
 class Matrix(nn.Module):
@@ -108,39 +123,20 @@ class Attention(nn.Module):
 def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q·k/√E) v over this and earlier positions. q (B, Q, H, E), k and v (B, T, K, E) -> (B, Q, H, E).
 
-    The queries are those of the last Q ≤ T positions. On the CPU in bfloat16 plain products in blocks are about twice as fast
-    as the fused kernel (benchmarks/attention_cpu.py); with gradients they keep T·T/2 shares, so only up to 1,024 tokens.
+    The queries are those of the last Q ≤ T positions. On the CPU plain products in blocks are faster than the fused kernel
+    (benchmarks/cpu_operations.py), but in float32 without gradients only for short windows. With gradients they keep
+    T·T/2 shares a head, so only up to 1,024 tokens.
     """
     asked, tokens = q.size(1), k.size(1)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and (tokens <= 1024 or not torch.is_grad_enabled()):
-        return attend_in_blocks(q, k, v, 64 if tokens <= 512 else 128)
+    longest = 1024 if torch.is_grad_enabled() else 512
+    if q.device.type == "cpu" and (tokens <= longest or (q.dtype == torch.bfloat16 and not torch.is_grad_enabled())):
+        return CausalAttention.apply(q, k, v, 64 if tokens <= 512 else 128)
     gqa = k.size(2) < q.size(2)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if asked == tokens:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
     seen = torch.ones(asked, tokens, dtype=torch.bool, device=q.device).tril(tokens - asked)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=gqa).transpose(1, 2)
-
-
-def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
-    """`attend_causally`, `block` queries at a time: a block's products end at its own last position."""
-    batch, asked, heads, dims = q.shape
-    tokens, kv_heads = k.size(1), k.size(2)
-    group = heads // kv_heads
-    q = (q * dims**-0.5).view(batch, asked, kv_heads, group, dims).permute(0, 2, 3, 1, 4).reshape(-1, group, asked, dims)
-    k = k.permute(0, 2, 3, 1).reshape(-1, dims, tokens)
-    v = v.transpose(1, 2).reshape(-1, tokens, dims)
-    future = torch.full((block, block), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
-    done = []
-    for start in range(0, asked, block):
-        stop = min(start + block, asked)
-        size, seen = stop - start, tokens - asked + stop
-        scores = torch.bmm(q[:, :, start:stop].reshape(-1, group * size, dims), k[:, :, :seen]).view(-1, group, size, seen)
-        scores[..., seen - size :] += future[:size, :size]
-        shares = torch.softmax(scores, dim=-1).view(-1, group * size, seen)
-        done.append(torch.bmm(shares, v[:, :seen]).view(-1, group, size, dims))
-    y = torch.cat(done, dim=2).view(batch, kv_heads, group, asked, dims)
-    return y.permute(0, 3, 1, 2, 4).reshape(batch, asked, heads, dims)
 
 
 def rotary_angles(tokens: int, dims: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -181,7 +177,7 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor, out_scale: Tensor) -> Tensor:
         if self.fused is not None:
             return self.fused(x, self.up.current(x.dtype), self.down.current(x.dtype, out_scale))
-        return self.down(F.relu(self.up(x)).square(), out_scale)
+        return self.down(relu_squared(self.up(x)), out_scale)
 
 
 class Block(nn.Module):
@@ -206,7 +202,7 @@ class Block(nn.Module):
         x, normed = self.mix_and_norm(x, x0, self.resid_mix, self.norm_scale)
         attended = self.attn(normed, rotation, value_shift, self.attn_scale, num_last)
         x = x[:, -attended.size(1) :] + attended
-        return x + self.mlp(rms_norm(x) * self.norm_scale, self.mlp_scale)
+        return x + self.mlp(rms_norm(x, self.norm_scale), self.mlp_scale)
 
 
 class SmearGate(nn.Module):
