@@ -24,6 +24,7 @@ _EVALUATION_WORDS = frozenset(["eval", "evaluation"])
 _TOTAL_WORDS = frozenset(["bytes", "total", "artifact", "submission", "size", "max", "mean", "final"])
 _MODEL_WORDS = _TOTAL_WORDS | frozenset(["model", "compressed", "quantized", "quant", "weights", "zlib", "zstd", "lzma", "brotli"])
 _PACKED = re.compile(r"int\d{1,2}|zstd\d{0,3}|lzma\d?|zlib\d?|brotli\d{0,2}|lrzip|mixed|ternary|ptz|fwz")
+_GROUPS = frozenset(["artifact", "size", "sizes", "bytes", "metrics", "result", "final", "submission"])
 _CODE_WORDS = frozenset(["bytes", "code", "size", "script"])
 
 
@@ -138,7 +139,10 @@ def code_bytes(info: dict[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _byte_fields(info: dict[str, Any]) -> Iterator[tuple[str, frozenset[str], int]]:
-    for key, value in info.items():
-        words = frozenset(key.lower().split("_")[:8])
-        if "bytes" in words and (number := number_of(value)) is not None:
-            yield key, words, math.ceil(number)
+    nested = [info, *(value for key, value in info.items() if key.lower() in _GROUPS and isinstance(value, dict))]
+    for group in nested:
+        for key, value in group.items():
+            words = frozenset(key.lower().split("_")[:8])
+            values = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            if "bytes" in words:
+                yield from ((key, words, math.ceil(number)) for item in values[:1000] if (number := number_of(item)) is not None)

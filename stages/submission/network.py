@@ -98,18 +98,21 @@ class Reach:
     certain: bool
 
 
-def reaches(tree: ast.Module, names: Names, own: frozenset[str] = frozenset()) -> list[Reach]:
-    """Every place of a program that reaches, or may reach, the network. `own`: modules of the same folder."""
+def reaches(tree: ast.Module, names: Names, own: frozenset[str] = frozenset(), defined: frozenset[str] = frozenset()) -> list[Reach]:
+    """Every place of a program that reaches, or may reach, the network.
+
+    `own`: modules of the same folder. `defined`: functions of the program, which are no others of the same name.
+    """
     found: dict[tuple[int, str], Reach] = {}
     roots = frozenset(module.partition(".")[0] for module in names.modules.values()) | {"importlib"}
     for node in ast.walk(tree):
-        for what, certain in _of(node, names, own, roots):
+        for what, certain in _of(node, names, own, roots, defined):
             line = getattr(node, "lineno", 0)
             found.setdefault((line, what), Reach(line, what, certain))
     return list(found.values())
 
 
-def _of(node: ast.AST, names: Names, own: frozenset[str], roots: frozenset[str]) -> Iterator[tuple[str, bool]]:
+def _of(node: ast.AST, names: Names, own: frozenset[str], roots: frozenset[str], defined: frozenset[str]) -> Iterator[tuple[str, bool]]:
     if isinstance(node, ast.Import):
         for alias in node.names:
             yield from _module(alias.name, own)
@@ -120,7 +123,7 @@ def _of(node: ast.AST, names: Names, own: frozenset[str], roots: frozenset[str])
         if "." in (name := names.dotted(node)) and name.partition(".")[0] in roots:
             yield from _module(name, own, "uses")
     elif isinstance(node, ast.Call):
-        yield from _call(node, names, own)
+        yield from _call(node, names, own, defined)
 
 
 def _module(name: str, own: frozenset[str], verb: str = "imports") -> Iterator[tuple[str, bool]]:
@@ -139,13 +142,13 @@ def _module(name: str, own: frozenset[str], verb: str = "imports") -> Iterator[t
             return
 
 
-def _call(node: ast.Call, names: Names, own: frozenset[str]) -> Iterator[tuple[str, bool]]:
+def _call(node: ast.Call, names: Names, own: frozenset[str], defined: frozenset[str]) -> Iterator[tuple[str, bool]]:
     if module := names.imported(node):
         yield from _module(module, own)
         return
     name = names.dotted(node.func)
     last = name.rpartition(".")[2] or (node.func.attr if isinstance(node.func, ast.Attribute) else "")
-    if last in FETCHING_CALLS and name.partition(".")[0] not in own:
+    if last in FETCHING_CALLS and last not in defined and name.partition(".")[0] not in own:
         if not (node.args and _LOOPBACK & {*names.constants(node.args[0])}):
             yield f"calls {name or last}, which {FETCHING_CALLS[last]}", True
     elif name.startswith("torch.hub."):

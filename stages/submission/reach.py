@@ -11,9 +11,13 @@ TRAINING_DATA = frozenset(["train_loader", "train_shards", "train_data", "train_
 TRAINING_PLACES = frozenset(["train_files", "train_path", "train_pattern", "train_glob", "train_dir"])
 TRAINING_NAMES = TRAINING_DATA | TRAINING_PLACES
 EVALUATION = re.compile(r"(?:^|_)(?:eval|evaluate|evaluation|score|scoring|validate|validation)(?:_|$)", re.IGNORECASE)
+_EVALUATED = re.compile(r"model|net(?:work)?(?:_|$)|eval|val_|loss|bpb|gpt", re.IGNORECASE)
 # Calls that say something about their arguments, and calls that only pass them on.
 _SAYING = frozenset(
-    ["print", "log", "log0", "info", "debug", "warning", "error", "write", "len", "isinstance", "hasattr", "exists", "is_file", "is_dir"]
+    [
+        *("print", "log", "log0", "info", "debug", "warning", "error", "write", "len", "isinstance", "issubclass", "cast", "hasattr"),
+        *("exists", "is_file", "is_dir"),
+    ]
 )
 _PASSING = frozenset(
     [
@@ -64,6 +68,7 @@ class _Call:
 class _Function:
     name: str
     owner: str
+    evaluates: bool = True  # as far as its parameters say
     calls: list[_Call] = field(default_factory=list)
     reads: str = ""  # training data that is read here
     names: str = ""  # training data that is named here, and perhaps read
@@ -127,6 +132,7 @@ def follow_evaluation(modules: Iterable[tuple[ast.Module, Names]], own: frozense
         for name, functions in table.items()
         if name != "eval" and EVALUATION.search(name) and "train" not in name.lower()
         for function in functions
+        if function.evaluates
     ]
     training.evaluation = sorted({function.name for function in starts})
     for start in starts:
@@ -178,6 +184,9 @@ def _described(function: ast.FunctionDef | ast.AsyncFunctionDef, owner: str, nam
     nodes = list(_executed(function, names))
     given = function.args
     parameters = {item.arg for item in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg) if item}
+    # `validate_settings(path)` checks its input; what evaluates has a model, or takes all that it needs from around it.
+    checks = "valid" in function.name.lower() and not _EVALUATED.search(function.name)
+    described.evaluates = not checks or not parameters - {"self"} or any(_EVALUATED.search(name) for name in parameters)
     made = frozenset(node.id for node, _ in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
     kinds = _kinds(function, [node for node, _ in nodes], names)
     for node, use in nodes:

@@ -260,6 +260,8 @@ def _model_fields(folder: Folder) -> Iterator[tuple[str, int]]:
 
 def _logged_total(log: Log, declared: list[tuple[str, int]]) -> int | None:
     """The bytes that a log states for the artifact: those that are declared, where it states several; else the last."""
+    if log.total is None and log.packed_models:
+        return log.packed_models[-1] + (log.code[-1] if log.code else 0)
     if log.total is None or log.total_is_raw:
         return None
     last = log.total
@@ -592,7 +594,7 @@ def _row_agrees(value: Any, cells: list[str]) -> bool:
             head, _, tail = word.partition(".")
             if head.isdecimal() and (tail.isdecimal() or not tail) and len(word) <= 30 and word.isascii():
                 figure = Figure(float(word), len(tail))
-                if figure.agrees(want) if figure.decimals and want.decimals else figure.value == want.value:
+                if figure.agrees(want) if figure.decimals or want.decimals else figure.value == want.value:
                     return True
     return False
 

@@ -47,6 +47,7 @@ class _Module:
     tree: ast.Module
     names: Names
     layer: int = 0
+    roots: set[str] = field(default_factory=set)  # the names under which it imports files of the folder
 
 
 def inspect_program(source: bytes, files: frozenset[str] = frozenset(), read: Callable[[str], bytes] | None = None) -> Findings:
@@ -117,11 +118,11 @@ def _packed_programs(module: _Module, files: frozenset[str], findings: Findings)
 def _is_known(name: str, files: frozenset[str]) -> bool:
     """Whether a module that is imported by a call is known: of Python, of the folder, or a package that is usual here."""
     root = name.lstrip(".").partition(".")[0]
-    return bool(root) and (root in sys.stdlib_module_names or root in USUAL_PACKAGES or any(root in file for file in _roots(files)))
+    return bool(root) and (_is_usual(root) or any(root in PurePosixPath(file.removesuffix(".py")).parts for file in files))
 
 
-def _roots(files: frozenset[str]) -> Iterator[tuple[str, ...]]:
-    return (PurePosixPath(file.removesuffix(".py")).parts for file in files)
+def _is_usual(root: str) -> bool:
+    return root in sys.stdlib_module_names or root in USUAL_PACKAGES
 
 
 def _called(node: ast.Call, names: Names) -> str:
@@ -134,7 +135,7 @@ def _called(node: ast.Call, names: Names) -> str:
 
 
 def _imported_files(module: _Module, files: frozenset[str]) -> set[str]:
-    """The files of the folder that a module imports, packages' __init__.py among them."""
+    """The files of the folder that a module imports, packages' __init__.py among them. Sets `module.roots`."""
     here = PurePosixPath(module.file).parent
     wanted: list[tuple[PurePosixPath, str]] = []
     for node in ast.walk(module.tree):
@@ -145,31 +146,28 @@ def _imported_files(module: _Module, files: frozenset[str]) -> set[str]:
             wanted += [(base, ".".join(filter(None, (node.module, alias.name)))) for alias in node.names]
         elif isinstance(node, ast.Call) and (name := module.names.imported(node)):
             wanted.append((PurePosixPath(), name.lstrip(".")))
-    by_name: dict[str, list[str]] = {}
-    for file in files:
-        by_name.setdefault(PurePosixPath(file).name, []).append(file)
     found: set[str] = set()
-    for base, dotted in wanted:
+    for base, dotted in dict.fromkeys(wanted):
         parts = dotted.split(".")[:10]
         for count in range(1, len(parts) + 1):
             path = PurePosixPath(base, *parts[:count])
-            candidates = {f"{path}.py", f"{path}/__init__.py"}
-            exact = candidates & files
-            # A folder that the program puts into sys.path is not followed; a file of that name anywhere below is taken.
-            nested = {
-                file
-                for name in (f"{parts[count - 1]}.py",)
-                for file in by_name.get(name, [])
-                if count == 1 and file.endswith(f"/{path}.py")
-            }
-            found |= exact or nested
+            matching = {f"{path}.py", f"{path}/__init__.py"} & files
+            if not matching and count == 1 and not _is_usual(parts[0]):
+                # It may be in a folder that the program puts into sys.path.
+                matching = {file for file in files if file.endswith((f"/{path}.py", f"/{path}/__init__.py"))}
+            if matching:
+                module.roots.add(parts[0])
+            found |= matching
     return found - {"train_gpt.py"}
 
 
 def _look_at(modules: list[_Module], files: frozenset[str], findings: Findings) -> None:
-    own = frozenset(part.removesuffix(".py") for file in findings.modules for part in PurePosixPath(file).parts)
+    own = frozenset(root for module in modules for root in module.roots)
+    defined = frozenset(
+        node.name for module in modules for node in ast.walk(module.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
     for module in modules:
-        for reach in reaches(module.tree, module.names, own):
+        for reach in reaches(module.tree, module.names, own, defined):
             said = f"{_place(module.file, reach.line)}: {reach.what}"
             (findings.network if reach.certain else findings.network_possible).append(said)
     training = follow_evaluation([(module.tree, module.names) for module in modules], own)

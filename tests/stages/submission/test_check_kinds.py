@@ -321,3 +321,33 @@ def test_the_wrapper_of_the_late_records_is_unpacked(inner: str, judge: Judge, p
 def test_optional_figures_may_be_empty_or_text(value: Any, judge: Judge) -> None:
     assert judge({"bytes_total": value})["submission.json valid"][0] == "pass"
     assert judge({"bytes_total": value})[SIZE][0] == "pass"
+
+
+def test_bytes_in_groups_and_per_seed_are_read_and_those_of_others_are_not(judge: Judge) -> None:
+    over, quiet = 16_001_154, "seed:1\n"
+    assert judge({"bytes_total": ..., "artifact": {"total_bytes": over}}, train__log=quiet)[SIZE][0] == "fail"
+    assert judge({"bytes_total": ..., "artifact_bytes": {"42": 15_900_000, "7": over}}, train__log=quiet)[SIZE][0] == "fail"
+    assert judge({"baseline": {"bytes_total": over}, "prior_sota": {"artifact_bytes": over}})[SIZE][0] == "pass"
+
+
+def test_a_log_without_a_total_states_its_parts(judge: Judge) -> None:
+    parts = "seed:1\nSerialized model int6+lzma: 15990000 bytes\nCode size: 50000 bytes\n"
+    verdict, reason = judge({"bytes_total": 15_900_000}, train__log=parts)[SIZE]
+    assert verdict == "fail"
+    assert "16,040,000" in reason
+
+
+@pytest.mark.parametrize("cell", ["600", "600.0", "600.028", "**600.03** s", "ten minutes"])
+def test_a_row_of_the_readme_agrees_to_its_own_digits(cell: str, judge: Judge) -> None:
+    readme = f"val_bpb 1.2345\n\n| `wallclock_seconds` | {cell} |\n| `bytes_total` | 15,900,000 bytes |\n| `author` | someone else |\n"
+    assert judge({"wallclock_seconds": 600.028}, README__md=readme)["README's figures"][0] == "pass"
+    readme = readme.replace(cell, "599")
+    assert judge({"wallclock_seconds": 600.028}, README__md=readme)["README's figures"][0] == "fail"
+
+
+def test_a_file_elsewhere_does_not_shadow_a_network_library(judge: Judge, program: str) -> None:
+    source = "import requests\nimport socket\n" + program
+    assert judge(train_gpt__py=source, more={"sub/requests.py": "", "sub/socket.py": ""})["no network"][0] == "fail"
+    assert judge(train_gpt__py="import socket\n" + program, more={"socket.py": "x = 1\n"})["no network"][0] == "pass"
+    source = "import sys\nsys.path.insert(0, 'src')\nimport helper\n" + program
+    assert judge(train_gpt__py=source, more={"src/helper.py": "import requests\n"})["no network"][0] == "fail"

@@ -66,6 +66,8 @@ def test_a_call_that_fetches_fails_on_whatever_object(call: str, why: str) -> No
         ("import runpy\nrunpy.run_path('other.py')", "unknown"),
         ("import ctypes\nctypes.CDLL('libc.so.6')", "unknown"),
         ("import torch\nimport torch.distributed as dist\ndist.init_process_group('nccl')\nmodel.eval()", "pass"),
+        ("def load_dataset(files):\n    return files\nload_dataset(['a'])", "pass"),
+        ("from datasets import load_dataset\nload_dataset('x')", "fail"),
         ("model.connect(1)\nrequests = 3\nprint(requests)", "pass"),
     ],
 )

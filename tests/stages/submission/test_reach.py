@@ -50,6 +50,10 @@ def judged(source: str) -> str:
         "def eval_val(model):\n    return isinstance(model, TrainLoader)",
         "def eval_val(model, val_loader):\n    model.eval()\n    return model(val_loader.next_batch())",
         "def eval_val():\n    def unused():\n        return TrainLoader(1)\n    return 1",
+        "from pathlib import Path\ndef validate_dataset(data_path, tokenizer_path):\n"
+        "    return len(list(Path(data_path).glob('fineweb_train_*.bin')))\ndef eval_val():\n    return 1",
+        "from typing import cast\ndef eval_val(x):\n    return cast(TrainLoader, x)",
+        "def eval_val(x):\n    return list[Loader](x) if issubclass(x, TrainLoader) else 0",
         "def evaluate(files):\n    return Loader('fineweb_val_*.bin')",
     ],
 )
