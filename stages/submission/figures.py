@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 MIN_DIGITS = 3  # decimals that a score in a text has at least
 _KEPT_DIGITS = 4  # zeros at the end are dropped down to so many decimals
+_MOST_DIGITS = 12
 _WORD = re.compile(r"[\w.,]+")
 _INTEGER = re.compile(r"\d[\d,_]{0,30}")
 _UNITS = {
@@ -49,9 +50,9 @@ class Figure:
 
 def figure_of(value: Any) -> Figure | None:
     """A figure of submission.json, read with its digits. Zeros at its end count up to the fourth decimal only."""
-    if isinstance(value, Decimal) and value.is_finite() and abs(value) < 10**15:
+    if isinstance(value, Decimal) and value.is_finite() and value.copy_abs() < 10**15:
         written, needed = -int(value.as_tuple().exponent), -int(value.normalize().as_tuple().exponent)
-        return Figure(float(value), max(0, min(written, max(_KEPT_DIGITS, needed))))
+        return Figure(float(value), max(0, min(written, max(_KEPT_DIGITS, needed), _MOST_DIGITS)))
     return Figure(float(value), 0) if type(value) is int and abs(value) < 10**15 else None
 
 

@@ -1,12 +1,16 @@
 """What a training log states: sizes, seconds, scores and seeds. Read line by line, in time linear in its length."""
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from stages.submission.figures import Figure, figures_in, integer_after, seconds_at
 from stages.submission.strangers import short_lines
 
+MAX_FIGURES = 2_000  # of one kind that are kept of a log
+MAX_SEEDS = 10_000
 _SEED = re.compile(r"seeds?[^A-Za-z0-9]{0,3}(?:is )?(\d{1,20})(?![\d.])", re.IGNORECASE)
 _SEED_IN_NAME = re.compile(r"(?:seed|(?<![a-z0-9])s)[^a-z0-9]{0,2}(\d{1,20})(?!\d)", re.IGNORECASE)
 _ONLY_A_NUMBER = re.compile(r"(?:train|training|log|run|train_log|out)?[_.-]?(\d{2,20})", re.IGNORECASE)
@@ -53,16 +57,16 @@ class Evaluation:
 
 @dataclass
 class Log:
-    """The figures of one log. Lists are in the order of its lines."""
+    """The figures of one log, the last of each kind, in the order of its lines."""
 
     name: str
-    totals: list[Total] = field(default_factory=list)
-    raw_models: list[int] = field(default_factory=list)
-    packed_models: list[int] = field(default_factory=list)
-    code: list[int] = field(default_factory=list)
-    training: list[tuple[float, float]] = field(default_factory=list)  # seconds, and by how much they may be rounded
-    evaluations: list[Evaluation] = field(default_factory=list)
-    scores: list[Figure] = field(default_factory=list)
+    totals: deque[Total] = field(default_factory=partial(deque, maxlen=MAX_FIGURES))
+    raw_models: deque[int] = field(default_factory=partial(deque, maxlen=MAX_FIGURES))
+    packed_models: deque[int] = field(default_factory=partial(deque, maxlen=MAX_FIGURES))
+    code: deque[int] = field(default_factory=partial(deque, maxlen=MAX_FIGURES))
+    training: tuple[float, float] | None = None  # the longest: seconds, and by how much they may be rounded
+    evaluations: deque[Evaluation] = field(default_factory=partial(deque, maxlen=MAX_FIGURES))
+    scores: deque[Figure] = field(default_factory=partial(deque, maxlen=MAX_FIGURES))
     seeds: set[str] = field(default_factory=set)
     processes: int | None = None
     is_empty: bool = True
@@ -84,13 +88,18 @@ class Log:
         return total is not None and not total.packed and any(raw < total.bytes <= raw + 10**6 for raw in self.raw_models)
 
 
-def read_log(name: str, text: str, program: str) -> Log:
-    """The figures of a log's text. `program` is the source that such a log may repeat, which says nothing."""
+def lines_of(program: str) -> frozenset[str]:
+    """The lines of a source that a log may repeat."""
+    return frozenset(stripped for line in program.splitlines() if (stripped := line.strip()))
+
+
+def read_log(name: str, text: str, source: frozenset[str] = frozenset()) -> Log:
+    """The figures of a log's text. What stands in it of the program's `source` (its lines) says nothing."""
     log = Log(name, is_empty=not text.strip())
     log.seeds |= {_plain(match[1]) for match in _SEED_IN_NAME.finditer(name[-1000:])}
     if match := _ONLY_A_NUMBER.fullmatch(name.rpartition("/")[2].rpartition(".")[0]):
         log.seeds.add(_plain(match[1]))
-    for line in _output_lines(text, program):
+    for line in _output_lines(text, source):
         _read_line(line, log)
     return log
 
@@ -99,9 +108,8 @@ def _plain(seed: str) -> str:
     return seed.lstrip("0") or "0"
 
 
-def _output_lines(text: str, program: str) -> Iterator[str]:
+def _output_lines(text: str, source: frozenset[str]) -> Iterator[str]:
     """The lines that the run printed: without the program's own source, which many logs begin with."""
-    source = {line.strip() for line in program.splitlines() if line.strip()}
     before = False  # a single line that the source has too may be a coincidence; two in a row are the source
     held = ""
     for line in short_lines(text):
@@ -121,7 +129,7 @@ def _output_lines(text: str, program: str) -> Iterator[str]:
 
 def _read_line(line: str, log: Log) -> None:
     low = line.lower()
-    if "seed" in low:
+    if "seed" in low and len(log.seeds) < MAX_SEEDS:
         log.seeds |= {_plain(match[1]) for match in _SEED.finditer(line)}
     if "world_size" in low and (size := integer_after(low, low.find("world_size"))) is not None:
         log.processes = size
@@ -157,11 +165,16 @@ def _read_training(low: str, log: Log) -> None:
     at = low.find("train_time")
     while at >= 0:
         if told := seconds_at(low, at + len("train_time")):
-            log.training.append(told)
+            _add_training(log, told)
         at = low.find("train_time", at + 1)
     for match in _OWN_TRAINING.finditer(low):
         if told := seconds_at(low, match.end()):
-            log.training.append(told)
+            _add_training(log, told)
+
+
+def _add_training(log: Log, told: tuple[float, float]) -> None:
+    if log.training is None or told[0] - told[1] > log.training[0] - log.training[1]:
+        log.training = told
 
 
 def _read_score(line: str, low: str, log: Log) -> None:

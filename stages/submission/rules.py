@@ -30,7 +30,7 @@ from stages.submission.figures import (
     total_bytes,
     training_seconds,
 )
-from stages.submission.logs import Log, read_log
+from stages.submission.logs import Log, lines_of, read_log
 from stages.submission.static_code import Findings, inspect_program
 from stages.submission.strangers import (
     SOURCE_LIMIT_BYTES,
@@ -46,6 +46,7 @@ from stages.submission.strangers import (
 REQUIRED_TEXT = ("author", "github_id", "name")
 CAP_GRACE_SECONDS = 1.0
 LOGS_LIMIT_BYTES = 256 * 2**20
+MAX_LOGS = 200
 REASON_CHARACTERS = 900
 _MODELS = (".fwz", ".ptz", ".pt", ".pth", ".bin", ".safetensors", ".npz", ".npy", ".ckpt", ".pkl", ".pickle", ".onnx", ".gguf", ".weights")
 _PACKED_MODELS = (".fwz", ".ptz", ".zst", ".zstd", ".xz", ".lzma", ".br", ".gz", ".bz2", ".zlib", ".lrz", ".7z", ".zip")
@@ -71,6 +72,7 @@ class Folder:
     data: list[str] = field(default_factory=list)  # files with a text's name that hold data
     program: Findings = field(default_factory=Findings)
     errors: dict[str, str] = field(default_factory=dict)
+    left_out: str = ""  # why not every log was read
 
 
 Verdict = tuple[Literal["pass", "fail", "unknown"], str]
@@ -81,6 +83,8 @@ def check_folder(path: Path) -> list[RuleResult]:
     folder, results = _read(path), []
     for name, rule in RULES.items():
         verdict, reason = rule(folder)
+        if verdict == "pass" and folder.left_out and rule in (size_within_limit, training_in_time, evaluation_in_time):
+            verdict, reason = "unknown", f"{folder.left_out}; what was read says: {reason}"
         results.append(RuleResult(rule=name, verdict=verdict, reason=printable(reason)[:REASON_CHARACTERS]))
     return results
 
@@ -111,19 +115,21 @@ def _read(path: Path) -> Folder:
     else:
         files = frozenset(name for name in folder.sizes if name.endswith(".py"))
         folder.program = inspect_program(source, files, lambda name: read_bytes(path / name, SOURCE_LIMIT_BYTES))
-    room = LOGS_LIMIT_BYTES
+    room, source_lines = LOGS_LIMIT_BYTES, lines_of(folder.program.text)
     for name in folder.sizes:
         if not name.lower().endswith(_TEXTS) or name == INFO_NAME:
             continue
         if (room := room - folder.sizes[name]) < 0:
-            folder.errors[name] = f"{name} is left out: the logs together have more than {LOGS_LIMIT_BYTES:,} bytes"
+            folder.left_out = f"{name} is left out: the texts together have more than {LOGS_LIMIT_BYTES:,} bytes"
             folder.data.append(name)
             continue
         content = attempt(name, partial(read_bytes, path / name), b"")
         if name in folder.errors or _is_data(content):
             folder.data.append(name)
-        if _is_log(name):
-            folder.logs.append(read_log(name, content.decode("utf-8", "replace"), folder.program.text))
+        if _is_log(name) and len(folder.logs) == MAX_LOGS:
+            folder.left_out = f"{name} is left out: there are more than {MAX_LOGS} logs"
+        elif _is_log(name):
+            folder.logs.append(read_log(name, content.decode("utf-8", "replace"), source_lines))
     return folder
 
 
@@ -239,8 +245,10 @@ def _results(folder: Folder, exact: bool = False) -> dict[str, Any]:
         value = info.get(key)
         if isinstance(value, list) and value and all(isinstance(item, dict) and "seed" in item for item in value):
             value = {str(item["seed"]): item for item in value}
-        if isinstance(value, dict) and value:
-            return {name.lower().removeprefix("seed").strip("_- "): item for name, item in value.items()}
+        if isinstance(value, dict):
+            seeds = {name.lower().removeprefix("seed").strip("_- "): item for name, item in value.items()}
+            if numbered := {seed: item for seed, item in seeds.items() if seed.isdecimal()}:
+                return numbered  # without the rows of means
     return {}
 
 
@@ -317,7 +325,7 @@ def _declared_scores(folder: Folder, log: Log) -> list[Figure]:
     found = [figure for figure in values if figure is not None]
     if found:
         return found
-    figures = [figure_of(folder.exact.get("val_bpb")), *map(_score_of, results.values())]
+    figures = [figure_of(folder.exact.get("val_bpb")), *map(_score_of, [*results.values()][:100])]
     return [figure for figure in figures if figure is not None]
 
 
@@ -423,9 +431,7 @@ def training_in_time(folder: Folder) -> Verdict:
     for seed, result in _results(folder).items():
         if isinstance(result, dict):
             claims += [(f"{INFO_NAME} seed {seed} {key}", seconds, 0.0, None) for key, seconds in training_seconds(result)]
-    logs: list[tuple[str, float, float, Log | None]] = [
-        (log.name, *max(log.training, key=lambda told: told[0] - told[1]), log) for log in folder.logs if log.training
-    ]
+    logs: list[tuple[str, float, float, Log | None]] = [(log.name, *log.training, log) for log in folder.logs if log.training]
     if not claims and not logs:
         return "unknown", f"neither {INFO_NAME} nor a log says how long training took"
     where, seconds, _, source = max([*claims, *logs], key=lambda item: item[1] - item[2])

@@ -95,7 +95,7 @@ def read_json_object(path: Path, exact: bool = False) -> dict[str, Any]:
         value = json.loads(read_text(path), object_pairs_hook=_unique, parse_constant=_refuse, parse_float=number)
     except UnreadableError:
         raise
-    except (ValueError, RecursionError) as error:
+    except (ValueError, ArithmeticError, RecursionError) as error:
         raise UnreadableError(f"{path.name} is no JSON that is taken here: {str(error)[:200]}") from error
     if not isinstance(value, dict):
         raise UnreadableError(f"{path.name} holds a {type(value).__name__}, not an object")

@@ -278,6 +278,7 @@ def test_figures_after_the_programs_source_are_found(judge: Judge, log: Callable
         {"seed_results": [{"seed": 42, "val_bpb": 1.2344}, {"seed": 7, "val_bpb": 1.2346}]},
         {"val_bpb_seeds": {"42": 1.2344, "7": 1.2346}},
         {"seed_results": {"42": {"val_bpb": 1.2344}, "7": {"val_bpb": 1.2346}}, "seeds": [7, 42]},
+        {"seed_results": {"42": {"val_bpb": 1.2344}, "7": {"val_bpb": 1.2346}, "mean": {"val_bpb": 1.2345}, "std": 0.0001}},
     ],
 )
 def test_seeds_are_read_in_every_shape(results: dict, judge: Judge) -> None:
@@ -351,3 +352,26 @@ def test_a_file_elsewhere_does_not_shadow_a_network_library(judge: Judge, progra
     assert judge(train_gpt__py="import socket\n" + program, more={"socket.py": "x = 1\n"})["no network"][0] == "pass"
     source = "import sys\nsys.path.insert(0, 'src')\nimport helper\n" + program
     assert judge(train_gpt__py=source, more={"src/helper.py": "import requests\n"})["no network"][0] == "fail"
+
+
+@pytest.mark.parametrize("key", ["results", "seeds"])
+def test_other_groups_are_not_taken_for_seeds(key: str, judge: Judge) -> None:
+    assert judge({key: {"val_bpb": 1.2345, "steps": 5000}})["seeds"][0] == "unknown"
+
+
+@pytest.mark.parametrize("number", ["1e999999999", "1e-999999999", "1e99999999999999999999", "1." + "0" * 5000, "-0.0", "1e400"])
+@pytest.mark.parametrize("key", ["val_bpb", "bytes_total", "wallclock_seconds", "seed"])
+def test_odd_numbers_end_in_a_verdict(number: str, key: str, judge: Judge) -> None:
+    text = '{"author": "a", "github_id": "b", "name": "c", "KEY": NUMBER, "seed_results": {"1": {"val_bpb": NUMBER}}}'
+    text = text.replace("KEY", key).replace("NUMBER", number)
+    found = judge(submission__json=text, README__md=f"val_bpb {number[:300]}\n| `{key}` | {number[:300]} |\n")
+    assert all(reason for _, reason in found.values())
+
+
+@pytest.mark.parametrize(("name", "value"), [("MAX_LOGS", 1), ("LOGS_LIMIT_BYTES", 1200)])
+def test_logs_that_are_left_out_leave_it_unknown(name: str, value: int, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert judge(more={"z.log": "seed:1\n" * 99})[SIZE][0] == "pass"
+    monkeypatch.setattr(f"stages.submission.rules.{name}", value)
+    found = judge(more={"z.log": "seed:1\n" * 99})
+    assert found[SIZE][0] == found[TRAINING][0] == found[EVALUATION][0] == "unknown"
+    assert "z.log" in found[SIZE][1]

@@ -137,7 +137,7 @@ def test_every_pattern_takes_little_time_for_any_line() -> None:
 def test_a_line_is_read_soon_whatever_it_says(text: str, start: str) -> None:
     began = time.perf_counter()
     list(figures_in(start + text))
-    read_log("x.log", start + text, "")
+    read_log("x.log", start + text)
     for at in range(0, len(text), 100):
         integer_after(text, at)
         seconds_at(text, at)
