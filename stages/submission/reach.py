@@ -198,7 +198,8 @@ def _described(function: ast.FunctionDef | ast.AsyncFunctionDef, owner: str, nam
         said = f"{what} (line {getattr(node, 'lineno', 0)})"
         name = node.id if isinstance(node, ast.Name) else ""
         is_key = isinstance(node, ast.Constant) and node.value in TRAINING_NAMES
-        if name not in parameters and not is_key and (use == "read" or name in TRAINING_DATA):
+        is_field = isinstance(node, ast.Attribute) and node.attr in TRAINING_DATA  # of an object that may have filled it itself
+        if name not in parameters and not is_key and not is_field and (use == "read" or name in TRAINING_DATA):
             described.reads = described.reads or said
         else:
             described.names = described.names or said

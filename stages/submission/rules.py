@@ -43,7 +43,9 @@ from stages.submission.strangers import (
     short_lines,
 )
 
-REQUIRED_TEXT = ("author", "github_id", "name")
+# What must be there, and the keys under which it stands too. The repository asks for "your name, GitHub ID, val_bpb".
+REQUIRED_TEXT = {"author": ("name", "authors"), "github_id": ("github", "github_username", "github_user", "github_handle")}
+SCORES = ("val_bpb_mean", "mean_val_bpb", "final_val_bpb", "val_bpb_exact", "bpb")
 CAP_GRACE_SECONDS = 1.0
 LOGS_LIMIT_BYTES = 256 * 2**20
 MAX_LOGS = 200
@@ -164,17 +166,30 @@ def files_present(folder: Folder) -> Verdict:
 
 
 def info_valid(folder: Folder) -> Verdict:
-    """submission.json is JSON with author, GitHub account, name and val_bpb of sound types."""
+    """submission.json is JSON with the author's name, GitHub account and val_bpb, of sound types.
+
+    `unknown` where one of them may stand under another key.
+    """
     if INFO_NAME in folder.errors:
         return "fail", folder.errors[INFO_NAME]
-    wrong = [f"{name} is no text" for name in REQUIRED_TEXT if not isinstance(folder.info.get(name), str) or not folder.info[name].strip()]
-    wrong += [] if _number(folder, "val_bpb") else ["val_bpb is no positive number"]
+    info, wrong, perhaps = folder.info, [], []
+    for name, others in REQUIRED_TEXT.items():
+        if isinstance(info.get(name), str) and info[name].strip():
+            continue
+        instead = [key for key in others if isinstance(info.get(key), str) and info[key].strip()]
+        if info.get(name) is None and instead:
+            perhaps.append(f"{name} is not there; {instead[0]} may be meant")
+        else:
+            wrong.append(f"{name} is no text")
+    if not _number(folder, "val_bpb"):
+        means = [key for key in SCORES if _number(folder, key)] if info.get("val_bpb") is None else []
+        (perhaps if means else wrong).append(f"val_bpb is not there; {means[0]} may be meant" if means else "val_bpb is no positive number")
     for name in ("val_loss", "bytes_total", "bytes_code"):
-        if folder.info.get(name) is not None and number_of(folder.info[name]) is None:
+        if info.get(name) is not None and number_of(info[name]) is None:
             wrong.append(f"{name} is no positive number")
-    if wrong:
-        return "fail", "; ".join(wrong)
-    return "pass", f"val_bpb {folder.info['val_bpb']} by {folder.info['github_id']}"[:200]
+    if wrong or perhaps:
+        return ("fail" if wrong else "unknown"), "; ".join([*wrong, *perhaps])
+    return "pass", f"val_bpb {info['val_bpb']} by {info['github_id']}"[:200]
 
 
 def script_compiles(folder: Folder) -> Verdict:

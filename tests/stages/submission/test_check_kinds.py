@@ -375,3 +375,22 @@ def test_logs_that_are_left_out_leave_it_unknown(name: str, value: int, judge: J
     found = judge(more={"z.log": "seed:1\n" * 99})
     assert found[SIZE][0] == found[TRAINING][0] == found[EVALUATION][0] == "unknown"
     assert "z.log" in found[SIZE][1]
+
+
+@pytest.mark.parametrize(
+    ("info", "verdict"),
+    [
+        ({"name": ...}, "pass"),
+        ({"author": ...}, "unknown"),
+        ({"author": ..., "name": ...}, "fail"),
+        ({"github_id": ...}, "fail"),
+        ({"github_id": ..., "github": "tester"}, "unknown"),
+        ({"github_id": 7, "github": "tester"}, "fail"),
+        ({"val_bpb": ...}, "fail"),
+        ({"val_bpb": None}, "fail"),
+        ({"val_bpb": "pending", "val_bpb_mean": 1.2}, "fail"),
+        ({"val_bpb": ..., "val_bpb_mean": 1.2}, "unknown"),
+    ],
+)
+def test_the_required_fields_are_those_that_the_repository_asks_for(info: dict, verdict: str, judge: Judge) -> None:
+    assert judge(info)["submission.json valid"][0] == verdict

@@ -90,6 +90,8 @@ def test_a_real_way_fails_with_its_line(source: str) -> None:
         "def eval_val(x):\n    return x.step()",  # of an unknown class; one has such a method
         "def read():\n    return open('fineweb_train_0.bin')\ndef eval_val(pool):\n    return pool.map(read, [1])",
         "def eval_val(model, train_loader):\n    return model(train_loader)",
+        "import torch\nclass Ngrams:\n    def score(self):\n        return torch.cat(self.train_tokens)\n"
+        "def eval_val(x):\n    return Ngrams().score()",
         "def eval_val(args):\n    files = args.train_files\n    return files",
         "def eval_val(args):\n    return getattr(args, 'train_files')",
         "from pathlib import Path\ndef eval_val(args):\n    path = Path(args.train_files)\n    return path",
