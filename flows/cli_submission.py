@@ -51,12 +51,13 @@ def check(
     with clear_errors(debug):
         from flows.terminal import print_rules
         from stages.submission.rules import check_folder
+        from stages.submission.strangers import printable
 
-        rules = check_folder(folder)
+        rules, name = check_folder(folder), printable(str(folder))
         if json:
-            print_json({"folder": str(folder), "rules": [rule.model_dump() for rule in rules]})
+            print_json({"folder": name, "rules": [rule.model_dump() for rule in rules]})
         else:
-            print_rules(make_console(), str(folder), rules)
+            print_rules(make_console(), name, rules)
         if any(rule.verdict == "fail" for rule in rules):
             raise typer.Exit(1)
 
@@ -85,6 +86,7 @@ def rescore(
         from flows.terminal import live_output, print_rescored
         from stages.submission.rescore import rescore as score_again
         from stages.submission.rescore import scoring_of
+        from stages.submission.strangers import printable
 
         paths = shards_of(shards)
         model = tokenizer or tokenizer_beside(paths)
@@ -104,4 +106,4 @@ def rescore(
         if json:
             print_json(made.model_dump(mode="json"))
         else:
-            print_rescored(make_console(), str(folder), made)
+            print_rescored(make_console(), printable(str(folder)), made)

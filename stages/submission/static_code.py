@@ -1,201 +1,179 @@
 """What a program does, as far as its text says: read as a syntax tree, never executed."""
 
 import ast
-import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
-from stages.submission.strangers import LINE_CHARACTERS, decompressed
+from stages.submission.network import FETCHING_MODULES, POSSIBLE_MODULES, reaches
+from stages.submission.python_source import Names, parse_python, unpacked
+from stages.submission.reach import follow_evaluation
+from stages.submission.strangers import UnreadableError
 
-NETWORK_MODULES = frozenset(
+UNSEEN_CALLS = frozenset(["exec", "eval", "__import__", "import_module", "run_path", "run_module", "spec_from_file_location"])
+USUAL_PACKAGES = frozenset(name.partition(".")[0] for name in (*FETCHING_MODULES, *POSSIBLE_MODULES)) | frozenset(
     [
-        "requests",
-        "httpx",
-        "aiohttp",
-        "urllib3",
-        "pycurl",
-        "ftplib",
-        "smtplib",
-        "telnetlib",
-        "poplib",
-        "imaplib",
-        "websocket",
-        "websockets",
-        "paramiko",
-        "wandb",
-        "gdown",
-        "boto3",
-        "botocore",
-        "huggingface_hub",
-        "datasets",
-        "google.cloud",
-        "fsspec",
-        "gcsfs",
-        "s3fs",
-        "urllib.request",
-        "http.client",
-        "xmlrpc",
-        "torch.hub",
-        "kagglehub",
+        *("torch", "numpy", "sentencepiece", "zstandard", "brotli", "triton", "scipy", "tiktoken", "tokenizers", "numba", "mlx", "tqdm"),
+        *("flash_attn", "flash_attn_interface", "flash_attn_3", "xformers", "constriction", "lz4", "einops", "safetensors", "psutil"),
     ]
 )
-NETWORK_CALLS = frozenset(
-    ["urlopen", "urlretrieve", "load_state_dict_from_url", "download_url_to_file", "from_pretrained", "hf_hub_download"]
-)
-SHELL_CALLS = frozenset(["system", "popen", "run", "call", "check_call", "check_output", "Popen"])
-SHELL_FETCHES = re.compile(r"\b(curl|wget|git clone|pip3? install|aria2c|rsync|scp|gsutil)\b|https?://")
-UNSEEN_CALLS = frozenset(["exec", "eval", "__import__", "import_module", "run_path", "run_module"])
-TRAINING_NAMES = frozenset(
-    ["train_files", "train_loader", "train_shards", "train_data", "train_tokens", "train_path", "train_pattern", "train_dataset"]
-)
-TRAINING_FILES = re.compile(r"train[^\s]*(\*|\.bin)|fineweb_train", re.IGNORECASE)
-EVALUATION = re.compile(r"(^|_)(eval|evaluate|evaluation|score|scoring|validate|validation)(_|$)", re.IGNORECASE)
-PACKED_CHARACTERS = 500
 MAX_LAYERS = 3
+MAX_MODULES = 200
 
 
 @dataclass
 class Findings:
-    """`parsed`: the program is Python. Each finding is `line N: what`."""
+    """`parsed`: why the program is no Python, if it is none. Each finding is `line N: what`."""
 
-    parsed: str = ""  # why not, if it is not
+    parsed: str = ""
+    newer: str = ""  # the syntax that only a newer Python has
     layers: int = 0  # how often it had to be unpacked
+    modules: tuple[str, ...] = ()  # files beside it that it imports, and that were read too
     network: list[str] = field(default_factory=list)
+    network_possible: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     evaluation: list[str] = field(default_factory=list)  # functions that evaluate
     training_data: list[str] = field(default_factory=list)  # ways from one of them to the training data
+    training_possible: list[str] = field(default_factory=list)  # ways that may never be taken, or that may not read it
+    training_named: bool = False
+    calls: bool = False  # it calls anything at all
+    text: str = field(default="", repr=False)  # of all that was read
 
 
-def inspect_program(source: bytes) -> Findings:
-    """What the text shows. A program that unpacks itself is unpacked, in memory and within bounds, and looked at instead."""
+@dataclass
+class _Module:
+    file: str
+    tree: ast.Module
+    names: Names
+    layer: int = 0
+    roots: set[str] = field(default_factory=set)  # the names under which it imports files of the folder
+
+
+def inspect_program(source: bytes, files: frozenset[str] = frozenset(), read: Callable[[str], bytes] | None = None) -> Findings:
+    """What the text shows. A program that unpacks itself is unpacked, in memory and within bounds, and looked at too.
+
+    `files` are the .py files of its folder (POSIX paths relative to it), of which `read` gives the content: those that the program
+    imports belong to it. `read` may raise UnreadableError.
+    """
     findings = Findings()
-    tree = _parse(source, findings)
-    while tree is not None and findings.layers < MAX_LAYERS and (inner := _packed_program(tree)) is not None:
-        findings.layers += 1
-        tree = _parse(inner, findings)
-    if tree is None:
-        return findings
     try:
-        _look_at(tree, findings)
+        modules = _modules(source, files, read, findings)
+        if not findings.parsed:
+            _look_at(modules, files, findings)
     except RecursionError:
         findings.parsed = "it is nested too deeply to be read"
     return findings
 
 
-def _look_at(tree: ast.Module, findings: Findings) -> None:
-    for node in ast.walk(tree):
-        findings.network += [f"line {node.lineno}: {what}" for what in _network(node)]  # type: ignore[attr-defined]
-        if (
-            isinstance(node, ast.Call)
-            and _called(node) in UNSEEN_CALLS
-            and not (isinstance(node.func, ast.Attribute) and _called(node) == "eval")
-        ):
-            findings.unseen.append(f"line {node.lineno}: {ast.unparse(node.func)}(…)")
-    _follow_evaluation(tree, findings)
-
-
-def _parse(source: bytes, findings: Findings) -> ast.Module | None:
-    try:
-        return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        what = "what it unpacks to is" if findings.layers else "it is"
-        findings.parsed = f"{what} no Python: {type(error).__name__}: {str(error)[:200]}"
-        return None
-
-
-def _packed_program(tree: ast.Module) -> bytes | None:
-    """The program inside a large constant, if the outer one executes something."""
-    if not any(isinstance(node, ast.Call) and _called(node) == "exec" for node in ast.walk(tree)):
-        return None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and len(node.value) > PACKED_CHARACTERS:
-            content = node.value.encode("utf-8", "replace") if isinstance(node.value, str) else node.value
-            if (inner := decompressed(content)) is not None:
-                return inner
-    return None
-
-
-def _network(node: ast.AST) -> Iterator[str]:
-    if isinstance(node, ast.Import):
-        yield from (f"imports {alias.name}" for alias in node.names if _is_network(alias.name))
-    elif isinstance(node, ast.ImportFrom) and node.module:
-        if _is_network(node.module):
-            yield f"imports {node.module}"
-        else:
-            yield from (f"imports {node.module}.{alias.name}" for alias in node.names if _is_network(f"{node.module}.{alias.name}"))
-    elif isinstance(node, ast.Call):
-        called = _called(node)
-        if called in NETWORK_CALLS or ast.unparse(node.func).startswith("torch.hub."):
-            yield f"calls {ast.unparse(node.func)}"
-        elif called in SHELL_CALLS:
-            texts = [item.value for item in ast.walk(node) if isinstance(item, ast.Constant) and isinstance(item.value, str)]
-            if any(SHELL_FETCHES.search(text) for text in texts):
-                yield f"runs {' '.join(texts)[:80]!r}"
-
-
-def _is_network(module: str) -> bool:
-    parts = module.split(".")
-    return any(".".join(parts[:count]) in NETWORK_MODULES for count in range(1, len(parts) + 1))
-
-
-def _called(node: ast.Call) -> str:
-    return node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else ""
-
-
-@dataclass
-class _Function:
-    """What one function of the program refers to."""
-
-    name: str
-    functions: set[str] = field(default_factory=set)  # by plain name
-    methods: set[str] = field(default_factory=set)  # by attribute
-    training: str = ""
-
-
-def _follow_evaluation(tree: ast.Module, findings: Findings) -> None:
-    """Follow names from the functions that evaluate; names alone decide, so a way that is found may never be taken."""
-    plain: dict[str, list[_Function]] = {}
-    methods: dict[str, list[_Function]] = {}
-    for owner in ast.walk(tree):
-        body = getattr(owner, "body", None)
-        if not isinstance(body, list):
+def _modules(source: bytes, files: frozenset[str], read: Callable[[str], bytes] | None, findings: Findings) -> list[_Module]:
+    """The program, what it unpacks to, and the files that it imports."""
+    modules: list[_Module] = []
+    waiting = [("", source, 0)]
+    seen: set[str] = set()
+    while waiting:
+        file, content, layer = waiting.pop(0)
+        parsed = parse_python(content)
+        if parsed.tree is None and not file:
+            findings.parsed = f"{'what it unpacks to is' if layer else 'it is'} no Python: {parsed.error}"
+            return []
+        if parsed.tree is None:
+            findings.unseen.append(f"{file} is no Python: {parsed.error}")
             continue
-        for node in body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                table = methods if isinstance(owner, ast.ClassDef) else plain
-                table.setdefault(node.name, []).append(_describe(node))
-            elif isinstance(node, ast.ClassDef):
-                made = [_describe(item) for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
-                plain.setdefault(node.name, []).extend(made)
-    findings.evaluation = sorted(name for name in plain if EVALUATION.search(name) and "train" not in name.lower())
-    for start in findings.evaluation:
-        waiting, seen = [(item, start) for item in plain[start]], {start}
-        while waiting:
-            function, way = waiting.pop()
-            if function.training:
-                findings.training_data.append(f"{way}: {function.training}")
-                break
-            for table, names in ((plain, function.functions), (methods, function.methods)):
-                for name in sorted(names & set(table) - seen):
-                    seen.add(name)
-                    waiting += [(item, f"{way} → {name}") for item in table[name]]
+        findings.newer = findings.newer or parsed.newer
+        findings.calls = findings.calls or any(isinstance(node, ast.Call) for node in ast.walk(parsed.tree))
+        findings.text += content.decode("utf-8", "replace") + "\n"
+        module = _Module(file, parsed.tree, Names.of(parsed.tree), layer)
+        modules.append(module)
+        for inner in _packed_programs(module, files, findings):
+            findings.layers = max(findings.layers, layer + 1)
+            waiting.append((file, inner, layer + 1))
+        for name in _imported_files(module, files) - seen if read else ():
+            seen.add(name)
+            try:
+                waiting.append((name, read(name), 0))  # type: ignore[misc]
+            except UnreadableError as error:
+                findings.unseen.append(str(error))
+        if len(modules) + len(waiting) > MAX_MODULES:
+            findings.unseen.append(f"it imports more than {MAX_MODULES} files")
+            break
+    findings.modules = tuple(sorted({module.file for module in modules if module.file}))
+    return modules
 
 
-def _describe(function: ast.FunctionDef | ast.AsyncFunctionDef) -> _Function:
-    found = _Function(function.name)
-    arguments = function.args
-    local = {item.arg for item in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
-    for node in ast.walk(function):
-        if isinstance(node, ast.Name):
-            local |= {node.id} if isinstance(node.ctx, ast.Store) else set()
-            found.functions.add(node.id)
-        elif isinstance(node, ast.Attribute):
-            found.methods.add(node.attr)
-        name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value != ast.get_docstring(function, clean=False)
-        if name in TRAINING_NAMES:
-            found.training = found.training or f"{name} (line {node.lineno})"  # type: ignore[attr-defined]
-        elif is_text and TRAINING_FILES.search(node.value[:LINE_CHARACTERS]):  # type: ignore[attr-defined]
-            found.training = found.training or f"{node.value[:60]!r} (line {node.lineno})"  # type: ignore[attr-defined]
-    found.functions -= local
-    return found
+def _packed_programs(module: _Module, files: frozenset[str], findings: Findings) -> Iterator[bytes]:
+    """The programs that a module executes out of constants of its own. What else it executes is noted as not seen."""
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.Call) or (name := _called(node, module.names)) not in UNSEEN_CALLS:
+            continue
+        if name in ("__import__", "import_module") and _is_known(module.names.imported(node), files):
+            continue
+        inner = unpacked(node.args[0], module.names) if name in ("exec", "eval") and node.args else None
+        if inner is not None and module.layer < MAX_LAYERS:
+            yield inner.strip() if name == "eval" else inner
+        else:
+            findings.unseen.append(f"{_place(module.file, node.lineno)}: {name}(…)")
+
+
+def _is_known(name: str, files: frozenset[str]) -> bool:
+    """Whether a module that is imported by a call is known: of Python, of the folder, or a package that is usual here."""
+    root = name.lstrip(".").partition(".")[0]
+    return bool(root) and (_is_usual(root) or any(root in PurePosixPath(file.removesuffix(".py")).parts for file in files))
+
+
+def _is_usual(root: str) -> bool:
+    return root in sys.stdlib_module_names or root in USUAL_PACKAGES
+
+
+def _called(node: ast.Call, names: Names) -> str:
+    """The name of a call, without methods that are called `eval` or `exec`."""
+    if isinstance(node.func, ast.Name):
+        return names.dotted(node.func).rpartition(".")[2]
+    dotted = names.dotted(node.func)
+    module, _, name = dotted.rpartition(".")
+    return "" if name in ("eval", "exec") and module not in ("builtins", "__builtins__") else name
+
+
+def _imported_files(module: _Module, files: frozenset[str]) -> set[str]:
+    """The files of the folder that a module imports, packages' __init__.py among them. Sets `module.roots`."""
+    here = PurePosixPath(module.file).parent
+    wanted: list[tuple[PurePosixPath, str]] = []
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            wanted += [(PurePosixPath(), alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = PurePosixPath() if not node.level else PurePosixPath(*here.parts[: len(here.parts) - node.level + 1])
+            wanted += [(base, ".".join(filter(None, (node.module, alias.name)))) for alias in node.names]
+        elif isinstance(node, ast.Call) and (name := module.names.imported(node)):
+            wanted.append((PurePosixPath(), name.lstrip(".")))
+    found: set[str] = set()
+    for base, dotted in dict.fromkeys(wanted):
+        parts = dotted.split(".")[:10]
+        for count in range(1, len(parts) + 1):
+            path = PurePosixPath(base, *parts[:count])
+            matching = {f"{path}.py", f"{path}/__init__.py"} & files
+            if not matching and count == 1 and not _is_usual(parts[0]):
+                # It may be in a folder that the program puts into sys.path.
+                matching = {file for file in files if file.endswith((f"/{path}.py", f"/{path}/__init__.py"))}
+            if matching:
+                module.roots.add(parts[0])
+            found |= matching
+    return found - {"train_gpt.py"}
+
+
+def _look_at(modules: list[_Module], files: frozenset[str], findings: Findings) -> None:
+    own = frozenset(root for module in modules for root in module.roots)
+    defined = frozenset(
+        node.name for module in modules for node in ast.walk(module.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    for module in modules:
+        for reach in reaches(module.tree, module.names, own, defined):
+            said = f"{_place(module.file, reach.line)}: {reach.what}"
+            (findings.network if reach.certain else findings.network_possible).append(said)
+    training = follow_evaluation([(module.tree, module.names) for module in modules], own)
+    findings.evaluation, findings.training_named = training.evaluation, training.named
+    findings.training_data, findings.training_possible = training.certain, training.possible
+
+
+def _place(file: str, line: int) -> str:
+    return f"{file} line {line}" if file else f"line {line}"

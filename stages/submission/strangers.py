@@ -1,12 +1,11 @@
 """Reading what a stranger wrote: bounded, typed, and never executed."""
 
-import base64
 import json
-import lzma
 import os
 import stat
-import zlib
+import unicodedata
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +15,20 @@ TEXT_LIMIT_BYTES = 64 * 2**20
 SOURCE_LIMIT_BYTES = 16 * 2**20
 MAX_FILES = 10_000
 LINE_CHARACTERS = 4_000  # longer lines are data; a search over them could take for ever
-_UNPACKING_BYTES = 256 * 2**20
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with nothing in it that a terminal obeys: control, direction and surrogate characters become escapes such as \\x1b.
+
+    Characters of `keep` stay as they are, and every kind of space becomes a plain one.
+    """
+    return "".join(char if char.isprintable() or char in keep else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    if char in "\n\t" or unicodedata.category(char) == "Zs":
+        return " "
+    return char.encode("unicode_escape").decode("ascii")
 
 
 class UnreadableError(ValueError):
@@ -29,7 +41,7 @@ def list_files(folder: Path) -> dict[str, os.stat_result]:
     Raises SpecError when it is no folder that can be read, UnreadableError for more than 10,000 entries.
     """
     if not folder.is_dir():
-        raise SpecError(f"FOLDER = {folder}: no such folder")
+        raise SpecError(f"FOLDER = {printable(str(folder))}: no such folder")
     found: dict[str, os.stat_result] = {}
     waiting = [folder]
     while waiting:
@@ -42,9 +54,10 @@ def list_files(folder: Path) -> dict[str, os.stat_result]:
                     else:
                         found[Path(entry.path).relative_to(folder).as_posix()] = entry.stat(follow_symlinks=False)
                     if len(found) + len(waiting) > MAX_FILES:
-                        raise UnreadableError(f"{folder} holds more than {MAX_FILES:,} files")
+                        raise UnreadableError(f"the folder holds more than {MAX_FILES:,} files")
         except OSError as error:
-            raise SpecError(f"FOLDER = {folder}: {error.filename or place} cannot be read ({error.strerror})") from error
+            what = printable(f"{folder}: {error.filename or place}")
+            raise SpecError(f"FOLDER = {what} cannot be read ({error.strerror})") from error
     return dict(sorted(found.items()))
 
 
@@ -72,13 +85,17 @@ def read_text(path: Path, limit: int = TEXT_LIMIT_BYTES) -> str:
         raise UnreadableError(f"{path.name} is no UTF-8 text ({error.reason} at byte {error.start:,})") from error
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object without duplicate keys, NaN or infinities. Raises UnreadableError."""
+def read_json_object(path: Path, exact: bool = False) -> dict[str, Any]:
+    """A JSON object without duplicate keys, NaN or infinities. Raises UnreadableError.
+
+    `exact`: numbers with a point are Decimals, which keep the digits as they were written.
+    """
+    number = Decimal if exact else float
     try:
-        value = json.loads(read_text(path), object_pairs_hook=_unique, parse_constant=_refuse)
+        value = json.loads(read_text(path), object_pairs_hook=_unique, parse_constant=_refuse, parse_float=number)
     except UnreadableError:
         raise
-    except (ValueError, RecursionError) as error:
+    except (ValueError, ArithmeticError, RecursionError) as error:
         raise UnreadableError(f"{path.name} is no JSON that is taken here: {str(error)[:200]}") from error
     if not isinstance(value, dict):
         raise UnreadableError(f"{path.name} holds a {type(value).__name__}, not an object")
@@ -90,29 +107,12 @@ def short_lines(text: str) -> Iterator[str]:
     return (line for line in text.splitlines() if len(line) <= LINE_CHARACTERS)
 
 
-def decompressed(text: bytes) -> bytes | None:
-    """What a compressed program unpacks to, tried in the ways that submissions use; None if it is none of them."""
-    for decode in (base64.b85decode, base64.b64decode, base64.a85decode, bytes):
-        try:
-            packed = decode(text)
-        except ValueError:
-            continue
-        for expand in (lambda: lzma.LZMADecompressor(memlimit=_UNPACKING_BYTES), zlib.decompressobj):
-            try:
-                expander = expand()
-                content = expander.decompress(packed, SOURCE_LIMIT_BYTES)
-            except (lzma.LZMAError, zlib.error, EOFError):
-                continue
-            if content and expander.eof:
-                return content
-    return None
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    value: dict[str, Any] = {}
+    for name, item in pairs:
+        if name in value:
+            raise ValueError(f"the key {name!r} occurs twice")
+        value[name] = item
     return value
 
 

@@ -180,7 +180,9 @@ def test_seeds_with_results_and_logs_pass(folder: Path) -> None:
         ("import torch.hub", "torch.hub"),
         ("torch.hub.load('a/b', 'c')", "torch.hub.load"),
         ("os.system('wget http://x/model.bin')", "wget"),
-        ("import subprocess\nsubprocess.run(['pip', 'install', 'x'])", ""),
+        ("import subprocess\nsubprocess.run(['pip', 'install', 'x'])", "pip install"),
+        ("import subprocess, sys\nsubprocess.check_call([sys.executable, '-m', 'pip', 'install', 'x'])", "pip install"),
+        ("import subprocess\nsubprocess.run(['git', 'rev-parse', 'HEAD'])", ""),
         ("import subprocess\nsubprocess.run('pip install x', shell=True)", "pip install"),
         ("def f():\n    from huggingface_hub import hf_hub_download", "huggingface_hub"),
     ],
@@ -200,6 +202,10 @@ def test_an_evaluation_that_leads_to_training_data_is_found_with_its_way(folder:
     assert "eval_val → lookup: train_files" in reason(folder, "no training data at evaluation")
     (folder / "train_gpt.py").write_text("x = 1\n")
     assert verdicts(folder)["no training data at evaluation"] == "unknown"
+    (folder / "train_gpt.py").write_text("print(open('fineweb_train_0.bin'))\n")
+    assert verdicts(folder)["no training data at evaluation"] == "unknown"
+    (folder / "train_gpt.py").write_text("print('hi')\n")
+    assert verdicts(folder)["no training data at evaluation"] == "pass"
 
 
 @pytest.mark.parametrize("packing", ["lzma b85", "zlib b64", "lzma bytes", "twice"])
