@@ -20,6 +20,7 @@ from benchmarks.common import Figure, Samples, compared, parser_for, report
 from benchmarks.workers import Worker, serve, shard_paths, sides, workers
 from presets import load_preset
 from schemas.settings import TrainSettings
+from stages.machine import settle
 
 GOAL_RATIO = 1.5
 UNTIMED_STEPS = 3
@@ -31,7 +32,7 @@ LR_SCALE, MOMENTUM = 1.0, 0.95
 
 def settings_for(batch_tokens: int, micro_batch: int, num_steps: int, seed: int, processes: int = 1, threads: int = 2) -> TrainSettings:
     """The demo's model and optimizer, constant learning rate and momentum, neither snapshots nor QAT."""
-    base = load_preset("demo").train
+    base = settle(load_preset("demo").train)
     return replace(
         base,
         seed=seed,

@@ -39,7 +39,7 @@ class Settings:
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
     def __post_init__(self) -> None:
-        hints = _type_hints(type(self))
+        hints = _type_hints(type(self))  # type: ignore[arg-type]
         for item in fields(self):
             value = _of_type(item.name, hints[item.name], getattr(self, item.name))
             object.__setattr__(self, item.name, value)  # frozen for everybody else
@@ -96,7 +96,7 @@ def _of_type(name: str, hint: Any, value: Any) -> Any:
 
 def from_dict(cls: type[S], values: dict[str, Any]) -> S:
     """Settings from plain JSON types (the inverse of `dataclasses.asdict`). Raises ValueError for an unknown field."""
-    hints = _type_hints(cls)
+    hints = _type_hints(cls)  # type: ignore[arg-type]
     unknown = set(values) - {item.name for item in fields(cls)}
     if unknown:
         raise ValueError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}")

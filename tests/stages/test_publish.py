@@ -14,7 +14,7 @@ from schemas.audit import Audit, Finding
 from schemas.check_size import SizePart, SizeReport, TensorGroup
 from schemas.errors import StageError
 from schemas.evaluate import Evaluation, Score
-from schemas.files import FileRef, Provenance
+from schemas.files import FileRef, Machine, Provenance
 from schemas.merge import MergedModel
 from schemas.package import Package
 from schemas.publish import PublishedReport, PublishSpec, ReportedSetting
@@ -245,6 +245,22 @@ def test_each_part_of_the_account_is_there(published: Callable[..., str]) -> Non
         fairway_version="0",
         code_sha256="c" * 64,
         libraries={"torch": "2.13.0"},
+        machine=Machine(
+            kind="GenuineIntel AVX2 AVX2; torch 2.13.0",
+            cpu="Some CPU",
+            capability="AVX2",
+            isa="AVX2",
+            cores=2,
+            precision="float32: this CPU (AVX2) has no bfloat16 instructions",
+            processes=1,
+            threads=2,
+            gpus=(),
+            cuda=None,
+            triton="absent",
+            torch="2.13.0 cf30153c",
+            python="3.11.0",
+            switches={},
+        ),
         inputs={},
     )
     page = published(PublishSpec(settings=(ReportedSetting(name="train.seed", value="7"),), provenance=(origin,)))
@@ -257,6 +273,9 @@ def test_each_part_of_the_account_is_there(published: Callable[..., str]) -> Non
         "train.seed",
         "torch 2.13.0",
         "somewhere",
+        "Some CPU",
+        ">float32</td><td>this CPU (AVX2) has no bfloat16 instructions</td>",
+        "GenuineIntel AVX2 AVX2; torch 2.13.0",
         "1 did not change",
     ):
         assert text in page, text
