@@ -199,6 +199,14 @@ def test_a_gpu_counts_with_its_model_and_what_drives_it(monkeypatch: pytest.Monk
     machine.gpu_names.cache_clear()
 
 
+def score_here(root: Path, tokenized: TokenizedCorpus, script: Path) -> str:
+    """What the packaged program logs when it scores its blob on this machine as it is."""
+    environment = {name: value for name, value in os.environ.items() if name not in CAPS}
+    command = [sys.executable, "-I", str(script), "--eval", f"--tokenizer={root / tokenized.tokenizer.path}", "--stride=0"]
+    command.append(f"--val={root / tokenized.val_shards[0].path}")
+    return subprocess.run(command, env=environment, cwd=root, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
 def test_the_chain_runs_as_on_a_cpu_without_bfloat16(tmp_path: Path) -> None:
     """The whole chain in processes that see AVX2 alone: in float32, keyed apart from a run on this CPU as it is."""
     environment = {name: value for name, value in os.environ.items() if name not in CAPS} | AS_AVX2
@@ -215,6 +223,9 @@ def test_the_chain_runs_as_on_a_cpu_without_bfloat16(tmp_path: Path) -> None:
     assert "MADE_ON = 'AVX2, torch" in script
     assert "'auto'" not in script[script.index("RECIPE: Recipe | None = ") :].partition("MADE_ON")[0]
     tokenized = TokenizedCorpus.model_validate(records["tokenize_corpus"]["result"])
+    said = score_here(tmp_path, tokenized, tmp_path / records["package"]["result"]["script"]["path"])
+    assert "precision float32 on " in said
+    assert ("the run was made on AVX2, torch" in said) == (not machine.machine_in_words(ComputeSettings()).startswith("AVX2,"))
     spec = settle(load_preset("smoke").with_qat_grid())
     training = replace(spec.train, schedule=replace(spec.train.schedule, max_steps=20))
     here = {

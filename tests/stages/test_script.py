@@ -1,6 +1,7 @@
 """The program that ships: its settings as source, and its compressed form."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 
 from presets import PRESETS, load_preset
 from schemas.package import PackageOptions, PackageSpec
-from schemas.settings import Recipe
+from schemas.settings import ComputeSettings, Recipe
 from stages.bundle import imported_packages
+from stages.core import submission
 from stages.machine import settle
 from stages.script import as_shipped, program, recipe_source
 
@@ -73,6 +75,46 @@ def test_other_settings_make_another_script_and_so_another_package() -> None:
     faster = first.derive(train=demo.train, tokenize=demo.tokenize)
     assert program(first.package, first.recipe()) != program(faster.package, faster.recipe())
     assert PackageSpec(recipe=first.recipe()) == first.package_spec()
+
+
+@pytest.mark.parametrize(
+    ("made_on", "precision", "has_bfloat16", "expected"),
+    [
+        ("{here}", "bfloat16", True, ["precision bfloat16 on {here}"]),
+        ("", "float32", False, ["precision float32 on {here}"]),
+        ("AVX2, torch 2", "float32", True, ["precision float32 on {here}", "the run was made on AVX2, torch 2: here the last digits will"]),
+        ("{here}", "bfloat16", False, ["precision bfloat16 on {here}", "this CPU has no bfloat16 instructions: .*--precision float32"]),
+    ],
+)
+def test_the_script_says_when_it_computes_otherwise(
+    monkeypatch: pytest.MonkeyPatch, made_on: str, precision: str, has_bfloat16: bool, expected: list[str]
+) -> None:
+    monkeypatch.setattr(submission, "machine_in_words", lambda device: "this machine")
+    monkeypatch.setattr(submission, "cpu_multiplies_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(submission, "MADE_ON", made_on.format(here="this machine"))
+    said: list[str] = []
+    submission.say_machine(ComputeSettings(precision=precision), said.append)  # type: ignore[arg-type]
+    assert len(said) == len(expected)
+    for line, pattern in zip(said, expected, strict=True):
+        assert re.match(pattern.format(here="this machine"), line)
+
+
+@pytest.mark.parametrize(
+    ("asked", "of_recipe", "has_bfloat16", "found"),
+    [
+        ([], "bfloat16", False, "bfloat16"),
+        (["--precision=float32"], "bfloat16", True, "float32"),
+        (["--precision=auto"], "bfloat16", False, "float32"),
+        (["--precision=auto", "--device=cuda"], "float32", False, "bfloat16"),
+        ([], "auto", True, "bfloat16"),
+    ],
+)
+def test_the_script_takes_the_recipes_precision_or_another(
+    monkeypatch: pytest.MonkeyPatch, asked: list[str], of_recipe: str, has_bfloat16: bool, found: str
+) -> None:
+    monkeypatch.setattr(submission, "cpu_multiplies_bfloat16", lambda: has_bfloat16)
+    options = submission.submission_parser(Recipe()).parse_args(asked)
+    assert submission._precision(options, ComputeSettings(precision=of_recipe)) == found  # type: ignore[arg-type]
 
 
 def test_only_a_run_with_fused_kernels_ships_them() -> None:
