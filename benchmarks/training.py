@@ -2,9 +2,9 @@
 
     python -m benchmarks.training [--runs 5] [--json results.jsonl]
 
-Both start from the same weights and see the same batches, in bfloat16 with fp32 weights; each run is another seed, and the first
-three steps of it are not timed. The plain script runs with OpenMP's default or with threads that wait, whichever is faster
-in a trial. After equal tokens the losses must agree to within the spread between seeds.
+Both start from the same weights and see the same batches, in the precision that `auto` means here, with fp32 weights; each run
+is another seed, and the first three steps of it are not timed. The plain script runs with OpenMP's default or with threads
+that wait, whichever is faster in a trial. After equal tokens the losses must agree to within the spread between seeds.
 """
 
 import argparse
@@ -67,12 +67,13 @@ def train_plainly(settings: TrainSettings, shards: list[Path]) -> tuple[list[flo
     from benchmarks.plain_script import PlainTraining, batches
     from stages.core.loader import SequenceOrder
     from stages.core.model import GPT
+    from stages.core.processes import compute_dtype
     from stages.core.shards import open_shard
 
     torch.set_num_threads(settings.compute.threads_per_process)
     start = GPT(settings.model)
     start.init_weights(settings.seed)
-    script = PlainTraining(settings.model, settings.optimizer)
+    script = PlainTraining(settings.model, settings.optimizer, compute_dtype(settings.compute))
     script.model.load_state_dict(start.state_dict())
     tokens = np.concatenate([open_shard(path) for path in shards])
     length, num_steps = settings.data.sequence_length, settings.schedule.max_steps
