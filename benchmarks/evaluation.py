@@ -3,8 +3,8 @@
     python -m benchmarks.evaluation [--runs 5] [--json results.jsonl]
 
 The plain loop computes the logits of every position of every window. It is run twice: as a script has it, with the plain
-model, and over our own model. Bits per byte must be those of the second to 1e-6 relative, in bfloat16 and in float32; the plain
-model rounds differently in bfloat16. Weights are random, text is the embedded corpus.
+model, and over our own model. Bits per byte must be those of the second to 1e-6 relative, in the precision that `auto` means
+here and in float32; the plain model rounds differently in bfloat16. Weights are random, text is the embedded corpus.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import numpy as np
 from benchmarks.common import Figure, Samples, compared, parser_for, report
 from benchmarks.workers import Worker, demo_tokens, serve, shard_paths, sides, workers
 from presets import load_preset
+from schemas.settings import ComputeSettings
+from stages.machine import settle
 
 GOAL_RATIO = 1.5
 GOAL_DIFFERENCE = 1e-6
@@ -33,6 +35,7 @@ def answer_as(side: str) -> Any:
     from schemas.settings import ScoringSettings
     from stages.core.bits_per_byte import load_token_bytes
     from stages.core.model import GPT
+    from stages.core.processes import compute_dtype
     from stages.core.scoring import score
     from stages.core.shards import open_shard
 
@@ -54,7 +57,7 @@ def answer_as(side: str) -> Any:
             with torch.no_grad():
                 for _, param in sorted(model.named_parameters()):
                     param.add_(torch.randn(param.shape, generator=generator), alpha=0.02)
-            plain = PlainGPT(settings)
+            plain = PlainGPT(settings, compute_dtype(settle(ComputeSettings())))
             plain.load_state_dict(model.state_dict())
             models[preset] = (model, plain)
         return models[preset]
@@ -95,7 +98,8 @@ def answer_as(side: str) -> Any:
 
 
 def compare(team: dict[str, Worker], preset: str, windows: int, batch: int, runs: int) -> list[Figure]:
-    request = {"preset": preset, "windows": windows, "batch": batch, "dtype": "bfloat16"}
+    own = settle(ComputeSettings()).precision
+    request = {"preset": preset, "windows": windows, "batch": batch, "dtype": own}
     trial = {**request, "windows": 2}
     team["ours"].ask(**trial, loop="ours")
     peer = min((side for side in team if side != "ours"), key=lambda side: team[side].ask(**trial, loop="plain")["wall"])
@@ -110,7 +114,8 @@ def compare(team: dict[str, Worker], preset: str, windows: int, batch: int, runs
     exact = {**request, "windows": IDENTITY_WINDOWS, "dtype": "float32"}
     ours = team["ours"].ask(**exact, loop="ours")["bpb"]
     theirs = team[peer].ask(**exact, loop="plain over our model")["bpb"]
-    differences = {"bfloat16": abs(bpb["ours"] / bpb["plain over our model"] - 1), "float32": abs(ours / theirs - 1)}
+    differences = {own: abs(bpb["ours"] / bpb["plain over our model"] - 1)}
+    differences["float32"] = max(abs(ours / theirs - 1), differences.get("float32", 0.0))
     what = f"sliding windows, {preset} model"
     return [
         compared("evaluation", what, samples["ours"], samples["plain"], GOAL_RATIO, windows=windows, peer_threads=peer),
@@ -123,7 +128,7 @@ def compare(team: dict[str, Worker], preset: str, windows: int, batch: int, runs
             "evaluation",
             f"bits per byte, {preset} model, relative difference from the plain loop over our own model",
             ", ".join(f"{value:.0e} in {dtype}" for dtype, value in differences.items()),
-            f"{bpb['ours'] / bpb['plain'] - 1:+.0e} from the plain model, bfloat16",
+            f"{bpb['ours'] / bpb['plain'] - 1:+.0e} from the plain model, {own}",
             None,
             f"≤ {GOAL_DIFFERENCE:g}",
             max(differences.values()) <= GOAL_DIFFERENCE,

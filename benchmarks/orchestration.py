@@ -27,6 +27,7 @@ from schemas.tokenize_corpus import ShardsCorpus, TokenizeSpec
 from stages.core.shards import MAX_SHARD_TOKENS, ShardWriter
 from stages.corpora import locate
 from stages.hashing import FileHashes
+from stages.machine import settle
 from stages.runner import run_stage
 from stages.store import Store
 
@@ -113,7 +114,7 @@ def chain_by_hand(folder: Path) -> None:
     """The stages of the smoke preset one after the other, without Prefect."""
     from schemas.publish import PublishSpec
 
-    store, spec, options = Store(folder), load_preset("smoke").with_qat_grid(), RunOptions(store=str(folder))
+    store, spec, options = Store(folder), settle(load_preset("smoke").with_qat_grid()), RunOptions(store=str(folder))
     outcomes = []
 
     def run(stage: str, its_spec: object, **inputs: object) -> object:

@@ -1,6 +1,6 @@
 """The peer of the training and evaluation benchmarks: the reference's model, optimizer and scoring loop written plainly.
 
-What a script in the field does: eager PyTorch, bf16 autocast over fp32 weights, the fused attention call, eight
+What a script in the field does: eager PyTorch, bf16 over fp32 weights (fp32 where `auto` means it), fused attention, eight
 micro-batches a step, a Muon that takes one matrix after the other, an evaluation that computes the logits of every position
 of every window. Nothing of Fairway's numerics is used; parameters carry the same names, so that both sides start from the
 same weights.
@@ -93,11 +93,11 @@ class PlainBlock(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """ids (B, T) and targets (B, T) -> mean cross-entropy in nats."""
+    """ids (B, T) and targets (B, T) -> mean cross-entropy in nats. `dtype` is that of matrix products."""
 
-    def __init__(self, s: ModelSettings) -> None:
+    def __init__(self, s: ModelSettings, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
-        self.s = s
+        self.s, self.dtype = s, dtype
         self.tok_emb = nn.Embedding(s.vocab_size, s.model_dim)
         self.smear = nn.ParameterDict({"gate": nn.Parameter(torch.zeros(s.model_dim))})
         self.value_embedding = nn.ModuleDict(
@@ -112,7 +112,7 @@ class PlainGPT(nn.Module):
 
     def logits(self, ids: Tensor) -> Tensor:
         """ids (B, T) -> softcapped logits of every position (B, T, V), float32."""
-        s, dtype = self.s, torch.bfloat16
+        s, dtype = self.s, self.dtype
         x = norm(self.tok_emb(ids).to(dtype))
         gate = torch.sigmoid(self.smear["gate"]).to(dtype)
         before = torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), dim=1)
@@ -137,9 +137,9 @@ class PlainGPT(nn.Module):
         return F.cross_entropy(self.logits(ids).flatten(0, 1), targets.flatten())
 
 
-def newton_schulz(matrix: Tensor, steps: int) -> Tensor:
-    """One matrix (R, C), orthogonalised in bf16."""
-    x = matrix.bfloat16()
+def newton_schulz(matrix: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """One matrix (R, C), orthogonalised in `dtype`."""
+    x = matrix.to(dtype)
     if tall := matrix.size(0) > matrix.size(1):
         x = x.T
     x = x / (x.norm() + 1e-7)
@@ -152,8 +152,9 @@ def newton_schulz(matrix: Tensor, steps: int) -> Tensor:
 class PlainMuon(torch.optim.Optimizer):
     """One matrix after the other."""
 
-    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, steps: int) -> None:
+    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, steps: int, dtype: torch.dtype) -> None:
         super().__init__(params, {"lr": lr, "momentum": 0.0, "weight_decay": weight_decay, "steps": steps})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -164,7 +165,7 @@ class PlainMuon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(param)
                 buffer = state["momentum_buffer"]
                 buffer.mul_(group["momentum"]).add_(param.grad)
-                update = newton_schulz(param.grad + group["momentum"] * buffer, group["steps"])
+                update = newton_schulz(param.grad + group["momentum"] * buffer, group["steps"], self.dtype)
                 update = update * max(1.0, param.size(0) / param.size(1)) ** 0.5
                 param.mul_(1 - group["lr"] * group["weight_decay"])
                 param.add_(update.to(param.dtype), alpha=-group["lr"])
@@ -173,8 +174,8 @@ class PlainMuon(torch.optim.Optimizer):
 class PlainTraining:
     """The plain script's model, optimizers and step."""
 
-    def __init__(self, model: ModelSettings, optimizer: OptimizerSettings) -> None:
-        self.settings, self.model = optimizer, PlainGPT(model)
+    def __init__(self, model: ModelSettings, optimizer: OptimizerSettings, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.settings, self.model = optimizer, PlainGPT(model, dtype)
         matrices, embeddings, scalars = [], [], []
         for name, param in self.model.named_parameters():
             kind = embeddings if name in ("tok_emb.weight", "value_embedding.table.weight") else matrices if param.dim() == 2 else scalars
@@ -183,7 +184,7 @@ class PlainTraining:
             kind.append(param)
         adam = {"betas": (optimizer.adam_beta1, optimizer.adam_beta2), "eps": optimizer.adam_eps, "fused": True}
         decay = optimizer.adam_weight_decay
-        self.muon = PlainMuon(matrices, optimizer.muon_lr, optimizer.muon_weight_decay, optimizer.newton_schulz_steps)
+        self.muon = PlainMuon(matrices, optimizer.muon_lr, optimizer.muon_weight_decay, optimizer.newton_schulz_steps, dtype)
         self.optimizers = [
             self.muon,
             torch.optim.AdamW(embeddings, lr=optimizer.embedding_lr, weight_decay=decay, **adam),

@@ -28,12 +28,13 @@ from benchmarks.common import circumstances
 from flows.runs import find_report
 from presets.quantizers import SCHEMES, scheme_settings
 from schemas.quantizer_settings import CalibrationSettings, QuantizerSettings
-from schemas.settings import ScoringSettings
+from schemas.settings import ComputeSettings, ScoringSettings
 from stages.bundle import bundle
 from stages.core.bits_per_byte import TokenBytes, load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.packing import pack, unpack
+from stages.core.processes import compute_dtype
 from stages.core.quantizers.calibration import collect_statistics
 from stages.core.quantizers.coded_model import COARSEST_LOSS_NATS, CodedPlan, fit_multiplier, plan_coded
 from stages.core.quantizers.methods import needs_text, quantize_state
@@ -70,12 +71,13 @@ class Subject:
     val: TokenStream
     table: TokenBytes
     scoring: ScoringSettings
+    compute: ComputeSettings
     metadata: dict[str, str]
     bpb: float = math.nan
 
     def score(self, state: dict[str, Tensor]) -> float:
         self.model.load_state_dict(state)
-        return score(self.model, self.val, self.table, self.scoring, self.scoring.sequence_length, torch.bfloat16).bpb
+        return score(self.model, self.val, self.table, self.scoring, self.scoring.sequence_length, compute_dtype(self.compute)).bpb
 
 
 def load_subject(store: Store, run: str) -> Subject:
@@ -94,6 +96,7 @@ def load_subject(store: Store, run: str) -> Subject:
         val=streams[1],
         table=load_token_bytes(store.root / report.tokenized.tokenizer.path),
         scoring=report.spec.merge.scoring,
+        compute=report.spec.merge.compute,
         metadata={"model": "the same for all"},
     )
     subject.bpb = subject.score(subject.state)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.training [--runs 5] [--json results.jsonl]
 
-Both start from the same weights and see the same batches, in bfloat16 with fp32 weights; each run is another seed, and the first
-three steps of it are not timed. The plain script runs with OpenMP's default or with threads that wait, whichever is faster
-in a trial. After equal tokens the losses must agree to within the spread between seeds.
+Both start from the same weights and see the same batches, in the precision that `auto` means here, with fp32 weights; each run
+is another seed, and the first three steps of it are not timed. The plain script runs with OpenMP's default or with threads
+that wait, whichever is faster in a trial. After equal tokens the losses must agree to within the spread between seeds.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from benchmarks.common import Figure, Samples, compared, parser_for, report
 from benchmarks.workers import Worker, serve, shard_paths, sides, workers
 from presets import load_preset
 from schemas.settings import TrainSettings
+from stages.machine import settle
 
 GOAL_RATIO = 1.5
 UNTIMED_STEPS = 3
@@ -31,7 +32,7 @@ LR_SCALE, MOMENTUM = 1.0, 0.95
 
 def settings_for(batch_tokens: int, micro_batch: int, num_steps: int, seed: int, processes: int = 1, threads: int = 2) -> TrainSettings:
     """The demo's model and optimizer, constant learning rate and momentum, neither snapshots nor QAT."""
-    base = load_preset("demo").train
+    base = settle(load_preset("demo").train)
     return replace(
         base,
         seed=seed,
@@ -66,12 +67,13 @@ def train_plainly(settings: TrainSettings, shards: list[Path]) -> tuple[list[flo
     from benchmarks.plain_script import PlainTraining, batches
     from stages.core.loader import SequenceOrder
     from stages.core.model import GPT
+    from stages.core.processes import compute_dtype
     from stages.core.shards import open_shard
 
     torch.set_num_threads(settings.compute.threads_per_process)
     start = GPT(settings.model)
     start.init_weights(settings.seed)
-    script = PlainTraining(settings.model, settings.optimizer)
+    script = PlainTraining(settings.model, settings.optimizer, compute_dtype(settings.compute))
     script.model.load_state_dict(start.state_dict())
     tokens = np.concatenate([open_shard(path) for path in shards])
     length, num_steps = settings.data.sequence_length, settings.schedule.max_steps

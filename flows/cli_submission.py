@@ -72,7 +72,7 @@ def rescore(
     batch_tokens: Annotated[int | None, typer.Option(help="tokens in one forward pass")] = None,
     processes: Annotated[int, typer.Option(min=1, max=8, help="processes that score")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    precision: Annotated[str, typer.Option(help="bfloat16 or float32")] = "bfloat16",
+    precision: Annotated[str, typer.Option(help="bfloat16, float32, or auto: whichever this machine has instructions for")] = "auto",
     run_its_script: Annotated[
         bool, typer.Option("--run-its-script", help="score with the folder's own train_gpt.py: this runs a stranger's code as you")
     ] = False,

@@ -11,6 +11,7 @@ from flows.tables import number, shorten
 from schemas.errors import SpecError
 from schemas.overrides import describe_fields
 from schemas.pipeline import PipelineSpec
+from stages.machine import precision_note
 from stages.script import as_shipped, program
 from stages.sizing import measure_model
 
@@ -41,6 +42,8 @@ def describe_spec(preset: str, label: str, spec: PipelineSpec) -> dict[str, Any]
         "max_tokens": train.schedule.max_steps * train.data.batch_tokens,
         "processes": train.compute.num_processes,
         "device": train.compute.device,
+        "precision": train.compute.precision,
+        "precision_note": precision_note(train.compute),
         "estimated_blob_bytes": blob_bytes,
         "fitted_to_bytes": fitted_to,
         "unfitted_blob_bytes": size.estimated_blob_bytes,
@@ -78,6 +81,7 @@ def print_description(console: Console, told: dict[str, Any]) -> None:
     summary.add_row("steps", f"{told['max_steps']:,}", f"at most{cap}")
     summary.add_row("tokens", f"{told['max_tokens']:,}", f"at most, {told['batch_tokens']:,} a step")
     summary.add_row("processes", f"{told['processes']}", told["device"])
+    summary.add_row("precision", told["precision"], told["precision_note"].partition(": ")[2])
     summary.add_row("artifact bytes, estimated", f"{told['estimated_artifact_bytes']:,}", f"of which code {told['code_bytes']:,}")
     if told["fitted_to_bytes"] is not None:
         unfitted = told["unfitted_blob_bytes"] + told["code_bytes"]

@@ -33,11 +33,10 @@ from flows.form import (
 )
 from flows.pipeline import ship
 from flows.runs import find_report, last_successful, load_report, named_after
-from flows.specs import run_label, run_options
+from flows.specs import run_label, run_options, with_changes
 from flows.tables import Row
 from flows.tasks import stage_runner, stream_logs
 from schemas.errors import SpecError, StageError
-from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineReport
 from schemas.quantizer_settings import QuantizeMethod
 from schemas.runtime import RunOptions
@@ -128,7 +127,7 @@ def requantized(run_id: str, overrides: list[str], options: RunOptions, name: st
     """One variant: the chain from `quantize` on, with the earlier results of the run `run_id` as they lie in the store."""
     started, store = datetime.now(UTC), Store(options.store)
     earlier = find_report(store.root, run_id)
-    spec = apply_overrides(earlier.spec, overrides)
+    spec = with_changes(earlier.spec, overrides)
     outcomes = list[Outcome]()
     for done in earlier.stages:
         if done.stage in BEFORE_QUANTIZE and (record := store.record(STAGES[done.stage], done.key)):
@@ -156,7 +155,7 @@ def _run_variants(variants: Sequence[Callable[[], State[PipelineReport]]], at_on
 
 def _run_variant(run_id: str, overrides: list[str], options: RunOptions) -> State[PipelineReport]:
     earlier = find_report(Store(options.store).root, run_id)
-    label = run_label(earlier.preset, apply_overrides(earlier.spec, overrides))
+    label = run_label(earlier.preset, with_changes(earlier.spec, overrides))
     return requantized(run_id, overrides, options, label, return_state=True)
 
 
@@ -203,7 +202,7 @@ def _check(store: Store, earlier: PipelineReport, variants: list[list[str]], fie
     `fields`: the filled fields that not every method has a use for.
     """
     for changes in variants:
-        spec = apply_overrides(earlier.spec, changes)
+        spec = with_changes(earlier.spec, changes)
         _refuse_ignored(spec.quantize.method, fields)
         for section in ("tokenize", "train", "merge"):
             if getattr(spec, section) != getattr(earlier.spec, section):

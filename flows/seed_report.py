@@ -67,6 +67,9 @@ def conclusions(book: Ledger, other: Ledger | None, mark: float | None, margin: 
         )
     if len({entry.code_sha256 for entry in book.completed()}) > 1:
         said.append("The seeds were trained by more than one version of the code (column `code`): their spread is not of seeds alone.")
+    if len(trained_on := _machines(book)) > 1:
+        where = "; ".join(f"{kind} (seed {', '.join(map(str, seeds))})" for kind, seeds in trained_on.items())
+        said.append(f"The seeds were trained on more than one kind of machine, whose last digits differ: {where}.")
     looks = book.max_seeds - 1
     comparison = None
     if other is not None:
@@ -136,6 +139,14 @@ def _power_note(comparison: Comparison, std: float, samples: int) -> str:
     each = " in each ledger" if samples == 2 else ""
     said = "; ".join(f"{name} nats beyond the margin takes {count or 'more than 10,000'} seeds{each}" for name, count in needed.items())
     return f"Power: at the spread seen ({std:.5f} nats) a true difference {said}, to be found in {POWER:.0%} of such experiments."
+
+
+def _machines(book: Ledger) -> dict[str, list[int]]:
+    """Kind of machine -> the completed seeds that were trained on it."""
+    found: dict[str, list[int]] = {}
+    for entry in book.completed():
+        found.setdefault(entry.machine or "not known", []).append(entry.seed)
+    return found
 
 
 def _comparable(book: Ledger, other: Ledger) -> list[float]:

@@ -27,7 +27,8 @@ from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
 from schemas.seeds import Ledger, SeedEntry
-from stages.ledger import claim, find_ledger, write_ledger
+from stages.ledger import FILE_NAME, claim, find_ledger, ledger_path, write_ledger
+from stages.machine import machine_kind, precision_note
 from stages.registry import STAGES
 from stages.source import code_digest
 from stages.store import Store
@@ -80,6 +81,7 @@ def seed_validation(
     wanted = Ledger(name=ledger or preset, configuration=fingerprint(spec), first_seed=first_seed, max_seeds=max_seeds)
     other = find_ledger(store.root, against) if against else None
     with claim(store.root, wanted) as book:
+        _name_others(store.root, book, spec)
         if recheck_seed is not None:
             book = _recheck(book, recheck_seed, preset, overrides, options)
         for seed in book.next_seeds(new_seeds_per_run) if recheck_seed is None else ():
@@ -101,6 +103,20 @@ def _without_seed(preset: str, overrides: tuple[str, ...]) -> PipelineSpec:
     return apply_overrides(spec, ["train.seed=0"])
 
 
+def _name_others(store: Path, book: Ledger, spec: PipelineSpec) -> None:
+    """Say of a new ledger which ones of its name there are already: another machine's `auto` may have begun one."""
+    labels = sorted(path.parent.name for path in ledger_path(store, book).parent.parent.glob(f"*/{FILE_NAME}"))
+    others = [label for label in labels if label.rpartition("-")[0] == book.name and label != book.label]
+    if not book.entries and others:
+        log.warning(
+            "ledger %s is new. Of its name there are %s, of other settings; where only the machine is another, the precision differs: "
+            "here it is %s",
+            book.label,
+            ", ".join(others),
+            precision_note(spec.train.compute),
+        )
+
+
 def _train(book: Ledger, seed: int, preset: Preset, overrides: tuple[str, ...], options: RunOptions) -> SeedEntry:
     """The entry of a seed after a run of the pipeline; a run that failed gives a failed entry."""
     log.info("ledger %s: seed %d (%d of at most %d are done)", book.label, seed, len(book.completed()), book.max_seeds)
@@ -115,6 +131,7 @@ def _train(book: Ledger, seed: int, preset: Preset, overrides: tuple[str, ...], 
         run_name=run_label(preset, resolve(preset, changes)),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         code_sha256=_code(),
+        machine=machine_kind(resolve(preset, changes).train.compute),
         tries=before.tries + 1 if before else 1,
         error="" if state.is_completed() else (state.message or state.name or ""),
         figures=seed_figures(report) if report else None,
@@ -130,6 +147,11 @@ def _recheck(book: Ledger, seed: int, preset: Preset, overrides: tuple[str, ...]
     compute = resolve(preset, overrides).train.compute
     if compute.device != "cpu":
         raise SpecError(f"recheck_seed = {seed}: equal figures are promised on the CPU only; this configuration trains on {compute.device}")
+    if entry.machine and entry.machine != (here := machine_kind(compute)):
+        raise SpecError(
+            f"recheck_seed = {seed}: was trained on another kind of machine ({entry.machine}) than this one ({here}). Equal figures are "
+            "promised on one kind only: check it again on such a machine, or train its seed here in a ledger of another name"
+        )
     scratch = Path(options.store) / "recheck" / f"{book.label}-seed{seed}"
     shutil.rmtree(scratch, ignore_errors=True)
     again = _train(book, seed, preset, overrides, options.derive(store=str(scratch)))

@@ -16,21 +16,29 @@ from schemas.quantize import QuantizeSpec
 from schemas.quantizer_settings import CALIBRATED_METHODS
 from schemas.runtime import RunOptions
 from schemas.tokenize_corpus import TokenizedCorpus
+from stages.machine import settle
 from stages.script import as_shipped, program
 
 
 def resolve(preset: str, overrides: Sequence[str], fields: Mapping[str, Any] | None = None) -> PipelineSpec:
-    """The preset with the filled form fields and then the overrides applied, and the quantizer's grid for late QAT.
+    """The preset with the filled form fields and then the overrides applied, the quantizer's grid for late QAT, and the precision
+    that `auto` means on this machine.
 
     Raises SpecError for an unknown preset, setting or value.
     """
     base = load_preset(preset)
-    return apply_overrides(base, [*form_overrides(base, fields or {}), *overrides]).with_qat_grid()
+    return with_changes(base, [*form_overrides(base, fields or {}), *overrides]).with_qat_grid()
+
+
+def with_changes(spec: PipelineSpec, overrides: Sequence[str]) -> PipelineSpec:
+    """`spec` with the overrides applied, and its precision settled for this machine. Raises SpecError."""
+    changed: PipelineSpec = settle(apply_overrides(spec, overrides))
+    return changed
 
 
 def settings_between(preset: str, spec: PipelineSpec) -> tuple[str, ...]:
     """The settings, as dotted.name=value, that make `spec` of the preset. Raises SpecError if there are none that do."""
-    base = load_preset(preset)
+    base = settle(load_preset(preset))
     before = {info.name: info.value for info in describe_fields(base)}
     changes = [
         f"{info.name}={_as_text(info.value)}"

@@ -10,6 +10,7 @@ from flows.runs import find_report, last_successful, list_reports
 from schemas.errors import SpecError
 from schemas.settings import ComputeSettings
 from schemas.submission import About
+from stages.machine import settle
 from stages.store import Store
 from stages.submission.export import Exported, export_submission, seeds_of
 
@@ -33,11 +34,12 @@ def write_submission(store: Store, run: str, about: About, out: Path | None, onl
 
 def compute_of(device: str, processes: int, precision: str) -> ComputeSettings:
     """Raises SpecError that names the option."""
-    for option, value, allowed in (("device", device, ("cpu", "cuda")), ("precision", precision, ("bfloat16", "float32"))):
+    for option, value, allowed in (("device", device, ("cpu", "cuda")), ("precision", precision, ("auto", "bfloat16", "float32"))):
         if value not in allowed:
             raise SpecError(f"--{option} = {value}: must be {' or '.join(allowed)}")
     given: dict[str, Any] = {"device": device, "precision": precision, "num_processes": processes}
-    return ComputeSettings(**given)
+    settled: ComputeSettings = settle(ComputeSettings(**given))
+    return settled
 
 
 def shards_of(pattern: str) -> list[Path]:

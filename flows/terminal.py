@@ -200,6 +200,7 @@ def print_rescored(console: Console, folder: str, made: Rescored) -> None:
         {"figure": "targets, bytes of text", "value": f"{made.num_targets:,}, {made.num_bytes:,}"},
         {"figure": "model bytes", "value": f"{made.blob_bytes:,}"},
         {"figure": "scored by", "value": made.scored_by},
+        {"figure": "precision", "value": made.precision},
         {"figure": "seconds", "value": f"{made.seconds:.1f}"},
     ]
     console.print(rows_table(f"Rescored, {folder}", rows, {"value"}))

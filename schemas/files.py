@@ -3,7 +3,7 @@
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from schemas.base import SCHEMA_VERSION, Schema, SchemaVersion, Volatile
 
@@ -47,6 +47,25 @@ class SourceFile(Schema):
         return self.sha256
 
 
+class Machine(Schema):
+    """Where a result was computed. Equal settings give equal bits on one `kind` of machine."""
+
+    kind: str = Field(description="what has to be equal for equal bits, in one line")
+    cpu: str = Field(description="model name")
+    capability: str = Field(description="level of torch's own CPU kernels, caps of the environment applied")
+    isa: str = Field(description="instruction set of matrix products, likewise")
+    cores: PositiveInt
+    precision: str = Field(description="of matrix products, and why; empty for a stage that multiplies none")
+    processes: PositiveInt | None
+    threads: PositiveInt | None = Field(description="CPU threads of each process")
+    gpus: tuple[str, ...] = Field(description="models of the GPUs that were visible; empty on the CPU")
+    cuda: str | None = Field(description="version that torch was built for; None: a CPU build")
+    triton: str
+    torch: str = Field(description="version and commit of the build")
+    python: str
+    switches: dict[str, str] = Field(description="environment variables that change numbers")
+
+
 class Provenance(Schema):
     """How a result came about. Never part of an identity."""
 
@@ -58,7 +77,8 @@ class Provenance(Schema):
     fairway_version: str
     code_sha256: str
     libraries: dict[str, str]
-    inputs: dict[str, str]  # name of the input -> key of the record it came from
+    machine: Machine
+    inputs: dict[str, str]  # name of the input -> fingerprint of what it was
 
 
 SpecT = TypeVar("SpecT")

@@ -15,7 +15,7 @@ from schemas.package import Package, PackageOptions, PackageSpec
 from schemas.publish import PublishedReport, PublishOptions
 from schemas.quantize import PackedModel, QuantizeSpec
 from schemas.quantizer_settings import GRID_OF_METHOD, QatSettings
-from schemas.settings import Recipe
+from schemas.settings import ComputeSettings, Recipe
 from schemas.tokenize_corpus import ShardsCorpus, TokenizedCorpus, TokenizeSpec
 from schemas.train import Checkpoints, TrainSpec
 
@@ -36,6 +36,10 @@ class PipelineSpec(Schema):
     def recipe(self) -> Recipe:
         """What the program that ships repeats: everything from token shards to scores."""
         return Recipe(self.train, self.merge.averaging, self.quantize, self.evaluate.scoring, self.evaluate.compute)
+
+    def audit_compute(self) -> ComputeSettings:
+        """What the audit computes with: the CPU, in float32, with as many threads as a process that scores."""
+        return ComputeSettings(threads_per_process=self.evaluate.compute.threads_per_process, precision="float32")
 
     def package_spec(self) -> PackageSpec:
         return PackageSpec(**self.package.model_dump(), recipe=self.recipe())

@@ -5,8 +5,14 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from schemas.base import Schema
 from schemas.files import FileRef
 from schemas.quantizer_settings import QuantizerSettings
+from schemas.settings import ComputeSettings
 
 QuantizeSpec = QuantizerSettings
+
+
+def quantize_compute(spec: QuantizeSpec) -> ComputeSettings:
+    """What quantization computes with: the CPU, in float32."""
+    return ComputeSettings(threads_per_process=spec.calibration.threads, precision="float32")
 
 
 class ClipShare(Schema):

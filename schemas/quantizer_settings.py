@@ -64,7 +64,7 @@ class CalibrationSettings(Settings):
     batch_sequences: int = setting(16, "sequences in one forward pass", unit="sequences", minimum=1)
     damping: float = setting(0.01, "added to the Hessian's diagonal", unit="share of its mean", above=0, maximum=1)
     seed: int = setting(0, "which sequences, and the targets drawn from the model's predictions", minimum=0, maximum=2**63 - 1)
-    threads: int = setting(2, "CPU threads", minimum=1, maximum=256)
+    threads: int = setting(2, "CPU threads of the quantization", minimum=1, maximum=256)
 
     def sequences_in(self, num_tokens: int) -> int:
         """How many sequences a split of so many tokens has, each with the token after it."""

@@ -30,6 +30,7 @@ class SeedEntry(Schema):
     run_name: str
     created_at: str
     code_sha256: str = Field(description="of the stages that decide the figures")
+    machine: str = Field("", description="kind of machine that trained it; empty: not known")
     tries: PositiveInt = 1
     rechecked_at: str = Field("", description="when the seed was last trained again and gave the same")
     error: str = ""

@@ -1,14 +1,17 @@
 """What a group of settings is: fields with help, unit and bounds, checked whenever one is made. Standard library only: it ships.
 
-Every field carries its help, unit and bounds as metadata; `Settings` checks the bounds whenever one is made, by
-pydantic, by `dataclasses.replace` or by hand, and says which field, which value and what is allowed.
+Every field carries its help, unit and bounds as metadata; `Settings` checks types, choices and bounds whenever one is made,
+by pydantic, by `dataclasses.replace` or by hand, and says which field, which value and what is allowed. A number takes
+its field's type, so that 600 and 600.0 are one setting.
 """
 
 import dataclasses
 import math
 from dataclasses import dataclass, field, fields
+from functools import cache
+from numbers import Integral, Real
 from types import UnionType
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 S = TypeVar("S", bound="Settings")
 
@@ -31,13 +34,15 @@ def setting(
 
 @dataclass(frozen=True)
 class Settings:
-    """Base: bounds checked at construction, unknown fields refused by pydantic."""
+    """Base: types, choices and bounds checked at construction, unknown fields refused by pydantic."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
     def __post_init__(self) -> None:
+        hints = _type_hints(type(self))  # type: ignore[arg-type]
         for item in fields(self):
-            value = getattr(self, item.name)
+            value = _of_type(item.name, hints[item.name], getattr(self, item.name))
+            object.__setattr__(self, item.name, value)  # frozen for everybody else
             values = value if isinstance(value, tuple) else (value,)
             for number in values:
                 if isinstance(number, bool) or not isinstance(number, (int, float)):
@@ -61,9 +66,37 @@ def _check_bounds(name: str, number: float, metadata: Any) -> None:
         raise ValueError(f"{name} = {number}: must be at most {maximum}")
 
 
+@cache
+def _type_hints(cls: type[Settings]) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _of_type(name: str, hint: Any, value: Any) -> Any:
+    """`value` as the type `hint` of the field. Raises ValueError, which begins with the field's name."""
+    if get_origin(hint) in (Union, UnionType):
+        if value is None:
+            return None
+        hint = next(option for option in get_args(hint) if option is not type(None))
+    if get_origin(hint) is tuple and isinstance(value, (tuple, list)):
+        return tuple(_of_type(name, get_args(hint)[0], item) for item in value)
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        raise ValueError(f"{name} = {value!r}: must be {' or '.join(map(repr, get_args(hint)))}")
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if hint is float and number:
+        return float(value)
+    if hint is int and number and (isinstance(value, Integral) or float(value).is_integer()):
+        return int(value)
+    if isinstance(hint, type) and hint not in (int, float) and isinstance(value, hint):
+        return value
+    wanted = getattr(hint, "__name__", "value") if get_origin(hint) is None else "list"
+    raise ValueError(f"{name} = {value!r}: must be of type {wanted}, not {type(value).__name__}")
+
+
 def from_dict(cls: type[S], values: dict[str, Any]) -> S:
     """Settings from plain JSON types (the inverse of `dataclasses.asdict`). Raises ValueError for an unknown field."""
-    hints = get_type_hints(cls)
+    hints = _type_hints(cls)  # type: ignore[arg-type]
     unknown = set(values) - {item.name for item in fields(cls)}
     if unknown:
         raise ValueError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}")
@@ -77,6 +110,4 @@ def _from_json(hint: Any, value: Any) -> Any:
         return tuple(_from_json(get_args(hint)[0], item) for item in value)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value)  # type: ignore[type-var, arg-type]
-    if hint is float and isinstance(value, int):
-        return float(value)
     return value

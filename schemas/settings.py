@@ -140,17 +140,23 @@ class SnapshotSettings(Settings):
 
 @dataclass(frozen=True)
 class ComputeSettings(Settings):
-    """What computes. Part of the identity: another device, precision or split gives other bits."""
+    """What computes. Part of the identity: another device, precision or split gives other bits.
+
+    `auto` is settled before anything is keyed or computed: stages.machine.settle.
+    """
 
     device: Literal["cpu", "cuda"] = setting("cpu", "where the model runs")
     num_processes: int = setting(1, "torchrun processes on this machine", minimum=1, maximum=8)
     threads_per_process: int = setting(2, "CPU threads of each process", minimum=1, maximum=256)
-    precision: Literal["bfloat16", "float32"] = setting("bfloat16", "matrix products; master weights stay float32")
+    precision: Literal["auto", "bfloat16", "float32"] = setting(
+        "auto",
+        "matrix products; master weights stay float32. auto: bfloat16 on a GPU and on a CPU with instructions for it, else float32",
+    )
     compile: bool = setting(False, "torch.compile the model")
     fused_kernels: bool = setting(False, "train with our own Triton kernels; needs a Hopper GPU and bfloat16")
 
     def check(self) -> None:
-        if self.fused_kernels and (self.device != "cuda" or self.precision != "bfloat16"):
+        if self.fused_kernels and (self.device != "cuda" or self.precision == "float32"):
             raise ValueError(
                 f"fused_kernels = true: they are for device = 'cuda' and precision = 'bfloat16', not {self.device!r} and "
                 f"{self.precision!r}; leave fused_kernels false"

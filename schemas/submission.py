@@ -83,6 +83,7 @@ class Rescored(Schema):
     num_bytes: PositiveInt
     blob_bytes: PositiveInt
     blob_sha256: Sha256
+    precision: str = Field(description="of matrix products here, and why")
     scored_by: Literal["fairway", "the folder's train_gpt.py"]
     claimed_val_bpb: float | None = Field(description="what the folder's submission.json says")
     seconds: NonNegativeFloat

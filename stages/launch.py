@@ -49,10 +49,17 @@ class ChildFailedError(RuntimeError):
 
 
 def launch_module(
-    module: str, job: dict[str, Any], folder: Path, compute: ComputeSettings, progress: Progress, timeout: float | None
+    module: str,
+    job: dict[str, Any],
+    folder: Path,
+    compute: ComputeSettings,
+    progress: Progress,
+    timeout: float | None,
+    torchrun: bool = True,
 ) -> Any:
     """Run `python -m module JOB RESULT` in `compute.num_processes` processes; returns what they left as JSON.
 
+    Without `torchrun` in one process that starts at once and joins no others.
     Raises SpecError, StageError or StorageError as the child said, ChildFailedError or TimeoutError otherwise.
     """
     job_path, result_path, error_path = folder / "job.json", folder / "result.json", folder / "error.json"
@@ -60,7 +67,11 @@ def launch_module(
         stale.unlink(missing_ok=True)
     job_path.write_text(json.dumps(job), encoding="utf-8")
     try:
-        run_torchrun(["-m", module, str(job_path), str(result_path)], folder, compute, progress, timeout)
+        program = ["-m", module, str(job_path), str(result_path)]
+        if torchrun:
+            run_torchrun(program, folder, compute, progress, timeout)
+        else:
+            run_child([sys.executable, *program], compute, progress, timeout)
     except ChildFailedError:
         if error_path.exists():
             said = json.loads(error_path.read_text(encoding="utf-8"))

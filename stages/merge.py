@@ -24,6 +24,7 @@ def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, wor
     from safetensors.torch import load_file, save
 
     from stages.core.averaging import average_states, averaging_weights, choose_snapshots
+    from stages.threads import threads_of
 
     chosen = [trained.last]
     if spec.averaging.method != "last":
@@ -31,13 +32,14 @@ def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, wor
         if not chosen:
             raise SpecError(_nothing_to_average(spec, trained))
     states = (load_file(work.read(item.weights)) for item in chosen)
-    try:
-        merged = average_states(states, averaging_weights(len(chosen), spec.averaging))
-    except ValueError as error:
-        raise StageError(f"the snapshots cannot be averaged: {error}") from error
+    with threads_of(spec.compute.threads_per_process):
+        try:
+            merged = average_states(states, averaging_weights(len(chosen), spec.averaging))
+        except ValueError as error:
+            raise StageError(f"the snapshots cannot be averaged: {error}") from error
+        distance_from_last = _relative_distance(merged, load_file(work.read(trained.last.weights)))
     path = work.out_dir / "merged.safetensors"
     path.write_bytes(save(merged))  # save_file has an error of its own for a full disk
-    last = load_file(work.read(trained.last.weights))
     weights = {"last": str(work.read(trained.last.weights)), "merged": str(path)}
     job = {
         "model": dataclasses.asdict(trained.model),
@@ -55,7 +57,7 @@ def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, wor
         steps=tuple(item.step for item in chosen),
         lr_scales=tuple(item.lr_scale for item in chosen),
         num_with_qat=sum(item.qat_on for item in chosen),
-        distance_from_last=_relative_distance(merged, last),
+        distance_from_last=distance_from_last,
         last=Score(**scores["last"]),
         merged=Score(**scores["merged"]),
     )

@@ -71,12 +71,13 @@ def render(spec: PublishSpec, results: content.Results, metrics: Columns) -> str
         gain=content.quantization_gain(results.packed),
         tensor_rows=list(zip(content.tensor_rows(results.packed), content.clip_bars(results.packed), strict=True)),
         clip_texts=[content.clip_text(tensor) for tensor in results.packed.tensors],
-        training_rows=content.training_rows(results.trained),
+        training_rows=content.training_rows(results.trained, spec.provenance),
         group_rows=content.group_rows(results.trained),
         change_rows=changes,
         unchanged=sum(same for _, same in changes),
         corpus_rows=content.corpus_rows(results.tokenized),
         setting_rows=[[setting.name, setting.value, setting.unit] for setting in spec.settings],
+        machine_rows=content.machine_rows(spec.provenance),
         provenance_rows=[
             [
                 origin.stage,

@@ -22,9 +22,8 @@ from torch import Tensor
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.package import BLOB_NAME
-from schemas.quantize import ClipShare, FitTry, PackedModel, QuantizeSpec, TensorReport
+from schemas.quantize import ClipShare, FitTry, PackedModel, QuantizeSpec, TensorReport, quantize_compute
 from schemas.quantizer_settings import FitSettings
-from schemas.settings import ComputeSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.packing import compress_frame, pack, payload_of, seal, serialize
 from stages.core.quantizers.methods import FormatRuleError, needs_text, quantize_state
@@ -32,6 +31,7 @@ from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
 from stages.core.quantizers.with_text import CalibratedModel
 from stages.launch import launch_module
 from stages.quantize_rank import read_calibrated
+from stages.threads import threads_of
 from stages.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,11 @@ def quantize(spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus
     Raises SpecError when the rules give a tensor a format that it cannot have, when there is too little text and when a limit
     cannot be met, StageError for weights that no format holds.
     """
+    with threads_of(quantize_compute(spec).threads_per_process):
+        return _quantized_and_packed(spec, merged, tokenized, work)
+
+
+def _quantized_and_packed(spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus, work: Workspace) -> PackedModel:
     state = load_file(work.read(merged.weights))
     metadata = {"model": dataclasses.asdict(merged.model), "method": spec.method}
     plain_spec = dataclasses.replace(spec, method="round_to_nearest", fit=FitSettings())
@@ -103,8 +108,8 @@ def _quantize_with_text(
         "spec": dataclasses.asdict(spec),
         "metadata": metadata,
     }
-    compute = ComputeSettings(device="cpu", num_processes=1, threads_per_process=spec.calibration.threads)
-    told = launch_module("stages.quantize_rank", job, work.out_dir, compute, work.progress, work.runtime.stage_timeout_seconds)
+    timeout = work.runtime.stage_timeout_seconds
+    told = launch_module("stages.quantize_rank", job, work.out_dir, quantize_compute(spec), work.progress, timeout)
     return read_calibrated(spec.method, work.out_dir, told)
 
 

@@ -19,6 +19,7 @@ from schemas.base import Schema, fingerprint
 from schemas.errors import SpecError
 from schemas.files import Provenance, StageRecord
 from schemas.runtime import RunOptions
+from stages.machine import machine_kind, precision_note, settle, this_machine
 from stages.registry import STAGES, Stage
 from stages.source import code_digest, library_versions
 from stages.store import Store
@@ -40,13 +41,21 @@ class Outcome:
 
 
 def stage_key(stage: Stage, spec: Any, inputs: dict[str, Schema]) -> str:
-    """sha256 (hex) of the stage's name, its code and libraries, its spec and the content of its inputs."""
+    """sha256 (hex) of the stage's name, its code and libraries, its spec, the content of its inputs, and the kind of machine where it
+    computes floating-point numbers.
+
+    Raises SpecError for a spec whose precision is not settled.
+    """
+    if settle(spec) is not spec:
+        raise SpecError(f"{stage.name}: precision = auto: settle it first (stages.machine.settle); it means something else on each machine")
     body = {
         "stage": stage.name,
         "code": code_digest(stage.code_roots, stage.ships_source),
-        "libraries": library_versions(stage.code_roots),
+        "libraries": library_versions(stage.code_roots, stage.libraries),
+        "machine": machine_kind(compute) if (compute := stage.compute(spec)) else None,
         "spec": fingerprint(spec),
         "inputs": {name: fingerprint(value) for name, value in inputs.items()},
+        "reads": {f"{name}.{read}": fingerprint(getattr(inputs[name], read)) for name, reads in stage.reads.items() for read in reads},
     }
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
@@ -56,12 +65,14 @@ def run_stage(
 ) -> Outcome:
     """The stage's record, from the store when every file of it is sound, otherwise made now.
 
+    A precision of `auto` in `spec` is settled for this machine first.
     Raises SpecError or StageError (permanent), StorageError for a disk that is full or may not be written, or
     whatever transient error ended the stage; an interrupted resumable
     stage goes on from its last checkpoint when called again.
     """
     stage = STAGES[stage_name]
     _check_types(stage, spec, inputs)
+    spec = settle(spec)
     key = stage_key(stage, spec, inputs)
     for variable, folder in _CACHES.items():
         os.environ.setdefault(variable, str(store.root / "cache" / folder))
@@ -79,7 +90,7 @@ def run_stage(
 def is_made(store: Store, stage_name: str, spec: Any, inputs: dict[str, Schema]) -> bool:
     """Whether the store has a sound record of the stage, so that running it would compute nothing."""
     stage = STAGES[stage_name]
-    return store.find(stage, stage_key(stage, spec, inputs)) is not None
+    return store.find(stage, stage_key(stage, settle(spec), inputs)) is not None
 
 
 def _make(
@@ -90,6 +101,9 @@ def _make(
         shutil.rmtree(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     work = Workspace(store.root, out_dir, store.relative_folder(stage, key), runtime, store.hashes, on_progress)
+    compute = stage.compute(spec)
+    if compute is not None and stage.name in ("train", "merge", "evaluate"):
+        log.info("%s: precision %s", stage.name, precision_note(compute))
     created_at, started = datetime.now(UTC), time.perf_counter()
     result = stage.function()(spec, **inputs, work=work)
     if not isinstance(result, stage.result_type):
@@ -102,7 +116,8 @@ def _make(
         host=platform.node(),
         fairway_version=version("fairway"),
         code_sha256=code_digest(stage.code_roots, stage.ships_source),
-        libraries=library_versions(stage.code_roots),
+        libraries=library_versions(stage.code_roots, stage.libraries),
+        machine=this_machine(compute),
         inputs={name: fingerprint(value) for name, value in inputs.items()},
     )
     record = stage.record_type()(provenance=provenance, spec=spec, result=result)

@@ -10,6 +10,7 @@ from schemas.errors import StageError
 from schemas.package import SCRIPT_NAME, PackageOptions
 from schemas.settings import Recipe
 from stages.bundle import bundle, imported_packages
+from stages.machine import machine_in_words
 
 ENTRY_MODULE = "stages.core.submission"
 ALLOWED_PACKAGES = frozenset({"torch", "numpy", "sentencepiece", "zstandard"})
@@ -57,13 +58,19 @@ def as_shipped(source: str, options: PackageOptions) -> bytes:
 
 
 def recipe_source(recipe: Recipe | None) -> str:
-    """The module that holds the settings, as Python source: one setting a line."""
+    """The module that holds the settings and this machine in words, as Python source: one setting a line.
+
+    Raises StageError for a precision that is not settled: the script would compute otherwise than the run did.
+    """
+    if recipe is not None and "auto" in (recipe.train.compute.precision, recipe.compute.precision):
+        raise StageError("precision = auto: settle it first (stages.machine.settle); the script repeats what the run computed with")
+    made_on = machine_in_words(recipe.train.compute) if recipe else ""
     imported: dict[str, set[str]] = {Recipe.__module__: {Recipe.__name__}}
     for cls in _classes(recipe):
         imported.setdefault(cls.__module__, set()).add(cls.__name__)
     lines = [f"from {module} import {', '.join(sorted(names))}\n" for module, names in sorted(imported.items())]
-    docstring = '"""Settings of the run that this program repeats."""'
-    return f"{docstring}\n\n{''.join(lines)}\nRECIPE: Recipe | None = {_literal(recipe, 0)}\n"
+    docstring = '"""Settings of the run that this program repeats, and its machine."""'
+    return f"{docstring}\n\n{''.join(lines)}\nRECIPE: Recipe | None = {_literal(recipe, 0)}\nMADE_ON = {made_on!r}\n"
 
 
 def _classes(value: Any) -> list[type]:

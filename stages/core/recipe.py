@@ -1,5 +1,6 @@
-"""Settings of the run that this program repeats. They stand here in a script that ships, and nowhere else."""
+"""Settings of the run that this program repeats, and its machine. They stand here in a script that ships, and nowhere else."""
 
 from schemas.settings import Recipe
 
 RECIPE: Recipe | None = None
+MADE_ON = ""

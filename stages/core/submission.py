@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -26,8 +27,8 @@ from stages.core.bits_per_byte import load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.packing import BlobError, unpack
-from stages.core.processes import compute_dtype, join_processes
-from stages.core.recipe import RECIPE
+from stages.core.processes import compute_dtype, cpu_multiplies_bfloat16, join_processes, machine_in_words
+from stages.core.recipe import MADE_ON, RECIPE
 from stages.core.repeat import repeat_run
 from stages.core.scoring import score, score_as_dict, score_line
 
@@ -57,9 +58,10 @@ def evaluate_blob(options: argparse.Namespace, blob_path: Path, say: Callable[[s
     compute = ComputeSettings(
         device=options.device,
         threads_per_process=options.threads,
-        precision=options.precision,
+        precision=_precision(options, RECIPE.compute if RECIPE else ComputeSettings()),
         num_processes=_world_size(),
     )
+    say_machine(compute, say)
     scoring = ScoringSettings(options.sequence_length, options.stride, options.batch_tokens)
     rank, _, device = join_processes(compute)
     model = load_packed_model(blob_path, device)
@@ -89,13 +91,39 @@ def train_blob(recipe: Recipe, options: argparse.Namespace, blob_path: Path, say
     num_pieces = len(load_token_bytes(Path(options.tokenizer)).base_bytes)
     if num_pieces != recipe.train.model.vocab_size:
         raise SystemExit(f"--tokenizer {options.tokenizer}: has {num_pieces} pieces, the model {recipe.train.model.vocab_size}")
-    compute = replace(recipe.train.compute, device=options.device, num_processes=_world_size())
+    compute = replace(
+        recipe.train.compute,
+        device=options.device,
+        num_processes=_world_size(),
+        precision=_precision(options, recipe.train.compute),
+    )
+    say_machine(compute, say)
     if compute != recipe.train.compute:
-        meant = f"{recipe.train.compute.num_processes} × {recipe.train.compute.device}"
-        say(f"the recipe is for {meant}; here the last digits will be others")
+        meant, here = (f"{item.num_processes} × {item.device} in {item.precision}" for item in (recipe.train.compute, compute))
+        say(f"the recipe is for {meant}, here it is {here}: the last digits will be others")
     train = replace(recipe.train, seed=recipe.train.seed if options.seed is None else options.seed, compute=compute)
     quantizer = knowing_its_code(recipe.quantizer, Path(__file__))
     repeat_run(replace(recipe, train=train, quantizer=quantizer), _shards("--train", options.train), blob_path, say)
+
+
+def say_machine(compute: ComputeSettings, say: Callable[[str], None]) -> None:
+    """The precision, and in what this machine computes otherwise than the one that the run was made on."""
+    if os.environ.get("RANK", "0") != "0":
+        return  # only the first process has a log
+    here = machine_in_words(compute.device)
+    say(f"precision {compute.precision} on {here}")
+    if MADE_ON and here != MADE_ON:
+        say(f"the run was made on {MADE_ON}: here the last digits will be others")
+    if compute.device == "cpu" and compute.precision == "bfloat16" and not cpu_multiplies_bfloat16():
+        say("this CPU has no bfloat16 instructions: it will take many times as long as with --precision float32")
+
+
+def _precision(options: argparse.Namespace, otherwise: ComputeSettings) -> Literal["bfloat16", "float32"]:
+    """What was asked for, else that of the recipe; `auto` is settled by what this machine has instructions for."""
+    asked = options.precision or otherwise.precision
+    if asked == "auto":
+        return "bfloat16" if options.device == "cuda" or cpu_multiplies_bfloat16() else "float32"
+    return "bfloat16" if asked == "bfloat16" else "float32"
 
 
 def knowing_its_code(quantizer: QuantizerSettings, script: Path) -> QuantizerSettings:
@@ -125,7 +153,7 @@ def submission_parser(recipe: Recipe | None) -> argparse.ArgumentParser:
     parser.add_argument("--stride", type=int, default=scoring.stride, help="targets that each sliding window adds; 0 leaves them out")
     parser.add_argument("--batch-tokens", type=int, default=scoring.batch_tokens, help="tokens in one forward pass")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=compute.device)
-    parser.add_argument("--precision", choices=("bfloat16", "float32"), default=compute.precision, help="of the scoring")
+    parser.add_argument("--precision", choices=("auto", "bfloat16", "float32"), help="of matrix products; empty: the recipe's")
     parser.add_argument("--threads", type=int, default=compute.threads_per_process, help="CPU threads of each process that scores")
     parser.add_argument("--log-file", help="also write the log's lines to this file")
     parser.add_argument("--json", help="also write the scores to this file")

@@ -1,10 +1,12 @@
 """What the report says, as rows of text: computed here, so that the page only lays out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schemas.audit import Audit
 from schemas.check_size import SizeReport
 from schemas.evaluate import Evaluation, Score
+from schemas.files import Provenance
 from schemas.gap import GapByCause
 from schemas.merge import MergedModel
 from schemas.package import Package
@@ -200,12 +202,29 @@ def change_rows(trained: Checkpoints) -> list[tuple[list[str], bool]]:
     return [(_change(change), change.change_rms == 0) for change in trained.changes]
 
 
-def training_rows(trained: Checkpoints) -> list[list[str]]:
-    """How the training went, figure by figure."""
+def machine_rows(provenance: Sequence[Provenance]) -> list[list[str]]:
+    """stage, CPU and GPUs, processes × threads, precision and why, kind of machine; of the stages that compute floating-point numbers."""
+    return [
+        [
+            origin.stage,
+            ", ".join([origin.machine.cpu, *origin.machine.gpus]),
+            f"{origin.machine.processes} × {origin.machine.threads}",
+            origin.machine.precision,
+            origin.machine.kind,
+        ]
+        for origin in provenance
+        if origin.machine.precision
+    ]
+
+
+def training_rows(trained: Checkpoints, provenance: Sequence[Provenance] = ()) -> list[list[str]]:
+    """How the training went, figure by figure; its precision where `provenance` has the stage."""
     timings = trained.timings
+    precision, _, why = next((origin.machine.precision for origin in provenance if origin.stage == "train"), "").partition(": ")
     overhead = timings.snapshot_seconds + timings.checkpoint_seconds
     return [
         ["steps", f"{trained.steps:,}", f"stopped by {trained.stopped_by}"],
+        *([["precision", precision, why]] if precision else []),
         ["tokens seen", f"{trained.tokens_seen:,}", f"{trained.epochs:.2f} passes over the training split"],
         ["training loss, last tenth", f"{trained.final_train_loss:.4f}", "nats a token"],
         ["steps under QAT", f"{trained.qat_steps:,}", ""],

@@ -18,6 +18,7 @@ from stages.core.shards import ShardError, open_shard
 from stages.core.submission import load_packed_model
 from stages.isolated_scoring import score_isolated
 from stages.launch import ChildFailedError
+from stages.machine import precision_note
 from stages.script import program
 from stages.submission.strangers import UnreadableError, printable, read_bytes, read_json_object
 from stages.workspace import Progress, no_progress
@@ -100,6 +101,7 @@ def rescore(
         num_bytes=best.num_bytes,
         blob_bytes=len(blob),
         blob_sha256=hashlib.sha256(blob).hexdigest(),
+        precision=precision_note(compute),
         scored_by="the folder's train_gpt.py" if run_its_script else "fairway",
         claimed_val_bpb=claimed if type(claimed) in (int, float) else None,
         seconds=time.perf_counter() - began,

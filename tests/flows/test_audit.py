@@ -18,7 +18,7 @@ from schemas.audit import Audit
 from schemas.quantize import FitTry
 from schemas.runtime import RunOptions
 from schemas.techniques import TECHNIQUES
-from stages.audit import METRIC_COLUMNS, all_findings
+from stages.audit_rank import METRIC_COLUMNS, all_findings
 from stages.auditing.evidence import Evidence, Records, gather
 from stages.core.packing import open_blob, unpack
 from stages.hashing import FileHashes

@@ -59,6 +59,22 @@ def test_describe_follows_overrides_and_short_options() -> None:
     assert [values[f"{section}.compute.num_processes"] for section in ("train", "merge", "evaluate")] == [2, 2, 2]
 
 
+@pytest.mark.parametrize(
+    ("flags", "precision"), [("avx2 fma", "float32"), ("fma avx512f avx512bw avx512vl avx512dq avx512_bf16", "bfloat16")]
+)
+def test_describe_says_the_precision_and_why(monkeypatch: pytest.MonkeyPatch, flags: str, precision: str) -> None:
+    for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("stages.machine._cpuinfo", lambda: f"flags : {flags}\n")
+    told = json.loads(fairway("describe", "demo", "--json").stdout)
+    assert told["precision"] == precision
+    values = {item["name"]: item["value"] for item in told["settings"]}
+    assert {values[f"{section}.compute.precision"] for section in ("train", "merge", "evaluate")} == {precision}
+    why = told["precision_note"].partition(": ")[2]
+    assert why.startswith("this CPU (AVX")
+    assert why in " ".join(fairway("describe", "demo").stdout.split())
+
+
 def test_describe_for_people_names_parts_and_limit() -> None:
     output = fairway("describe", "reference").stdout
     for text in ("25,224,291", "idle parameters", "frozen parameters", "16,000,000", "train.schedule.max_steps"):

@@ -14,7 +14,9 @@ from flows.seed_report import conclusions
 from flows.seed_validation import seed_validation
 from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
+from schemas.settings import ComputeSettings
 from stages.ledger import find_ledger
+from stages.machine import machine_kind
 
 Fire = Callable[..., Any]
 
@@ -62,6 +64,30 @@ def test_a_failed_seed_is_kept_shown_and_tried_again(fire: Fire, trained: Any, t
     book, said = fire().result()
     assert [(entry.seed, entry.status, entry.tries) for entry in book.entries] == [(1, "completed", 2), (2, "completed", 1)]
     assert "failed, to be tried again: none" in said[0]
+
+
+def test_a_seed_of_another_kind_of_machine_is_not_checked_here_but_named(
+    fire: Fire, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine_kind(ComputeSettings())
+    monkeypatch.setattr(module, "machine_kind", lambda compute: "another kind")
+    fire().result()
+    monkeypatch.setattr(module, "machine_kind", machine_kind)
+    with pytest.raises(SpecError, match=r"recheck_seed = 1: was trained on another kind of machine \(another kind\) than this one"):
+        fire(recheck_seed=1).result()
+    book, said = fire().result()
+    assert [entry.machine for entry in book.completed()] == ["another kind", here]
+    assert find_ledger(tmp_path, "smoke") == book
+    [line] = [line for line in said if "more than one kind of machine" in line]
+    assert f"another kind (seed 1); {here} (seed 2)" in line
+
+
+def test_a_new_ledger_beside_one_of_its_name_is_said(fire: Fire, trained: Any, caplog: pytest.LogCaptureFixture) -> None:
+    first, _ = fire().result()
+    assert "is new" not in caplog.text
+    second, _ = fire(overrides=("train.compute.precision=float32", "evaluate.compute.precision=bfloat16")).result()
+    assert f"ledger {second.label} is new. Of its name there are {first.label}, of other settings" in caplog.text
+    assert "here it is float32" in caplog.text
 
 
 def test_a_recheck_that_gives_other_figures_fails_loudly(fire: Fire, trained: Any) -> None:

@@ -162,6 +162,7 @@ def test_an_exported_folder_is_scored_again_to_the_same_digits(exported: Path, s
     assert told["val_bpb_sliding"] == smoke_run.report.val_bpb_quantized_sliding
     assert told["claimed_val_bpb"] == round(told["val_bpb_sliding"], 8)
     assert told["scored_by"] == "fairway"
+    assert told["precision"].startswith(smoke_run.report.spec.evaluate.compute.precision)
 
 
 def test_rescore_does_not_run_the_folders_script_unless_told(exported: Path, smoke_run: Any, smoke_store: Path, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -12,9 +14,9 @@ from schemas.evaluate import EvaluateSpec
 from schemas.files import FileRef, SourceFile
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
-from schemas.quantizer_settings import format_for
-from schemas.setting import from_dict
-from schemas.settings import ComputeSettings, ModelSettings, TrainSettings
+from schemas.quantizer_settings import FormatRule, QuantizerSettings, format_for
+from schemas.setting import Settings, from_dict
+from schemas.settings import ComputeSettings, ModelSettings, OptimizerSettings, ScheduleSettings, TrainSettings
 
 HASH = "a" * 64
 
@@ -90,6 +92,40 @@ def test_schemas_import_neither_torch_nor_numpy() -> None:
 def test_settings_refuse_what_cannot_be_and_say_what_can(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(ModelSettings(), **change)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (ScheduleSettings(max_seconds=600), ScheduleSettings(max_seconds=600.0)),
+        (ScheduleSettings(max_steps=40.0), ScheduleSettings(max_steps=40)),
+        (QuantizerSettings(clip_candidates=[1, 0.9]), QuantizerSettings(clip_candidates=(1.0, 0.9))),
+        (ModelSettings(q_gain_init=np.float64(1.5)), ModelSettings(q_gain_init=1.5)),
+        (ModelSettings(num_layers=np.int64(11)), ModelSettings(num_layers=11)),
+    ],
+)
+def test_equal_settings_are_one_key_however_their_numbers_are_written(one: Settings, other: Settings) -> None:
+    assert one == other
+    assert fingerprint(one) == fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ComputeSettings(device="gpu"), r"device = 'gpu': must be 'cpu' or 'cuda'"),
+        (lambda: FormatRule("*", "int9"), r"format = 'int9': must be 'int2' or .* or 'fp32'"),
+        (lambda: ScheduleSettings(max_steps=1.5), r"max_steps = 1.5: must be of type int, not float"),
+        (lambda: ScheduleSettings(max_seconds=True), r"max_seconds = True: must be of type float, not bool"),
+        (lambda: ScheduleSettings(max_seconds="600"), r"max_seconds = '600': must be of type float, not str"),
+        (lambda: ComputeSettings(compile=1), r"compile = 1: must be of type bool, not int"),
+        (lambda: ModelSettings(value_embedding_layers=9), r"value_embedding_layers = 9: must be of type list"),
+        (lambda: TrainSettings(compute={}), r"compute = {}: must be of type ComputeSettings, not dict"),
+        (lambda: OptimizerSettings(frozen=(1,)), r"frozen = 1: must be of type str, not int"),
+    ],
+)
+def test_settings_made_in_python_are_checked_by_type_and_choice(make: Callable[[], Settings], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("change", [{"device": "cpu"}, {"precision": "float32"}])

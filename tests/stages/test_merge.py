@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 
 from presets import load_preset
 from schemas.errors import SpecError, StageError
+from schemas.evaluate import Score
 from schemas.files import FileRef
 from schemas.settings import AveragingSettings, ModelSettings
 from schemas.tokenize_corpus import TokenizedCorpus
@@ -64,6 +66,21 @@ def test_a_window_without_snapshots_is_refused_with_what_there_is(
         merge(spec, trained(work, [snapshot(work, 9, 0.1, MODEL)]), tiny_tokens, work)
     with pytest.raises(SpecError, match="training left no snapshots"):
         merge(spec, trained(work, []), tiny_tokens, work)
+
+
+def test_the_figures_are_summed_with_the_threads_of_the_settings(
+    make_workspace: Callable[..., Workspace], tiny_tokens: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, seen = make_workspace(), []
+    score = Score(bpb=1, loss=1, nll_nats_sum=1, num_targets=1, num_bytes=1, num_bos_targets=0, bos_nats_sum=0, seconds=0).model_dump()
+    monkeypatch.setattr("stages.merge.launch_module", lambda *job: {"last": score, "merged": score})
+    monkeypatch.setattr("stages.merge._relative_distance", lambda *states: float(seen.append(torch.get_num_threads()) or 0))
+    spec, snapshots = load_preset("smoke").merge, trained(work, [snapshot(work, 9, 0.1, MODEL)])
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        merge(spec.derive(compute=replace(spec.compute, threads_per_process=threads)), snapshots, tiny_tokens, work)
+    assert seen == [1, 3]
+    assert torch.get_num_threads() == before
 
 
 def test_snapshots_of_different_models_are_not_averaged(make_workspace: Callable[..., Workspace], tiny_tokens: TokenizedCorpus) -> None:

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,20 +12,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from presets import load_preset
 from schemas.audit import Audit, Finding
 from schemas.check_size import SizePart, SizeReport, TensorGroup
 from schemas.errors import StageError
 from schemas.evaluate import Evaluation, Score
-from schemas.files import FileRef, Provenance
+from schemas.files import FileRef, Machine, Provenance
 from schemas.merge import MergedModel
 from schemas.package import Package
 from schemas.publish import PublishedReport, PublishSpec, ReportedSetting
 from schemas.quantize import ClipShare, PackedModel, TensorReport
-from schemas.settings import ModelSettings
+from schemas.settings import ComputeSettings, ModelSettings
 from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
 from schemas.train import Checkpoints, ParameterChange, ParameterGroup, Snapshot, TrainTimings
+from stages.audit import audit
+from stages.machine import settle
 from stages.publish import METRIC_COLUMNS, publish
+from stages.registry import STAGES
 from stages.report import content, plots
+from stages.runner import stage_key
 from stages.source import reachable_modules, templates
 from stages.training_metrics import read_metrics
 from stages.workspace import Workspace
@@ -245,6 +252,22 @@ def test_each_part_of_the_account_is_there(published: Callable[..., str]) -> Non
         fairway_version="0",
         code_sha256="c" * 64,
         libraries={"torch": "2.13.0"},
+        machine=Machine(
+            kind="GenuineIntel AVX2 AVX2; torch 2.13.0",
+            cpu="Some CPU",
+            capability="AVX2",
+            isa="AVX2",
+            cores=2,
+            precision="float32: this CPU (AVX2) has no bfloat16 instructions",
+            processes=1,
+            threads=2,
+            gpus=(),
+            cuda=None,
+            triton="absent",
+            torch="2.13.0 cf30153c",
+            python="3.11.0",
+            switches={},
+        ),
         inputs={},
     )
     page = published(PublishSpec(settings=(ReportedSetting(name="train.seed", value="7"),), provenance=(origin,)))
@@ -257,10 +280,57 @@ def test_each_part_of_the_account_is_there(published: Callable[..., str]) -> Non
         "train.seed",
         "torch 2.13.0",
         "somewhere",
+        "Some CPU",
+        ">float32</td><td>this CPU (AVX2) has no bfloat16 instructions</td>",
+        "GenuineIntel AVX2 AVX2; torch 2.13.0",
         "1 did not change",
     ):
         assert text in page, text
     assert "36.00% less squared error and a blob 10 bytes smaller" in page
+
+
+@pytest.mark.parametrize("stage", ["audit", "publish"])
+def test_what_a_stage_tells_of_its_inputs_is_part_of_its_key(stage: str, make_workspace: Callable[..., Workspace]) -> None:
+    work = make_workspace("metrics")
+    for name in ("metrics.parquet", "others.parquet"):
+        (work.out_dir / name).write_text(name)
+    results = _results(work.ref(work.out_dir / "metrics.parquet"))
+    spec = settle(load_preset("smoke")) if stage == "audit" else PublishSpec()
+
+    def key(**changes: Any) -> str:
+        inputs = {**results, **changes}
+        return stage_key(STAGES[stage], spec, {name: inputs[name] for name in STAGES[stage].inputs})
+
+    trained, merged = results["trained"], results["merged"]
+    other_metrics = work.ref(work.out_dir / "others.parquet")
+    told = [
+        {"merged": merged.derive(last=merged.last.derive(bpb=1.5))},
+        {"merged": merged.derive(merged=merged.merged.derive(bpb=1.5))},
+        {"trained": trained.derive(timings=trained.timings.derive(training_seconds=601.0))},
+        {"trained": trained.derive(metrics=other_metrics)},
+    ]
+    assert len({key(), *(key(**changes) for changes in told)}) == 5
+    assert key(merged=merged.derive(merged=merged.merged.derive(seconds=99.0))) == key()  # told nowhere
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_audit_measures_with_the_threads_of_the_settings(
+    threads: int, make_workspace: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, seen = make_workspace("audit"), []
+
+    def launch(module: str, job: dict[str, Any], folder: Path, compute: ComputeSettings, *rest: Any, torchrun: bool) -> Any:
+        seen.append((module, compute.threads_per_process, job["spec"]["evaluate"]["compute"]["threads_per_process"]))
+        return Audit(findings=(), probe_tokens=0).model_dump(mode="json")
+
+    monkeypatch.setattr("stages.audit.launch_module", launch)
+    monkeypatch.setattr(Workspace, "read", lambda self, ref: self.root / ref.path)
+    results = _results(FileRef(path="metrics.parquet", num_bytes=1, sha256="0" * 64))
+    del results["audit"]
+    spec = settle(load_preset("smoke"))
+    spec = spec.derive(evaluate=spec.evaluate.derive(compute=replace(spec.evaluate.compute, threads_per_process=threads)))
+    audit(spec, **results, work=work)
+    assert seen == [("stages.audit_rank", threads, threads)]
 
 
 def test_a_technique_without_effect_stands_out(published: Callable[..., str]) -> None:

@@ -107,6 +107,25 @@ def test_the_log_says_whether_the_search_gained_anything(
     assert caplog.messages[-1].endswith(verdict)
 
 
+def test_the_figures_are_summed_with_the_threads_of_the_settings(
+    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+
+    def rms(values: torch.Tensor) -> float:
+        seen.add(torch.get_num_threads())
+        return 1.0
+
+    monkeypatch.setattr("stages.quantize._rms", rms)
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        spec = dataclasses.replace(SPEC, calibration=dataclasses.replace(SPEC.calibration, threads=threads))
+        quantize(spec, tiny_merged, tiny_tokens, make_workspace(f"quantize{threads}"))
+        assert seen == {threads}
+        seen.clear()
+    assert torch.get_num_threads() == before
+
+
 def test_rules_that_make_a_vector_an_integer_are_the_users_error(
     tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
 ) -> None:

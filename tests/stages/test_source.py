@@ -1,11 +1,14 @@
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import grimp
 import pytest
 
 from stages.registry import STAGES
-from stages.source import code_digest, library_versions, reachable_modules
+from stages.source import OUR_PACKAGES, code_digest, imported_modules, library_versions, reachable_modules
 
 
 @pytest.mark.parametrize(
@@ -27,10 +30,75 @@ def test_a_stage_is_keyed_by_the_modules_it_reaches_and_no_others(stage: str, re
     assert not modules & not_reached
 
 
+LIBRARIES = {
+    "tokenize_corpus": {"numpy", "pyarrow", "sentencepiece", "zstandard"},
+    "train": {"numpy", "pyarrow", "safetensors", "torch", "triton"},
+    "merge": {"numpy", "safetensors", "sentencepiece", "torch"},
+    "quantize": {"numpy", "safetensors", "torch", "zstandard"},
+    "package": {"numpy", "sentencepiece", "torch", "triton", "zstandard"},
+    "check_size": {"numpy", "torch", "zstandard"},
+    "evaluate": {"numpy", "sentencepiece", "torch", "zstandard"},
+    "audit": {"numpy", "pyarrow", "safetensors", "sentencepiece", "torch", "zstandard"},
+    "publish": {"numpy", "pyarrow"},
+}
+
+
 def test_libraries_that_can_change_numbers_are_part_of_the_key() -> None:
-    assert "torch" in library_versions(STAGES["train"].code_roots)
-    assert "torch" not in library_versions(STAGES["tokenize_corpus"].code_roots)
-    assert "sentencepiece" in library_versions(STAGES["tokenize_corpus"].code_roots)
+    found = {name: set(library_versions(stage.code_roots, stage.libraries)) for name, stage in STAGES.items()}
+    assert found == LIBRARIES
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_processes_that_a_stage_starts_are_part_of_its_key(name: str) -> None:
+    stage = STAGES[name]
+    started = set()
+    for path in reachable_modules(stage.code_roots).values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "launch_module" and path.stem != "launch":
+                assert isinstance(node.args[0], ast.Constant), f"{path}: name the module where it is launched"
+                started.add(node.args[0].value)
+    assert started <= set(stage.child_modules)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_modules_that_a_stage_reaches_are_those_that_grimp_finds(name: str, imports: grimp.ImportGraph) -> None:
+    roots = STAGES[name].code_roots
+    expected = set(roots).union(*(imports.find_upstream_modules(root) for root in roots))
+    expected |= {package for module in expected for package in _packages_of(module)}
+    assert set(reachable_modules(roots)) == expected
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    """All imports of ours, without those that run only when a stage is called by hand."""
+    graph = grimp.build_graph(*OUR_PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
+    for module in graph.find_modules_that_directly_import("stages.by_hand"):
+        graph.remove_import(importer=module, imported="stages.by_hand")
+    return graph
+
+
+def _packages_of(module: str) -> Iterator[str]:
+    while "." in module:
+        module = module.rpartition(".")[0]
+        yield module
+
+
+@pytest.mark.parametrize(
+    ("condition", "first", "second"),
+    [
+        ("TYPE_CHECKING", False, True),
+        ("typing.TYPE_CHECKING", False, True),
+        ("__name__ == '__main__'", False, True),
+        ("type(x).__name__ == 'Y'", True, True),
+        ("not TYPE_CHECKING", True, True),
+        ("x", True, True),
+    ],
+)
+def test_only_what_never_runs_here_is_left_out(tmp_path: Path, condition: str, first: bool, second: bool) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(f"if {condition}:\n    import json\nelif y:\n    import csv\nelse:\n    import wave\n")
+    found = imported_modules(path)
+    assert ("json" in found, "csv" in found, "wave" in found) == (first, second, second)
 
 
 def digest_of(folder: Path, text: str) -> str:
