@@ -111,7 +111,7 @@ class TokenizedCorpus(Schema):
     tokenizer: FileRef | SourceFile
     tokenizer_sha256: Sha256
     vocab_size: PositiveInt
-    bos_id: NonNegativeInt
+    bos_id: Literal[1] = Field(description="the only one that models and scores know")
     train_shards: tuple[FileRef | SourceFile, ...]
     val_shards: tuple[FileRef | SourceFile, ...]
     train: SplitCounts

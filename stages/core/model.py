@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from schemas.quantizer_settings import QatSettings, format_for
 from schemas.settings import ModelSettings
 from stages.core.quantizers.fake_quantizers import FakeQuantizer, fake_quantizer
-
-BOS_ID = 1
+from stages.core.shards import BOS_ID
 
 
 def rms_norm(x: Tensor) -> Tensor:

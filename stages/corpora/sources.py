@@ -9,6 +9,7 @@ import sentencepiece
 
 from schemas.errors import SpecError, StageError
 from schemas.files import SourceFile
+from stages.core.bits_per_byte import bos_problem
 from stages.hashing import FileHashes
 
 MAX_VOCAB_SIZE = 65_536
@@ -50,13 +51,18 @@ def unchanged(file: SourceFile, hashes: FileHashes) -> Iterator[Path]:
 
 
 def ready_made_tokenizer(path: Path, setting: str) -> sentencepiece.SentencePieceProcessor:
-    """A SentencePiece model whose ids fit in a shard. Raises SpecError, naming `setting`, when it is none."""
+    """A SentencePiece model whose ids fit in a shard and whose BOS is the one that models know.
+
+    Raises SpecError, naming `setting`, when it is none.
+    """
     try:
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise SpecError(f"{setting} = {path}: is not a SentencePiece model ({error}). Give the .model file of one") from error
     if (size := tokenizer.vocab_size()) > MAX_VOCAB_SIZE:
         raise SpecError(f"{setting} = {path}: has {size:,} pieces, the ids of a shard fit {MAX_VOCAB_SIZE:,}. Give a smaller model")
+    if problem := bos_problem(tokenizer):
+        raise SpecError(f"{setting} = {path}: {problem}")
     return tokenizer
 
 

@@ -11,11 +11,12 @@ import sentencepiece
 from schemas.errors import SpecError
 from schemas.tokenize_corpus import TokenizerSpec
 from stages.core.bits_per_byte import SPACE_SYMBOL
+from stages.core.shards import BOS_ID
 from stages.corpora.sources import ready_made_tokenizer
 
 log = logging.getLogger(__name__)
 
-PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
+PAD_ID, EOS_ID, UNK_ID = 0, 2, 3
 # SentencePiece drops training sentences of more than 4,192 bytes without a word.
 MAX_SENTENCE_BYTES = 4096
 
