@@ -1,6 +1,6 @@
 """Tokenization: corpus, tokenizer and split in; shards of uint16 tokens, a SentencePiece model and counts out."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -81,6 +81,17 @@ class TokenizeSpec(Schema):
     shard_tokens: int = Field(100_000_000, ge=1, le=100_000_000, description="tokens in a shard at most")
     compressor_baselines: bool = Field(True, description="also compress the validation text with zstd -22 and xz -9, for comparison")
 
+    def keyed(self) -> "TokenizeSpec":
+        """Without the places of files: the manifest has their content, order and format, however their paths are spelt."""
+        changes: dict[str, dict[str, Any]] = {
+            "sotu": {"max_documents": None},
+            "files": {"paths": (), "format": "auto"},
+            "shards": {"folder": "", "tokenizer_model": ""},
+            "huggingface": {"dataset": "", "split": "train", "folder": "", "revision": "main"},
+        }
+        corpus = self.corpus.derive(**changes[self.corpus.kind])
+        return self.derive(corpus=corpus, tokenizer=self.tokenizer.derive(model_path=None))
+
 
 class CorpusManifest(Schema):
     """The corpus pinned down before the key is made: each file with its sha256, in the order it is read."""
@@ -90,6 +101,7 @@ class CorpusManifest(Schema):
     formats: tuple[TextFormat, ...] = Field(description="how each file is read; none for shards")
     revision: str | None = Field(None, description="resolved commit (huggingface) or package version (sotu)")
     tokenizer_model: SourceFile | None = Field(None, description="the SentencePiece model that is reused; None: one is trained")
+    num_hidden_files: Volatile[NonNegativeInt] = Field(0, description="files that match but for the dot that their names begin with")
 
 
 class SplitCounts(Schema):

@@ -45,7 +45,7 @@ def stage_key(stage: Stage, spec: Any, inputs: dict[str, Schema]) -> str:
         "stage": stage.name,
         "code": code_digest(stage.code_roots, stage.ships_source),
         "libraries": library_versions(stage.code_roots),
-        "spec": fingerprint(spec),
+        "spec": fingerprint(spec.keyed() if isinstance(spec, Schema) else spec),
         "inputs": {name: fingerprint(value) for name, value in inputs.items()},
     }
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
