@@ -18,12 +18,14 @@ class SotuCorpus(Schema):
 
 
 class FilesCorpus(Schema):
-    """Text, JSON-lines or Parquet files on this machine. A text file is one document; a row or a line is one otherwise."""
+    """Text, JSON or Parquet files on this machine, also compressed. A text file is one document; an object or a row is one otherwise."""
 
     kind: Literal["files"] = "files"
     paths: tuple[str, ...] = Field((), description="files or globs (** crosses folders), read in sorted order")
-    format: Literal["auto", "txt", "jsonl", "parquet"] = Field("auto", description="auto: by file ending")
-    text_column: str = Field("text", description="column or key that holds the text (jsonl, parquet)", min_length=1)
+    format: Literal["auto", "txt", "jsonl", "parquet"] = Field("auto", description="auto: by content and file ending")
+    text_column: str = Field(
+        "text", description="column or key that holds the text (jsonl, parquet); meta.text: the text inside meta", min_length=1
+    )
 
 
 class ShardsCorpus(Schema):
