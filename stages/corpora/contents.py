@@ -203,9 +203,11 @@ def other_encoding(head: bytes) -> str | None:
     if min(share[0], share[1]) > 0.9 and share[3] < 0.1:
         return "UTF-32BE"
     even, odd = (share[0] + share[2]) / 2, (share[1] + share[3]) / 2
-    # One NUL says nothing about bytes that are UTF-8; where they are none, a few at every other place are enough.
+    # One NUL inside UTF-8 says nothing unless, among ASCII alone, it makes a space or a line end of two bytes; in bytes
+    # that are no UTF-8, a few at every other place are enough.
     if (is_utf8 := _is_utf8(head)) and head.count(0) == 1:
-        return None
+        first = head.find(0) // 2 * 2 if head.isascii() else len(head)
+        return {b"\n\0": "UTF-16LE", b" \0": "UTF-16LE", b"\0\n": "UTF-16BE", b"\0 ": "UTF-16BE"}.get(head[first : first + 2])
     least = 0.05 if is_utf8 else 0.001
     if odd > least and even < odd / 10:
         return "UTF-16LE"

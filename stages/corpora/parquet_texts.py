@@ -45,7 +45,7 @@ def find_column(path: Path, schema: Any, column: str) -> tuple[str, ...]:
         alike = [name for name, _ in _texts_in(fields) if name.lower() == column.lower()]
         raise SpecError(
             f"{path}: has no column corpus.text_column = {column!r}; its columns are {listed(_all_names(fields))}. "
-            f"Set corpus.text_column to {f'{alike[0]!r}, which differs in case' if alike else 'one of them'}"
+            f"{_no_struct(fields, column)}Set corpus.text_column to {f'{alike[0]!r}, which differs in case' if alike else 'one of them'}"
         )
     if len(found) > 1:
         raise SpecError(
@@ -68,6 +68,11 @@ def _nested(fields: list[Any], column: str) -> Iterator[tuple[tuple[str, ...], A
         elif column.startswith(f"{field.name}.") and (inside := _fields_inside(field)):
             for names, found in _nested(inside, column[len(field.name) + 1 :]):
                 yield (field.name, *names), found
+
+
+def _no_struct(fields: list[Any], column: str) -> str:
+    found = [field for field in fields if column.startswith(f"{field.name}.") and not _fields_inside(field)]
+    return f"{found[0].name!r} holds {str(found[0].type)[:200]}, of which no field can be read. " if found else ""
 
 
 def _fields_inside(field: Any) -> list[Any]:

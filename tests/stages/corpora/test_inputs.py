@@ -263,6 +263,11 @@ REFUSED: dict[str, tuple[str, Content, str] | tuple[str, Content, str, dict[str,
         for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
         for kind in ("jsonl", "txt")
     },
+    "UTF-16 whose bytes are all ASCII": (
+        "a.txt",
+        ("漢字" * 50 + "\n").encode("utf-16-be"),
+        refused("byte 200: the text is UTF-16BE", "iconv -f UTF-16BE"),
+    ),
     "UTF-16 in gzip": ("a.txt.gz", gzip.compress("some text".encode("utf-16")), "byte 0: the text is UTF-16"),
     "Latin-1": (
         "a.txt",
@@ -529,6 +534,12 @@ REFUSED: dict[str, tuple[str, Content, str] | tuple[str, Content, str, dict[str,
         "a.parquet",
         lambda path: table(path, text=[["a", "b"]]),
         refused(r"'text' holds list<element: string>, not text", "meta.text"),
+    ),
+    "a field inside a list": (
+        "a.parquet",
+        lambda path: table(path, text=[[{"t": "a"}]]),
+        refused("has no column", r"'text' holds list<.*>, of which no field can be read"),
+        {"text_column": "text.t"},
     ),
     "a nested column not named": (
         "a.parquet",
