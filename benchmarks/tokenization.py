@@ -28,10 +28,10 @@ import sentencepiece
 from benchmarks.common import Figure, alternate, compared, parser_for, report, timed
 from schemas.runtime import RunOptions
 from schemas.tokenize_corpus import FilesCorpus, FirstDocuments, SotuCorpus, TokenizedCorpus, TokenizerSpec, TokenizeSpec
-from stages.core.shards import ShardWriter, open_shard
+from stages.core.shards import BOS_ID, ShardWriter, open_shard
 from stages.corpora import documents, locate
 from stages.hashing import FileHashes
-from stages.tokenization.tokenizer import BOS_ID, train_tokenizer
+from stages.tokenization.tokenizer import train_tokenizer
 from stages.tokenize_corpus import tokenize_corpus
 from stages.workspace import Workspace
 

@@ -50,6 +50,10 @@ class Schema(BaseModel):
         values = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self).model_validate(values | changes)
 
+    def keyed(self) -> Self:
+        """What of a spec belongs in the key of its stage: all, but for names of what is an input with its content."""
+        return self
+
     def identity(self) -> Any:
         """What this value is, as plain JSON types, without what merely describes how it came about."""
         return {

@@ -1,6 +1,6 @@
 """Tokenization: corpus, tokenizer and split in; shards of uint16 tokens, a SentencePiece model and counts out."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -18,12 +18,14 @@ class SotuCorpus(Schema):
 
 
 class FilesCorpus(Schema):
-    """Text, JSON-lines or Parquet files on this machine. A text file is one document; a row or a line is one otherwise."""
+    """Text, JSON or Parquet files on this machine, also compressed. A text file is one document; an object or a row is one otherwise."""
 
     kind: Literal["files"] = "files"
     paths: tuple[str, ...] = Field((), description="files or globs (** crosses folders), read in sorted order")
-    format: Literal["auto", "txt", "jsonl", "parquet"] = Field("auto", description="auto: by file ending")
-    text_column: str = Field("text", description="column or key that holds the text (jsonl, parquet)", min_length=1)
+    format: Literal["auto", "txt", "jsonl", "parquet"] = Field("auto", description="auto: by content and file ending")
+    text_column: str = Field(
+        "text", description="column or key that holds the text (jsonl, parquet); meta.text: the text inside meta", min_length=1
+    )
 
 
 class ShardsCorpus(Schema):
@@ -81,6 +83,17 @@ class TokenizeSpec(Schema):
     shard_tokens: int = Field(100_000_000, ge=1, le=100_000_000, description="tokens in a shard at most")
     compressor_baselines: bool = Field(True, description="also compress the validation text with zstd -22 and xz -9, for comparison")
 
+    def keyed(self) -> "TokenizeSpec":
+        """Without the places of files: the manifest has their content, order and format, however their paths are spelt."""
+        changes: dict[str, dict[str, Any]] = {
+            "sotu": {"max_documents": None},
+            "files": {"paths": (), "format": "auto"},
+            "shards": {"folder": "", "tokenizer_model": ""},
+            "huggingface": {"dataset": "", "split": "train", "folder": "", "revision": "main"},
+        }
+        corpus = self.corpus.derive(**changes[self.corpus.kind])
+        return self.derive(corpus=corpus, tokenizer=self.tokenizer.derive(model_path=None))
+
 
 class CorpusManifest(Schema):
     """The corpus pinned down before the key is made: each file with its sha256, in the order it is read."""
@@ -90,6 +103,7 @@ class CorpusManifest(Schema):
     formats: tuple[TextFormat, ...] = Field(description="how each file is read; none for shards")
     revision: str | None = Field(None, description="resolved commit (huggingface) or package version (sotu)")
     tokenizer_model: SourceFile | None = Field(None, description="the SentencePiece model that is reused; None: one is trained")
+    num_hidden_files: Volatile[NonNegativeInt] = Field(0, description="files that match but for the dot that their names begin with")
 
 
 class SplitCounts(Schema):
@@ -111,7 +125,7 @@ class TokenizedCorpus(Schema):
     tokenizer: FileRef | SourceFile
     tokenizer_sha256: Sha256
     vocab_size: PositiveInt
-    bos_id: NonNegativeInt
+    bos_id: Literal[1] = Field(description="the only one that models and scores know")
     train_shards: tuple[FileRef | SourceFile, ...]
     val_shards: tuple[FileRef | SourceFile, ...]
     train: SplitCounts

@@ -53,7 +53,7 @@ def stage_key(stage: Stage, spec: Any, inputs: dict[str, Schema]) -> str:
         "code": code_digest(stage.code_roots, stage.ships_source),
         "libraries": library_versions(stage.code_roots, stage.libraries),
         "machine": machine_kind(compute) if (compute := stage.compute(spec)) else None,
-        "spec": fingerprint(spec),
+        "spec": fingerprint(spec.keyed() if isinstance(spec, Schema) else spec),
         "inputs": {name: fingerprint(value) for name, value in inputs.items()},
         "reads": {f"{name}.{read}": fingerprint(getattr(inputs[name], read)) for name, reads in stage.reads.items() for read in reads},
     }

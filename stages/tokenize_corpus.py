@@ -19,12 +19,13 @@ import numpy as np
 from schemas.errors import StageError
 from schemas.tokenize_corpus import CorpusManifest, FirstDocuments, ShardsCorpus, SplitCounts, TokenizedCorpus, TokenizeSpec
 from stages.core.bits_per_byte import load_token_bytes
+from stages.core.shards import BOS_ID
 from stages.corpora import documents, shards
 from stages.corpora.sources import unchanged
 from stages.tokenization.fast_encode import TextEncoder, default_threads, encode_stream
 from stages.tokenization.split_writer import SplitWriter, xz_size, zstd_size
 from stages.tokenization.splits import refuse_empty_split, split_of
-from stages.tokenization.tokenizer import BOS_ID, NoTrainingTextError, check_tokenizer, train_tokenizer
+from stages.tokenization.tokenizer import NoTrainingTextError, check_tokenizer, train_tokenizer
 from stages.workspace import Workspace
 
 log = logging.getLogger(__name__)

@@ -30,8 +30,9 @@ from stages.auditing.probe import (
 )
 from stages.core.bits_per_byte import TokenBytes, count_bytes, load_token_bytes
 from stages.core.loader import TokenStream
-from stages.core.model import BOS_ID, Block
+from stages.core.model import Block
 from stages.core.packing import unpack
+from stages.core.shards import BOS_ID
 from stages.training_metrics import Columns
 from stages.workspace import Workspace
 

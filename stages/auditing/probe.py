@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from schemas.settings import ModelSettings
 from stages.core.bits_per_byte import TokenBytes, count_bytes
 from stages.core.loader import TokenStream
-from stages.core.model import BOS_ID, GPT, Attention
+from stages.core.model import GPT, Attention
+from stages.core.shards import BOS_ID
 
 MAX_PROBE_TOKENS = 4096
 MAX_PROBE_LOGITS = 2**24  # float32: 64 MiB

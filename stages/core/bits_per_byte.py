@@ -9,7 +9,24 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from stages.core.shards import BOS_ID
+
 SPACE_SYMBOL = "▁"
+
+
+class WrongBosError(ValueError):
+    """A tokenizer with which text would be scored wrongly. The message says why and what to do."""
+
+
+def bos_problem(tokenizer: sentencepiece.SentencePieceProcessor) -> str | None:
+    """What is wrong with the id of the piece that begins a document, in words; None if nothing is.
+
+    The model and the scorer know one id only: with another, documents would run into each other and be scored wrongly.
+    """
+    if (bos_id := tokenizer.bos_id()) == BOS_ID:
+        return None
+    has = f"its BOS has the id {bos_id}" if bos_id >= 0 else "it has no BOS piece, which begins each document"
+    return f"{has}; models and scores need id {BOS_ID}. Use a tokenizer trained with bos_id={BOS_ID}, and shards made with it"
 
 
 @dataclass(frozen=True)
@@ -26,8 +43,13 @@ class TokenBytes:
 
 
 def load_token_bytes(model_path: Path) -> TokenBytes:
-    """The byte counts of a SentencePiece model's pieces. Raises OSError or RuntimeError when it cannot be read."""
+    """The byte counts of a SentencePiece model's pieces.
+
+    Raises OSError or RuntimeError when it cannot be read, WrongBosError when its BOS is not `BOS_ID`.
+    """
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(model_path))
+    if problem := bos_problem(tokenizer):
+        raise WrongBosError(problem)
     vocab_size = tokenizer.vocab_size()
     base_bytes = np.zeros(vocab_size, np.int64)
     leading_space = np.zeros(vocab_size, np.bool_)

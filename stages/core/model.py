@@ -15,8 +15,7 @@ from schemas.quantizer_settings import QatSettings, format_for
 from schemas.settings import ModelSettings
 from stages.core.cpu_operations import CausalAttention, ReluSquared, RmsNorm
 from stages.core.quantizers.fake_quantizers import FakeQuantizer, fake_quantizer
-
-BOS_ID = 1
+from stages.core.shards import BOS_ID
 
 
 def rms_norm(x: Tensor, scale: float = 1.0) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor
 from schemas.settings import ScoringSettings
 from stages.core.bits_per_byte import TokenBytes, count_bytes
 from stages.core.loader import TokenStream
-from stages.core.model import BOS_ID, GPT
+from stages.core.model import GPT
+from stages.core.shards import BOS_ID
 
 
 @dataclass(frozen=True)

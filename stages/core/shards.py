@@ -6,7 +6,7 @@ The file is exactly 1024 + 2·count bytes long. A document may be cut by the end
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import numpy as np
 
@@ -15,6 +15,8 @@ SHARD_VERSION = 1
 SHARD_HEADER_INTS = 256
 SHARD_HEADER_BYTES = 4 * SHARD_HEADER_INTS
 MAX_SHARD_TOKENS = 100_000_000
+# Each document begins with it; the model and the scorer have no other.
+BOS_ID: Final = 1
 
 
 class ShardError(ValueError):

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from schemas.quantizer_settings import QuantizerSettings
 from schemas.setting import from_dict
 from schemas.settings import ComputeSettings, ModelSettings, Recipe, ScoringSettings
-from stages.core.bits_per_byte import load_token_bytes
+from stages.core.bits_per_byte import TokenBytes, WrongBosError, load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.packing import BlobError, unpack
@@ -63,9 +63,9 @@ def evaluate_blob(options: argparse.Namespace, blob_path: Path, say: Callable[[s
     )
     say_machine(compute, say)
     scoring = ScoringSettings(options.sequence_length, options.stride, options.batch_tokens)
+    stream, table = TokenStream(_shards("--val", options.val)), _token_bytes(options.tokenizer)
     rank, _, device = join_processes(compute)
     model = load_packed_model(blob_path, device)
-    stream, table = TokenStream(_shards("--val", options.val)), load_token_bytes(Path(options.tokenizer))
     scores: dict[str, dict[str, float] | None] = {"non_overlapping": None, "sliding": None}
     for kind, stride in (("non_overlapping", scoring.sequence_length), ("sliding", scoring.stride)):
         if not stride:
@@ -88,7 +88,7 @@ def evaluate_blob(options: argparse.Namespace, blob_path: Path, say: Callable[[s
 def train_blob(recipe: Recipe, options: argparse.Namespace, blob_path: Path, say: Callable[[str], None]) -> None:
     """The recipe on this machine's processes, from the shards of `--train` to the blob. What only scoring needs is looked at first."""
     _shards("--val", options.val)
-    num_pieces = len(load_token_bytes(Path(options.tokenizer)).base_bytes)
+    num_pieces = len(_token_bytes(options.tokenizer).base_bytes)
     if num_pieces != recipe.train.model.vocab_size:
         raise SystemExit(f"--tokenizer {options.tokenizer}: has {num_pieces} pieces, the model {recipe.train.model.vocab_size}")
     compute = replace(
@@ -188,6 +188,13 @@ def _log(path: str | None) -> Callable[[str], None]:
                 file.write(line + "\n")
 
     return say
+
+
+def _token_bytes(path: str) -> TokenBytes:
+    try:
+        return load_token_bytes(Path(path))
+    except (WrongBosError, OSError, RuntimeError) as error:
+        raise SystemExit(f"--tokenizer {path}: {error}") from error
 
 
 def _world_size() -> int:

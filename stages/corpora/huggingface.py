@@ -5,18 +5,20 @@ Locating asks the hub for names and digests only. Files are downloaded, into the
 
 import logging
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from schemas.errors import SpecError, StageError
 from schemas.files import SourceFile
 from schemas.tokenize_corpus import CorpusManifest, HuggingFaceCorpus
-from stages.corpora.files import ENDINGS, format_by_ending
+from stages.corpora.files import ENDINGS, data_ending, format_by_ending
 from stages.corpora.sources import source_file
 from stages.hashing import FileHashes
 
 log = logging.getLogger(__name__)
 
+# What the `datasets` library leaves out too.
+_ABOUT_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SPLIT_NAMES = ("train", "training", "validation", "valid", "dev", "test", "testing", "eval", "evaluation")
 
 
@@ -58,13 +60,22 @@ def fetch(corpus: HuggingFaceCorpus, manifest: CorpusManifest, file: SourceFile,
 def split_files(names: list[str], split: str, folder: str = "") -> list[str]:
     """Those data files whose folder or name contains `split` as a word; all of them for "train" when none names a split.
 
-    The second rule is what the `datasets` library does with a repository that has no splits.
+    The second rule is what the `datasets` library does with a repository that has no splits. Hidden files are none, and
+    `.json`, which most repositories have about their data, counts only where there is nothing else.
     """
     prefix = folder.strip("/") + "/" if folder.strip("/") else ""
-    data = [name for name in names if Path(name).suffix.lower() in ENDINGS and name.startswith(prefix)]
+    data = [name for name in names if data_ending(name) in ENDINGS and name.startswith(prefix) and not _is_about_data(name)]
+    data = [name for name in data if data_ending(name) != ".json"] or data
+    # A repository may have a file both as it is and compressed.
+    data = [name for name in data if PurePosixPath(name).suffix in ENDINGS or str(PurePosixPath(name).with_suffix("")) not in data]
     chosen = [name for name in data if _has_word(name, split)]
     unsplit = not any(_has_word(name, known) for name in data for known in _SPLIT_NAMES)
     return data if not chosen and split == "train" and unsplit else chosen
+
+
+def _is_about_data(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.name in _ABOUT_DATA or any(part.startswith(".") for part in path.parts)
 
 
 def _has_word(name: str, word: str) -> bool:

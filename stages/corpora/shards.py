@@ -10,7 +10,7 @@ import numpy as np
 
 from schemas.errors import SpecError, StageError
 from schemas.tokenize_corpus import CorpusManifest, ShardsCorpus, SplitCounts, TokenizedCorpus
-from stages.core.shards import ShardError, open_shard
+from stages.core.shards import BOS_ID, ShardError, open_shard
 from stages.corpora.sources import OnRead, ready_made_tokenizer, source_file, unchanged
 from stages.hashing import FileHashes
 
@@ -40,31 +40,33 @@ def locate(corpus: ShardsCorpus, model_path: str | None, hashes: FileHashes) -> 
         if not paths:
             raise SpecError(f"corpus.folder = {corpus.folder}: has no fineweb_{split}_*.bin. Both splits must be there")
     _refuse_holes(splits["val"])
+    model = source_file(corpus.tokenizer_model, hashes, "corpus.tokenizer_model")
+    # Before the shards are hashed, which takes long.
+    ready_made_tokenizer(Path(model.path), "corpus.tokenizer_model")
     return CorpusManifest(
         source=f"{len(splits['train'])} training and {len(splits['val'])} validation shards in {corpus.folder}",
         files=tuple(source_file(path, hashes, "corpus.folder") for path in splits["train"] + splits["val"]),
         formats=(),
-        tokenizer_model=source_file(corpus.tokenizer_model, hashes, "corpus.tokenizer_model"),
+        tokenizer_model=model,
     )
 
 
 def verify(manifest: CorpusManifest, hashes: FileHashes, on_read: OnRead) -> TokenizedCorpus:
     """The shards of the manifest as a corpus, after every token was looked at.
 
-    Raises StageError for a changed file, a header or size that is wrong, an id outside the tokenizer's vocabulary, a
-    split without BOS, and splits that share documents. A few shared documents (at most 1 % of validation) are logged.
+    Raises SpecError for a tokenizer that is none or whose BOS is not 1, StageError for a changed file, a header or size
+    that is wrong, an id outside the tokenizer's vocabulary, a split without BOS, and splits that share documents. A few
+    shared documents (at most 1 % of validation) are logged.
     """
     assert manifest.tokenizer_model is not None
     with unchanged(manifest.tokenizer_model, hashes) as model_path:
         tokenizer = ready_made_tokenizer(model_path, "corpus.tokenizer_model")
-    bos_id, vocab_size = tokenizer.bos_id(), tokenizer.vocab_size()
-    if bos_id < 0:
-        raise StageError(f"{model_path}: has no BOS piece, which begins each document of a shard")
+    vocab_size = tokenizer.vocab_size()
     shards = {split: [file for file in manifest.files if f"_{split}_" in Path(file.path).name] for split in ("train", "val")}
     counts: dict[str, SplitCounts] = {}
     val_digests: set[bytes] | None = None
     for split in ("val", "train"):
-        documents = _Documents(bos_id, known=val_digests)
+        documents = _Documents(known=val_digests)
         for file in shards[split]:
             with unchanged(file, hashes) as path:
                 for chunk in _chunks(path, vocab_size):
@@ -72,7 +74,7 @@ def verify(manifest: CorpusManifest, hashes: FileHashes, on_read: OnRead) -> Tok
                     on_read(2 * chunk.size)
         documents.finish()
         if documents.num_bos == 0:
-            raise StageError(f"the {split} shards hold no BOS (id {bos_id}): they were made with another tokenizer or in another format")
+            raise StageError(f"the {split} shards hold no BOS (id {BOS_ID}): they were made with another tokenizer or in another format")
         counts[split] = SplitCounts(
             num_documents=documents.num_bos,
             num_tokens=documents.num_tokens,
@@ -86,7 +88,7 @@ def verify(manifest: CorpusManifest, hashes: FileHashes, on_read: OnRead) -> Tok
         tokenizer=manifest.tokenizer_model,
         tokenizer_sha256=manifest.tokenizer_model.sha256,
         vocab_size=vocab_size,
-        bos_id=bos_id,
+        bos_id=BOS_ID,
         train_shards=tuple(shards["train"]),
         val_shards=tuple(shards["val"]),
         train=counts["train"],
@@ -97,16 +99,16 @@ def verify(manifest: CorpusManifest, hashes: FileHashes, on_read: OnRead) -> Tok
 class _Documents:
     """Counts a split's tokens and documents and finds those that `known` has already; memory is that of one chunk."""
 
-    def __init__(self, bos_id: int, known: set[bytes] | None) -> None:
+    def __init__(self, known: set[bytes] | None) -> None:
         self.num_tokens = self.num_bos = self.num_shared = 0
         self.digests: set[bytes] = set()
-        self._bos_id, self._known = bos_id, known
+        self._known = known
         self._open = hashlib.sha256()
         self._open_tokens = 0
 
     def add(self, tokens: np.ndarray) -> None:
         """Tokens (n,) uint16 that follow those added before; a document may go on from one call to the next."""
-        starts = np.flatnonzero(tokens == self._bos_id)
+        starts = np.flatnonzero(tokens == BOS_ID)
         self.num_tokens += tokens.size
         self.num_bos += starts.size
         first, *others = np.split(tokens, starts)

@@ -9,6 +9,8 @@ import sentencepiece
 
 from schemas.errors import SpecError, StageError
 from schemas.files import SourceFile
+from stages.core.bits_per_byte import bos_problem
+from stages.corpora.contents import refuse_special
 from stages.hashing import FileHashes
 
 MAX_VOCAB_SIZE = 65_536
@@ -26,14 +28,17 @@ def ignore_read(num_bytes: int) -> None:
 
 def source_file(path: str | Path, hashes: FileHashes, setting: str) -> SourceFile:
     """The file's size and sha256. Raises SpecError, naming `setting`, when it cannot be read."""
-    full = Path(path).expanduser().absolute()
     try:
-        if not full.is_file():
-            raise SpecError(f"{setting} = {path}: {'is not a file' if full.exists() else 'there is no such file'}. Give the path of a file")
+        full = Path(path).expanduser().absolute()
+        refuse_special(full, f"{setting} = {path}")
         size = full.stat().st_size
         return SourceFile(path=str(full), num_bytes=size, sha256=_hashes_for(size, hashes).sha256(full))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SpecError(f"{setting} = {path}: there is no such file. Give the path of a file") from error
     except OSError as error:
         raise SpecError(f"{setting} = {path}: cannot be read ({error.strerror or error}). Check its permissions") from error
+    except (ValueError, RuntimeError) as error:  # a NUL character; a home folder that is not known
+        raise SpecError(f"{setting} = {path!r}: is no path ({error}). Give the path of a file") from error
 
 
 @contextmanager
@@ -44,19 +49,28 @@ def unchanged(file: SourceFile, hashes: FileHashes) -> Iterator[Path]:
     if problem is not None:
         raise StageError(f"the corpus changed since it was hashed: {problem}. Run again to use it as it is now")
     before = _stamp(path)
-    yield path
-    if _stamp(path) != before:
-        raise StageError(f"the corpus changed while it was read: {path} was written to. Run again when nothing writes to it")
+    try:
+        yield path
+    except (SpecError, OSError) as error:
+        # What is wrong with a file may be that it is half written.
+        _refuse_changed(path, before, error)
+        raise
+    _refuse_changed(path, before)
 
 
 def ready_made_tokenizer(path: Path, setting: str) -> sentencepiece.SentencePieceProcessor:
-    """A SentencePiece model whose ids fit in a shard. Raises SpecError, naming `setting`, when it is none."""
+    """A SentencePiece model whose ids fit in a shard and whose BOS is the one that models know.
+
+    Raises SpecError, naming `setting`, when it is none.
+    """
     try:
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise SpecError(f"{setting} = {path}: is not a SentencePiece model ({error}). Give the .model file of one") from error
     if (size := tokenizer.vocab_size()) > MAX_VOCAB_SIZE:
         raise SpecError(f"{setting} = {path}: has {size:,} pieces, the ids of a shard fit {MAX_VOCAB_SIZE:,}. Give a smaller model")
+    if problem := bos_problem(tokenizer):
+        raise SpecError(f"{setting} = {path}: {problem}")
     return tokenizer
 
 
@@ -64,6 +78,16 @@ def _hashes_for(num_bytes: int, hashes: FileHashes) -> FileHashes:
     return _READ_ANEW if num_bytes <= _SMALL_BYTES else hashes
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
-    status = os.stat(path)
+def _refuse_changed(path: Path, before: tuple[int, int, int] | None, cause: Exception | None = None) -> None:
+    now = _stamp(path)
+    if now != before:
+        what = "was removed" if now is None else "was written to"
+        raise StageError(f"the corpus changed while it was read: {path} {what}. Run again when nothing writes to it") from cause
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
     return status.st_size, status.st_mtime_ns, status.st_ino

@@ -16,6 +16,7 @@ from schemas.submission import INFO_NAME, Rescored
 from stages.core.packing import BlobError
 from stages.core.shards import ShardError, open_shard
 from stages.core.submission import load_packed_model
+from stages.corpora.sources import ready_made_tokenizer
 from stages.isolated_scoring import score_isolated
 from stages.launch import ChildFailedError
 from stages.machine import precision_note
@@ -73,6 +74,8 @@ def rescore(
             raise SpecError(f"--shards: {error}") from error
     if not tokenizer.is_file():
         raise SpecError(f"--tokenizer = {tokenizer}: no such file")
+    if not run_its_script:
+        ready_made_tokenizer(tokenizer, "--tokenizer")
     with tempfile.TemporaryDirectory(prefix="fairway-rescore-") as name:
         work = Path(name)
         copy = work / "package"

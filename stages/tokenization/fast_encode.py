@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 import sentencepiece
 
+from schemas.errors import SpecError
 from stages.core.bits_per_byte import SPACE_SYMBOL
 from stages.tokenization.separators import word_rules
 from stages.tokenization.word_table import PADDING, WordTable
@@ -22,6 +23,8 @@ from stages.tokenization.word_table import PADDING, WordTable
 _ANCHOR = "x"
 _PRINTABLE_ASCII = bytes(range(0x21, 0x7F))
 _BATCH_CHARACTERS = 1_000_000
+# SentencePiece takes about 70 bytes of memory for each byte of what it encodes at once.
+_MAX_BYTES_AT_ONCE = 20_000_000
 _WAITING_BATCHES = 2  # for each thread
 _MAX_THREADS = 4  # what Python itself does for a text is not shared
 
@@ -29,7 +32,8 @@ _MAX_THREADS = 4  # what Python itself does for a text is not shared
 class TextEncoder:
     """Encodes texts with one SentencePiece model (its serialized bytes); `by_words` says whether words are looked up.
 
-    Holds up to about 100 MB. For one thread at a time. Raises RuntimeError when the model cannot be read.
+    Holds up to about 100 MB, and 1.4 GB while it encodes the longest word that it takes. For one thread at a time.
+    Raises RuntimeError when the model cannot be read.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -48,7 +52,10 @@ class TextEncoder:
         self._start_table()
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, (n,) uint16, without BOS: exactly `SentencePieceProcessor.encode(text)`."""
+        """The ids of each text, (n,) uint16, without BOS: exactly `SentencePieceProcessor.encode(text)`.
+
+        Raises SpecError for a word, or with a model that does not encode by words a text, of more than 20 MB.
+        """
         results: list[np.ndarray] = [self._encode_apart(text) if self._stands_apart(text) else np.empty(0, np.uint16) for text in texts]
         together = [index for index, text in enumerate(texts) if not self._stands_apart(text)]
         for index, ids in zip(together, self._encode_parts([texts[i].encode() for i in together], at_start=True), strict=True):
@@ -73,6 +80,7 @@ class TextEncoder:
 
     def _encode_apart(self, text: str) -> np.ndarray:
         if not self._can_cut(text):
+            _refuse_long(text.encode(), "a document for a tokenizer that does not encode word by word")
             return np.array(self._tokenizer.encode(text), np.uint16)
         found: list[np.ndarray] = []
         for part in slices(text.encode()):
@@ -89,6 +97,9 @@ class TextEncoder:
         spaces = self._is_space[data]
         edges = np.flatnonzero(spaces[1:] != spaces[:-1]) + 1
         starts, ends = edges[::2], edges[1::2]
+        if data.size > _MAX_BYTES_AT_ONCE and starts.size:
+            longest = int((ends - starts).argmax())
+            _refuse_long(data[starts[longest] : ends[longest]].tobytes(), "a run of text without white space")
         rows = self._table.find(data, starts, ends)
         word_bounds = np.searchsorted(starts, part_starts)
         if at_start:
@@ -133,6 +144,15 @@ class TextEncoder:
         starts = np.flatnonzero(self._begins_word[ids])
         assert len(starts) == len(words)
         return ids, np.diff(starts, append=len(ids))
+
+
+def _refuse_long(text: bytes, what: str) -> None:
+    if len(text) > _MAX_BYTES_AT_ONCE:
+        begins = text[:60].decode(errors="ignore")
+        raise SpecError(
+            f"corpus: {what} has {len(text):,} bytes, more than {_MAX_BYTES_AT_ONCE:,}; it begins {begins!r}. "
+            "Split it, or leave it out: most likely it is no text"
+        )
 
 
 def encode_stream(texts: Iterable[str], model: bytes, num_threads: int) -> Iterator[tuple[str, np.ndarray]]:

@@ -10,9 +10,8 @@ import zstandard
 
 from schemas.tokenize_corpus import SplitCounts
 from stages.core.bits_per_byte import TokenBytes, count_bytes
-from stages.core.shards import ShardWriter
+from stages.core.shards import BOS_ID, ShardWriter
 from stages.tokenization.splits import SplitName
-from stages.tokenization.tokenizer import BOS_ID
 
 _BOS = np.array([BOS_ID], np.uint16).tobytes()
 _BUFFER_BYTES = 2_000_000

@@ -23,9 +23,12 @@ def split_of(split: Split, index: int, text: str) -> SplitName:
 def refuse_empty_split(split: Split, num_documents: int, num_train: int, num_val: int) -> None:
     """SpecError unless both splits have a document with text, of `num_documents` in all."""
     if num_documents == 0:
-        raise SpecError("corpus: its files hold no document. Give files with text")
+        raise SpecError("corpus: no documents: its files hold no document. Give files with text")
     if num_train + num_val == 0:
-        raise SpecError(f"corpus: all of its {num_documents:,} documents are empty. Give files with text, or check corpus.text_column")
+        raise SpecError(
+            f"corpus: no documents with text: all of its {num_documents:,} documents are empty. "
+            "Give files with text, or check corpus.text_column"
+        )
     if num_train and num_val:
         return
     missing = "training" if num_val else "validation"

@@ -4,6 +4,7 @@ import io
 import logging
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import sentencepiece
@@ -11,11 +12,12 @@ import sentencepiece
 from schemas.errors import SpecError
 from schemas.tokenize_corpus import TokenizerSpec
 from stages.core.bits_per_byte import SPACE_SYMBOL
+from stages.core.shards import BOS_ID
 from stages.corpora.sources import ready_made_tokenizer
 
 log = logging.getLogger(__name__)
 
-PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
+PAD_ID, EOS_ID, UNK_ID = 0, 2, 3
 # SentencePiece drops training sentences of more than 4,192 bytes without a word.
 MAX_SENTENCE_BYTES = 4096
 
@@ -35,9 +37,10 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> bytes:
     if first is None:
         raise NoTrainingTextError
     model = io.BytesIO()
+    reading = _Reading(first, lines)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_chain(first, lines),
+            sentence_iterator=iter(reading),
             model_writer=model,
             model_type="bpe",
             vocab_size=spec.vocab_size,
@@ -57,6 +60,8 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
+        if reading.error is not None:
+            raise reading.error  # noqa: B904 - SentencePiece had its text only
         if "all_chars_count" in str(error) or "sentences_.empty()" in str(error):
             raise NoTrainingTextError from error  # nothing but characters that normalisation drops
         raise _training_error(spec, error) from error
@@ -107,9 +112,19 @@ def _cut(line: str) -> Iterator[str]:
     yield data.decode()
 
 
-def _chain(first: str, others: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from others
+class _Reading:
+    """Sentences for SentencePiece, which wraps every error of its iterator into one of its own; the first is kept here."""
+
+    def __init__(self, first: str, others: Iterator[str]) -> None:
+        self.error: BaseException | None = None
+        self._sentences = chain([first], others)
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            yield from self._sentences
+        except BaseException as error:
+            self.error = error
+            raise
 
 
 def _training_error(spec: TokenizerSpec, error: RuntimeError) -> SpecError:

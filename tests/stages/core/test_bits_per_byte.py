@@ -9,7 +9,7 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stages.core.bits_per_byte import TokenBytes, count_bytes, load_token_bytes
+from stages.core.bits_per_byte import TokenBytes, WrongBosError, count_bytes, load_token_bytes
 
 BOS = 1
 
@@ -101,3 +101,12 @@ def test_with_other_normalisations_only_a_leading_space_counts_nothing(spaced_pa
     assert any("▁" in tokenizer.id_to_piece(piece)[1:] for piece in range(275))
     normalized = tokenizer.normalize(text).removeprefix("▁").replace("▁", " ")
     assert sum(bytes_of(load_token_bytes(spaced_path), tokenizer.encode(text))) == len(normalized.encode())
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"), [({"bos_id": 2, "eos_id": 1}, "its BOS has the id 2; .*need id 1"), ({"bos_id": -1}, "has no BOS piece.*need id 1")]
+)
+def test_a_tokenizer_with_another_bos_has_no_byte_counts_to_score_with(tmp_path, ids, said):
+    path = train(tmp_path / "a.model", ["the cat sat on the mat"] * 20, 272, required_chars="▁", **ids)
+    with pytest.raises(WrongBosError, match=said):
+        load_token_bytes(path)

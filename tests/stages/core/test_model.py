@@ -8,9 +8,10 @@ from torch._dynamo.testing import CompileCounter
 
 from schemas.quantizer_settings import FormatRule, QatSettings
 from schemas.settings import ModelSettings
-from stages.core.model import BOS_ID, GPT, Matrix, SmearGate, exclude_own_value, rotary_angles, rotate_partly
+from stages.core.model import GPT, Matrix, SmearGate, exclude_own_value, rotary_angles, rotate_partly
 from stages.core.quantizers.fake_quantizers import fake_quantizer
 from stages.core.quantizers.grid import fake_quantize
+from stages.core.shards import BOS_ID
 
 SMALL = ModelSettings(
     vocab_size=64,

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from schemas.settings import ModelSettings, ScoringSettings
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream
-from stages.core.model import BOS_ID, GPT
+from stages.core.model import GPT
 from stages.core.scoring import plan_windows, score
-from stages.core.shards import ShardWriter
+from stages.core.shards import BOS_ID, ShardWriter
 
 MODEL = ModelSettings(
     vocab_size=32, num_layers=2, model_dim=16, num_heads=2, num_kv_heads=1, mlp_hidden=16, rope_dims=4, xsa_layers=1, value_embedding_dim=0

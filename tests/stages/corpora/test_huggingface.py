@@ -185,6 +185,11 @@ def test_in_offline_mode_it_says_so(monkeypatch):
         (["en/train/0.parquet", "en/test/0.parquet"], "test", "", ["en/test/0.parquet"]),
         (["a/0.parquet", "a/1.parquet", "b.jsonl", "x.py"], "train", "", ["a/0.parquet", "a/1.parquet", "b.jsonl"]),
         (["a/0.parquet", "a/1.parquet"], "validation", "", []),
+        (["a.jsonl.gz", "b.JSONL.zst", "c.csv.gz"], "train", "", ["a.jsonl.gz", "b.JSONL.zst"]),
+        (["a.jsonl", "a.jsonl.gz"], "train", "", ["a.jsonl"]),
+        (["en/c4-train.0.json.gz", "en/c4-validation.0.json.gz", "dataset_infos.json"], "train", "", ["en/c4-train.0.json.gz"]),
+        (["train.parquet", "train.json"], "train", "", ["train.parquet"]),
+        (["dataset_infos.json", ".cache/x.json", "config.json"], "train", "", []),
         (["sample/10BT/0.parquet", "sample/100BT/0.parquet"], "train", "sample/10BT/", ["sample/10BT/0.parquet"]),
     ],
 )

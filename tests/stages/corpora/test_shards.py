@@ -6,11 +6,12 @@ import struct
 from pathlib import Path
 
 import pytest
+import sentencepiece
 
 from schemas.errors import SpecError, StageError
 from schemas.tokenize_corpus import ShardsCorpus, TokenizedCorpus, TokenizerSpec, TokenizeSpec
 from stages.corpora import documents, locate, shards
-from stages.corpora.sources import ignore_read
+from stages.corpora.sources import ignore_read, source_file
 from stages.hashing import FileHashes
 from stages.tokenization.tokenizer import train_tokenizer
 
@@ -133,6 +134,25 @@ def test_a_tokenizer_that_is_none_is_refused(make_spec, tmp_path):
     (tmp_path / "fineweb.model").write_bytes(b"no model")
     with pytest.raises(SpecError, match=r"corpus\.tokenizer_model = .* is not a SentencePiece model"):
         verify(spec)
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"), [({"bos_id": 2, "eos_id": 1}, "its BOS has the id 2; models and scores need id 1"), ({"bos_id": -1}, "has no BOS")]
+)
+def test_a_tokenizer_whose_bos_is_not_1_is_refused_before_shards_are_hashed(make_spec, tmp_path, ids, said, monkeypatch):
+    spec = make_spec()
+    manifest = locate(spec)
+    train = sentencepiece.SentencePieceTrainer.train
+    text = ["a few words to learn from, and a few more words"] * 5
+    options = {"model_prefix": str(tmp_path / "fineweb"), "model_type": "bpe", "vocab_size": 280, "byte_fallback": True, "minloglevel": 2}
+    train(sentence_iterator=iter(text), **(options | {"pad_id": 0, "unk_id": 3} | ids))
+    with pytest.raises(SpecError, match=rf"corpus\.tokenizer_model = .*fineweb\.model: .*{said}.*Use a tokenizer"):
+        shards.verify(
+            manifest.derive(tokenizer_model=source_file(tmp_path / "fineweb.model", FileHashes(None), "")), FileHashes(None), ignore_read
+        )
+    monkeypatch.setattr(FileHashes, "sha256", lambda self, path: "0" * 64 if path.suffix == ".model" else pytest.fail("hashed"))
+    with pytest.raises(SpecError, match=said):
+        locate(spec)
 
 
 def test_a_shard_that_changed_since_it_was_hashed_is_refused(make_spec, tmp_path):
