@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from flows.runs import REPORT_NAME, list_reports, load_report
 from schemas.errors import FairwayError, SpecError, StageError
 from schemas.files import FileRef
 from schemas.pipeline import PipelineReport
 from stages.hashing import FileHashes
+from stages.ledger import ledger_files, read_ledger
 from stages.registry import STAGES
 from stages.sealed import read_sealed
 from stages.store import RECORD_NAME, Store, file_refs, remove
@@ -41,7 +39,7 @@ def find_unneeded(store: Store, keep_runs: int | None = None, older_than_hours: 
     Needed are the newest `keep_runs` runs (None: all) and every run that a ledger names, with all their results. Raises
     StageError for a ledger that cannot be read, because then nobody can say what it needs.
     """
-    in_ledgers = _texts_in_ledgers(store.root)
+    in_ledgers = _runs_in_ledgers(store.root)
     reports = list_reports(store.root)
     newest = reports if keep_runs is None else reports[max(0, len(reports) - keep_runs) :]
     kept = {report.run_id for report in newest} | {report.run_id for report in reports if report.run_id in in_ledgers}
@@ -112,11 +110,11 @@ def find_damage(store: Store) -> Iterator[str]:
                 checked.add(ref.path)
                 for problem in _damage_of(store, ref, read_anew):
                     yield f"run {report.name}: {problem}"
-    for path in sorted(store.root.glob("ledgers/*.parquet")):
+    for path in ledger_files(store.root):
         try:
-            pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
-            yield f"{path} cannot be read: {error}"
+            read_ledger(path)
+        except SpecError as error:
+            yield str(error)
 
 
 def _damage_of(store: Store, ref: object, hashes: FileHashes) -> Iterator[str]:
@@ -136,26 +134,12 @@ def _folders_of(report: PipelineReport) -> Iterator[str]:
         yield "/".join(ref.path.split("/")[:3])
 
 
-def _texts_in_ledgers(root: Path) -> set[str]:
-    """Every text in any column of any ledger: the ids of the runs that it needs are among them."""
-    texts: set[str] = set()
-    for path in sorted(root.glob("ledgers/*.parquet")):
-        try:
-            for row in pq.read_table(path).to_pylist():
-                texts.update(_texts(row))
-        except (OSError, pa.ArrowException) as error:
-            raise StageError(f"{path}: cannot be read ({error}), so nobody can say which runs it needs. Remove or restore it") from error
-    return texts
-
-
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from _texts(list(value.values()))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
+def _runs_in_ledgers(root: Path) -> set[str]:
+    """The ids of all runs that a ledger names. Raises StageError for a ledger that cannot be read."""
+    try:
+        return {entry.run_id for path in ledger_files(root) for entry in read_ledger(path).entries}
+    except SpecError as error:
+        raise StageError(f"{error}; until then nobody can say which runs it needs, and nothing is removed") from error
 
 
 def _why_in_work(folder: Path) -> str:

@@ -31,6 +31,11 @@ def ledger_path(store: Path, ledger: Ledger) -> Path:
     return store / "ledgers" / ledger.label / FILE_NAME
 
 
+def ledger_files(store: Path) -> list[Path]:
+    """The file of every ledger in the store, in the order of their labels."""
+    return sorted((store / "ledgers").glob(f"*/{FILE_NAME}"))
+
+
 @contextmanager
 def claim(store: Path, ledger: Ledger) -> Iterator[Ledger]:
     """Gives the ledger as it lies in the store, or `ledger` itself if there is none yet; only one process at a time has it.
@@ -86,7 +91,7 @@ def write_ledger(store: Path, ledger: Ledger) -> None:
 
 def find_ledger(store: Path, wanted: str) -> Ledger:
     """The ledger whose label begins with `wanted`. Raises SpecError when none or more than one is meant."""
-    paths = sorted((store / "ledgers").glob(f"*/{FILE_NAME}"))
+    paths = ledger_files(store)
     matching = [path for path in paths if path.parent.name == wanted] or [path for path in paths if path.parent.name.startswith(wanted)]
     if len(matching) != 1:
         names = ", ".join(path.parent.name for path in matching or paths) or "none"

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from flows.housekeeping import StoreInUseError, find_damage, find_unneeded, remove_unneeded
 from flows.runs import list_reports, save_report
 from schemas.errors import StageError
+from schemas.seeds import Ledger, SeedEntry
+from stages.ledger import claim, ledger_path, write_ledger
 from stages.store import Store
 
 
@@ -61,18 +61,35 @@ def test_listing_takes_nothing_away_and_removing_takes_what_was_listed(store: St
     assert find_unneeded(store, 1, 0) == []
 
 
+def ledger_of(*run_ids: str) -> Ledger:
+    entries = tuple(
+        SeedEntry(seed=seed, status="failed", run_id=run_id, run_name="demo", created_at="2001-01-01T00:00:00+00:00", code_sha256="")
+        for seed, run_id in enumerate(run_ids)
+    )
+    return Ledger(name="demo", configuration="c" * 64, first_seed=0, max_seeds=5, entries=entries)
+
+
+def written(store: Store, ledger: Ledger) -> Path:
+    """The file of `ledger`, written as a seed validation writes it."""
+    with claim(store.root, ledger):
+        write_ledger(store.root, ledger)
+    return ledger_path(store.root, ledger)
+
+
 def test_a_run_that_a_ledger_names_is_kept_with_its_results(store: Store) -> None:
-    (store.root / "ledgers").mkdir()
-    pq.write_table(pa.table({"seed": [1], "run": [{"id": "older"}]}), store.root / "ledgers" / "seeds.parquet")
+    written(store, ledger_of("another", "older"))
     assert found(find_unneeded(store, keep_runs=0, older_than_hours=0), store) & OLDER == set()
+    remove_unneeded(store, keep_runs=0, older_than_hours=0)
+    assert all((store.root / path).exists() for path in OLDER)
 
 
-def test_an_unreadable_ledger_stops_everything(store: Store) -> None:
-    (store.root / "ledgers").mkdir()
-    (store.root / "ledgers" / "seeds.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(StageError, match=r"seeds\.parquet.*Remove or restore"):
+def test_an_unreadable_ledger_stops_everything_and_is_named_as_damage(store: Store) -> None:
+    path = written(store, ledger_of("older"))
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(StageError, match=r"demo-cccccccc/ledger\.parquet.*Restore it.*nothing is removed"):
         remove_unneeded(store, 0, 0)
-    assert any("seeds.parquet" in problem for problem in find_damage(store))
+    assert (store.root / "runs" / "older").exists()
+    assert any(str(path) in problem for problem in find_damage(store))
 
 
 def test_while_the_store_is_open_elsewhere_nothing_is_removed(store: Store) -> None:
