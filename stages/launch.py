@@ -24,6 +24,7 @@ import psutil
 
 from schemas.errors import SpecError, StageError
 from schemas.settings import ComputeSettings
+from stages.core.whole_files import write_whole
 from stages.stopping import stopping
 from stages.workspace import Progress, StorageError, clear_storage_errors
 
@@ -127,9 +128,10 @@ def child_result(result_path: Path) -> Iterator[Callable[[Any], None]]:
     """In a child: gives the function that leaves the result; turns errors that have a name into error.json."""
     try:
         with clear_storage_errors(result_path.parent):
-            yield lambda value: _write_json(result_path, value)
+            yield lambda value: write_whole(result_path, json.dumps(value).encode())
     except tuple(_KINDS.values()) as error:
-        _write_json(result_path.with_name("error.json"), {"kind": type(error).__name__, "message": str(error)})
+        said = {"kind": type(error).__name__, "message": str(error)}
+        write_whole(result_path.with_name("error.json"), json.dumps(said).encode())
         raise SystemExit(1) from error
 
 
@@ -213,9 +215,3 @@ def _end(process: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(temporary, path)

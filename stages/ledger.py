@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from schemas.errors import SpecError
 from schemas.seeds import Ledger, SeedEntry, SeedFigures
+from stages.core.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -81,12 +82,9 @@ def write_ledger(store: Path, ledger: Ledger) -> None:
     rows = [{**entry.model_dump(exclude={"figures"}), **(entry.figures.model_dump() if entry.figures else {})} for entry in ledger.entries]
     schema = pa.schema([(name, _kind(name)) for name in (*_ENTRY, *_FIGURES)])
     common = {"fairway": ledger.model_dump_json(exclude={"entries"})}
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema.with_metadata(common)), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema.with_metadata(common)), content)
+    write_whole(path, content.getvalue().to_pybytes())
 
 
 def find_ledger(store: Path, wanted: str) -> Ledger:

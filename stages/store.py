@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from schemas.errors import SpecError
 from schemas.files import FileRef, SourceFile, StageRecord
+from stages.core.whole_files import TEMPORARY_FILES, flush_to_disk
 from stages.hashing import FileHashes
 from stages.registry import Stage
 from stages.sealed import read_sealed, write_sealed
@@ -110,10 +111,12 @@ class Store:
     def publish(self, stage: Stage, key: str, record: StageRecord) -> None:
         """Make the work folder of `key` its result: record last, everything on disk, then one rename."""
         work, final = self.work_folder(stage, key), self.folder(stage, key)
+        for path in work.rglob(TEMPORARY_FILES):
+            path.unlink()
         write_sealed(work / RECORD_NAME, record.model_dump_json(indent=1).encode())
         for path in sorted(work.rglob("*")):
-            _flush_to_disk(path)
-        _flush_to_disk(work)
+            flush_to_disk(path)
+        flush_to_disk(work)
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():
             # Reached only for a damaged result: take it away by a rename too, so that no reader sees half of it.
@@ -121,7 +124,7 @@ class Store:
             os.rename(final, doomed)
             shutil.rmtree(doomed)
         os.rename(work, final)
-        _flush_to_disk(final.parent)
+        flush_to_disk(final.parent)
         for name in stage.scratch:
             remove(final / name)
 
@@ -160,14 +163,6 @@ def file_refs(value: Any) -> Iterator[FileRef | SourceFile]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from file_refs(item)
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _one_line(error: Exception) -> str:

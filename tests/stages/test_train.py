@@ -174,6 +174,14 @@ def test_what_does_not_fit_is_refused_before_any_process_starts(
     assert list(work.out_dir.iterdir()) == []
 
 
+def test_half_written_files_of_a_killed_run_are_removed_before_training_goes_on(tmp_path: Path) -> None:
+    for name in ("checkpoints", "snapshots", "."):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / ".step-00000001.safetensors.123-abcdef01.tmp").write_bytes(b"half")
+    TrainingFiles(tmp_path, 30, 2).resume()
+    assert [path.name for path in tmp_path.rglob("*.tmp")] == []
+
+
 def test_a_metrics_line_that_a_kill_cut_in_half_is_left_out(tmp_path: Path) -> None:
     files = TrainingFiles(tmp_path, 30, 2)
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo', encoding="utf-8")
