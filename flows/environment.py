@@ -19,6 +19,7 @@ from pathlib import Path
 
 from schemas.errors import SpecError
 from stages.launch import guarded
+from stages.process_tree import end_trees
 
 log = logging.getLogger(__name__)
 
@@ -167,13 +168,8 @@ def comes_up(process: subprocess.Popen, url: str) -> bool:
 
 
 def stop(process: subprocess.Popen, grace_seconds: float) -> None:
-    """End a process: asked first, made to after `grace_seconds`."""
-    process.terminate()
-    try:
-        process.wait(grace_seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """End a process and what it started: asked first, made to after `grace_seconds`."""
+    end_trees([process], grace_seconds)
 
 
 def free_port() -> int:

@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +19,7 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER_STOP_SECONDS = 25.0  # a worker ends its runs first, and a run its stage
+DEPLOY_SECONDS = 300.0
 _CHECK_SECONDS = 0.5
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -129,16 +129,16 @@ def _process(name: str, home: Path, grace_seconds: float, command: list[str]) ->
 
 
 def _deploy(home: Path) -> None:
+    """Make the deployments of prefect.yaml. Raises RuntimeError when Prefect fails or takes more than DEPLOY_SECONDS."""
     began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    if done.returncode:
-        raise RuntimeError(f"`prefect deploy --all` failed:\n{(done.stdout + done.stderr)[-3000:]}")
+    with _process("deploy", home, 10.0, ["prefect", "--no-prompt", "deploy", "--all"]) as (process, log_path):
+        try:
+            status = process.wait(DEPLOY_SECONDS)
+        except subprocess.TimeoutExpired:
+            status = None
+    if status != 0:
+        how = f"ended with status {status}" if status is not None else f"did not end within {DEPLOY_SECONDS:.0f} s"
+        raise RuntimeError(f"`prefect deploy --all` {how}; {log_path} ends with:\n{_tail(log_path)}")
     log.info("deployments of prefect.yaml made in %.1f s", time.perf_counter() - began)
 
 
