@@ -15,8 +15,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from schemas.base import Schema, fingerprint
-from schemas.errors import SpecError
+from pydantic import ValidationError
+
+from schemas.base import Schema, fingerprint, invalid_field
+from schemas.errors import SpecError, StageError
 from schemas.files import Provenance, StageRecord
 from schemas.runtime import RunOptions
 from stages.registry import STAGES, Stage
@@ -91,7 +93,10 @@ def _make(
     out_dir.mkdir(parents=True, exist_ok=True)
     work = Workspace(store.root, out_dir, store.relative_folder(stage, key), runtime, store.hashes, on_progress)
     created_at, started = datetime.now(UTC), time.perf_counter()
-    result = stage.function()(spec, **inputs, work=work)
+    try:
+        result = stage.function()(spec, **inputs, work=work)
+    except ValidationError as error:
+        raise StageError(f"{stage.name}: what came out cannot be recorded: {invalid_field(error)}") from error
     if not isinstance(result, stage.result_type):
         raise TypeError(f"{stage.name} returned {type(result).__name__} instead of {stage.result_type.__name__}")
     provenance = Provenance(

@@ -74,7 +74,7 @@ class TrainingFiles:
 
     def add_metrics(self, metrics: StepMetrics) -> None:
         with self._metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
+            file.write(json.dumps(dataclasses.asdict(metrics), allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows so far; a line that a kill cut in half is left out."""

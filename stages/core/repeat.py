@@ -27,7 +27,7 @@ def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callabl
     """Train on `shards` and write the blob; the first process does all but the training. `say` gets the log's lines.
 
     Raises ValueError for too little calibration text, before training, and when no snapshot lies in the averaging window;
-    DivergedError when the loss is not finite, LimitTooSmallError as the quantizer does.
+    DivergedError when the loss or its gradient is not finite, LimitTooSmallError as the quantizer does.
     """
     if needs_text(recipe.quantizer):
         recipe.quantizer.calibration.check_text(len(TokenStream(shards)))

@@ -1,6 +1,7 @@
 """Training through torchrun in real processes, and the loop inside this one."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from schemas.settings import TrainSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Checkpoints
 from stages.core.schedule import Clock, lr_scale_at
-from stages.core.training import Hooks, StepMetrics, Trainer, TrainState
+from stages.core.training import DivergedError, Hooks, StepMetrics, Trainer, TrainState
 from stages.train import train
 from stages.training_files import TrainingFiles
 from stages.workspace import Workspace
@@ -153,6 +154,17 @@ def test_a_diverged_loss_stops_the_stage_with_step_and_last_good_checkpoint(
     wild = replace(smoke_training, optimizer=replace(smoke_training.optimizer, embedding_lr=1e38, scalar_lr=1e38, grad_clip_norm=0.0))
     with pytest.raises(StageError, match=r"training loss is (nan|inf) at step \d+; .*checkpoint"):
         train(wild, tiny_tokens, make_workspace())
+
+
+def test_a_gradient_that_is_not_finite_stops_training_though_the_loss_still_is(
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus
+) -> None:
+    rows: list[StepMetrics] = []
+    trainer = Trainer(smoke_training, [Path(ref.path) for ref in tiny_tokens.train_shards], Hooks(rows.append))
+    trainer.model.tok_emb.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(DivergedError, match=r"gradient norm is (nan|inf) at step 1"):
+        trainer.run()
+    assert rows == []
 
 
 @pytest.mark.parametrize(
