@@ -4,7 +4,6 @@
 for plain `prefect` commands in the checkout; a test keeps the two equal.
 """
 
-import fcntl
 import logging
 import os
 import socket
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from schemas.errors import SpecError
 from stages.launch import guarded
+from stages.locks import try_lock
 from stages.process_tree import end_trees
 
 log = logging.getLogger(__name__)
@@ -100,17 +100,10 @@ def _free_home(parent: Path) -> Iterator[tuple[Path, int]]:
     for number in count():
         home = parent / f"temporary-{number}"
         home.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            continue
-        try:
-            yield home, descriptor
-        finally:
-            os.close(descriptor)
-        return
+        if (file := try_lock(home / "lock")) is not None:
+            with file:
+                yield home, file.fileno()
+            return
 
 
 @contextmanager

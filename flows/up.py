@@ -1,6 +1,5 @@
 """`fairway up`: server, work pool, limit, automation, deployments and a worker on this machine, all of which end together."""
 
-import fcntl
 import logging
 import os
 import signal
@@ -14,6 +13,7 @@ from typing import Any
 from flows.environment import comes_up, is_healthy, port_is_free, settings_first, stop
 from schemas.errors import SpecError
 from stages.launch import guarded
+from stages.locks import holder, try_lock
 
 log = logging.getLogger(__name__)
 
@@ -145,17 +145,10 @@ def _deploy(home: Path) -> None:
 @contextmanager
 def _only_one(home: Path) -> Iterator[Any]:
     """Two servers on one SQLite file block each other. The kernel drops this lock when its holder dies."""
-    with (home / "up.lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise SpecError(
-                f"PREFECT_HOME = {home}: `fairway up` runs there already (process {file.read().strip()}); stop it first"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    lock = home / "up.lock"
+    if (file := try_lock(lock)) is None:
+        raise SpecError(f"PREFECT_HOME = {home}: `fairway up` runs there already (process {holder(lock)}); stop it first")
+    with file:
         yield file
 
 

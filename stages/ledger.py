@@ -3,10 +3,7 @@
 Read one with any Parquet reader; the file's metadata (`fairway`) holds what the rows have in common.
 """
 
-import fcntl
 import json
-import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +16,7 @@ from pydantic import ValidationError
 from schemas.errors import SpecError
 from schemas.seeds import Ledger, SeedEntry, SeedFigures
 from stages.core.whole_files import write_whole
-
-log = logging.getLogger(__name__)
+from stages.locks import waiting_lock
 
 FILE_NAME = "ledger.parquet"
 _KINDS = {"seed": pa.int64(), "tries": pa.int64(), "num_targets": pa.int64(), "num_bytes": pa.int64(), "total_bytes": pa.int64()}
@@ -41,20 +37,12 @@ def ledger_files(store: Path) -> list[Path]:
 def claim(store: Path, ledger: Ledger) -> Iterator[Ledger]:
     """Gives the ledger as it lies in the store, or `ledger` itself if there is none yet; only one process at a time has it.
 
-    Raises SpecError when it was declared with another first seed or maximum. The kernel frees the claim of a killed process.
+    Raises SpecError when it was declared with another first seed or maximum. StageError when a stop is asked for while
+    this waits for another process. The kernel frees the claim of a killed one.
     """
     path = ledger_path(store, ledger)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            log.info("ledger %s: waiting for process %s, which adds seeds to it", ledger.label, file.read().strip() or "(unknown)")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    with waiting_lock(path.parent / "lock", f"ledger {ledger.label}", "which adds seeds to it"):
         found = read_ledger(path) if path.exists() else ledger
         for name in ("first_seed", "max_seeds"):
             declared, asked = getattr(found, name), getattr(ledger, name)

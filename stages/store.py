@@ -23,6 +23,7 @@ from schemas.errors import SpecError
 from schemas.files import FileRef, SourceFile, StageRecord
 from stages.core.whole_files import TEMPORARY_FILES, flush_to_disk
 from stages.hashing import FileHashes
+from stages.locks import wait_for_shared, waiting_lock
 from stages.registry import Stage
 from stages.sealed import read_sealed, write_sealed
 
@@ -48,7 +49,7 @@ class Store:
         if not os.access(self.root / "work", os.W_OK):
             raise SpecError(f"store = {self.root}: is read-only. Give a writable folder by --store or FAIRWAY_STORE")
         self.hashes = FileHashes(self.root / "hashes.sqlite")
-        fcntl.flock(self._users, fcntl.LOCK_SH)
+        self._share()
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
@@ -56,13 +57,20 @@ class Store:
         try:
             fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            fcntl.flock(self._users, fcntl.LOCK_SH)  # a conversion that fails may drop the lock
+            self._share()  # a conversion that fails may drop the lock
             yield False
             return
         try:
+            self._users.truncate(0)
+            self._users.write(str(os.getpid()))
+            self._users.flush()
             yield True
         finally:
-            fcntl.flock(self._users, fcntl.LOCK_SH)
+            self._users.truncate(0)
+            self._share()
+
+    def _share(self) -> None:
+        wait_for_shared(self._users, f"store {self.root}", "which has it alone, to take away what no run needs")
 
     @staticmethod
     def relative_folder(stage: Stage, key: str) -> PurePosixPath:
@@ -130,18 +138,9 @@ class Store:
 
     @contextmanager
     def lock(self, stage: Stage, key: str) -> Iterator[None]:
-        """Only one process makes `key` at a time. A flock: the kernel drops it when its holder dies, even by SIGKILL."""
+        """Only one process makes `key` at a time. Raises StageError when a stop is asked for while this waits for another."""
         path = self.root / "locks" / f"{stage.name}-{key[:_KEY_CHARACTERS]}.lock"
-        with path.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                log.info("%s: waiting for process %s, which makes the same result", stage.name, file.read().strip() or "(unknown)")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+        with waiting_lock(path, stage.name, "which makes the same result"):
             yield
 
 
