@@ -25,6 +25,7 @@ from schemas.errors import SpecError, StageError
 from schemas.settings import ComputeSettings
 from stages.child_output import ChildOutput
 from stages.core.whole_files import write_whole
+from stages.cores import idle_cores
 from stages.process_tree import LEFT_BEHIND_SECONDS, end_processes, end_trees, is_running, processes_with
 from stages.stopping import stopping
 from stages.workspace import Progress, StorageError, clear_storage_errors
@@ -181,10 +182,9 @@ def run_child(command: Sequence[str], compute: ComputeSettings, progress: Progre
 
 
 def waiting(compute: ComputeSettings) -> dict[str, str]:
-    """How threads should wait at barriers, by what the machine's cores do just now: SPIN_BRIEFLY where those to be used are idle."""
-    idle_cores = (1 - psutil.cpu_percent(_LOOK_SECONDS) / 100) * (psutil.cpu_count() or 1)
+    """How threads should wait at barriers, by what the cores that we may use do just now: SPIN_BRIEFLY where those to be used are idle."""
     wanted = compute.num_processes * compute.threads_per_process
-    return SPIN_BRIEFLY if idle_cores > wanted - 0.5 else WAIT
+    return SPIN_BRIEFLY if idle_cores(_LOOK_SECONDS) > wanted - 0.5 else WAIT
 
 
 def _end_left_behind(mark: str) -> None:

@@ -1,6 +1,7 @@
 """Child processes: results come back, errors keep their kind, and nobody outlives the caller. Real processes throughout."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -48,22 +49,30 @@ def test_lines_are_logged_and_progress_is_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("busy_percent", "cores", "given", "expected"),
+    ("busy_percent", "quota", "given", "expected"),
     [
-        (0.0, 2, {}, ["2000", None]),
-        (20.0, 2, {}, ["2000", None]),
-        (50.0, 2, {}, [None, "PASSIVE"]),
-        (50.0, 8, {}, ["2000", None]),
-        (0.0, 1, {}, [None, "PASSIVE"]),
-        (0.0, 2, {"OMP_WAIT_POLICY": "ACTIVE"}, [None, "ACTIVE"]),
-        (90.0, 2, {"GOMP_SPINCOUNT": "7"}, ["7", None]),
+        ([0, 0], None, {}, ["2000", None]),
+        ([20, 20], None, {}, ["2000", None]),
+        ([50, 50], None, {}, [None, "PASSIVE"]),
+        ([50] * 8, None, {}, ["2000", None]),
+        ([0], None, {}, [None, "PASSIVE"]),
+        ([100, 100, 0, 0], None, {}, ["2000", None]),
+        ([0] * 8, 1.0, {}, [None, "PASSIVE"]),  # a container may use one core of eight
+        ([0] * 8, 2.0, {}, ["2000", None]),
+        ([0, 0], None, {"OMP_WAIT_POLICY": "ACTIVE"}, [None, "ACTIVE"]),
+        ([90, 90], None, {"GOMP_SPINCOUNT": "7"}, ["7", None]),
     ],
 )
 def test_threads_spin_briefly_on_idle_cores_only_unless_the_environment_decides(
-    busy_percent: float, cores: int, given: dict[str, str], expected: list[str | None], monkeypatch: pytest.MonkeyPatch
+    busy_percent: list[float],
+    quota: float | None,
+    given: dict[str, str],
+    expected: list[str | None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("psutil.cpu_percent", lambda interval: busy_percent)
-    monkeypatch.setattr("psutil.cpu_count", lambda: cores)
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: busy_percent)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(len(busy_percent))))
+    monkeypatch.setattr("stages.cores.cpu_quota", lambda: quota or math.inf)
     environment = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | given
     code = "import json, os; print(json.dumps([os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY')]))"
     tail = run_child(python(code), ComputeSettings(threads_per_process=2), no_progress, None, env=environment)
