@@ -30,6 +30,7 @@ from stages.sealed import read_sealed, write_sealed
 log = logging.getLogger(__name__)
 
 RECORD_NAME = "record.json"
+USERS_LOCK = "users.lock"
 _KEY_CHARACTERS = 32
 
 
@@ -41,7 +42,7 @@ class Store:
         try:
             for name in ("stages", "work", "locks", "runs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            self._users = (self.root / "locks" / "users.lock").open("a")
+            self._users = (self.root / "locks" / USERS_LOCK).open("a")
         except OSError as error:
             raise SpecError(
                 f"store = {self.root}: cannot be used as a store ({error}). Give a writable folder by --store or FAIRWAY_STORE"

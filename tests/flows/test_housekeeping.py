@@ -15,6 +15,8 @@ from flows.runs import list_reports, save_report
 from schemas.errors import StageError
 from schemas.seeds import Ledger, SeedEntry
 from stages.ledger import claim, ledger_path, write_ledger
+from stages.locks import try_lock
+from stages.registry import STAGES
 from stages.store import Store
 
 
@@ -59,6 +61,67 @@ def test_listing_takes_nothing_away_and_removing_takes_what_was_listed(store: St
     assert [report.run_id for report in list_reports(store.root)] != []
     assert list(find_damage(store)) == []
     assert find_unneeded(store, 1, 0) == []
+
+
+LEFT_OVER = {
+    "work/removed-1234/abc": "what an interrupted removal left",
+    "work/merge/abc.damaged-1234/model": "a damaged result, made again since",
+    "work/merge/abc/model": "an unfinished result; the same run would go on with it",
+    "recheck/demo-12345678-seed1/runs/x/report.json": "the store of a recheck that was interrupted or gave other figures",
+    "cache/matplotlib/fonts.json": "a library's cache; it is filled again when needed",
+    "runs/interrupted/report.sha256": "a run that was interrupted before its report was written",
+    "runs/older/.report.json.12-abcdef01.tmp": "a file whose writer was interrupted",
+    "ledgers/demo-12345678/.ledger.parquet.12-abcdef01.tmp": "a file whose writer was interrupted",
+    "locks/train-abc.lock": "a lock that nobody holds",
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OVER)
+def test_what_was_left_over_is_listed_for_what_it_is_and_taken_away(name: str, tmp_path: Path) -> None:
+    store, path = Store(tmp_path), tmp_path / name
+    if name.startswith("runs/older"):
+        path.parent.mkdir()
+        (path.parent / "report.json").touch()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("left over")
+    assert find_unneeded(store) == []  # younger than a day
+    [item] = find_unneeded(store, older_than_hours=0)
+    assert item.reason == LEFT_OVER[name]
+    assert path.is_relative_to(item.path)
+    assert remove_unneeded(store, older_than_hours=0) == [item]
+    assert not item.path.exists()
+    assert list(tmp_path.glob("work/removed-*")) == []
+    assert find_unneeded(store, older_than_hours=0) == []
+
+
+def test_what_lies_in_something_unneeded_is_listed_with_that_alone(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "interrupted").mkdir(parents=True)
+    (tmp_path / "runs" / "interrupted" / ".report.json.12-abcdef01.tmp").touch()
+    store = Store(tmp_path)
+    assert found(remove_unneeded(store, older_than_hours=0), store) == {"runs/interrupted"}
+
+
+def test_a_lock_in_use_is_neither_listed_nor_removed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.lock(STAGES["train"], "k" * 64):
+        assert find_unneeded(store, older_than_hours=0) == []
+        assert remove_unneeded(store, older_than_hours=0) == []
+        assert try_lock(tmp_path / "locks" / f"train-{'k' * 32}.lock") is None
+    assert sorted(path.name for path in (tmp_path / "locks").iterdir()) == ["users.lock"]
+
+
+def test_listing_beside_a_run_that_goes_on_does_not_stop_at_what_just_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, path = Store(tmp_path), tmp_path / "work" / "train" / "abc" / "half"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    lstat = os.lstat
+
+    def gone(item: str) -> os.stat_result:
+        path.unlink(missing_ok=True)
+        return lstat(item)
+
+    monkeypatch.setattr(os, "lstat", gone)
+    assert find_unneeded(store, older_than_hours=0) == []
 
 
 def ledger_of(*run_ids: str) -> Ledger:
