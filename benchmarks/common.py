@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from stages.cores import usable_cores
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +124,7 @@ def circumstances() -> dict[str, Any]:
     commit, changed = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", "-uno")
     return {
         "machine": f"{model}, {platform.machine()}, {platform.system()}",
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "load_average": round(os.getloadavg()[0], 2),
         "torch": version("torch"),
         "commit": (commit or "unknown") + ("+changes" if changed else ""),

@@ -17,6 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from stages.cores import usable_cores
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "reliability.md"
 _MARK = "<!-- make faults writes below this line -->\n"
@@ -47,7 +49,7 @@ def main() -> None:
     _print(rows)
     missing = sorted(set(LINES) - {row["line"] for row in rows})
     met = status == 0 and not missing and all(row["met"] for row in rows)
-    summary = f"{len(rows)} figures, {sum(row['met'] for row in rows)} met; {seconds / 60:.1f} minutes on {os.cpu_count()} cores"
+    summary = f"{len(rows)} figures, {sum(row['met'] for row in rows)} met; {seconds / 60:.1f} minutes on {usable_cores()} cores"
     Console().print(summary if not missing else f"{summary}; no figure for line {', '.join(missing)}")
     if met:
         _write(rows, f"{date.today().isoformat()}, {platform.system()} {platform.machine()}: {summary}.")

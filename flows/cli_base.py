@@ -109,5 +109,4 @@ def make_console(stderr: bool = False) -> Any:
 def print_json(value: Any) -> None:
     import json
 
-    json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
-    sys.stdout.write("\n")
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -4,7 +4,6 @@
 for plain `prefect` commands in the checkout; a test keeps the two equal.
 """
 
-import fcntl
 import logging
 import os
 import socket
@@ -19,6 +18,8 @@ from pathlib import Path
 
 from schemas.errors import SpecError
 from stages.launch import guarded
+from stages.locks import try_lock
+from stages.process_tree import end_trees
 
 log = logging.getLogger(__name__)
 
@@ -99,17 +100,10 @@ def _free_home(parent: Path) -> Iterator[tuple[Path, int]]:
     for number in count():
         home = parent / f"temporary-{number}"
         home.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            continue
-        try:
-            yield home, descriptor
-        finally:
-            os.close(descriptor)
-        return
+        if (file := try_lock(home / "lock")) is not None:
+            with file:
+                yield home, file.fileno()
+            return
 
 
 @contextmanager
@@ -167,13 +161,8 @@ def comes_up(process: subprocess.Popen, url: str) -> bool:
 
 
 def stop(process: subprocess.Popen, grace_seconds: float) -> None:
-    """End a process: asked first, made to after `grace_seconds`."""
-    process.terminate()
-    try:
-        process.wait(grace_seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """End a process and what it started: asked first, made to after `grace_seconds`."""
+    end_trees([process], grace_seconds)
 
 
 def free_port() -> int:

@@ -1,25 +1,28 @@
 """What a store holds that no run needs (`fairway gc`), and what in it is damaged (`fairway verify`). Needs neither Prefect nor torch."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from flows.runs import REPORT_NAME, list_reports, load_report
 from schemas.errors import FairwayError, SpecError, StageError
 from schemas.files import FileRef
 from schemas.pipeline import PipelineReport
+from stages.core.whole_files import TEMPORARY_FILES
 from stages.hashing import FileHashes
+from stages.ledger import ledger_files, read_ledger
+from stages.locks import is_free
 from stages.registry import STAGES
 from stages.sealed import read_sealed
-from stages.store import RECORD_NAME, Store, file_refs, remove
+from stages.store import RECORD_NAME, USERS_LOCK, Store, file_refs, remove
 
 log = logging.getLogger(__name__)
+
+_REMOVED = "removed-"
 
 
 class StoreInUseError(FairwayError):
@@ -41,7 +44,7 @@ def find_unneeded(store: Store, keep_runs: int | None = None, older_than_hours: 
     Needed are the newest `keep_runs` runs (None: all) and every run that a ledger names, with all their results. Raises
     StageError for a ledger that cannot be read, because then nobody can say what it needs.
     """
-    in_ledgers = _texts_in_ledgers(store.root)
+    in_ledgers = _runs_in_ledgers(store.root)
     reports = list_reports(store.root)
     newest = reports if keep_runs is None else reports[max(0, len(reports) - keep_runs) :]
     kept = {report.run_id for report in newest} | {report.run_id for report in reports if report.run_id in in_ledgers}
@@ -53,10 +56,11 @@ def find_unneeded(store: Store, keep_runs: int | None = None, older_than_hours: 
             found.append((folder, "a result that no run names"))
         elif stage is not None:
             found += [(folder / name, "left over from training") for name in stage.scratch if (folder / name).exists()]
-    found += [(folder, _why_in_work(folder)) for folder in sorted(store.root.glob("work/*/*"))]
+    found += _left_over(store.root)
     before = time.time() - 3600 * older_than_hours
     sized = [(path, reason, *_size_and_time(path)) for path, reason in found]
-    return sorted((Unneeded(path, size, reason) for path, reason, size, touched in sized if touched <= before), key=lambda item: item.path)
+    old = {path: Unneeded(path, size, reason) for path, reason, size, touched in sized if touched <= before}
+    return [old[path] for path in sorted(old) if old.keys().isdisjoint(path.parents)]
 
 
 def remove_unneeded(store: Store, keep_runs: int | None = None, older_than_hours: float = 24.0) -> list[Unneeded]:
@@ -67,11 +71,11 @@ def remove_unneeded(store: Store, keep_runs: int | None = None, older_than_hours
         unneeded = find_unneeded(store, keep_runs, older_than_hours)
         for item in unneeded:
             # Renamed first: what a kill leaves half removed is not found as a result.
-            doomed = store.root / "work" / f"removed-{time.time_ns()}" / item.path.name
+            doomed = store.root / "work" / f"{_REMOVED}{time.time_ns()}" / item.path.name
             doomed.parent.mkdir()
             os.rename(item.path, doomed)
             remove(doomed.parent)
-        for left in store.root.glob("work/removed-*"):
+        for left in store.root.glob(f"work/{_REMOVED}*"):
             remove(left)
     return unneeded
 
@@ -112,11 +116,11 @@ def find_damage(store: Store) -> Iterator[str]:
                 checked.add(ref.path)
                 for problem in _damage_of(store, ref, read_anew):
                     yield f"run {report.name}: {problem}"
-    for path in sorted(store.root.glob("ledgers/*.parquet")):
+    for path in ledger_files(store.root):
         try:
-            pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
-            yield f"{path} cannot be read: {error}"
+            read_ledger(path)
+        except SpecError as error:
+            yield str(error)
 
 
 def _damage_of(store: Store, ref: object, hashes: FileHashes) -> Iterator[str]:
@@ -136,36 +140,55 @@ def _folders_of(report: PipelineReport) -> Iterator[str]:
         yield "/".join(ref.path.split("/")[:3])
 
 
-def _texts_in_ledgers(root: Path) -> set[str]:
-    """Every text in any column of any ledger: the ids of the runs that it needs are among them."""
-    texts: set[str] = set()
-    for path in sorted(root.glob("ledgers/*.parquet")):
-        try:
-            for row in pq.read_table(path).to_pylist():
-                texts.update(_texts(row))
-        except (OSError, pa.ArrowException) as error:
-            raise StageError(f"{path}: cannot be read ({error}), so nobody can say which runs it needs. Remove or restore it") from error
-    return texts
+def _runs_in_ledgers(root: Path) -> set[str]:
+    """The ids of all runs that a ledger names. Raises StageError for a ledger that cannot be read."""
+    try:
+        return {entry.run_id for path in ledger_files(root) for entry in read_ledger(path).entries}
+    except SpecError as error:
+        raise StageError(f"{error}; until then nobody can say which runs it needs, and nothing is removed") from error
 
 
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from _texts(list(value.values()))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
+def _left_over(root: Path) -> Iterator[tuple[Path, str]]:
+    """What is neither a result nor a run, and why it is there."""
+    for path in root.glob("work/*/*"):
+        if path.parent.name.startswith(_REMOVED):
+            continue
+        yield (
+            path,
+            "a damaged result, made again since" if ".damaged-" in path.name else "an unfinished result; the same run would go on with it",
+        )
+    for path in root.glob(f"work/{_REMOVED}*"):
+        yield path, "what an interrupted removal left"
+    for path in root.glob("recheck/*"):
+        yield path, "the store of a recheck that was interrupted or gave other figures"
+    for path in root.glob("cache/*"):
+        yield path, "a library's cache; it is filled again when needed"
+    for path in root.glob("runs/*/"):
+        if not (path / REPORT_NAME).exists():
+            yield path, "a run that was interrupted before its report was written"
+    for path in (*root.glob(f"runs/*/{TEMPORARY_FILES}"), *root.glob(f"ledgers/*/{TEMPORARY_FILES}")):
+        yield path, "a file whose writer was interrupted"
+    for path in root.glob("locks/*.lock"):
+        if path.name != USERS_LOCK and _is_given_up(path):
+            yield path, "a lock that nobody holds"
 
 
-def _why_in_work(folder: Path) -> str:
-    if ".damaged-" in folder.name:
-        return "a damaged result, made again since"
-    return "an unfinished result; the same run would go on with it"
+def _is_given_up(lock: Path) -> bool:
+    try:
+        return is_free(lock)
+    except FileNotFoundError:
+        return False  # its holder has just removed it
 
 
 def _size_and_time(path: Path) -> tuple[int, float]:
-    """Bytes, and when anything in it was last touched."""
-    paths = [path, *path.rglob("*")] if path.is_dir() else [path]
-    status = [item.lstat() for item in paths]
-    return sum(item.st_size for item in status), max(item.st_mtime for item in status)
+    """Bytes, and when anything in it was last touched: never long ago (infinity) where it has just gone."""
+    size, touched = 0, -math.inf
+    inside = (os.path.join(folder, name) for folder, folders, files in os.walk(path) for name in (*folders, *files))
+    for item in (str(path), *inside):
+        try:
+            status = os.lstat(item)
+        except FileNotFoundError:  # a run in progress goes on beside this
+            touched = math.inf
+            continue
+        size, touched = size + status.st_size, max(touched, status.st_mtime)
+    return size, touched

@@ -17,7 +17,7 @@ REPORT_NAME = "report.json"
 
 
 def save_report(store: Path, report: PipelineReport) -> Path:
-    """Write the report of a run, whole or not at all; returns its path."""
+    """Write the report of a run in place of an earlier one of the same id, whole or not at all; returns its path."""
     folder = store / "runs" / report.run_id
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / REPORT_NAME

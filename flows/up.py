@@ -1,11 +1,9 @@
 """`fairway up`: server, work pool, limit, automation, deployments and a worker on this machine, all of which end together."""
 
-import fcntl
 import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,11 +13,13 @@ from typing import Any
 from flows.environment import comes_up, is_healthy, port_is_free, settings_first, stop
 from schemas.errors import SpecError
 from stages.launch import guarded
+from stages.locks import holder, try_lock
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER_STOP_SECONDS = 25.0  # a worker ends its runs first, and a run its stage
+DEPLOY_SECONDS = 300.0
 _CHECK_SECONDS = 0.5
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -129,33 +129,26 @@ def _process(name: str, home: Path, grace_seconds: float, command: list[str]) ->
 
 
 def _deploy(home: Path) -> None:
+    """Make the deployments of prefect.yaml. Raises RuntimeError when Prefect fails or takes more than DEPLOY_SECONDS."""
     began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    if done.returncode:
-        raise RuntimeError(f"`prefect deploy --all` failed:\n{(done.stdout + done.stderr)[-3000:]}")
+    with _process("deploy", home, 10.0, ["prefect", "--no-prompt", "deploy", "--all"]) as (process, log_path):
+        try:
+            status = process.wait(DEPLOY_SECONDS)
+        except subprocess.TimeoutExpired:
+            status = None
+    if status != 0:
+        how = f"ended with status {status}" if status is not None else f"did not end within {DEPLOY_SECONDS:.0f} s"
+        raise RuntimeError(f"`prefect deploy --all` {how}; {log_path} ends with:\n{_tail(log_path)}")
     log.info("deployments of prefect.yaml made in %.1f s", time.perf_counter() - began)
 
 
 @contextmanager
 def _only_one(home: Path) -> Iterator[Any]:
     """Two servers on one SQLite file block each other. The kernel drops this lock when its holder dies."""
-    with (home / "up.lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise SpecError(
-                f"PREFECT_HOME = {home}: `fairway up` runs there already (process {file.read().strip()}); stop it first"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    lock = home / "up.lock"
+    if (file := try_lock(lock)) is None:
+        raise SpecError(f"PREFECT_HOME = {home}: `fairway up` runs there already (process {holder(lock)}); stop it first")
+    with file:
         yield file
 
 

@@ -7,12 +7,13 @@ lies), and a field marked `Volatile` (timings, hosts, logs) does not count, so e
 import dataclasses
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import PurePath
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 SCHEMA_VERSION = 3
 
@@ -41,9 +42,9 @@ Volatile = Annotated[T, VOLATILE]
 
 
 class Schema(BaseModel):
-    """Immutable, refuses unknown fields."""
+    """Immutable. Refuses unknown fields, and numbers that are not finite: JSON has none, so nobody could read them again."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     def derive(self, **changes: Any) -> Self:
         """A copy with `changes`, validated again (`model_copy` is not)."""
@@ -59,6 +60,13 @@ class Schema(BaseModel):
         return {
             name: identity(getattr(self, name)) for name, field in sorted(type(self).model_fields.items()) if VOLATILE not in field.metadata
         }
+
+
+def invalid_field(error: ValidationError) -> str:
+    """The first field that did not validate, in words: `Score.bpb = nan: Input should be a finite number`."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join([error.title, *map(str, first["loc"])])
+    return f"{place} = {reprlib.repr(first['input'])}: {first['msg']}"
 
 
 def identity(value: Any) -> Any:

@@ -12,4 +12,6 @@ class RunOptions(Schema):
     keep_checkpoints: PositiveInt = Field(2, description="training checkpoints kept")
     stage_timeout_seconds: PositiveFloat | None = Field(None, description="a stage's process is ended after this; empty: never")
     retries: int = Field(3, ge=0, le=20, description="further tries after a transient error")
-    encode_threads: int = Field(0, ge=0, le=64, description="threads that encode text; 0: one for each core of this machine, 4 at most")
+    encode_threads: int = Field(
+        0, ge=0, le=64, description="threads that encode text; 0: one for each core that this process may use, 4 at most"
+    )

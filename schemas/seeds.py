@@ -106,7 +106,7 @@ class Comparison(Schema):
     better_by: float = Field(description="mark minus mean; positive is better")
     low: float = Field(description="95 % interval of better_by")
     high: float
-    statistic: float
+    statistic: float | None = Field(description="None: all values are equal, and the test divides by their deviation")
     p_value: float
     alpha: PositiveFloat
     look: PositiveInt = Field(description="sample sizes at which the ledger has been looked at, this one included")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from schemas.base import invalid_field
 from schemas.errors import StageError
 from schemas.evaluate import Score
 from schemas.settings import ComputeSettings, ScoringSettings
@@ -73,5 +74,7 @@ def read_scores(path: Path) -> Scores:
     try:
         told = json.loads(path.read_bytes())
         return Scores(Score(**told["non_overlapping"]), Score(**told["sliding"]) if told["sliding"] else None)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
+    except ValidationError as error:
+        raise StageError(f"{path.name}: the script left scores that are none: {invalid_field(error)}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StageError(f"{path.name}: the script left no scores that can be read ({str(error).splitlines()[0]})") from error

@@ -12,11 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,17 @@ import psutil
 
 from schemas.errors import SpecError, StageError
 from schemas.settings import ComputeSettings
+from stages.child_output import ChildOutput
+from stages.core.whole_files import write_whole
+from stages.cores import idle_cores
+from stages.process_tree import LEFT_BEHIND_SECONDS, end_processes, end_trees, is_running, processes_with
 from stages.stopping import stopping
 from stages.workspace import Progress, StorageError, clear_storage_errors
 
 log = logging.getLogger(__name__)
 
 PROGRESS_MARK = "@progress "
-TERM_GRACE_SECONDS = 12.0
+TERM_GRACE_SECONDS = 12.0  # torchrun hands SIGTERM on to its ranks, and waits for them
 # How training and scoring run best, unless the environment says otherwise. None of it changes a number.
 # Large pages, and memory of freed tensors kept: a seventh of a training step on the CPU was page faults (docs/log.md).
 MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"}
@@ -38,6 +41,7 @@ MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=
 # OpenMP's own long spin makes it worse still (docs/decisions/0007-threads-spin-or-wait.md).
 SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "2000"}
 WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}
+_MARK = "FAIRWAY_CHILD"  # each child's environment has another value; all that it starts inherit it
 _LOOK_SECONDS = 0.25
 _TAIL_LINES = 30
 _MEETING_BYTES = 256 * 1024
@@ -138,9 +142,10 @@ def child_result(result_path: Path) -> Iterator[Callable[[Any], None]]:
     """In a child: gives the function that leaves the result; turns errors that have a name into error.json."""
     try:
         with clear_storage_errors(result_path.parent):
-            yield lambda value: _write_json(result_path, value)
+            yield lambda value: write_whole(result_path, json.dumps(value).encode())
     except tuple(_KINDS.values()) as error:
-        _write_json(result_path.with_name("error.json"), {"kind": type(error).__name__, "message": str(error)})
+        said = {"kind": type(error).__name__, "message": str(error)}
+        write_whole(result_path.with_name("error.json"), json.dumps(said).encode())
         raise SystemExit(1) from error
 
 
@@ -162,38 +167,25 @@ def run_child(command: Sequence[str], compute: ComputeSettings, progress: Progre
         "OMP_NUM_THREADS": str(compute.threads_per_process),
         "PYTHONUNBUFFERED": "1",
     }
+    mark = environment[_MARK] = str(uuid.uuid4())
     command = [*guarded("SIGTERM")[:-1], *command]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", bufsize=1, env=environment, **options
-    )
-    tail: deque[str] = deque(maxlen=_TAIL_LINES)
-    timed_out = threading.Event()
-
-    def expire() -> None:
-        timed_out.set()
-        process.terminate()
-
-    timer = threading.Timer(timeout, expire) if timeout else None
-    if timer:
-        timer.daemon = True
-        timer.start()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0, env=environment, **options)
+    output, tail = ChildOutput(process), deque[str](maxlen=_TAIL_LINES)
     try:
-        assert process.stdout is not None
         with stopping.get().ends(process):
-            for line in process.stdout:
-                _handle(line.rstrip("\n"), tail, progress)
-            status = process.wait()
+            for line in output.lines(timeout):
+                _handle(line, tail, progress)
+        if not output.is_closed:
+            _end_left_behind(mark)
     except BaseException:
-        _end(process)
+        end_trees([process], TERM_GRACE_SECONDS)
+        _end_left_behind(mark)
         raise
     finally:
-        if timer:
-            timer.cancel()
         if process.stdout:
             process.stdout.close()
+    status = process.returncode
     stopping.get().check()
-    if timed_out.is_set():
-        raise TimeoutError(f"the stage's process ran past {timeout} s (stage_timeout_seconds)")
     if status:
         ending = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
         raise ChildFailedError(f"the stage's process ended with {ending}; its last lines:\n" + "\n".join(tail))
@@ -201,10 +193,18 @@ def run_child(command: Sequence[str], compute: ComputeSettings, progress: Progre
 
 
 def waiting(compute: ComputeSettings) -> dict[str, str]:
-    """How threads should wait at barriers, by what the machine's cores do just now: SPIN_BRIEFLY where those to be used are idle."""
-    idle_cores = (1 - psutil.cpu_percent(_LOOK_SECONDS) / 100) * (psutil.cpu_count() or 1)
+    """How threads should wait at barriers, by what the cores that we may use do just now: SPIN_BRIEFLY where those to be used are idle."""
     wanted = compute.num_processes * compute.threads_per_process
-    return SPIN_BRIEFLY if idle_cores > wanted - 0.5 else WAIT
+    return SPIN_BRIEFLY if idle_cores(_LOOK_SECONDS) > wanted - 0.5 else WAIT
+
+
+def _end_left_behind(mark: str) -> None:
+    """End what a child started and did not wait for; its parent has ended, so only the environment tells whose it is."""
+    left = [process for process in processes_with(_MARK, mark) if is_running(process)]
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            log.warning("process %d (%s) was started by the stage and still ran after it: ended", process.pid, process.name())
+    end_processes(left, LEFT_BEHIND_SECONDS)
 
 
 def _handle(line: str, tail: deque[str], progress: Progress) -> None:
@@ -214,19 +214,3 @@ def _handle(line: str, tail: deque[str], progress: Progress) -> None:
     elif line:
         tail.append(line)
         log.info("%s", line)
-
-
-def _end(process: subprocess.Popen) -> None:
-    """TERM, which torchrun passes on to its ranks, then KILL; the ranks die with torchrun in any case."""
-    process.terminate()
-    try:
-        process.wait(TERM_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(temporary, path)

@@ -3,10 +3,7 @@
 Read one with any Parquet reader; the file's metadata (`fairway`) holds what the rows have in common.
 """
 
-import fcntl
 import json
-import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +15,8 @@ from pydantic import ValidationError
 
 from schemas.errors import SpecError
 from schemas.seeds import Ledger, SeedEntry, SeedFigures
-
-log = logging.getLogger(__name__)
+from stages.core.whole_files import write_whole
+from stages.locks import waiting_lock
 
 FILE_NAME = "ledger.parquet"
 _KINDS = {"seed": pa.int64(), "tries": pa.int64(), "num_targets": pa.int64(), "num_bytes": pa.int64(), "total_bytes": pa.int64()}
@@ -31,24 +28,21 @@ def ledger_path(store: Path, ledger: Ledger) -> Path:
     return store / "ledgers" / ledger.label / FILE_NAME
 
 
+def ledger_files(store: Path) -> list[Path]:
+    """The file of every ledger in the store, in the order of their labels."""
+    return sorted((store / "ledgers").glob(f"*/{FILE_NAME}"))
+
+
 @contextmanager
 def claim(store: Path, ledger: Ledger) -> Iterator[Ledger]:
     """Gives the ledger as it lies in the store, or `ledger` itself if there is none yet; only one process at a time has it.
 
-    Raises SpecError when it was declared with another first seed or maximum. The kernel frees the claim of a killed process.
+    Raises SpecError when it was declared with another first seed or maximum. StageError when a stop is asked for while
+    this waits for another process. The kernel frees the claim of a killed one.
     """
     path = ledger_path(store, ledger)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            log.info("ledger %s: waiting for process %s, which adds seeds to it", ledger.label, file.read().strip() or "(unknown)")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    with waiting_lock(path.parent / "lock", f"ledger {ledger.label}", "which adds seeds to it"):
         found = read_ledger(path) if path.exists() else ledger
         for name in ("first_seed", "max_seeds"):
             declared, asked = getattr(found, name), getattr(ledger, name)
@@ -76,17 +70,14 @@ def write_ledger(store: Path, ledger: Ledger) -> None:
     rows = [{**entry.model_dump(exclude={"figures"}), **(entry.figures.model_dump() if entry.figures else {})} for entry in ledger.entries]
     schema = pa.schema([(name, _kind(name)) for name in (*_ENTRY, *_FIGURES)])
     common = {"fairway": ledger.model_dump_json(exclude={"entries"})}
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema.with_metadata(common)), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema.with_metadata(common)), content)
+    write_whole(path, content.getvalue().to_pybytes())
 
 
 def find_ledger(store: Path, wanted: str) -> Ledger:
     """The ledger whose label begins with `wanted`. Raises SpecError when none or more than one is meant."""
-    paths = sorted((store / "ledgers").glob(f"*/{FILE_NAME}"))
+    paths = ledger_files(store)
     matching = [path for path in paths if path.parent.name == wanted] or [path for path in paths if path.parent.name.startswith(wanted)]
     if len(matching) != 1:
         names = ", ".join(path.parent.name for path in matching or paths) or "none"

@@ -10,7 +10,6 @@ it, or that it gains nothing.
 import dataclasses
 import logging
 import math
-import os
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -29,6 +28,7 @@ from stages.core.packing import compress_frame, pack, payload_of, seal, serializ
 from stages.core.quantizers.methods import FormatRuleError, needs_text, quantize_state
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
 from stages.core.quantizers.with_text import CalibratedModel
+from stages.cores import usable_cores
 from stages.launch import launch_module
 from stages.quantize_rank import read_calibrated
 from stages.threads import threads_of
@@ -61,7 +61,7 @@ def _quantized_and_packed(spec: QuantizeSpec, merged: MergedModel, tokenized: To
     header, payload = serialize(chosen, metadata)
 
     # Each compression is single-threaded, so its bytes do not depend on the machine; zstd lets other threads run meanwhile.
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(4, usable_cores())) as pool:
         blob_job = pool.submit(seal, header, payload, spec.zstd_level)
         plain_job = blob_job if plain is chosen else pool.submit(pack, plain, metadata | {"method": plain.method}, spec.zstd_level)
         alone = {tensor.name: pool.submit(_size_alone, tensor, spec.zstd_level) for tensor in chosen.tensors}

@@ -15,8 +15,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from schemas.base import Schema, fingerprint
-from schemas.errors import SpecError
+from pydantic import ValidationError
+
+from schemas.base import Schema, fingerprint, invalid_field
+from schemas.errors import SpecError, StageError
 from schemas.files import Provenance, StageRecord
 from schemas.runtime import RunOptions
 from stages.machine import machine_kind, precision_note, settle, this_machine
@@ -105,7 +107,10 @@ def _make(
     if compute is not None and stage.name in ("train", "merge", "evaluate"):
         log.info("%s: precision %s", stage.name, precision_note(compute))
     created_at, started = datetime.now(UTC), time.perf_counter()
-    result = stage.function()(spec, **inputs, work=work)
+    try:
+        result = stage.function()(spec, **inputs, work=work)
+    except ValidationError as error:
+        raise StageError(f"{stage.name}: what came out cannot be recorded: {invalid_field(error)}") from error
     if not isinstance(result, stage.result_type):
         raise TypeError(f"{stage.name} returned {type(result).__name__} instead of {stage.result_type.__name__}")
     provenance = Provenance(

@@ -4,23 +4,38 @@ The seal is there because a record with a flipped digit is still sound JSON.
 """
 
 import hashlib
-import os
 from pathlib import Path
+
+from stages.core.whole_files import write_whole
+
+_READS = 3
 
 
 def write_sealed(path: Path, content: bytes) -> None:
-    """Write the record, whole or not at all, and its seal before it."""
-    seal = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
-    path.with_suffix(".sha256").write_text(seal, encoding="utf-8")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    """Replace the record and its seal. A crash or a power cut at any moment leaves the old record or the new one, sealed.
+
+    While the record is replaced, the seal has a line for each of the two. Only one process may write a record at a time.
+    """
+    seal_path, seal = path.with_suffix(".sha256"), _seal_line(path, content)
+    try:
+        before = _seal_line(path, read_sealed(path))
+    except (OSError, ValueError):  # there is none, or it is damaged
+        before = ""
+    write_whole(seal_path, (seal + before).encode())
+    write_whole(path, content)
+    if before:
+        write_whole(seal_path, seal.encode())
 
 
 def read_sealed(path: Path) -> bytes:
     """The record's bytes. Raises FileNotFoundError if it or its seal is missing, ValueError if the two disagree."""
-    content = path.read_bytes()
-    seal = path.with_suffix(".sha256").read_text(encoding="utf-8", errors="replace")
-    if hashlib.sha256(content).hexdigest() != seal.split(" ")[0]:
-        raise ValueError(f"its sha256 is not the one beside it in {path.with_suffix('.sha256').name}")
-    return content
+    for _ in range(_READS):  # both may be replaced between the two reads
+        content = path.read_bytes()
+        seal = path.with_suffix(".sha256").read_text(encoding="utf-8", errors="replace")
+        if hashlib.sha256(content).hexdigest() in {line.split(" ")[0] for line in seal.splitlines()}:
+            return content
+    raise ValueError(f"its sha256 is not the one beside it in {path.with_suffix('.sha256').name}")
+
+
+def _seal_line(path: Path, content: bytes) -> str:
+    return f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"

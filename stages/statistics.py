@@ -110,8 +110,8 @@ def _comparison(
     planned_looks: int,
 ) -> Comparison:
     better_by = mark - math.fsum(values) / len(values)
-    if result is None:  # equal values: the test divides by their deviation, which is 0
-        statistic, p_value = (-math.inf, 0.0) if better_by > margin else (0.0, 1.0)
+    if result is None or not math.isfinite(result.statistic):  # equal values: the test divides by their deviation, which is 0
+        statistic, p_value, interval = None, 0.0 if better_by > margin else 1.0, None
     else:
         statistic, p_value = float(result.statistic), float(result.pvalue)
     return Comparison(

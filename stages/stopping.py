@@ -2,7 +2,6 @@
 
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -10,6 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from schemas.errors import StageError
+from stages.process_tree import end_trees
 
 GRACE_SECONDS = 10.0
 T = TypeVar("T")
@@ -31,31 +31,22 @@ class Stopping:
 
     @contextmanager
     def ends(self, child: subprocess.Popen) -> Iterator[None]:
-        """Within the block, `now` ends `child`."""
+        """Within the block, `now` ends `child`. Raises StageError when a stop was asked for before: the caller ends it then."""
         with self._lock:
             self._children.add(child)
         try:
-            if self._asked.is_set():
-                child.terminate()
+            self.check()
             yield
         finally:
             with self._lock:
                 self._children.discard(child)
 
     def now(self) -> None:
-        """End every child, and have `check` raise from now on. Returns once the children are gone."""
+        """End every child and what it started, and have `check` raise from now on. Returns once they are gone."""
         with self._lock:
             self._asked.set()
             children = list(self._children)
-        for child in children:
-            child.terminate()
-        deadline = time.monotonic() + GRACE_SECONDS
-        for child in children:
-            try:
-                child.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        end_trees(children, GRACE_SECONDS)
 
     def check(self) -> None:
         """Raise StageError once a stop was asked for: no error that a retry could mend."""

@@ -21,13 +21,16 @@ from pydantic import BaseModel
 
 from schemas.errors import SpecError
 from schemas.files import FileRef, SourceFile, StageRecord
+from stages.core.whole_files import TEMPORARY_FILES, flush_to_disk
 from stages.hashing import FileHashes
+from stages.locks import wait_for_shared, waiting_lock
 from stages.registry import Stage
 from stages.sealed import read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
 
 RECORD_NAME = "record.json"
+USERS_LOCK = "users.lock"
 _KEY_CHARACTERS = 32
 
 
@@ -39,7 +42,7 @@ class Store:
         try:
             for name in ("stages", "work", "locks", "runs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            self._users = (self.root / "locks" / "users.lock").open("a")
+            self._users = (self.root / "locks" / USERS_LOCK).open("a")
         except OSError as error:
             raise SpecError(
                 f"store = {self.root}: cannot be used as a store ({error}). Give a writable folder by --store or FAIRWAY_STORE"
@@ -47,7 +50,7 @@ class Store:
         if not os.access(self.root / "work", os.W_OK):
             raise SpecError(f"store = {self.root}: is read-only. Give a writable folder by --store or FAIRWAY_STORE")
         self.hashes = FileHashes(self.root / "hashes.sqlite")
-        fcntl.flock(self._users, fcntl.LOCK_SH)
+        self._share()
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
@@ -55,13 +58,20 @@ class Store:
         try:
             fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            fcntl.flock(self._users, fcntl.LOCK_SH)  # a conversion that fails may drop the lock
+            self._share()  # a conversion that fails may drop the lock
             yield False
             return
         try:
+            self._users.truncate(0)
+            self._users.write(str(os.getpid()))
+            self._users.flush()
             yield True
         finally:
-            fcntl.flock(self._users, fcntl.LOCK_SH)
+            self._users.truncate(0)
+            self._share()
+
+    def _share(self) -> None:
+        wait_for_shared(self._users, f"store {self.root}", "which has it alone, to take away what no run needs")
 
     @staticmethod
     def relative_folder(stage: Stage, key: str) -> PurePosixPath:
@@ -110,10 +120,12 @@ class Store:
     def publish(self, stage: Stage, key: str, record: StageRecord) -> None:
         """Make the work folder of `key` its result: record last, everything on disk, then one rename."""
         work, final = self.work_folder(stage, key), self.folder(stage, key)
+        for path in work.rglob(TEMPORARY_FILES):
+            path.unlink()
         write_sealed(work / RECORD_NAME, record.model_dump_json(indent=1).encode())
         for path in sorted(work.rglob("*")):
-            _flush_to_disk(path)
-        _flush_to_disk(work)
+            flush_to_disk(path)
+        flush_to_disk(work)
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():
             # Reached only for a damaged result: take it away by a rename too, so that no reader sees half of it.
@@ -121,24 +133,15 @@ class Store:
             os.rename(final, doomed)
             shutil.rmtree(doomed)
         os.rename(work, final)
-        _flush_to_disk(final.parent)
+        flush_to_disk(final.parent)
         for name in stage.scratch:
             remove(final / name)
 
     @contextmanager
     def lock(self, stage: Stage, key: str) -> Iterator[None]:
-        """Only one process makes `key` at a time. A flock: the kernel drops it when its holder dies, even by SIGKILL."""
+        """Only one process makes `key` at a time. Raises StageError when a stop is asked for while this waits for another."""
         path = self.root / "locks" / f"{stage.name}-{key[:_KEY_CHARACTERS]}.lock"
-        with path.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                log.info("%s: waiting for process %s, which makes the same result", stage.name, file.read().strip() or "(unknown)")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+        with waiting_lock(path, stage.name, "which makes the same result"):
             yield
 
 
@@ -160,14 +163,6 @@ def file_refs(value: Any) -> Iterator[FileRef | SourceFile]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from file_refs(item)
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _one_line(error: Exception) -> str:

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from stages.core.training import StepMetrics, TrainState
+from stages.core.whole_files import TEMPORARY_FILES, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,9 @@ class TrainingFiles:
         self._last_checkpoint = time.monotonic()
 
     def resume(self) -> TrainState | None:
-        """The newest sound checkpoint, or None; files of steps after it are removed."""
+        """The newest sound checkpoint, or None; files of steps after it and half-written ones are removed."""
+        for path in self.folder.rglob(TEMPORARY_FILES):
+            path.unlink()
         state = None
         for path in sorted((self.folder / "checkpoints").glob("*.json"), reverse=True):
             if state is None and (state := self._load(path)) is not None:
@@ -57,7 +59,7 @@ class TrainingFiles:
         rows = [row for row in self.metrics() if row["step"] <= step]
         if len(rows) < step:
             log.warning("metrics of steps before the checkpoint are incomplete: %d of %d", len(rows), step)
-        self._metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_whole(self._metrics_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         if state:
             self.resumed_from.append(step)
             log.info("going on from the checkpoint of step %d", step)
@@ -72,7 +74,7 @@ class TrainingFiles:
 
     def add_metrics(self, metrics: StepMetrics) -> None:
         with self._metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
+            file.write(json.dumps(dataclasses.asdict(metrics), allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows so far; a line that a kill cut in half is left out."""
@@ -133,7 +135,7 @@ class TrainingFiles:
             "snapshots": snapshots,
             "resumed_from": self.resumed_from,
         }
-        _write_whole(path.with_suffix(".json"), json.dumps(about).encode())
+        write_whole(path.with_suffix(".json"), json.dumps(about).encode())
         for old in sorted((self.folder / "checkpoints").glob("*.json"))[: -self._keep]:
             old.unlink()
             old.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -156,17 +158,8 @@ class TrainingFiles:
 def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> str:
     """Write whole or not at all; returns the sha256 (hex) of the file."""
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    _write_whole(path, content)
+    write_whole(path, content)
     return hashlib.sha256(content).hexdigest()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _read_sound(path: Path, sha256: str) -> bytes:

@@ -1,7 +1,6 @@
 """From token shards to the blob: train, merge, quantize and pack, as the recipe says; on the CPU the same bytes each time."""
 
 import hashlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from stages.core.packing import pack
 from stages.core.quantizers.methods import needs_text, quantize_state
 from stages.core.quantizers.with_text import quantize_with_text
 from stages.core.training import Hooks, StepMetrics, TrainedModel, Trainer, step_line
+from stages.core.whole_files import write_whole
 
 LINES_EVERY_SECONDS = 5.0
 QUANTIZING_AT_MOST = timedelta(hours=2)
@@ -27,7 +27,7 @@ def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callabl
     """Train on `shards` and write the blob; the first process does all but the training. `say` gets the log's lines.
 
     Raises ValueError for too little calibration text, before training, and when no snapshot lies in the averaging window;
-    DivergedError when the loss is not finite, LimitTooSmallError as the quantizer does.
+    DivergedError when the loss or its gradient is not finite, LimitTooSmallError as the quantizer does.
     """
     if needs_text(recipe.quantizer):
         recipe.quantizer.calibration.check_text(len(TokenStream(shards)))
@@ -51,17 +51,10 @@ def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callabl
         else:
             quantized = quantize_state(merged, recipe.quantizer)
         blob = pack(quantized, metadata, recipe.quantizer.zstd_level)
-        write_blob(blob_path, blob)
+        write_whole(blob_path, blob)
         say(f"blob {len(blob)} bytes sha256 {hashlib.sha256(blob).hexdigest()} after {time.perf_counter() - began:.1f} s in all")
     if waiting is not None:
         dist.barrier(group=waiting)
-
-
-def write_blob(path: Path, blob: bytes) -> None:
-    """Whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(blob)
-    os.replace(temporary, path)
 
 
 def _merge(recipe: Recipe, snapshots: list[tuple[float, dict[str, Tensor]]], trained: TrainedModel) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from stages.core.schedule import Clock, lr_scale_at, momentum_at, progress_at, q
 
 
 class DivergedError(ValueError):
-    """The loss is no longer a finite number."""
+    """The loss or the norm of its gradient is no longer a finite number."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Trainer:
         self.hook_seconds = {"snapshot": 0.0, "checkpoint": 0.0}
 
     def run(self) -> TrainedModel:
-        """Train to the first cap. Raises DivergedError when the loss is not finite."""
+        """Train to the first cap. Raises DivergedError when the loss or its gradient is not finite."""
         settings, schedule = self.settings, self.settings.schedule
         warmup_seconds = self._warm_up()
         pending: list[tuple[StepMetrics, Callable[[], list[float]]]] = []
@@ -263,8 +263,9 @@ class Trainer:
         while len(pending) > keep:
             row, figures = pending.pop(0)
             loss, grad_norm = figures()
-            if not math.isfinite(loss):
-                raise DivergedError(f"the training loss is {loss} at step {row.step}")
+            for name, figure in (("training loss", loss), ("gradient norm", grad_norm)):
+                if not math.isfinite(figure):
+                    raise DivergedError(f"the {name} is {figure} at step {row.step}")
             if self.rank == 0:
                 self.hooks.step(StepMetrics(**{**vars(row), "loss": loss, "grad_norm": grad_norm}))
 

@@ -106,7 +106,7 @@ def rescore(
         blob_sha256=hashlib.sha256(blob).hexdigest(),
         precision=precision_note(compute),
         scored_by="the folder's train_gpt.py" if run_its_script else "fairway",
-        claimed_val_bpb=claimed if type(claimed) in (int, float) else None,
+        claimed_val_bpb=claimed if isinstance(claimed, (int, float)) and abs(claimed) < 1e15 else None,
         seconds=time.perf_counter() - began,
     )
 

@@ -4,7 +4,6 @@ Where words are independent (see `separators`), the ids of a text are those of i
 For other models the whole text is encoded. The looking up is done by array operations, so that threads share the work.
 """
 
-import os
 import queue
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ import sentencepiece
 
 from schemas.errors import SpecError
 from stages.core.bits_per_byte import SPACE_SYMBOL
+from stages.cores import usable_cores
 from stages.tokenization.separators import word_rules
 from stages.tokenization.word_table import PADDING, WordTable
 
@@ -181,8 +181,7 @@ def encode_stream(texts: Iterable[str], model: bytes, num_threads: int) -> Itera
 
 def default_threads() -> int:
     """Threads worth having on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MAX_THREADS)
+    return min(usable_cores(), _MAX_THREADS)
 
 
 def _encode_by_an_idle(idle: "queue.SimpleQueue[TextEncoder]", batch: list[str]) -> list[np.ndarray]:

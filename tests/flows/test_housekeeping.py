@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from flows.housekeeping import StoreInUseError, find_damage, find_unneeded, remove_unneeded
 from flows.runs import list_reports, save_report
 from schemas.errors import StageError
+from schemas.seeds import Ledger, SeedEntry
+from stages.ledger import claim, ledger_path, write_ledger
+from stages.locks import try_lock
+from stages.registry import STAGES
 from stages.store import Store
 
 
@@ -61,18 +63,96 @@ def test_listing_takes_nothing_away_and_removing_takes_what_was_listed(store: St
     assert find_unneeded(store, 1, 0) == []
 
 
+LEFT_OVER = {
+    "work/removed-1234/abc": "what an interrupted removal left",
+    "work/merge/abc.damaged-1234/model": "a damaged result, made again since",
+    "work/merge/abc/model": "an unfinished result; the same run would go on with it",
+    "recheck/demo-12345678-seed1/runs/x/report.json": "the store of a recheck that was interrupted or gave other figures",
+    "cache/matplotlib/fonts.json": "a library's cache; it is filled again when needed",
+    "runs/interrupted/report.sha256": "a run that was interrupted before its report was written",
+    "runs/older/.report.json.12-abcdef01.tmp": "a file whose writer was interrupted",
+    "ledgers/demo-12345678/.ledger.parquet.12-abcdef01.tmp": "a file whose writer was interrupted",
+    "locks/train-abc.lock": "a lock that nobody holds",
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OVER)
+def test_what_was_left_over_is_listed_for_what_it_is_and_taken_away(name: str, tmp_path: Path) -> None:
+    store, path = Store(tmp_path), tmp_path / name
+    if name.startswith("runs/older"):
+        path.parent.mkdir()
+        (path.parent / "report.json").touch()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("left over")
+    assert find_unneeded(store) == []  # younger than a day
+    [item] = find_unneeded(store, older_than_hours=0)
+    assert item.reason == LEFT_OVER[name]
+    assert path.is_relative_to(item.path)
+    assert remove_unneeded(store, older_than_hours=0) == [item]
+    assert not item.path.exists()
+    assert list(tmp_path.glob("work/removed-*")) == []
+    assert find_unneeded(store, older_than_hours=0) == []
+
+
+def test_what_lies_in_something_unneeded_is_listed_with_that_alone(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "interrupted").mkdir(parents=True)
+    (tmp_path / "runs" / "interrupted" / ".report.json.12-abcdef01.tmp").touch()
+    store = Store(tmp_path)
+    assert found(remove_unneeded(store, older_than_hours=0), store) == {"runs/interrupted"}
+
+
+def test_a_lock_in_use_is_neither_listed_nor_removed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.lock(STAGES["train"], "k" * 64):
+        assert find_unneeded(store, older_than_hours=0) == []
+        assert remove_unneeded(store, older_than_hours=0) == []
+        assert try_lock(tmp_path / "locks" / f"train-{'k' * 32}.lock") is None
+    assert sorted(path.name for path in (tmp_path / "locks").iterdir()) == ["users.lock"]
+
+
+def test_listing_beside_a_run_that_goes_on_does_not_stop_at_what_just_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, path = Store(tmp_path), tmp_path / "work" / "train" / "abc" / "half"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    lstat = os.lstat
+
+    def gone(item: str) -> os.stat_result:
+        path.unlink(missing_ok=True)
+        return lstat(item)
+
+    monkeypatch.setattr(os, "lstat", gone)
+    assert find_unneeded(store, older_than_hours=0) == []
+
+
+def ledger_of(*run_ids: str) -> Ledger:
+    entries = tuple(
+        SeedEntry(seed=seed, status="failed", run_id=run_id, run_name="demo", created_at="2001-01-01T00:00:00+00:00", code_sha256="")
+        for seed, run_id in enumerate(run_ids)
+    )
+    return Ledger(name="demo", configuration="c" * 64, first_seed=0, max_seeds=5, entries=entries)
+
+
+def written(store: Store, ledger: Ledger) -> Path:
+    """The file of `ledger`, written as a seed validation writes it."""
+    with claim(store.root, ledger):
+        write_ledger(store.root, ledger)
+    return ledger_path(store.root, ledger)
+
+
 def test_a_run_that_a_ledger_names_is_kept_with_its_results(store: Store) -> None:
-    (store.root / "ledgers").mkdir()
-    pq.write_table(pa.table({"seed": [1], "run": [{"id": "older"}]}), store.root / "ledgers" / "seeds.parquet")
+    written(store, ledger_of("another", "older"))
     assert found(find_unneeded(store, keep_runs=0, older_than_hours=0), store) & OLDER == set()
+    remove_unneeded(store, keep_runs=0, older_than_hours=0)
+    assert all((store.root / path).exists() for path in OLDER)
 
 
-def test_an_unreadable_ledger_stops_everything(store: Store) -> None:
-    (store.root / "ledgers").mkdir()
-    (store.root / "ledgers" / "seeds.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(StageError, match=r"seeds\.parquet.*Remove or restore"):
+def test_an_unreadable_ledger_stops_everything_and_is_named_as_damage(store: Store) -> None:
+    path = written(store, ledger_of("older"))
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(StageError, match=r"demo-cccccccc/ledger\.parquet.*Restore it.*nothing is removed"):
         remove_unneeded(store, 0, 0)
-    assert any("seeds.parquet" in problem for problem in find_damage(store))
+    assert (store.root / "runs" / "older").exists()
+    assert any(str(path) in problem for problem in find_damage(store))
 
 
 def test_while_the_store_is_open_elsewhere_nothing_is_removed(store: Store) -> None:

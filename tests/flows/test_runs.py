@@ -8,6 +8,7 @@ import pytest
 
 from flows.runs import find_report, list_reports, load_report, save_report
 from schemas.errors import SpecError
+from stages import sealed
 from stages.sealed import write_sealed
 
 
@@ -52,6 +53,27 @@ def test_what_was_saved_is_read_back_equal(store: Path, smoke_run: Any) -> None:
     path = save_report(store, smoke_run.report)
     assert load_report(store, smoke_run.report.run_id) == smoke_run.report
     assert sorted(item.name for item in path.parent.iterdir()) == ["report.json", "report.sha256"]
+
+
+def test_a_crash_while_a_report_is_replaced_leaves_the_old_one_or_the_new(
+    store: Path, smoke_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, old = sealed.write_whole, load_report(store, "aaaa-1")
+    new = smoke_run.report.derive(run_id="aaaa-1", name="again")
+    for allowed, expected in ((1, old), (2, new)):
+        writes: list[Path] = []
+
+        def crashing(path: Path, content: bytes, writes: list[Path] = writes, allowed: int = allowed) -> None:
+            writes.append(path)
+            if len(writes) > allowed:
+                raise KeyboardInterrupt
+            write(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sealed, "write_whole", crashing)
+            with pytest.raises(KeyboardInterrupt):
+                save_report(store, new)
+        assert load_report(store, "aaaa-1") == expected
 
 
 def test_a_damaged_report_is_named_and_does_not_hide_the_others(store: Path, caplog: pytest.LogCaptureFixture) -> None:

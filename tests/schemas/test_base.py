@@ -1,4 +1,7 @@
+import importlib
 import json
+import math
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,9 +11,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+import schemas
 from presets import PRESETS
-from schemas.base import Schema, Volatile, fingerprint
-from schemas.evaluate import EvaluateSpec
+from schemas.audit import Finding
+from schemas.base import Schema, Volatile, fingerprint, invalid_field
+from schemas.evaluate import EvaluateSpec, Score
 from schemas.files import FileRef, SourceFile
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
@@ -26,6 +31,27 @@ class Sample(Schema):
     tags: frozenset[str] = frozenset()
     seconds: Volatile[float] = 0.0
     file: FileRef | None = None
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_never_gets_into_a_record_and_is_named(number: float) -> None:
+    score = {"bpb": 1.0, "loss": 1.0, "nll_nats_sum": 1.0, "num_targets": 1, "num_bytes": 1, "num_bos_targets": 0, "bos_nats_sum": 0.0}
+    with pytest.raises(ValidationError) as caught:
+        Score(**score | {"seconds": 0.0, "loss": number})
+    assert invalid_field(caught.value) == f"Score.loss = {number}: Input should be a finite number"
+    with pytest.raises(ValidationError) as caught:
+        Finding(key="c", title="", verdict="holds", evidence="", figures={"a_bpb": number})
+    assert invalid_field(caught.value).startswith(f"Finding.figures.a_bpb = {number}: ")
+
+
+def test_no_schema_lets_numbers_in_that_are_not_finite() -> None:
+    for module in pkgutil.iter_modules(schemas.__path__):
+        importlib.import_module(f"schemas.{module.name}")
+    kinds = [Schema]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    assert len(kinds) > 30
+    assert [kind.__name__ for kind in kinds if kind.model_config.get("allow_inf_nan") is not False] == []
 
 
 def test_fingerprints_ignore_order_paths_and_volatile_fields_only() -> None:

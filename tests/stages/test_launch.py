@@ -1,6 +1,7 @@
 """Child processes: results come back, errors keep their kind, and nobody outlives the caller. Real processes throughout."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -48,22 +49,30 @@ def test_lines_are_logged_and_progress_is_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("busy_percent", "cores", "given", "expected"),
+    ("busy_percent", "quota", "given", "expected"),
     [
-        (0.0, 2, {}, ["2000", None]),
-        (20.0, 2, {}, ["2000", None]),
-        (50.0, 2, {}, [None, "PASSIVE"]),
-        (50.0, 8, {}, ["2000", None]),
-        (0.0, 1, {}, [None, "PASSIVE"]),
-        (0.0, 2, {"OMP_WAIT_POLICY": "ACTIVE"}, [None, "ACTIVE"]),
-        (90.0, 2, {"GOMP_SPINCOUNT": "7"}, ["7", None]),
+        ([0, 0], None, {}, ["2000", None]),
+        ([20, 20], None, {}, ["2000", None]),
+        ([50, 50], None, {}, [None, "PASSIVE"]),
+        ([50] * 8, None, {}, ["2000", None]),
+        ([0], None, {}, [None, "PASSIVE"]),
+        ([100, 100, 0, 0], None, {}, ["2000", None]),
+        ([0] * 8, 1.0, {}, [None, "PASSIVE"]),  # a container may use one core of eight
+        ([0] * 8, 2.0, {}, ["2000", None]),
+        ([0, 0], None, {"OMP_WAIT_POLICY": "ACTIVE"}, [None, "ACTIVE"]),
+        ([90, 90], None, {"GOMP_SPINCOUNT": "7"}, ["7", None]),
     ],
 )
 def test_threads_spin_briefly_on_idle_cores_only_unless_the_environment_decides(
-    busy_percent: float, cores: int, given: dict[str, str], expected: list[str | None], monkeypatch: pytest.MonkeyPatch
+    busy_percent: list[float],
+    quota: float | None,
+    given: dict[str, str],
+    expected: list[str | None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("psutil.cpu_percent", lambda interval: busy_percent)
-    monkeypatch.setattr("psutil.cpu_count", lambda: cores)
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: busy_percent)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(len(busy_percent))))
+    monkeypatch.setattr("stages.cores.cpu_quota", lambda: quota or math.inf)
     environment = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | given
     code = "import json, os; print(json.dumps([os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY')]))"
     tail = run_child(python(code), ComputeSettings(threads_per_process=2), no_progress, None, env=environment)
@@ -82,6 +91,55 @@ def test_a_child_that_runs_too_long_is_ended() -> None:
     with pytest.raises(TimeoutError, match="ran past 1"):
         run_child(python("import time; time.sleep(60)"), ONE, no_progress, 1.0)
     assert time.monotonic() - started < 20
+
+
+GRANDCHILD = "import subprocess; print(subprocess.Popen(['sleep', '300']).pid, 'done', flush=True); "
+
+
+@pytest.mark.parametrize("timeout", [None, 30.0])
+def test_a_grandchild_that_keeps_the_output_open_is_not_waited_for_and_ended(
+    timeout: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = time.monotonic()
+    tail = run_child(python(GRANDCHILD), ONE, no_progress, timeout)
+    assert time.monotonic() - started < 60  # the grandchild sleeps for 300
+    pid, word = tail[-1].split()
+    assert word == "done"
+    assert wait_until(lambda: not alive(int(pid)))
+    assert f"process {pid} (sleep) was started by the stage and still ran after it" in caplog.text
+
+
+def test_the_status_of_a_child_counts_also_where_a_grandchild_keeps_its_output_open() -> None:
+    with pytest.raises(ChildFailedError, match=r"status 3; its last lines:\n\d+ done"):
+        run_child(python(GRANDCHILD + "raise SystemExit(3)"), ONE, no_progress, 60.0)
+
+
+def test_a_timeout_ends_a_child_that_ignores_sigterm_and_what_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.launch.TERM_GRACE_SECONDS", 0.5)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
+    pids: list[float] = []
+    code = GRANDCHILD.replace("print(", "print('@progress', ").replace("'done'", "'2 pids'") + deaf
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match="ran past 4"):
+        run_child(python(code), ONE, lambda done, total, unit: pids.append(done), 4.0)
+    assert time.monotonic() - started < 60
+    assert len(pids) == 1
+    assert not alive(int(pids[0]))
+
+
+def test_a_child_that_closes_its_output_is_waited_for_as_long_as_it_may_run() -> None:
+    quiet = "import os, sys, time; print('so far', flush=True); os.close(1); os.close(2); time.sleep({}); os._exit(4)"
+    with pytest.raises(ChildFailedError, match="status 4"):
+        run_child(python(quiet.format(1)), ONE, no_progress, 60.0)
+    with pytest.raises(TimeoutError, match="ran past 1"):
+        run_child(python(quiet.format(300)), ONE, no_progress, 1.0)
+
+
+def test_all_that_a_child_wrote_before_its_end_is_read() -> None:
+    seen: list[float] = []
+    code = "print('\\n'.join(f'@progress {n} 4000 ä' for n in range(4000)) + '\\r\\nhalf\\rlast ä', end='', flush=True)"
+    assert run_child(python(code), ONE, lambda done, *_: seen.append(done), None) == ["half", "last ä"]
+    assert seen == list(range(4000))
 
 
 def write_module(folder: Path, body: str) -> str:

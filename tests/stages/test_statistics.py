@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from schemas.seeds import Comparison
 from stages.statistics import beats_ledger, beats_mark, nats_to_bpb, paired_difference, seeds_needed, summarize
 
 
@@ -68,6 +69,13 @@ def test_values_without_spread_exactly_at_the_bar_are_no_success() -> None:
     found = beats_mark([2.5, 2.5], 2.75, 0.25, 0.01, 1)
     assert found is not None
     assert not found.passed
+
+
+def test_values_without_spread_have_no_statistic_and_can_be_recorded() -> None:
+    for found in (beats_mark([2.5, 2.5], 2.76, 0.25, 0.01, 1), beats_ledger([2.5, 2.5], [2.76, 2.76], 0.25, 0.01, 1)):
+        assert found is not None
+        assert (found.passed, found.statistic, found.low, found.high) == (True, None, found.better_by, found.better_by)
+        assert Comparison.model_validate_json(found.model_dump_json()) == found
 
 
 def test_looks_are_counted_from_the_second_seed() -> None:

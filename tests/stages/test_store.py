@@ -1,6 +1,7 @@
 """The store serves only what is whole, and says why it makes something again. Uses a real, cheap stage: check_size."""
 
 import logging
+import math
 import multiprocessing
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from schemas.check_size import CheckSizeSpec
-from schemas.errors import SpecError
+from schemas.errors import SpecError, StageError
 from schemas.files import FileRef
 from schemas.package import PackageSpec
 from schemas.quantize import PackedModel
@@ -19,7 +20,7 @@ from schemas.runtime import RunOptions
 from stages.registry import STAGES
 from stages.runner import Outcome, run_stage, stage_key
 from stages.store import Store
-from stages.workspace import DamagedFileError
+from stages.workspace import DamagedFileError, Workspace
 
 PACKAGE = STAGES["package"]
 
@@ -55,6 +56,16 @@ def test_a_second_run_is_served_from_the_store(store: Store, packed: PackedModel
     assert (first.cached, second.cached) == (False, True)
     assert first.record == second.record
     assert not any((store.root / "work" / "package").iterdir())
+
+
+def test_a_result_that_is_not_finite_is_named_and_not_stored(store: Store, packed: PackedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_finite(spec: PackageSpec, packed: PackedModel, work: Workspace) -> PackedModel:
+        return packed.derive(divergence_nats=math.nan)
+
+    monkeypatch.setattr("stages.package.package", not_finite)
+    with pytest.raises(StageError, match=r"package: what came out cannot be recorded: PackedModel\.divergence_nats = nan: .*finite"):
+        package(store, packed)
+    assert not (store.root / "stages" / "package").exists()
 
 
 def test_a_moved_store_still_serves(store: Store, packed: PackedModel, tmp_path: Path) -> None:

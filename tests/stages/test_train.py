@@ -1,6 +1,7 @@
 """Training through torchrun in real processes, and the loop inside this one."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from schemas.settings import TrainSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Checkpoints
 from stages.core.schedule import Clock, lr_scale_at
-from stages.core.training import Hooks, StepMetrics, Trainer, TrainState
+from stages.core.training import DivergedError, Hooks, StepMetrics, Trainer, TrainState
 from stages.train import train
 from stages.training_files import TrainingFiles
 from stages.workspace import Workspace
@@ -155,6 +156,17 @@ def test_a_diverged_loss_stops_the_stage_with_step_and_last_good_checkpoint(
         train(wild, tiny_tokens, make_workspace())
 
 
+def test_a_gradient_that_is_not_finite_stops_training_though_the_loss_still_is(
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus
+) -> None:
+    rows: list[StepMetrics] = []
+    trainer = Trainer(smoke_training, [Path(ref.path) for ref in tiny_tokens.train_shards], Hooks(rows.append))
+    trainer.model.tok_emb.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(DivergedError, match=r"gradient norm is (nan|inf) at step 1"):
+        trainer.run()
+    assert rows == []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -172,6 +184,14 @@ def test_what_does_not_fit_is_refused_before_any_process_starts(
     with pytest.raises(SpecError, match=message):
         train(change(smoke_training), tiny_tokens, work)
     assert list(work.out_dir.iterdir()) == []
+
+
+def test_half_written_files_of_a_killed_run_are_removed_before_training_goes_on(tmp_path: Path) -> None:
+    for name in ("checkpoints", "snapshots", "."):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / ".step-00000001.safetensors.123-abcdef01.tmp").write_bytes(b"half")
+    TrainingFiles(tmp_path, 30, 2).resume()
+    assert [path.name for path in tmp_path.rglob("*.tmp")] == []
 
 
 def test_a_metrics_line_that_a_kill_cut_in_half_is_left_out(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""End child processes together with everything that they started."""
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+
+import psutil
+
+LEFT_BEHIND_SECONDS = 5.0
+_POLL_SECONDS = 0.05
+
+
+def end_trees(parents: Sequence[subprocess.Popen], grace_seconds: float) -> None:
+    """End each parent and all its descendants: SIGTERM, then SIGKILL for what is left. Returns once they are gone.
+
+    Only the parents get the first SIGTERM, so that each can end its own children in order. What a parent leaves behind gets
+    SIGTERM when the parents have ended, at the latest after `grace_seconds`.
+    """
+    descendants = _descendants(parents)  # now: once a parent has ended, nothing leads to its children any more
+    for parent in parents:
+        parent.terminate()
+    deadline = time.monotonic() + grace_seconds
+    for parent in parents:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            parent.wait(max(0.0, deadline - time.monotonic()))
+    descendants |= _descendants(parents)
+    for parent in parents:
+        parent.kill()  # does nothing to one that has ended
+        parent.wait()
+    end_processes(descendants, min(grace_seconds, LEFT_BEHIND_SECONDS))
+
+
+def end_processes(processes: Iterable[psutil.Process], grace_seconds: float) -> None:
+    """SIGTERM to each process, and SIGKILL to those that still run after `grace_seconds`. One that is gone is no error."""
+    running = [process for process in processes if is_running(process)]
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in running:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(process)
+        running = _running_after(running, grace_seconds)
+
+
+def processes_with(variable: str, value: str) -> list[psutil.Process]:
+    """This user's processes that were started with this environment variable, wherever they hang in the tree by now."""
+    return [process for process in psutil.process_iter(["environ"]) if (process.info["environ"] or {}).get(variable) == value]
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Whether the process still does something: a zombie has ended, and waits for a parent that may never ask."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _descendants(parents: Iterable[subprocess.Popen]) -> set[psutil.Process]:
+    found: set[psutil.Process] = set()
+    for parent in parents:
+        if parent.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.update(psutil.Process(parent.pid).children(recursive=True))
+    return found
+
+
+def _running_after(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that still run after `seconds`; returns earlier when none does. psutil.wait_procs would wait for zombies."""
+    deadline = time.monotonic() + seconds
+    while (running := [process for process in processes if is_running(process)]) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    return running
