@@ -112,9 +112,11 @@ def requantize(
 
 @app.command()
 def up(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="port of the Prefect server on the loopback interface")] = 4200,
+    port: Annotated[
+        int, typer.Option(min=1, max=65_534, help="port of the Prefect server on the loopback interface; the next is for reports")
+    ] = 4200,
     heartbeat_seconds: Annotated[
-        int, typer.Option(min=30, help="seconds between a run's heartbeats; after three it counts as crashed")
+        int, typer.Option(min=30, max=86_400, help="seconds between a run's heartbeats; after three it counts as crashed")
     ] = 180,
     store: StoreFolder = DEFAULT_STORE,
     json: Json = False,
