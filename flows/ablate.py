@@ -18,6 +18,7 @@ from prefect.runtime import flow_run
 from flows.ablation import Variant, ablation_rows, plan_variants
 from flows.pipeline import pipeline
 from flows.runs import find_report, load_report
+from flows.showing import only_shown
 from flows.specs import run_options, settings_between
 from flows.tables import Row
 from flows.tasks import stream_logs
@@ -56,7 +57,9 @@ def ablate(run: str, off: tuple[str, ...], num_seeds: int = 3, options: RunOptio
             state = pipeline(earlier.preset, overrides=(*base, *variant.changes, f"train.seed={seed}"), options=options, return_state=True)
             variant.reports[seed] = _outcome(state, Path(options.store))
     rows = ablation_rows(variants)
-    create_table_artifact(key="ablation", table=rows, description=f"{earlier.name} without each technique, {len(seeds)} seeds")
+    with only_shown("the table of the ablation"):
+        described = f"{earlier.name} without each technique, {len(seeds)} seeds"
+        create_table_artifact(key="ablation", table=rows, description=described)
     failed = [f"{item.name}, seed {seed}: {why}" for item in variants for seed, why in item.reports.items() if isinstance(why, str)]
     if failed:
         raise StageError("\n".join(["these runs failed; the same command tries them again and keeps the others", *failed]))

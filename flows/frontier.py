@@ -23,6 +23,7 @@ from flows.form import Options, with_empty_fields
 from flows.frontier_output import frontier_rows, make_folder, write_frontier
 from flows.progress import stage_progress
 from flows.runs import find_report, named_after
+from flows.showing import only_shown
 from flows.specs import run_options
 from flows.tasks import stage_runner, stream_logs
 from presets.quantizers import choose_schemes, scheme_settings
@@ -99,7 +100,9 @@ def frontier(run: str = "last", schemes: tuple[SchemeName, ...] = (), folder: st
         points=tuple(points),
         failed=failed,
     )
-    _publish(found, write_frontier(found, out))
+    svg = write_frontier(found, out)
+    with only_shown("table and plot of the frontier"):
+        _publish(found, svg)
     return found
 
 

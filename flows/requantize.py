@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.comparison import publish_comparison
+from flows.comparison import comparison_rows, publish_comparison
 from flows.form import (
     AS_IT_IS,
     Assignment,
@@ -33,6 +33,7 @@ from flows.form import (
 )
 from flows.pipeline import ship
 from flows.runs import find_report, last_successful, load_report, named_after
+from flows.showing import only_shown
 from flows.specs import run_label, run_options
 from flows.tables import Row
 from flows.tasks import stage_runner, stream_logs
@@ -115,7 +116,9 @@ def requantize(
     states = _run_variants([partial(_run_variant, earlier.run_id, changes, options) for _, changes in variants], at_once)
     reports = [load_report(store.root, str(state.state_details.flow_run_id)) for state in states]
     compared = [(name, report, state) for (name, _), report, state in zip(variants, reports, states, strict=True)]
-    rows = publish_comparison(earlier, compared)
+    rows = comparison_rows(earlier, compared)
+    with only_shown("table and plot of the comparison"):
+        publish_comparison(earlier, compared, rows)
     finished = [report for report in reports if report is not None]
     failed = [f"{name}: {state.message}" for name, report, state in compared if report is None]
     if failed or not any(report.size.fits for report in finished):
