@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.common import circumstances
-from flows.runs import find_report
+from flows.runs import find_run
 from presets.quantizers import SCHEMES, scheme_settings
 from schemas.quantizer_settings import CalibrationSettings, QuantizerSettings
 from schemas.settings import ScoringSettings
@@ -79,7 +79,7 @@ class Subject:
 
 
 def load_subject(store: Store, run: str) -> Subject:
-    report = find_report(store.root, run)
+    report = find_run(store.root, run)
     if problems := list(store.problems((report.merged.weights, report.tokenized))):
         raise SystemExit(f"{run}: {problems[0]}")
     model = GPT(report.merged.model)

@@ -88,12 +88,12 @@ def requantize(
 ) -> None:
     """Quantize and score the merged model of an earlier run again. Training is not run."""
     with clear_errors(debug):
-        from flows.runs import find_report, last_successful
+        from flows.runs import find_run
         from flows.terminal import print_comparison, report_json
 
         options = run_options_of(store, retries, timeout)
         root = Path(options.store)
-        earlier = last_successful(root) if run == "last" else find_report(root, run)
+        earlier = find_run(root, run, fitting=True)
 
         def call() -> Any:
             from flows.requantize import requantize as flow

@@ -32,7 +32,7 @@ from flows.form import (
     with_empty_fields,
 )
 from flows.pipeline import ship
-from flows.runs import find_report, last_successful, load_report, named_after
+from flows.runs import find_run, load_report, named_after
 from flows.showing import only_shown
 from flows.specs import run_label, run_options
 from flows.tables import Row
@@ -57,7 +57,7 @@ CODED_LIKE_MATRICES = {"embedding_format": "int8"}  # the one integer format tha
 
 def _run_name() -> str:
     given = flow_run.parameters
-    return named_after(given["run"], lambda: _earlier(Store(run_options(given["options"]).store), given["run"]), "requantized")
+    return named_after(Store(run_options(given["options"]).store).root, given["run"], "requantized", fitting=True)
 
 
 @with_empty_fields
@@ -93,7 +93,7 @@ def requantize(
     stream_logs()
     options = run_options(options)
     store = Store(options.store)
-    earlier = _earlier(store, run)
+    earlier = find_run(store.root, run, fitting=True)
     common = [] if zstd_level is None else [f"quantize.zstd_level={zstd_level}"]
     if limit_bytes is not None:
         common += ["quantize.method=ecsq", f"quantize.fit.limit_bytes={limit_bytes}", "quantize.fit.code_bytes=null"]
@@ -130,7 +130,7 @@ def requantize(
 def requantized(run_id: str, overrides: list[str], options: RunOptions, name: str) -> PipelineReport:
     """One variant: the chain from `quantize` on, with the earlier results of the run `run_id` as they lie in the store."""
     started, store = datetime.now(UTC), Store(options.store)
-    earlier = find_report(store.root, run_id)
+    earlier = find_run(store.root, run_id)
     spec = apply_overrides(earlier.spec, overrides)
     outcomes = list[Outcome]()
     for done in earlier.stages:
@@ -138,10 +138,6 @@ def requantized(run_id: str, overrides: list[str], options: RunOptions, name: st
             outcomes.append(Outcome(record, cached=True, seconds=0.0))
     run = stage_runner(options, name, outcomes)
     return ship(run, store, earlier.preset, spec, earlier.tokenized, earlier.trained, earlier.merged, outcomes, started)
-
-
-def _earlier(store: Store, run: str) -> PipelineReport:
-    return last_successful(store.root) if run == "last" else find_report(store.root, run)
 
 
 def _run_variants(variants: Sequence[Callable[[], State[PipelineReport]]], at_once: int) -> list[State[PipelineReport]]:
@@ -158,7 +154,7 @@ def _run_variants(variants: Sequence[Callable[[], State[PipelineReport]]], at_on
 
 
 def _run_variant(run_id: str, overrides: list[str], options: RunOptions) -> State[PipelineReport]:
-    earlier = find_report(Store(options.store).root, run_id)
+    earlier = find_run(Store(options.store).root, run_id)
     label = run_label(earlier.preset, apply_overrides(earlier.spec, overrides))
     return requantized(run_id, overrides, options, label, return_state=True)
 
