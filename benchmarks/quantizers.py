@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="append the figures to this file, a JSON line for each run")
     options = parser.parse_args()
-    console = Console()
+    console = Console(markup=False)
     if options.show:
         show_recorded(console, [json.loads(line) for line in options.show.read_text(encoding="utf-8").splitlines()])
         return

@@ -78,6 +78,7 @@ def option_overrides(given: list[str] | None, seed: int | None, processes: int |
 def clear_errors(debug: bool) -> Iterator[None]:
     """Errors as one message: status 2 for bad input, 1 for a failed run, 130 for Ctrl-C. `debug` lets the stack trace through."""
     from schemas.errors import FairwayError, SpecError
+    from stages.printable import printable
 
     try:
         yield
@@ -89,25 +90,28 @@ def clear_errors(debug: bool) -> Iterator[None]:
     except FairwayError as error:
         if debug:
             raise
-        typer.echo(f"fairway: {error}", err=True)
+        typer.echo(f"fairway: {printable(str(error))}", err=True)
         raise typer.Exit(2 if isinstance(error, SpecError) else 1) from None
     except Exception as error:
         if debug:
             raise
-        typer.echo(f"fairway: {type(error).__name__}: {error}\n(--debug shows where)", err=True)
+        typer.echo(f"fairway: {type(error).__name__}: {printable(str(error))}\n(--debug shows where)", err=True)
         raise typer.Exit(1) from None
 
 
 def make_console(stderr: bool = False) -> Any:
     from rich.console import Console
 
-    console = Console(stderr=stderr, highlight=False)
-    # Without a terminal nothing wraps at 80 columns, so that lines stay whole in logs and pipes.
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=200)
+    # Nothing in a text is a command to the console: a value or a path may hold `[/b]` or `:bug:`.
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 200  # nothing wraps at 80 columns, so that lines stay whole in logs and pipes
+    return console
 
 
 def print_json(value: Any) -> None:
     import json
 
-    json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
-    sys.stdout.write("\n")
+    from stages.printable import printable_json
+
+    sys.stdout.write(printable_json(json.dumps(value, indent=1, ensure_ascii=False)) + "\n")

@@ -128,6 +128,7 @@ def up(
 
         from flows.terminal import log_to
         from flows.up import everything_up, one_interrupt, wait_for_the_end
+        from stages.printable import printable
         from stages.store import Store
 
         root = Store(store).root
@@ -140,7 +141,7 @@ def up(
                     print_json({"ui": address, "api": url, "store": str(root)})
                     sys.stdout.flush()
                 else:
-                    typer.echo(f"ready: {address}   (store {root}; Ctrl-C ends server, worker and runs)")
+                    typer.echo(f"ready: {address}   (store {printable(str(root))}; Ctrl-C ends server, worker and runs)")
                     typer.echo(f"for runs from a terminal: export PREFECT_API_URL={url}")
                 wait_for_the_end()
         except KeyboardInterrupt:
