@@ -16,12 +16,14 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
 from flows.ablation import Variant, ablation_rows, plan_variants
+from flows.ignored import without_ignored
 from flows.pipeline import pipeline
 from flows.runs import find_run, load_report, named_after
 from flows.showing import only_shown
 from flows.specs import run_options, settings_between
 from flows.tables import Row
 from flows.tasks import stream_logs
+from presets import load_preset
 from schemas.errors import StageError
 from schemas.pipeline import PipelineReport
 from schemas.runtime import RunOptions
@@ -57,7 +59,10 @@ def ablate(run: str, off: tuple[str, ...], num_seeds: int = 3, options: RunOptio
     variants = [whole, *(Variant(name, changes, {}) for name, changes in plan)]
     for seed in seeds:
         for variant in variants:
-            state = pipeline(earlier.preset, overrides=(*base, *variant.changes, f"train.seed={seed}"), options=options, return_state=True)
+            changes = (*base, *variant.changes, f"train.seed={seed}")
+            # The run may have settings of a technique that this variant leaves out.
+            changes = without_ignored(load_preset(earlier.preset), changes)
+            state = pipeline(earlier.preset, overrides=changes, options=options, return_state=True)
             variant.reports[seed] = _outcome(state, store)
     rows = ablation_rows(variants)
     with only_shown("the table of the ablation"):
