@@ -75,7 +75,7 @@ def pipeline(
     store, outcomes = Store(options.store), list[Outcome]()
     run = stage_runner(options, run_label(preset, spec), outcomes)
 
-    tokenized = run("tokenize_corpus", spec.tokenize, manifest=locate(spec.tokenize, store.hashes))
+    tokenized = run("tokenize_corpus", spec.tokenize, manifest=locate(spec.tokenize, store.hashes, store.root / "cache" / "hub"))
     check_quantizer(spec, tokenized)
     trained = run("train", spec.train, tokenized=tokenized)
     merged = run("merge", spec.merge, trained=trained, tokenized=tokenized)
