@@ -58,7 +58,7 @@ class Provenance(Schema):
     fairway_version: str
     code_sha256: str
     libraries: dict[str, str]
-    inputs: dict[str, str]  # name of the input -> key of the record it came from
+    inputs: dict[str, str]  # name of the input -> fingerprint of its content
 
 
 SpecT = TypeVar("SpecT")
