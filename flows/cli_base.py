@@ -54,11 +54,12 @@ def run_flow(call: Callable[[], Any], options: Any, debug: bool) -> Any:
     """The state in which the flow ended, with its lines and progress shown meanwhile."""
     from flows.environment import prefect_api
     from flows.progress import stage_progress
-    from flows.terminal import live_output
+    from flows.terminal import live_output, waiting_on
 
     if not debug:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # our own lines and messages say it all
-    with live_output(make_console(stderr=True)) as show_progress, prefect_api(Path(options.store)):
+    console = make_console(stderr=True)
+    with live_output(console) as show_progress, prefect_api(Path(options.store), waiting_on(console)):
         token = stage_progress.set(show_progress)
         try:
             return call()

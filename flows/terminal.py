@@ -9,10 +9,11 @@ from typing import Any
 from rich.box import HEAVY_HEAD, Box
 from rich.console import Console, JustifyMethod
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from flows.environment import Waiting, say_waiting
 from flows.frontier_output import PNG_NAME, frontier_rows
 from flows.housekeeping import Unneeded
 from flows.progress import OUR_LOGGERS, StageProgress
@@ -56,6 +57,19 @@ def live_output(console: Console) -> Iterator[StageProgress]:
             yield show
         finally:
             progress.stop()
+
+
+def waiting_on(console: Console) -> Waiting:
+    """A function to be entered around a wait: on a terminal a line with the seconds so far, elsewhere a log line."""
+
+    @contextmanager
+    def wait(what: str) -> Iterator[None]:
+        columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+        with Progress(*columns, console=console, transient=True) as progress:
+            progress.add_task(printable(what), total=None)
+            yield
+
+    return wait if console.is_terminal else say_waiting
 
 
 @contextmanager

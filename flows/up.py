@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.environment import comes_up, is_healthy, port_is_free, settings_first, stop
+from flows.environment import SERVER_START_USUAL, comes_up, is_healthy, port_is_free, settings_first, stop
 from schemas.errors import SpecError
 from stages.launch import guarded
 
@@ -114,6 +114,7 @@ def _server(home: Path, url: str, port: int) -> Iterator[None]:
             f"PREFECT_API_URL = {url}: no Prefect server answers there. Start it, or unset it: `fairway up` then starts its own"
         )
     began = time.perf_counter()
+    log.info("starting the Prefect server, %s", SERVER_START_USUAL)
     command = ["prefect", "--no-prompt", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with _process("server", home, 10.0, command) as (process, log_path):
         if not comes_up(process, url):
@@ -146,6 +147,7 @@ def _process(name: str, home: Path, grace_seconds: float, command: list[str]) ->
 
 def _deploy(home: Path) -> None:
     began = time.perf_counter()
+    log.info("making the deployments of prefect.yaml, 5 to 30 s")
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         cwd=ROOT,
