@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes; writes nothing")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="some of them; writes nothing")
     options = parser.parse_args()
-    console, began = Console(), time.perf_counter()
+    console, began = Console(markup=False), time.perf_counter()
     failed = []
     with tempfile.TemporaryDirectory(prefix="fairway-bench-") as name:
         lines = Path(name) / "results.jsonl"

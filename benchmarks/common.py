@@ -107,7 +107,7 @@ def print_table(figures: list[Figure]) -> None:
         table.add_column(name, overflow="fold", justify="right" if name == "ratio" else "left")
     for cells in map(table_cells, figures):
         table.add_row(*cells)
-    Console(width=None if sys.stdout.isatty() else 180).print(table)
+    Console(width=None if sys.stdout.isatty() else 180, markup=False).print(table)
 
 
 def table_cells(figure: Figure) -> tuple[str, ...]:

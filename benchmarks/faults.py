@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stages.cores import usable_cores
 
@@ -50,7 +51,7 @@ def main() -> None:
     missing = sorted(set(LINES) - {row["line"] for row in rows})
     met = status == 0 and not missing and all(row["met"] for row in rows)
     summary = f"{len(rows)} figures, {sum(row['met'] for row in rows)} met; {seconds / 60:.1f} minutes on {usable_cores()} cores"
-    Console().print(summary if not missing else f"{summary}; no figure for line {', '.join(missing)}")
+    Console(markup=False).print(summary if not missing else f"{summary}; no figure for line {', '.join(missing)}")
     if met:
         _write(rows, f"{date.today().isoformat()}, {platform.system()} {platform.machine()}: {summary}.")
     sys.exit(0 if met else 1)
@@ -61,8 +62,8 @@ def _print(rows: list[dict]) -> None:
     for name in ("line", "what was done", "figure", "met"):
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(f"{row['line']} {LINES[row['line']]}", row["done"], row["figure"], "yes" if row["met"] else "[red]no[/red]")
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        table.add_row(f"{row['line']} {LINES[row['line']]}", row["done"], row["figure"], "yes" if row["met"] else Text("no", style="red"))
+    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
 
 
 def _write(rows: list[dict], summary: str) -> None:

@@ -320,7 +320,7 @@ def main() -> None:
     parser.add_argument("--show", type=Path, nargs="+", help="result files to make the tables of; trains nothing")
     parser.add_argument("--json", type=Path, help="append each result to this file as it comes, a JSON line each")
     options = parser.parse_args()
-    console = Console(width=200)
+    console = Console(width=200, markup=False)
     if options.show:
         lines = [json.loads(line) for path in options.show for line in path.read_text(encoding="utf-8").splitlines()]
         show(console, [line for line in lines if line["benchmark"] == "qat"])

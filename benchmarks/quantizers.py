@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.common import circumstances
-from flows.runs import find_report
+from flows.runs import find_run
 from presets.quantizers import SCHEMES, scheme_settings
 from schemas.quantizer_settings import CalibrationSettings, QuantizerSettings
 from schemas.settings import ComputeSettings, ScoringSettings
@@ -81,7 +81,7 @@ class Subject:
 
 
 def load_subject(store: Store, run: str) -> Subject:
-    report = find_report(store.root, run)
+    report = find_run(store.root, run)
     if problems := list(store.problems((report.merged.weights, report.tokenized))):
         raise SystemExit(f"{run}: {problems[0]}")
     model = GPT(report.merged.model)
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="append the figures to this file, a JSON line for each run")
     options = parser.parse_args()
-    console = Console()
+    console = Console(markup=False)
     if options.show:
         show_recorded(console, [json.loads(line) for line in options.show.read_text(encoding="utf-8").splitlines()])
         return

@@ -16,20 +16,25 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
 from flows.ablation import Variant, ablation_rows, plan_variants
+from flows.ignored import without_ignored
 from flows.pipeline import pipeline
-from flows.runs import find_report, load_report
+from flows.runs import find_run, load_report, named_after
+from flows.showing import only_shown
 from flows.specs import run_options, settings_between
 from flows.tables import Row
 from flows.tasks import stream_logs
+from presets import load_preset
 from schemas.errors import StageError
 from schemas.pipeline import PipelineReport
 from schemas.runtime import RunOptions
+from stages.store import Store
 
 log = logging.getLogger(__name__)
 
 
 def _run_name() -> str:
-    return f"{flow_run.parameters['run']}-ablated"
+    given = flow_run.parameters
+    return named_after(Store(run_options(given["options"]).store).root, given["run"], "ablated")
 
 
 @flow(name="ablate", flow_run_name=_run_name, persist_result=False)
@@ -37,14 +42,15 @@ def ablate(run: str, off: tuple[str, ...], num_seeds: int = 3, options: RunOptio
     """Train the configuration of `run` with and without each technique of `off`, and compare.
 
     Args:
-        run: The earlier run: its name or id, the beginning of either, or "last". Its seed is the first of those that are used.
+        run: The earlier run: its name or id, the beginning of either, or "last" for the newest. Its seed is the first that is used.
         off: Techniques to leave out, a variant each; `xsa+ve` leaves both out of one variant, `all` stands for every one that is on.
         num_seeds: Seeds of each variant. One gives a difference without interval.
         options: Where and how the stages run; never changes a result. None: the store that FAIRWAY_STORE names, three retries.
     """
     stream_logs()
     options = run_options(options)
-    earlier = find_report(Path(options.store), run)
+    store = Store(options.store).root
+    earlier = find_run(store, run)
     plan = plan_variants(earlier.spec, off)
     base = settings_between(earlier.preset, earlier.spec)
     seeds = range(earlier.spec.train.seed, earlier.spec.train.seed + num_seeds)
@@ -53,10 +59,15 @@ def ablate(run: str, off: tuple[str, ...], num_seeds: int = 3, options: RunOptio
     variants = [whole, *(Variant(name, changes, {}) for name, changes in plan)]
     for seed in seeds:
         for variant in variants:
-            state = pipeline(earlier.preset, overrides=(*base, *variant.changes, f"train.seed={seed}"), options=options, return_state=True)
-            variant.reports[seed] = _outcome(state, Path(options.store))
+            changes = (*base, *variant.changes, f"train.seed={seed}")
+            # The run may have settings of a technique that this variant leaves out.
+            changes = without_ignored(load_preset(earlier.preset), changes)
+            state = pipeline(earlier.preset, overrides=changes, options=options, return_state=True)
+            variant.reports[seed] = _outcome(state, store)
     rows = ablation_rows(variants)
-    create_table_artifact(key="ablation", table=rows, description=f"{earlier.name} without each technique, {len(seeds)} seeds")
+    with only_shown("the table of the ablation"):
+        described = f"{earlier.name} without each technique, {len(seeds)} seeds"
+        create_table_artifact(key="ablation", table=rows, description=described)
     failed = [f"{item.name}, seed {seed}: {why}" for item in variants for seed, why in item.reports.items() if isinstance(why, str)]
     if failed:
         raise StageError("\n".join(["these runs failed; the same command tries them again and keeps the others", *failed]))

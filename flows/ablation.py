@@ -19,7 +19,7 @@ _ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Variant:
-    """A configuration, the settings that make it of the run's, and the report of each seed (None: failed, and why)."""
+    """A configuration, the settings that make it of the run's, and of each seed the report, or why its run failed."""
 
     name: str
     changes: tuple[str, ...]

@@ -54,21 +54,21 @@ def describe(
 
 @app.command()
 def show(
-    run: Annotated[str, typer.Argument(help="id or name of a run, the beginning of either, or 'last'")] = "last",
+    run: Annotated[str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")] = "last",
     store: StoreFolder = DEFAULT_STORE,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """The figures of a finished run; of one that failed or is at work, what the configured Prefect server knows."""
     with clear_errors(debug):
-        from flows.runs import find_report
+        from flows.runs import find_run
         from flows.server_runs import configured_server, find_server_run, task_rows
         from flows.terminal import print_report, print_server_run, report_json
         from schemas.errors import SpecError
 
         root = store.expanduser().resolve()
         try:
-            report = find_report(root, run)
+            report = find_run(root, run)
         except SpecError:
             known = find_server_run(run) if configured_server(root) else None
             if known is None:

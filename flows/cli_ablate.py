@@ -25,7 +25,7 @@ from flows.cli_base import (
 
 @app.command()
 def ablate(
-    run: Annotated[str, typer.Argument(help="id or name of a run, the beginning of either, or 'last'")] = "last",
+    run: Annotated[str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")] = "last",
     off: Annotated[
         list[str] | None, typer.Option(help="techniques with commas, a variant each; xsa+ve leaves out both at once; all: every one")
     ] = None,
@@ -43,13 +43,13 @@ def ablate(
     """
     with clear_errors(debug):
         from flows.ablation import plan_variants
-        from flows.runs import find_report
+        from flows.runs import find_run
         from flows.terminal import print_ablation, report_json, techniques_table
         from schemas.techniques import TECHNIQUES
 
         options = run_options_of(store, retries, timeout, checkpoint_every)
         root = Path(options.store)
-        earlier = find_report(root, run)
+        earlier = find_run(root, run)
         keys = tuple(key.strip() for group in off or () for key in group.split(",") if key.strip())
         if not keys:
             if json:

@@ -54,11 +54,12 @@ def run_flow(call: Callable[[], Any], options: Any, debug: bool) -> Any:
     """The state in which the flow ended, with its lines and progress shown meanwhile."""
     from flows.environment import prefect_api
     from flows.progress import stage_progress
-    from flows.terminal import live_output
+    from flows.terminal import live_output, waiting_on
 
     if not debug:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # our own lines and messages say it all
-    with live_output(make_console(stderr=True)) as show_progress, prefect_api(Path(options.store)):
+    console = make_console(stderr=True)
+    with live_output(console) as show_progress, prefect_api(Path(options.store), waiting_on(console)):
         token = stage_progress.set(show_progress)
         try:
             return call()
@@ -78,6 +79,7 @@ def option_overrides(given: list[str] | None, seed: int | None, processes: int |
 def clear_errors(debug: bool) -> Iterator[None]:
     """Errors as one message: status 2 for bad input, 1 for a failed run, 130 for Ctrl-C. `debug` lets the stack trace through."""
     from schemas.errors import FairwayError, SpecError
+    from stages.printable import printable
 
     try:
         yield
@@ -89,24 +91,28 @@ def clear_errors(debug: bool) -> Iterator[None]:
     except FairwayError as error:
         if debug:
             raise
-        typer.echo(f"fairway: {error}", err=True)
+        typer.echo(f"fairway: {printable(str(error))}", err=True)
         raise typer.Exit(2 if isinstance(error, SpecError) else 1) from None
     except Exception as error:
         if debug:
             raise
-        typer.echo(f"fairway: {type(error).__name__}: {error}\n(--debug shows where)", err=True)
+        typer.echo(f"fairway: {type(error).__name__}: {printable(str(error))}\n(--debug shows where)", err=True)
         raise typer.Exit(1) from None
 
 
 def make_console(stderr: bool = False) -> Any:
     from rich.console import Console
 
-    console = Console(stderr=stderr, highlight=False)
-    # Without a terminal nothing wraps at 80 columns, so that lines stay whole in logs and pipes.
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=200)
+    # Nothing in a text is a command to the console: a value or a path may hold `[/b]` or `:bug:`.
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 200  # nothing wraps at 80 columns, so that lines stay whole in logs and pipes
+    return console
 
 
 def print_json(value: Any) -> None:
     import json
 
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    from stages.printable import printable_json
+
+    sys.stdout.write(printable_json(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)) + "\n")

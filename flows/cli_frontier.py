@@ -23,7 +23,7 @@ from flows.cli_base import (
 
 @app.command()
 def frontier(
-    run: Annotated[str, typer.Argument(help="id or name of a run, the beginning of either, or 'last'")] = "last",
+    run: Annotated[str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")] = "last",
     scheme: Annotated[
         list[str] | None,
         typer.Option(help="METHOD or METHOD:SETTING, as ecsq, gptq:int5, ecsq:0.002 or reference; may be repeated. Empty: twelve of all"),
@@ -37,7 +37,7 @@ def frontier(
 ) -> None:
     """Quantize a run's merged model in every way, score each package, and draw bits per byte against bytes. Training is not run."""
     with clear_errors(debug):
-        from flows.runs import find_report
+        from flows.runs import find_run
         from flows.terminal import print_frontier
         from presets.quantizers import choose_schemes
         from schemas.errors import StageError
@@ -45,7 +45,7 @@ def frontier(
         options = run_options_of(store, retries, timeout)
         root = Path(options.store)
         names = choose_schemes(scheme or ())  # refuses bad input before anything is started
-        earlier = find_report(root, run)
+        earlier = find_run(root, run)
         folder = (output or root / "frontiers" / earlier.name).expanduser().resolve()
 
         def call() -> Any:

@@ -88,12 +88,12 @@ def requantize(
 ) -> None:
     """Quantize and score the merged model of an earlier run again. Training is not run."""
     with clear_errors(debug):
-        from flows.runs import find_report, last_successful
+        from flows.runs import find_run
         from flows.terminal import print_comparison, report_json
 
         options = run_options_of(store, retries, timeout)
         root = Path(options.store)
-        earlier = last_successful(root) if run == "last" else find_report(root, run)
+        earlier = find_run(root, run, fitting=True)
 
         def call() -> Any:
             from flows.requantize import requantize as flow
@@ -112,9 +112,11 @@ def requantize(
 
 @app.command()
 def up(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="port of the Prefect server on the loopback interface")] = 4200,
+    port: Annotated[
+        int, typer.Option(min=1, max=65_534, help="port of the Prefect server on the loopback interface; the next is for reports")
+    ] = 4200,
     heartbeat_seconds: Annotated[
-        int, typer.Option(min=30, help="seconds between a run's heartbeats; after three it counts as crashed")
+        int, typer.Option(min=30, max=86_400, help="seconds between a run's heartbeats; after three it counts as crashed")
     ] = 180,
     store: StoreFolder = DEFAULT_STORE,
     json: Json = False,
@@ -126,6 +128,7 @@ def up(
 
         from flows.terminal import log_to
         from flows.up import everything_up, one_interrupt, wait_for_the_end
+        from stages.printable import printable
         from stages.store import Store
 
         root = Store(store).root
@@ -138,7 +141,7 @@ def up(
                     print_json({"ui": address, "api": url, "store": str(root)})
                     sys.stdout.flush()
                 else:
-                    typer.echo(f"ready: {address}   (store {root}; Ctrl-C ends server, worker and runs)")
+                    typer.echo(f"ready: {address}   (store {printable(str(root))}; Ctrl-C ends server, worker and runs)")
                     typer.echo(f"for runs from a terminal: export PREFECT_API_URL={url}")
                 wait_for_the_end()
         except KeyboardInterrupt:

@@ -36,6 +36,7 @@ def verify(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug 
     """Read every byte in the store again and list what is damaged; status 1 if anything is."""
     with clear_errors(debug):
         from flows.housekeeping import find_damage
+        from stages.printable import printable
         from stages.store import Store
 
         opened = Store(store)
@@ -44,7 +45,9 @@ def verify(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug 
             print_json({"store": str(opened.root), "damage": damage})
         else:
             for problem in damage:
-                typer.echo(problem)
-            typer.echo(f"{len(damage)} damaged; the same `fairway run` makes it again" if damage else f"{opened.root}: all sound")
+                typer.echo(printable(problem))
+            typer.echo(
+                f"{len(damage)} damaged; the same `fairway run` makes it again" if damage else f"{printable(str(opened.root))}: all sound"
+            )
         if damage:
             raise typer.Exit(1)

@@ -18,9 +18,8 @@ def comparison_rows(earlier: PipelineReport, variants: Sequence[Variant]) -> lis
     return [_row("the earlier run", earlier, earlier.name), *(_row(name, report, state.name or "") for name, report, state in variants)]
 
 
-def publish_comparison(earlier: PipelineReport, variants: Sequence[Variant]) -> list[Row]:
-    """Table and plot as artifacts of the present flow run; returns the table."""
-    rows = comparison_rows(earlier, variants)
+def publish_comparison(earlier: PipelineReport, variants: Sequence[Variant], rows: list[Row]) -> None:
+    """Table (`rows`) and plot as artifacts of the present flow run."""
     create_table_artifact(key="comparison", table=rows, description=f"variants of the quantization of {earlier.name}")
     reports = [("the earlier run", earlier), *((name, report) for name, report, _ in variants if report is not None)]
     points = [(name, report.size.total_bytes, report.val_bpb_quantized) for name, report in reports]
@@ -30,7 +29,6 @@ def publish_comparison(earlier: PipelineReport, variants: Sequence[Variant]) -> 
         markdown=f"# Bits per byte against bytes\n\n![comparison](data:image/svg+xml;base64,{picture})",
         description="each variant's score and size",
     )
-    return rows
 
 
 def _row(name: str, report: PipelineReport | None, state: str) -> Row:

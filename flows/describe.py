@@ -1,13 +1,15 @@
 """What a preset is before it runs: settings, parameters by part, tokens, steps and estimated bytes."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from flows.tables import number, shorten
+from flows.terminal import rows_table, words
 from schemas.errors import SpecError
 from schemas.overrides import describe_fields
 from schemas.pipeline import PipelineSpec
@@ -57,36 +59,39 @@ def describe_spec(preset: str, label: str, spec: PipelineSpec) -> dict[str, Any]
 
 def print_description(console: Console, told: dict[str, Any]) -> None:
     """The same for people."""
-    settings = Table(title=f"Settings of {told['preset']} (--set NAME=VALUE changes one)", title_justify="left", box=SIMPLE_HEAD)
-    settings.add_column("name", no_wrap=True)
-    settings.add_column("value", justify="right")
-    settings.add_column("unit")
-    settings.add_column("what it is")
-    settings.add_column("allowed")
-    for info in told["settings"]:
-        settings.add_row(info["name"], shorten(number(info["value"])) or "–", info["unit"], info["help"], info["bounds"])
-    console.print(settings)
-    summary = Table(title="Size and length", title_justify="left", show_header=False, box=SIMPLE_HEAD)
-    summary.add_column("figure")
-    summary.add_column("value", justify="right")
-    summary.add_column("note")
-    summary.add_row("parameters", f"{told['parameters']:,}", "")
+    settings = [
+        {
+            "name": info["name"],
+            "value": shorten(number(info["value"])) or "–",
+            "unit": info["unit"],
+            "what it is": info["help"],
+            "allowed": info["bounds"],
+        }
+        for info in told["settings"]
+    ]
+    title = f"Settings of {told['preset']} (--set NAME=VALUE changes one)"
+    console.print(rows_table(title, settings, {"value"}, no_wrap={"name"}, box=SIMPLE_HEAD))
+    summary = [dict(zip(("figure", "value", "note"), line, strict=True)) for line in _summary(told)]
+    console.print(rows_table("Size and length", summary, {"value"}, box=SIMPLE_HEAD, header=False))
+
+
+def _summary(told: dict[str, Any]) -> Iterator[tuple[str, str, str | Text]]:
+    """Figure, value and note of each line about size and length."""
+    yield "parameters", f"{told['parameters']:,}", ""
     for part, count in sorted(told["parameters_by_part"].items(), key=lambda item: -item[1]):
-        summary.add_row(f"  {part}", f"{count:,}", f"{count / told['parameters']:.1%}")
+        yield f"  {part}", f"{count:,}", f"{count / told['parameters']:.1%}"
     for kind, why in (("idle", "no forward pass uses them"), ("frozen", "get no updates, on purpose: train.optimizer.frozen")):
-        found = told[f"{kind}_parameters"]
-        if found:
-            summary.add_row(f"{kind} parameters", f"{sum(found.values()):,}", f"{why}: {', '.join(found)}")
+        if found := told[f"{kind}_parameters"]:
+            yield f"{kind} parameters", f"{sum(found.values()):,}", f"{why}: {', '.join(found)}"
     cap = f", or as many as {told['max_seconds']:g} s of training hold" if told["max_seconds"] else ""
-    summary.add_row("steps", f"{told['max_steps']:,}", f"at most{cap}")
-    summary.add_row("tokens", f"{told['max_tokens']:,}", f"at most, {told['batch_tokens']:,} a step")
-    summary.add_row("processes", f"{told['processes']}", told["device"])
-    summary.add_row("precision", told["precision"], told["precision_note"].partition(": ")[2])
-    summary.add_row("artifact bytes, estimated", f"{told['estimated_artifact_bytes']:,}", f"of which code {told['code_bytes']:,}")
+    yield "steps", f"{told['max_steps']:,}", f"at most{cap}"
+    yield "tokens", f"{told['max_tokens']:,}", f"at most, {told['batch_tokens']:,} a step"
+    yield "processes", f"{told['processes']}", told["device"]
+    yield "precision", told["precision"], told["precision_note"].partition(": ")[2]
+    yield "artifact bytes, estimated", f"{told['estimated_artifact_bytes']:,}", f"of which code {told['code_bytes']:,}"
     if told["fitted_to_bytes"] is not None:
         unfitted = told["unfitted_blob_bytes"] + told["code_bytes"]
-        summary.add_row("fitted to", f"{told['fitted_to_bytes']:,}", f"about {unfitted:,} at quantize.ecsq.loss_nats, without the fit")
+        yield "fitted to", f"{told['fitted_to_bytes']:,}", f"about {unfitted:,} at quantize.ecsq.loss_nats, without the fit"
     margin = told["estimated_margin_bytes"]
-    verdict = "to spare" if margin >= 0 else "[red]OVER[/red]"
-    summary.add_row("limit", f"{told['limit_bytes']:,}", f"{abs(margin):,} {verdict}, by the estimate")
-    console.print(summary)
+    verdict = words("to spare") if margin >= 0 else words("OVER", "red")
+    yield "limit", f"{told['limit_bytes']:,}", Text.assemble(f"{abs(margin):,} ", verdict, ", by the estimate")

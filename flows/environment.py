@@ -11,8 +11,8 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -33,8 +33,12 @@ SETTINGS = {
 }
 _OWN_SERVER_ONLY = {"PREFECT_SERVER_EPHEMERAL_ENABLED": "false"}  # Prefect's own temporary server outlives a killed run
 SERVER_START_SECONDS = 90.0
+SERVER_START_USUAL = "3 to 20 s"
 SERVER_STOP_SECONDS = 5.0
 _TRIES = 3
+
+Waiting = Callable[[str], AbstractContextManager[None]]
+"""Called with what is waited for; the wait is the block."""
 
 
 def settings_first(home: Path) -> None:
@@ -50,11 +54,19 @@ def settings_first(home: Path) -> None:
 
 
 @contextmanager
-def prefect_api(store: Path) -> Iterator[str]:
+def say_waiting(what: str) -> Iterator[None]:
+    """A log line at the beginning of a wait."""
+    log.info("%s", what)
+    yield
+
+
+@contextmanager
+def prefect_api(store: Path, waiting: Waiting = say_waiting) -> Iterator[str]:
     """Address of a Prefect API for the time of the block: the configured server's, else a temporary one's.
 
-    The temporary server keeps its database under `<store>/prefect/temporary-N`, one N for each run at the same time, and
-    ends with the block, or with this process however that ends. Raises SpecError when the configured server is silent.
+    `waiting` is entered while the temporary server starts, with what is waited for and how long that takes. The server
+    keeps its database under `<store>/prefect/temporary-N`, one N for each run at the same time, and ends with the block, or
+    with this process however that ends. Raises SpecError when the configured server is silent.
     """
     settings_first(store / "prefect" / "home")
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, temporary_settings
@@ -66,7 +78,7 @@ def prefect_api(store: Path) -> Iterator[str]:
         return
     with (
         _free_home(store / "prefect") as (home, lock),
-        _server(home, lock) as url,
+        _server(home, lock, waiting) as url,
         # Nobody watches this server for lost heartbeats, and waiting for the heartbeat thread costs every flow a second.
         temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: home, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
@@ -107,7 +119,7 @@ def _free_home(parent: Path) -> Iterator[tuple[Path, int]]:
 
 
 @contextmanager
-def _server(home: Path, lock: int) -> Iterator[str]:
+def _server(home: Path, lock: int, waiting: Waiting) -> Iterator[str]:
     """A Prefect server without UI on a free port of the loopback interface."""
     started = time.perf_counter()
     server_log = home / "server.log"
@@ -116,7 +128,9 @@ def _server(home: Path, lock: int) -> Iterator[str]:
         process = _start(home, port, lock, server_log)
         try:
             url = f"http://127.0.0.1:{port}/api"
-            if comes_up(process, url):
+            with waiting(f"starting a temporary Prefect server, {SERVER_START_USUAL}"):
+                is_up = comes_up(process, url)
+            if is_up:
                 log.info("temporary Prefect server ready in %.1f s", time.perf_counter() - started)
                 yield url
                 return
@@ -172,11 +186,11 @@ def free_port() -> int:
 
 
 def port_is_free(port: int) -> bool:
-    """Whether a server could listen on `port` of the loopback interface."""
+    """Whether a server could listen on `port` of the loopback interface; never on a number that is no port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError:
+        except (OSError, OverflowError):
             return False
         return True

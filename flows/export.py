@@ -10,6 +10,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.form import Options, with_empty_fields
+from flows.showing import only_shown
 from flows.specs import run_options
 from flows.submission import about_of, write_submission
 from flows.tasks import stream_logs
@@ -47,10 +48,11 @@ def export(
     stream_logs()
     store = Store(run_options(options).store)
     made = write_submission(store, run, about_of(author, github_id, name, blurb), Path(folder) if folder else None, only_this_seed)
-    rows = [{"rule": rule.rule, "verdict": rule.verdict, "reason": rule.reason} for rule in made.rules]
-    create_table_artifact(key="submission-rules", table=rows, description="the published rules, applied to the folder")
-    readme = (made.folder / "README.md").read_text(encoding="utf-8")
-    create_markdown_artifact(key="submission", markdown=f"Folder: `{made.folder}`\n\n{readme}", description="the folder's README")
+    with only_shown("rules and README of the submission"):
+        rows = [{"rule": rule.rule, "verdict": rule.verdict, "reason": rule.reason} for rule in made.rules]
+        create_table_artifact(key="submission-rules", table=rows, description="the published rules, applied to the folder")
+        readme = (made.folder / "README.md").read_text(encoding="utf-8")
+        create_markdown_artifact(key="submission", markdown=f"Folder: `{made.folder}`\n\n{readme}", description="the folder's README")
     broken = [f"{rule.rule}: {rule.reason}" for rule in made.rules if rule.verdict == "fail"]
     if broken:
         raise StageError(f"{made.folder} is written, but breaks rules:\n" + "\n".join(broken))

@@ -1,6 +1,6 @@
 """What the run forms ask: flat fields for the settings that people change, bounded and described by the schemas.
 
-A field left empty means the preset's value. `form_overrides` turns the filled ones into dotted settings, which `resolve` applies.
+A field left empty means the preset's value. `form_settings` turns the filled ones into dotted settings, which `resolve` applies.
 """
 
 import inspect
@@ -78,21 +78,21 @@ def with_empty_fields(form: F) -> F:
     return form
 
 
-def form_overrides(spec: PipelineSpec, fields: Mapping[str, Any]) -> list[str]:
-    """The filled fields as dotted settings of `spec`; bits count for training under QAT as well as for the blob."""
+def form_settings(spec: PipelineSpec, fields: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Each filled field as the dotted settings of `spec` that it stands for.
+
+    Bits count for training under QAT as well as for the blob. Raises SpecError where `spec` has no rule for a format.
+    """
     filled = {name: value for name, value in fields.items() if value not in (None, "", AS_IT_IS)}
-    changes = [f"{dotted}={filled[name]}" for name in SETTINGS if name in filled for dotted in SETTINGS[name]]
+    found = {name: [f"{dotted}={filled[name]}" for dotted in SETTINGS[name]] for name in SETTINGS if name in filled}
     if "clip_candidates" in filled:
-        changes.append(clip_override(filled["clip_candidates"]))
-    chosen = {name: filled[name] for name in _FORMATS if name in filled}
-    for name in ("bits", "edge_bits"):
-        if name in chosen and spec.quantize.method == "ecsq":
-            raise SpecError(
-                f"{name} = {chosen[name]}: the preset's quantization, ecsq, chooses its steps itself; set its loss or limit instead"
-            )
-    for section, rules in (("quantize", spec.quantize.rules), ("train.qat", spec.train.qat.rules)):
-        changes += format_overrides(f"{section}.rules", rules, chosen)
-    return changes
+        found["clip_candidates"] = [clip_override(filled["clip_candidates"])]
+    for name in _FORMATS:
+        if name in filled:
+            chosen = {name: filled[name]}
+            for section, rules in (("quantize", spec.quantize.rules), ("train.qat", spec.train.qat.rules)):
+                found.setdefault(name, []).extend(format_overrides(f"{section}.rules", rules, chosen))
+    return found
 
 
 def clip_override(grid: str) -> str:

@@ -22,7 +22,8 @@ from pydantic import Field
 from flows.form import Options, with_empty_fields
 from flows.frontier_output import frontier_rows, make_folder, write_frontier
 from flows.progress import stage_progress
-from flows.runs import find_report, named_after
+from flows.runs import find_run, named_after
+from flows.showing import only_shown
 from flows.specs import run_options
 from flows.tasks import stage_runner, stream_logs
 from presets.quantizers import choose_schemes, scheme_settings
@@ -46,7 +47,7 @@ _HALVES = {"quantize": 0.0, "evaluate": 0.5}  # where in a scheme's work the two
 
 def _run_name() -> str:
     given = flow_run.parameters
-    return named_after(given["run"], lambda: find_report(Path(run_options(given["options"]).store), given["run"]), "frontier")
+    return named_after(Store(run_options(given["options"]).store).root, given["run"], "frontier")
 
 
 @with_empty_fields
@@ -55,7 +56,7 @@ def frontier(run: str = "last", schemes: tuple[SchemeName, ...] = (), folder: st
     """Quantize the merged model of a run in every way, package and score each result, and draw bits per byte against bytes.
 
     Args:
-        run: The run: its name or id, the beginning of either, or "last".
+        run: The run: its name or id, the beginning of either, or "last" for the newest.
         schemes: Quantizations as METHOD:SETTING: gptq:int5, round_to_nearest:int6, ecsq:0.001 (nats a token), reference; a method alone
             stands for several of its settings. None given: twelve of all methods.
         folder: Where table and plots are written on the worker's machine. Empty: frontiers/ and the run's name, in the store.
@@ -65,7 +66,7 @@ def frontier(run: str = "last", schemes: tuple[SchemeName, ...] = (), folder: st
     options = run_options(options)
     names = choose_schemes(schemes)
     store = Store(options.store)
-    earlier = find_report(store.root, run)
+    earlier = find_run(store.root, run)
     _check_files(store, earlier)
     out = Path(folder).expanduser() if folder else store.root / "frontiers" / earlier.name
     make_folder(out)
@@ -99,7 +100,9 @@ def frontier(run: str = "last", schemes: tuple[SchemeName, ...] = (), folder: st
         points=tuple(points),
         failed=failed,
     )
-    _publish(found, write_frontier(found, out))
+    svg = write_frontier(found, out)
+    with only_shown("table and plot of the frontier"):
+        _publish(found, svg)
     return found
 
 

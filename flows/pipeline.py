@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 from flows.form import AS_IT_IS, Assignment, BitsOrNone, ClipGrid, FormatOrNone, Options, Preset, setting_field, with_empty_fields
 from flows.reporting import over_limit_message, pipeline_report, publish_artifacts, publish_spec
 from flows.runs import save_report
+from flows.showing import only_shown
 from flows.specs import check_quantizer, quantize_spec, resolve, run_label, run_options
 from flows.tasks import stage_runner
 from schemas.base import Schema
@@ -74,7 +75,7 @@ def pipeline(
     store, outcomes = Store(options.store), list[Outcome]()
     run = stage_runner(options, run_label(preset, spec), outcomes)
 
-    tokenized = run("tokenize_corpus", spec.tokenize, manifest=locate(spec.tokenize, store.hashes))
+    tokenized = run("tokenize_corpus", spec.tokenize, manifest=locate(spec.tokenize, store.hashes, store.root / "cache" / "hub"))
     check_quantizer(spec, tokenized)
     trained = run("train", spec.train, tokenized=tokenized)
     merged = run("merge", spec.merge, trained=trained, tokenized=tokenized)
@@ -115,7 +116,8 @@ def ship(
 
     report = pipeline_report(str(flow_run.id), label, preset, spec, started, outcomes, results, published)
     save_report(store.root, report)
-    publish_artifacts(report, store.root)
+    with only_shown("the artifacts of the run"):
+        publish_artifacts(report, store.root)
     if not size.fits:
         raise StageError(over_limit_message(size))
     return report

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextvars import copy_context
 from uuid import UUID
 
-import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.exceptions import PrefectException
+
+from flows.showing import SERVER_ERRORS
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def progress_artifact(stage: str) -> Callable[[float, float, str], None]:
                 made = context.copy().run(create_progress_artifact, progress=percent, key=key, description=words)
                 assert isinstance(made, UUID)  # not a coroutine: nothing here is asynchronous
                 shown["id"] = made
-        except (httpx.HTTPError, PrefectException) as error:
+        except SERVER_ERRORS as error:
             last = now + 30 * SECONDS_BETWEEN  # the stage is worth more than its progress: try again in a minute
             log.warning("%s: the server did not take the progress (%s)", stage, type(error).__name__)
 

@@ -6,8 +6,9 @@ Each variant is a flow run of its own with its own report; this run compares the
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import product
@@ -18,7 +19,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.comparison import publish_comparison
+from flows.comparison import comparison_rows, publish_comparison
 from flows.form import (
     AS_IT_IS,
     Assignment,
@@ -31,8 +32,10 @@ from flows.form import (
     number_field,
     with_empty_fields,
 )
+from flows.ignored import ANY_INTEGER, as_given, refuse_ignored, why_ignored
 from flows.pipeline import ship
-from flows.runs import find_report, last_successful, load_report, named_after
+from flows.runs import find_run, load_report, named_after
+from flows.showing import only_shown
 from flows.specs import run_label, run_options, with_changes
 from flows.tables import Row
 from flows.tasks import stage_runner, stream_logs
@@ -50,12 +53,20 @@ log = logging.getLogger(__name__)
 BEFORE_QUANTIZE = ("tokenize_corpus", "train", "merge")
 CHANGEABLE = ("quantize", "package", "check_size", "evaluate", "publish")
 MAX_VARIANTS = 32
-CODED_LIKE_MATRICES = {"embedding_format": "int8"}  # the one integer format that a form may give ecsq: the width means nothing to it
+
+
+@dataclass(frozen=True)
+class Variation:
+    """A variant: its name, the settings of each field that makes it, and all of its settings, as dotted.name=value."""
+
+    name: str
+    fields: Mapping[str, Sequence[str]]
+    settings: list[str]
 
 
 def _run_name() -> str:
     given = flow_run.parameters
-    return named_after(given["run"], lambda: _earlier(Store(run_options(given["options"]).store), given["run"]), "requantized")
+    return named_after(Store(run_options(given["options"]).store).root, given["run"], "requantized", fitting=True)
 
 
 @with_empty_fields
@@ -91,7 +102,7 @@ def requantize(
     stream_logs()
     options = run_options(options)
     store = Store(options.store)
-    earlier = _earlier(store, run)
+    earlier = find_run(store.root, run, fitting=True)
     common = [] if zstd_level is None else [f"quantize.zstd_level={zstd_level}"]
     if limit_bytes is not None:
         common += ["quantize.method=ecsq", f"quantize.fit.limit_bytes={limit_bytes}", "quantize.fit.code_bytes=null"]
@@ -100,21 +111,23 @@ def requantize(
                 f"limit_bytes = {limit_bytes}: is met by the method ecsq, which takes neither bits nor clip_grids; choose none of them and "
                 "no other method"
             )
-    chosen = {"edge_bits": edge_bits, "embedding_format": embedding_format}
-    if embedding_format == AS_IT_IS and (limit_bytes is not None or set(methods) == {"ecsq"}):
-        chosen["embedding_format"] = "int8"
-    common += format_overrides("quantize.rules", earlier.spec.quantize.rules, {k: v for k, v in chosen.items() if v != AS_IT_IS})
+    rules = earlier.spec.quantize.rules
+    asked = {name: wanted for name, wanted in (("edge_bits", edge_bits), ("embedding_format", embedding_format)) if wanted != AS_IT_IS}
+    fields = {f"{name} = {wanted}": format_overrides("quantize.rules", rules, {name: wanted}) for name, wanted in asked.items()}
+    common += [setting for settings in fields.values() for setting in settings]
+    if "embedding_format" not in asked and (limit_bytes is not None or set(methods) == {"ecsq"}):
+        common += format_overrides("quantize.rules", rules, {"embedding_format": ANY_INTEGER})
     variants = _variants(earlier, bits, clip_grids, methods, [*common, *overrides])
     if limit_bytes is not None:
-        variants = [(f"at most {limit_bytes:,} bytes", changes) for _, changes in variants]
-    asked = {"bits": ", ".join(bits), "edge_bits": edge_bits, "embedding_format": embedding_format, "clip_grids": "; ".join(clip_grids)}
-    filled = {name: value for name, value in asked.items() if value not in ("", AS_IT_IS)}
-    _check(store, earlier, [changes for _, changes in variants], filled)
+        variants = [Variation(f"at most {limit_bytes:,} bytes", item.fields, item.settings) for item in variants]
+    _check(store, earlier, variants, fields, overrides)
     log.info("%s: %d variants of the quantization, %d side by side", earlier.name, len(variants), min(at_once, len(variants)))
-    states = _run_variants([partial(_run_variant, earlier.run_id, changes, options) for _, changes in variants], at_once)
+    states = _run_variants([partial(_run_variant, earlier.run_id, item.settings, options) for item in variants], at_once)
     reports = [load_report(store.root, str(state.state_details.flow_run_id)) for state in states]
-    compared = [(name, report, state) for (name, _), report, state in zip(variants, reports, states, strict=True)]
-    rows = publish_comparison(earlier, compared)
+    compared = [(item.name, report, state) for item, report, state in zip(variants, reports, states, strict=True)]
+    rows = comparison_rows(earlier, compared)
+    with only_shown("table and plot of the comparison"):
+        publish_comparison(earlier, compared, rows)
     finished = [report for report in reports if report is not None]
     failed = [f"{name}: {state.message}" for name, report, state in compared if report is None]
     if failed or not any(report.size.fits for report in finished):
@@ -126,7 +139,7 @@ def requantize(
 def requantized(run_id: str, overrides: list[str], options: RunOptions, name: str) -> PipelineReport:
     """One variant: the chain from `quantize` on, with the earlier results of the run `run_id` as they lie in the store."""
     started, store = datetime.now(UTC), Store(options.store)
-    earlier = find_report(store.root, run_id)
+    earlier = find_run(store.root, run_id)
     spec = with_changes(earlier.spec, overrides)
     outcomes = list[Outcome]()
     for done in earlier.stages:
@@ -134,10 +147,6 @@ def requantized(run_id: str, overrides: list[str], options: RunOptions, name: st
             outcomes.append(Outcome(record, cached=True, seconds=0.0))
     run = stage_runner(options, name, outcomes)
     return ship(run, store, earlier.preset, spec, earlier.tokenized, earlier.trained, earlier.merged, outcomes, started)
-
-
-def _earlier(store: Store, run: str) -> PipelineReport:
-    return last_successful(store.root) if run == "last" else find_report(store.root, run)
 
 
 def _run_variants(variants: Sequence[Callable[[], State[PipelineReport]]], at_once: int) -> list[State[PipelineReport]]:
@@ -154,25 +163,26 @@ def _run_variants(variants: Sequence[Callable[[], State[PipelineReport]]], at_on
 
 
 def _run_variant(run_id: str, overrides: list[str], options: RunOptions) -> State[PipelineReport]:
-    earlier = find_report(Store(options.store).root, run_id)
+    earlier = find_run(Store(options.store).root, run_id)
     label = run_label(earlier.preset, with_changes(earlier.spec, overrides))
     return requantized(run_id, overrides, options, label, return_state=True)
 
 
 def _variants(
     earlier: PipelineReport, bits: Sequence[str], clip_grids: Sequence[str], methods: Sequence[str], common: list[str]
-) -> list[tuple[str, list[str]]]:
-    """Name and settings of each variant: every combination of what was chosen, each with `common`."""
+) -> list[Variation]:
+    """Every combination of what was chosen, each with `common`."""
     rules = earlier.spec.quantize.rules
     axes = [
-        [(wanted, format_overrides("quantize.rules", rules, {"bits": wanted})) for wanted in bits],
-        [(f"clips {grid.strip()}", [clip_override(grid)]) for grid in clip_grids if grid.strip()],
-        [(method, _method_settings(method, earlier)) for method in methods],
+        [(wanted, f"bits = {wanted}", format_overrides("quantize.rules", rules, {"bits": wanted})) for wanted in bits],
+        [(f"clips {grid.strip()}", f"clip_grids = {grid}", [clip_override(grid)]) for grid in clip_grids if grid.strip()],
+        [(method, f"methods = {method}", _method_settings(method, earlier)) for method in methods],
     ]
     variants = []
     for combination in product(*(axis for axis in axes if axis)):
-        name = ", ".join(label for label, _ in combination) or ", ".join(common) or "the same settings"
-        variants.append((name, [setting for _, settings in combination for setting in settings] + common))
+        name = ", ".join(label for label, _, _ in combination) or ", ".join(common) or "the same settings"
+        fields = {field: settings for _, field, settings in combination}
+        variants.append(Variation(name, fields, [setting for settings in fields.values() for setting in settings] + common))
     if len(variants) > MAX_VARIANTS:
         raise SpecError(f"bits × clip_grids × methods = {len(variants)} variants: at most {MAX_VARIANTS} at once; choose fewer")
     return variants
@@ -184,30 +194,28 @@ def _method_settings(method: str, earlier: PipelineReport) -> list[str]:
     return [f"quantize.method={method}", *(["quantize.fit.limit_bytes=null"] if fitted and method != "ecsq" else [])]
 
 
-def _refuse_ignored(method: QuantizeMethod, fields: dict[str, str]) -> None:
-    """Raises SpecError for a field that would change nothing in a variant of this method."""
-    if "clip_grids" in fields and method != "gptq_lite":
-        raise SpecError(f"clip_grids = {fields['clip_grids']}: method {method} searches no clip ratios; choose none, or gptq_lite alone")
-    for name in ("bits", "edge_bits", "embedding_format"):
-        if method == "ecsq" and fields.get(name, "").startswith("int") and fields[name] != CODED_LIKE_MATRICES.get(name):
-            raise SpecError(
-                f"{name} = {fields[name]}: method ecsq chooses its steps itself; leave it out, and say what they may cost: "
-                "limit_bytes=… or quantize.ecsq.loss_nats=…"
-            )
-
-
-def _check(store: Store, earlier: PipelineReport, variants: list[list[str]], fields: dict[str, str]) -> None:
+def _check(
+    store: Store,
+    earlier: PipelineReport,
+    variants: list[Variation],
+    fields: Mapping[str, Sequence[str]],
+    overrides: Sequence[str],
+) -> None:
     """Refuse settings that this flow would not carry out, and an earlier run whose files are gone, before anything runs.
 
-    `fields`: the filled fields that not every method has a use for.
+    `fields`: the filled fields that all variants share, with their settings. A field must count in every variant that has
+    it; an override of all variants is refused where no variant has a use for it.
     """
-    for changes in variants:
-        spec = with_changes(earlier.spec, changes)
-        _refuse_ignored(spec.quantize.method, fields)
+    specs = [with_changes(earlier.spec, item.settings) for item in variants]
+    for item, spec in zip(variants, specs, strict=True):
         for section in ("tokenize", "train", "merge"):
             if getattr(spec, section) != getattr(earlier.spec, section):
-                named = next(change for change in changes if change.startswith(f"{section}."))
+                named = next(change for change in item.settings if change.startswith(f"{section}."))
                 raise SpecError(f"{named}: is decided before quantization; requantize changes {', '.join(CHANGEABLE)}. Use `fairway run`")
+        refuse_ignored(earlier.spec, spec, {**item.fields, **fields})
+    for given, settings in as_given(overrides).items():
+        if all(why_ignored(earlier.spec, spec, settings[0]) for spec in specs):
+            refuse_ignored(earlier.spec, specs[0], {given: settings})
     needed = (
         earlier.merged.weights,
         earlier.tokenized.train_shards,

@@ -3,7 +3,6 @@
 import difflib
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from schemas.base import SCHEMA_VERSION
@@ -14,6 +13,7 @@ from stages.sealed import read_sealed, write_sealed
 log = logging.getLogger(__name__)
 
 REPORT_NAME = "report.json"
+LAST = "last"
 
 
 def save_report(store: Path, report: PipelineReport) -> Path:
@@ -60,35 +60,24 @@ def list_reports(store: Path) -> list[PipelineReport]:
     return sorted(reports, key=lambda report: report.created_at)
 
 
-def last_successful(store: Path) -> PipelineReport:
-    """The newest run whose artifact fits its limit. Raises SpecError when there is none."""
-    fitting = [report for report in list_reports(store) if report.size.fits]
-    if not fitting:
-        raise SpecError(f"RUN = last: the store {store} holds no successful run. `fairway run` makes one")
-    return fitting[-1]
-
-
-def named_after(run: str, find: Callable[[], PipelineReport], suffix: str) -> str:
-    """What a flow run is called that works on an earlier run; where that is not found, the flow itself will say why."""
-    try:
-        return f"{find().name}-{suffix}"
-    except SpecError:
-        return f"{run}-refused"
-
-
-def find_report(store: Path, wanted: str) -> PipelineReport:
+def find_run(store: Path, wanted: str, fitting: bool = False) -> PipelineReport:
     """The run with this id or name, the beginning of either, or `last`. Of several with one name, the newest.
 
-    Raises SpecError when no run or more than one is meant.
+    `last` is the newest finished run; with `fitting` the newest whose artifact is within its limit. A whole id reads one
+    report, everything else reads all. Raises SpecError when no run or more than one is meant.
     """
+    if (store / "runs" / wanted) in (store / "runs").glob("*") and (report := load_report(store, wanted)):
+        return report
     reports = list_reports(store)
     if not reports:
         raise SpecError(f"RUN = {wanted}: the store {store} holds no finished run. `fairway run` makes one")
-    if wanted == "last":
-        return reports[-1]
-    for exact in (lambda r: r.run_id == wanted, lambda r: r.name == wanted):
-        if matching := [report for report in reports if exact(report)]:
-            return matching[-1]
+    if wanted == LAST:
+        meant = [report for report in reports if report.size.fits or not fitting]
+        if not meant:
+            raise SpecError(f"RUN = {LAST}: no run of the store {store} is within its limit. Name a run; `fairway runs` lists all")
+        return meant[-1]
+    if named := [report for report in reports if report.name == wanted]:
+        return named[-1]
     begins = [report for report in reports if wanted and (report.run_id.startswith(wanted) or report.name.startswith(wanted))]
     names = sorted({report.name for report in begins})
     if len(names) == 1:
@@ -98,3 +87,11 @@ def find_report(store: Path, wanted: str) -> PipelineReport:
     known = [report.name for report in reports]
     near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4) or known[-3:]
     raise SpecError(f"RUN = {wanted}: no such run. Did you mean {' or '.join(dict.fromkeys(near))}? `fairway runs` lists all")
+
+
+def named_after(store: Path, wanted: str, suffix: str, fitting: bool = False) -> str:
+    """What a flow run is called that works on an earlier run; where that is not found, the flow itself will say why."""
+    try:
+        return f"{find_run(store, wanted, fitting).name}-{suffix}"
+    except SpecError:
+        return f"{wanted}-refused"

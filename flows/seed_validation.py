@@ -19,6 +19,7 @@ from flows.form import Assignment, Options, Preset, number_field, with_empty_fie
 from flows.pipeline import pipeline
 from flows.runs import load_report
 from flows.seed_report import conclusions, mark_line, publish_seeds, seed_figures
+from flows.showing import only_shown
 from flows.specs import resolve, run_label, run_options
 from flows.tasks import stream_logs
 from schemas.base import fingerprint
@@ -88,7 +89,8 @@ def seed_validation(
             book = book.with_entry(_train(book, seed, preset, overrides, options))
             write_ledger(store.root, book)
     said = conclusions(book, other, mark_nats, margin_nats, alpha)
-    publish_seeds(book, said, mark_line(other, mark_nats, margin_nats))
+    with only_shown("what the seeds show"):
+        publish_seeds(book, said, mark_line(other, mark_nats, margin_nats))
     failed = [f"seed {entry.seed}: {entry.error}" for entry in book.entries if entry.status == "failed"]
     if failed:
         raise StageError("\n".join(["these seeds failed; the next run tries them again", *failed]))

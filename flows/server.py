@@ -3,11 +3,14 @@
 `fairway up` does all of it; `python -m flows.server` does it alone, for a server that runs as a service.
 """
 
+import hashlib
 import logging
+import os
 import platform
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
@@ -30,6 +33,7 @@ TRAIN_LIMIT = "tag:train"
 AUTOMATION = "Fairway: runs whose heartbeats stop have crashed"
 _UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
 _ONLINE_SECONDS = 60.0
+_CHECKOUT = Path(__file__).resolve().parents[1]
 DEFAULT_HEARTBEAT_SECONDS = 180
 
 
@@ -49,9 +53,10 @@ def prepare(heartbeat_seconds: int) -> None:
         _lost_runs_crash(client, 3 * heartbeat_seconds)
 
 
-def worker_name() -> str:
-    """Name of this checkout's worker on this machine."""
-    return f"{platform.node()} {Path(__file__).resolve().parents[1].name}"
+def worker_name(checkout: Path = _CHECKOUT) -> str:
+    """Name of a checkout's worker on this machine; two checkouts never share one, even with equal folder names."""
+    path = checkout.resolve()
+    return f"{platform.node()} {path.name} {hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
 
 
 def settle() -> int:
@@ -116,6 +121,23 @@ def _another_worker_is_at_work(client: SyncPrefectClient) -> bool:
 
 
 def _lost_runs_crash(client: SyncPrefectClient, within_seconds: int) -> None:
+    """Make the automation where it is missing. One of ours with other seconds is brought up to date; a user's own stays."""
+    found = client.read_automations_by_name(AUTOMATION)
+    if not found:
+        client.create_automation(_automation(within_seconds))
+        return
+    present = found[0].trigger
+    seconds = int(present.within.total_seconds()) if isinstance(present, EventTrigger) else 0
+    if seconds != within_seconds and _content(found[0]) == _content(_automation(seconds)):
+        client.update_automation(found[0].id, _automation(within_seconds))
+
+
+def _content(automation: AutomationCore) -> dict[str, Any]:
+    """What a user can change; neither id nor times of creation."""
+    return automation.model_dump(mode="json", include=set(AutomationCore.model_fields))
+
+
+def _automation(within_seconds: int) -> AutomationCore:
     trigger = EventTrigger(
         after={"prefect.flow-run.heartbeat"},
         expect={"prefect.flow-run.*"},
@@ -125,13 +147,9 @@ def _lost_runs_crash(client: SyncPrefectClient, within_seconds: int) -> None:
         threshold=1,
         within=timedelta(seconds=within_seconds),
     )
-    action = ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {within_seconds} s: the process of this run is gone")
-    wanted = AutomationCore(name=AUTOMATION, trigger=trigger, actions=[action])
-    found = client.read_automations_by_name(AUTOMATION)
-    if found:
-        client.update_automation(found[0].id, wanted)
-    else:
-        client.create_automation(wanted)
+    message = f"No heartbeat for {within_seconds} s: the process of this run is gone"
+    crash = ChangeFlowRunState(state=StateType.CRASHED, message=message)
+    return AutomationCore(name=AUTOMATION, trigger=trigger, actions=[crash])
 
 
 def main() -> None:

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from flows import FLOW_NAMES
 from flows.environment import is_healthy, settings_first
 from flows.tables import Row
 from schemas.errors import SpecError
 
-OUR_FLOWS = ["pipeline", "requantize", "requantized", "seed-validation"]
 MAX_RUNS = 200
 
 
@@ -30,7 +30,7 @@ def server_runs() -> list[dict[str, Any]]:
     from prefect.client.schemas.sorting import FlowRunSort
 
     with get_client(sync_client=True) as client:
-        ours = FlowFilter(name={"any_": OUR_FLOWS})
+        ours = FlowFilter(name={"any_": list(FLOW_NAMES)})
         names = {flow.id: flow.name for flow in client.read_flows(flow_filter=ours)}
         found = client.read_flow_runs(flow_filter=ours, limit=MAX_RUNS, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
     return [

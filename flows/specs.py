@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flows.form import form_overrides
+from flows.form import form_settings
+from flows.ignored import as_given, refuse_ignored
 from presets import load_preset
 from schemas.base import fingerprint
 from schemas.errors import SpecError
@@ -24,10 +25,14 @@ def resolve(preset: str, overrides: Sequence[str], fields: Mapping[str, Any] | N
     """The preset with the filled form fields and then the overrides applied, the quantizer's grid for late QAT, and the precision
     that `auto` means on this machine.
 
-    Raises SpecError for an unknown preset, setting or value.
+    Raises SpecError for an unknown preset, setting or value, and for one that the chosen methods ignore.
     """
-    base = load_preset(preset)
-    return with_changes(base, [*form_overrides(base, fields or {}), *overrides]).with_qat_grid()
+    base, given = load_preset(preset), dict(fields or {})
+    of_fields = form_settings(base, given)
+    spec = with_changes(base, [*(setting for settings in of_fields.values() for setting in settings), *overrides])
+    asked = {f"{name} = {given[name]}": settings for name, settings in of_fields.items()}
+    refuse_ignored(base, spec, asked | as_given(overrides))
+    return spec.with_qat_grid()
 
 
 def with_changes(spec: PipelineSpec, overrides: Sequence[str]) -> PipelineSpec:
@@ -45,7 +50,8 @@ def settings_between(preset: str, spec: PipelineSpec) -> tuple[str, ...]:
         for info in describe_fields(spec.without_qat_grid())
         if info.name not in before or before[info.name] != info.value
     ]
-    if fingerprint(resolve(preset, changes)) != fingerprint(spec):
+    # Not `resolve`: an earlier run may have a setting that its methods ignore.
+    if fingerprint(apply_overrides(base, changes).with_qat_grid()) != fingerprint(spec):
         raise SpecError(f"run: its configuration cannot be made of its preset again ({', '.join(changes)}). Run the pipeline anew")
     return tuple(changes)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.runs import find_report, last_successful, list_reports
+from flows.runs import find_run, list_reports
 from schemas.errors import SpecError
 from schemas.settings import ComputeSettings
 from schemas.submission import About
@@ -25,8 +25,8 @@ def about_of(author: str, github_id: str, name: str, blurb: str) -> About:
 
 
 def write_submission(store: Store, run: str, about: About, out: Path | None, only_this_seed: bool) -> Exported:
-    """The folder of the run, by default with all seeds of its settings. Raises SpecError as `find_report` and `export_submission` do."""
-    report = last_successful(store.root) if run == "last" else find_report(store.root, run)
+    """The folder of the run, by default with all seeds of its settings. Raises SpecError as `find_run` and `export_submission` do."""
+    report = find_run(store.root, run, fitting=True)
     reports = [report] if only_this_seed else seeds_of(store, report, list_reports(store.root))
     folder = out.expanduser().resolve() if out else store.root / "submissions" / report.name
     return export_submission(store, reports, about, folder)

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from flows.progress import OUR_LOGGERS, stage_progress
 from flows.progress_artifact import progress_artifact
 from flows.server import TRAIN_LIMIT, who_trains
+from flows.showing import only_shown
 from schemas.base import Schema
 from schemas.errors import FairwayError
 from schemas.runtime import RunOptions
@@ -50,14 +51,20 @@ def stage_runner(options: RunOptions, label: str, outcomes: list[Outcome]) -> Ca
         run_task = stage_task(stage, options)
         if run_task.tags and is_made(store, stage, spec, inputs):
             run_task = run_task.with_options(tags=[])  # nothing to compute: no reason to wait for a slot
-        elif run_task.tags and (others := who_trains()):
-            log.info("%s: waits for %s, which holds the limit %s", stage, " and ".join(others), TRAIN_LIMIT)
+        elif run_task.tags:
+            _say_who_trains(stage)
         state: Any = run_task(stage, spec, inputs, options, label, return_state=True)
         outcome = state.result(raise_on_failure=True)
         outcomes.append(outcome)
         return outcome.record.result
 
     return run
+
+
+def _say_who_trains(stage: str) -> None:
+    with only_shown(f"whom {stage} waits for"):
+        if others := who_trains():
+            log.info("%s: waits for %s, which holds the limit %s", stage, " and ".join(others), TRAIN_LIMIT)
 
 
 def stage_task(stage: str, options: RunOptions) -> Task[..., Any]:

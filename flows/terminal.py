@@ -1,17 +1,19 @@
 """What `fairway` shows on a terminal: progress bars and log lines while it runs, tables when it is done."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.box import HEAVY_HEAD, Box
+from rich.console import Console, JustifyMethod
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from flows.environment import Waiting, say_waiting
 from flows.frontier_output import PNG_NAME, frontier_rows
 from flows.housekeeping import Unneeded
 from flows.progress import OUR_LOGGERS, StageProgress
@@ -20,15 +22,16 @@ from schemas.frontier import Frontier
 from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.submission import Rescored, RuleResult
 from schemas.techniques import TECHNIQUES
+from stages.printable import printable
 
 
 @contextmanager
 def live_output(console: Console) -> Iterator[StageProgress]:
     """Log lines and, on a terminal, a bar for the stage at work. Gives the function that is told how far a stage is."""
     progress = Progress(
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[amount]}"),
+        TextColumn("{task.fields[amount]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -56,6 +59,19 @@ def live_output(console: Console) -> Iterator[StageProgress]:
             progress.stop()
 
 
+def waiting_on(console: Console) -> Waiting:
+    """A function to be entered around a wait: on a terminal a line with the seconds so far, elsewhere a log line."""
+
+    @contextmanager
+    def wait(what: str) -> Iterator[None]:
+        columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+        with Progress(*columns, console=console, transient=True) as progress:
+            progress.add_task(printable(what), total=None)
+            yield
+
+    return wait if console.is_terminal else say_waiting
+
+
 @contextmanager
 def log_to(console: Console) -> Iterator[None]:
     """Our loggers' lines to `console`, and only there: Prefect's own console handler would repeat them."""
@@ -76,27 +92,35 @@ def log_to(console: Console) -> Iterator[None]:
 
 
 def _handler(console: Console) -> logging.Handler:
+    handler: logging.Handler
     if console.is_terminal:
-        return RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
-    plain = logging.StreamHandler(console.file)
-    plain.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    return plain
+        handler = RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
+        handler.setFormatter(_PrintableFormatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(console.file)
+        handler.setFormatter(_PrintableFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    return handler
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def print_report(console: Console, report: PipelineReport, store: Path, techniques: bool = False) -> None:
     """The table that ends a run, warnings, and where things lie; with `techniques` also what each of them did."""
     console.print()
     console.print(rows_table(f"{report.name}  ({report.created_at})", result_rows(report), {"value"}))
-    total = Text(f"{report.seconds:.1f} s in all", style="dim")
+    total = words(f"{report.seconds:.1f} s in all", "dim")
     console.print(rows_table("Stages", stage_rows(report), {"seconds"}))
     console.print(total)
     if techniques:
         console.print(audit_table(report))
         print_gap(console, report)
     for finding in report.audit.warnings:
-        console.print(Text(f"warning: {finding.title}: {finding.verdict}: {finding.evidence}", style="yellow"), soft_wrap=True)
+        console.print(words(f"warning: {finding.title}: {finding.verdict}: {finding.evidence}", "yellow"), soft_wrap=True)
     for name, path in (("report", report.published.html.path), ("package", report.package.folder)):
-        console.print(Text.assemble((f"{name:8}", "bold"), str(store / path)), soft_wrap=True)
+        console.print(Text.assemble(words(f"{name:8}", "bold"), words(str(store / path))), soft_wrap=True)
 
 
 def print_gap(console: Console, report: PipelineReport) -> None:
@@ -107,13 +131,9 @@ def print_gap(console: Console, report: PipelineReport) -> None:
 
 def audit_table(report: PipelineReport) -> Table:
     """What each technique did; what was on and had no effect, or a rule that is broken, stands first and in yellow."""
-    table = Table(title="Techniques and rules", title_justify="left", title_style="bold")
-    for name in ("technique or rule", "verdict", "evidence"):
-        table.add_column(name, no_wrap=name == "verdict", overflow="fold")
-    for row in audit_rows(report):
-        style = "yellow" if row["verdict"].startswith("⚠") else "dim" if row["verdict"] == "off" else ""
-        table.add_row(*(Text(value) for value in row.values()), style=style)
-    return table
+    rows = audit_rows(report)
+    styles = ["yellow" if row["verdict"].startswith("⚠") else "dim" if row["verdict"] == "off" else "" for row in rows]
+    return rows_table("Techniques and rules", rows, no_wrap={"verdict"}, styles=styles)
 
 
 def print_comparison(console: Console, earlier: str, rows: list[Row]) -> None:
@@ -130,7 +150,7 @@ def print_frontier(console: Console, found: Frontier, folder: Path) -> None:
     """Every quantization of a run, and where the plot lies."""
     rows = frontier_rows(found)
     console.print(rows_table(f"Quantizations of {found.run_name}", rows, set(rows[0]) - {"scheme", ""}))
-    console.print(Text.assemble(("plot    ", "bold"), str(folder / PNG_NAME)), soft_wrap=True)
+    console.print(Text.assemble(words("plot    ", "bold"), words(str(folder / PNG_NAME))), soft_wrap=True)
 
 
 def techniques_table(spec: PipelineSpec) -> Table:
@@ -144,7 +164,7 @@ def techniques_table(spec: PipelineSpec) -> Table:
         }
         for item in TECHNIQUES
     ]
-    return rows_table("Techniques that --off takes", rows, set())
+    return rows_table("Techniques that --off takes", rows)
 
 
 def print_seeds(console: Console, label: str, rows: list[Row], said: list[str]) -> None:
@@ -152,39 +172,33 @@ def print_seeds(console: Console, label: str, rows: list[Row], said: list[str]) 
     if rows:
         console.print(rows_table(f"Seeds of {label}", rows, {"seed", "nats a token", "val_bpb", "sliding", "bytes"}))
     for sentence in said:
-        console.print(sentence.replace("**", ""), soft_wrap=True)
+        console.print(words(sentence.replace("**", "")), soft_wrap=True)
 
 
 def print_runs(console: Console, entries: list[dict[str, Any]]) -> None:
     """One line a run, the newest last. One without report has no figures yet, or never will."""
-    table = Table(title="Runs", title_justify="left")
-    for name in ("name", "id", "state", "started", "quantized", "sliding", "bytes", "fits", "seconds"):
-        table.add_column(name, justify="right" if name in ("quantized", "sliding", "bytes", "seconds") else "left", no_wrap=name == "name")
-    for entry in entries:
-        quantized, sliding = entry.get("val_bpb_quantized"), entry.get("val_bpb_quantized_sliding")
-        table.add_row(
-            entry["name"],
-            entry["run_id"][:8],
-            entry["state"],
-            entry["started"],
-            "–" if quantized is None else bpb(quantized),
-            "–" if sliding is None else bpb(sliding),
-            f"{entry['total_bytes']:,}" if "total_bytes" in entry else "–",
-            {True: "yes", False: "[red]no[/red]", None: "–"}[entry.get("fits")],
-            f"{entry['seconds']:.1f}" if "seconds" in entry else "–",
-        )
-    console.print(table)
+    names = ("name", "id", "state", "started", "quantized", "sliding", "bytes", "fits", "seconds")
+    rows = [dict(zip(names, _run_cells(entry), strict=True)) for entry in entries]
+    console.print(rows_table("Runs", rows, {"quantized", "sliding", "bytes", "seconds"}, columns=names, no_wrap={"name"}))
+
+
+def _run_cells(entry: dict[str, Any]) -> Iterator[str | Text]:
+    quantized, sliding = entry.get("val_bpb_quantized"), entry.get("val_bpb_quantized_sliding")
+    yield from (entry["name"], entry["run_id"][:8], entry["state"], entry["started"])
+    yield from ("–" if score is None else bpb(score) for score in (quantized, sliding))
+    yield f"{entry['total_bytes']:,}" if "total_bytes" in entry else "–"
+    fits = entry.get("fits")
+    yield "–" if fits is None else "yes" if fits else words("no", "red")
+    yield f"{entry['seconds']:.1f}" if "seconds" in entry else "–"
 
 
 def print_rules(console: Console, folder: str, rules: Sequence[RuleResult]) -> None:
     """Every rule with its verdict and reason."""
-    table = Table(title=f"Rules, {folder}", title_justify="left", title_style="bold")
-    for name in ("rule", "verdict", "reason"):
-        table.add_column(name, overflow="fold")
     styles = {"pass": "green", "fail": "bold red", "unknown": "yellow"}
-    for rule in rules:
-        table.add_row(rule.rule, Text(rule.verdict, style=styles[rule.verdict]), Text(rule.reason))
-    console.print(table)
+    rows: list[dict[str, str | Text]] = [
+        {"rule": rule.rule, "verdict": words(rule.verdict, styles[rule.verdict]), "reason": rule.reason} for rule in rules
+    ]
+    console.print(rows_table(f"Rules, {folder}", rows, columns=("rule", "verdict", "reason")))
 
 
 def print_rescored(console: Console, folder: str, made: Rescored) -> None:
@@ -208,34 +222,52 @@ def print_rescored(console: Console, folder: str, made: Rescored) -> None:
 
 def print_unneeded(console: Console, items: list[Unneeded], store: Path, removed: bool) -> None:
     """What housekeeping found, or took away."""
-    table = Table(title="Removed" if removed else "No run needs", title_justify="left", title_style="bold")
-    for name in ("path in the store", "bytes", "what it is"):
-        table.add_column(name, justify="right" if name == "bytes" else "left", overflow="fold")
-    for item in items:
-        table.add_row(str(item.path.relative_to(store)), f"{item.num_bytes:,}", item.reason)
-    console.print(table)
+    names = ("path in the store", "bytes", "what it is")
+    rows = [dict(zip(names, (str(item.path.relative_to(store)), f"{item.num_bytes:,}", item.reason), strict=True)) for item in items]
+    console.print(rows_table("Removed" if removed else "No run needs", rows, {"bytes"}, columns=names))
     total = f"{len(items)} in all, {sum(item.num_bytes for item in items):,} bytes"
     console.print(total if removed or not items else f"{total}. Nothing was removed: `fairway gc --remove` takes it away", soft_wrap=True)
 
 
 def print_server_run(console: Console, run: dict[str, Any], stages: list[Row]) -> None:
     """A run that left no report: its state, why, and how far it came."""
-    console.print(Text.assemble((run["name"], "bold"), f"  {run['flow']}  {run['run_id']}"))
-    console.print(Text.assemble("state   ", (run["state"], "bold"), f"  {run['started']}"))
+    console.print(Text.assemble(words(run["name"], "bold"), words(f"  {run['flow']}  {run['run_id']}")))
+    console.print(Text.assemble("state   ", words(run["state"], "bold"), words(f"  {run['started']}")))
     if run["message"]:
-        console.print(Text(run["message"]), soft_wrap=True)
+        console.print(words(run["message"]), soft_wrap=True)
     if stages:
         console.print(rows_table("Stages", stages, {"seconds"}))
 
 
-def rows_table(title: str, rows: list[Row], right: set[str]) -> Table:
-    """Rows with equal keys as a table."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for name in rows[0]:
-        table.add_column(name, justify="right" if name in right else "left")
-    for row in rows:
-        table.add_row(*(Text(value) for value in row.values()))
+def rows_table(
+    title: str,
+    rows: Sequence[Mapping[str, str | Text]],
+    right: Collection[str] = (),
+    *,
+    columns: Sequence[str] = (),
+    no_wrap: Collection[str] = (),
+    styles: Sequence[str] = (),
+    box: Box = HEAVY_HEAD,
+    header: bool = True,
+) -> Table:
+    """Rows with equal keys as a table; every table is made here, so that no cell is read as markup.
+
+    `columns` names the keys where there may be no row, `right` those at the right margin, `no_wrap` those that stay on one
+    line. `styles` holds a style for each row. A cell is plain text, or one of `words`.
+    """
+    table = Table(title=words(title, "bold"), title_justify="left", box=box, show_header=header)
+    for name in columns or rows[0]:
+        whole = name in no_wrap
+        justify: JustifyMethod = "right" if name in right else "left"
+        table.add_column(words(name), justify=justify, no_wrap=whole, overflow="ellipsis" if whole else "fold")
+    for row, style in zip(rows, styles or [""] * len(rows), strict=True):
+        table.add_row(*(words(cell) if isinstance(cell, str) else cell for cell in row.values()), style=style)
     return table
+
+
+def words(text: str, style: str = "") -> Text:
+    """Text as it is: neither markup nor escape sequences in it count."""
+    return Text(printable(text), style=style)
 
 
 def report_json(report: PipelineReport, store: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.environment import comes_up, is_healthy, port_is_free, settings_first, stop
+from flows.environment import SERVER_START_USUAL, comes_up, is_healthy, port_is_free, settings_first, stop
 from schemas.errors import SpecError
 from stages.launch import guarded
 from stages.locks import holder, try_lock
@@ -18,6 +18,7 @@ from stages.locks import holder, try_lock
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
+MAX_PORT = 65_534  # the reports have the next one
 WORKER_STOP_SECONDS = 25.0  # a worker ends its runs first, and a run its stage
 DEPLOY_SECONDS = 300.0
 _CHECK_SECONDS = 0.5
@@ -28,8 +29,8 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[str]:
     """Start what is missing; gives the API's address once a worker is at work. What was started ends with the block.
 
-    A server that answers at PREFECT_API_URL or on `port` is used as it is. Raises SpecError when the port or the Prefect
-    home is taken, RuntimeError when a part does not start.
+    The reports get the port after `port`. A server that answers at PREFECT_API_URL or on `port` is used as it is. Raises
+    SpecError when a port, the Prefect home or this checkout's worker is taken, RuntimeError when a part does not start.
     """
     if not (ROOT / "prefect.yaml").is_file():
         raise SpecError(f"{ROOT} holds no prefect.yaml: run `fairway up` of a checkout (pip install --editable)")
@@ -41,19 +42,22 @@ def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[st
     with ExitStack() as stack:
         url = os.environ.get("PREFECT_API_URL") or f"http://127.0.0.1:{port}/api"
         os.environ["PREFECT_API_URL"] = url
-        if is_healthy(url):
-            log.info("a Prefect server answers at %s already: using it", url)
-        else:
-            stack.enter_context(_only_one(home))
-            stack.enter_context(_server(home, url, port))
         from flows.server import POOL, prepare, settle, worker_name
 
+        # Settling takes this worker's running flows for left-over ones, so the same checkout works only once.
+        taken = f"PREFECT_HOME = {home}: `fairway up` of this checkout is at work already"
+        stack.enter_context(_only_one(home / f"{worker_name().rpartition(' ')[2]}.lock", taken))
+        answers = is_healthy(url)
+        _check_ports(port, for_server=not answers and _is_local(url, port))
+        if answers:
+            log.info("a Prefect server answers at %s already: using it", url)
+        else:
+            stack.enter_context(_only_one(home / "up.lock", f"PREFECT_HOME = {home}: `fairway up` runs there already"))
+            stack.enter_context(_server(home, url, port))
         settle()
         prepare(heartbeat_seconds)
         _deploy(home)
         stack.callback(settle)  # after the worker has ended, while the server still answers
-        if not port_is_free(port + 1):
-            raise SpecError(f"--port = {port}: the next one is for the reports, and another program listens there. Give another --port")
         reports = store / "stages" / "publish"
         reports.mkdir(parents=True, exist_ok=True)
         os.environ["FAIRWAY_REPORTS_URL"] = f"http://127.0.0.1:{port + 1}"
@@ -89,15 +93,28 @@ def one_interrupt() -> None:
 _started: list[tuple[str, subprocess.Popen, Path]] = []
 
 
+def _is_local(url: str, port: int) -> bool:
+    """Whether `url` is the address of the server that we would start."""
+    return url.startswith(f"http://127.0.0.1:{port}/")
+
+
+def _check_ports(port: int, for_server: bool) -> None:
+    """Raises SpecError for a taken port before anything is started: the reports' one, and `for_server` the server's."""
+    if for_server and not port_is_free(port):
+        raise SpecError(f"--port = {port}: another program listens there. Give another one, for example --port {port + 2}")
+    if not port_is_free(port + 1):
+        taken = f"--port = {port}: the next one is for the reports, and another program listens there"
+        raise SpecError(f"{taken}. Give another --port, at most {MAX_PORT}")
+
+
 @contextmanager
 def _server(home: Path, url: str, port: int) -> Iterator[None]:
-    if not url.startswith(f"http://127.0.0.1:{port}/"):
+    if not _is_local(url, port):
         raise SpecError(
             f"PREFECT_API_URL = {url}: no Prefect server answers there. Start it, or unset it: `fairway up` then starts its own"
         )
-    if not port_is_free(port):
-        raise SpecError(f"--port = {port}: another program listens there. Give another one, for example --port {port + 1}")
     began = time.perf_counter()
+    log.info("starting the Prefect server, %s", SERVER_START_USUAL)
     command = ["prefect", "--no-prompt", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with _process("server", home, 10.0, command) as (process, log_path):
         if not comes_up(process, url):
@@ -131,6 +148,7 @@ def _process(name: str, home: Path, grace_seconds: float, command: list[str]) ->
 def _deploy(home: Path) -> None:
     """Make the deployments of prefect.yaml. Raises RuntimeError when Prefect fails or takes more than DEPLOY_SECONDS."""
     began = time.perf_counter()
+    log.info("making the deployments of prefect.yaml, 5 to 30 s")
     with _process("deploy", home, 10.0, ["prefect", "--no-prompt", "deploy", "--all"]) as (process, log_path):
         try:
             status = process.wait(DEPLOY_SECONDS)
@@ -143,11 +161,13 @@ def _deploy(home: Path) -> None:
 
 
 @contextmanager
-def _only_one(home: Path) -> Iterator[Any]:
-    """Two servers on one SQLite file block each other. The kernel drops this lock when its holder dies."""
-    lock = home / "up.lock"
-    if (file := try_lock(lock)) is None:
-        raise SpecError(f"PREFECT_HOME = {home}: `fairway up` runs there already (process {holder(lock)}); stop it first")
+def _only_one(path: Path, taken: str) -> Iterator[Any]:
+    """Hold the lock file `path` for the time of the block. The kernel drops the lock when its holder dies.
+
+    Two servers on one SQLite file block each other. Raises SpecError, which begins with `taken`, when another process holds it.
+    """
+    if (file := try_lock(path)) is None:
+        raise SpecError(f"{taken} (process {holder(path)}); stop it first")
     with file:
         yield file
 

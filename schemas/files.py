@@ -78,7 +78,7 @@ class Provenance(Schema):
     code_sha256: str
     libraries: dict[str, str]
     machine: Machine
-    inputs: dict[str, str]  # name of the input -> fingerprint of what it was
+    inputs: dict[str, str]  # name of the input -> fingerprint of its content
 
 
 SpecT = TypeVar("SpecT")

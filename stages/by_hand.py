@@ -65,7 +65,7 @@ def _inputs(store: Store, stage: Stage, spec: Any, given: list[str]) -> dict[str
     if CorpusManifest in stage.inputs.values():
         from stages.corpora import locate  # only tokenization needs the corpora
 
-        inputs["manifest"] = locate(spec, store.hashes)
+        inputs["manifest"] = locate(spec, store.hashes, store.root / "cache" / "hub")
     for name, kind in needed.items():
         adapter = TypeAdapter(StageRecord[Any, kind])  # type: ignore[valid-type]
         record = _read(Path(paths[name]), adapter, f"--input {name}", read_sealed)

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 
 from presets import load_preset
@@ -30,6 +31,9 @@ from stages.core.shards import ShardWriter
 from stages.hashing import FileHashes
 from stages.machine import settle
 from stages.workspace import Workspace
+
+settings.register_profile("fairway", deadline=None)  # a busy machine makes any single example slow
+settings.load_profile("fairway")
 
 TINY_MODEL = ModelSettings(
     vocab_size=300,

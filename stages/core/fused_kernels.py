@@ -4,7 +4,8 @@
 in the epilogue of the first product and keeps only the square, whose root is what its gradient needs; the gradient of a block's
 mix and norm is one pass. All compute in float32 between bfloat16 input and output; torch.compile sees opaque operators.
 
-Triton comes with PyTorch's CUDA builds. Only training imports this module, so the submission needs no Triton.
+Triton comes with PyTorch's CUDA builds. Only training with `compute.fused_kernels` imports this module; a submission holds it, and
+needs Triton, exactly when its recipe has that setting.
 Shape legend: B batch, T tokens, N = B·T rows, D model dim, F hidden dim, H query heads, K key/value heads, E head dim.
 Persistent matrix products after Triton's tutorial 09 (https://triton-lang.org/main/getting-started/tutorials/09-persistent-matmul.html).
 """

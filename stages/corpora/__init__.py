@@ -1,6 +1,7 @@
 """Where text comes from: one module a source. `locate` pins a corpus down by content, `documents` streams its text."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from schemas.tokenize_corpus import Corpus, CorpusManifest, FilesCorpus, HuggingFaceCorpus, ShardsCorpus, SotuCorpus, TokenizeSpec
 from stages.corpora import files, huggingface, shards, sotu
@@ -10,11 +11,12 @@ from stages.hashing import FileHashes
 _READ_ANEW = FileHashes(None)
 
 
-def locate(spec: TokenizeSpec, hashes: FileHashes = _READ_ANEW) -> CorpusManifest:
+def locate(spec: TokenizeSpec, hashes: FileHashes = _READ_ANEW, memory: Path | None = None) -> CorpusManifest:
     """Every file that tokenization reads, with its sha256, in the order it is read; the ready-made tokenizer included.
 
-    `hashes` remembers digests between runs, so that a large corpus is not hashed again. Raises SpecError when a file is
-    missing, unreadable or of unknown kind, or when a dataset cannot be found or reached.
+    `hashes` remembers digests between runs, so that a large corpus is not hashed again; `memory` is a folder for what a
+    hub of datasets said. Raises SpecError when a file is missing, unreadable or of unknown kind, or when a dataset cannot
+    be found, ConnectionError when its hub cannot be reached and has never been asked.
     """
     corpus = spec.corpus
     if isinstance(corpus, ShardsCorpus):
@@ -24,7 +26,7 @@ def locate(spec: TokenizeSpec, hashes: FileHashes = _READ_ANEW) -> CorpusManifes
         return sotu.locate(corpus, hashes).derive(tokenizer_model=model)
     if isinstance(corpus, FilesCorpus):
         return files.locate(corpus, hashes).derive(tokenizer_model=model)
-    return huggingface.locate(corpus, hashes).derive(tokenizer_model=model)
+    return huggingface.locate(corpus, hashes, memory).derive(tokenizer_model=model)
 
 
 def documents(corpus: Corpus, manifest: CorpusManifest, hashes: FileHashes = _READ_ANEW, on_read: OnRead = ignore_read) -> Iterator[str]:

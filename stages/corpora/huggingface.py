@@ -1,13 +1,19 @@
 """A dataset repository on the Hugging Face hub: Parquet, JSON-lines or text files of one split, at one commit.
 
 Locating asks the hub for names and digests only. Files are downloaded, into the hub's own cache, when they are read.
+What the hub said is remembered: a commit is asked for once, a branch or tag is known without a network as it was last.
 """
 
+import hashlib
 import logging
 import re
+import time
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pydantic import ValidationError
+
+from schemas.base import Schema
 from schemas.errors import SpecError, StageError
 from schemas.files import SourceFile
 from schemas.tokenize_corpus import CorpusManifest, HuggingFaceCorpus
@@ -19,31 +25,50 @@ log = logging.getLogger(__name__)
 
 # What the `datasets` library leaves out too.
 _ABOUT_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+TRIES = 3
+SECONDS_BETWEEN_TRIES = 2.0
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SPLIT_NAMES = ("train", "training", "validation", "valid", "dev", "test", "testing", "eval", "evaluation")
 
 
-def locate(corpus: HuggingFaceCorpus, hashes: FileHashes) -> CorpusManifest:
+class RepositoryFile(Schema):
+    """A file as the hub describes it."""
+
+    name: str
+    num_bytes: int | None
+    sha256: str | None
+    """None: the hub knows the digest of large files only."""
+
+
+class Repository(Schema):
+    """A dataset repository at one commit."""
+
+    commit: str
+    files: tuple[RepositoryFile, ...]
+
+
+def locate(corpus: HuggingFaceCorpus, hashes: FileHashes, memory: Path | None = None) -> CorpusManifest:
     """The files of the split at the commit that `revision` means now, sorted; paths are relative to the repository.
 
-    Raises SpecError when the hub cannot be reached, the dataset or revision does not exist or needs a login, or no file
-    belongs to the split.
+    `memory` is a folder for what the hub said. Raises SpecError when the dataset or revision does not exist or needs a
+    login, or no file belongs to the split, ConnectionError when the hub cannot be reached and `memory` has no answer of it.
     """
     if not corpus.dataset:
         raise SpecError("corpus.dataset = '': give the id of a dataset repository, for example HuggingFaceFW/fineweb")
-    info = _dataset_info(corpus)
-    siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
-    names = split_files(sorted(siblings), corpus.split, corpus.folder)
+    found = _repository(corpus, memory)
+    files = {file.name: file for file in found.files}
+    names = split_files(sorted(files), corpus.split, corpus.folder)
     if not names:
         under = f" under corpus.folder = {corpus.folder!r}" if corpus.folder else ""
         raise SpecError(
             f"corpus.split = {corpus.split!r}: {corpus.dataset} has no {', '.join(ENDINGS)} file of that split{under}; "
-            f"its files are {', '.join(sorted(siblings)[:20]) or 'none'}. Set corpus.split or corpus.folder to match some"
+            f"its files are {', '.join(sorted(files)[:20]) or 'none'}. Set corpus.split or corpus.folder to match some"
         )
     return CorpusManifest(
-        source=f"{corpus.dataset} at {info.sha}, split {corpus.split}: {len(names)} files",
-        files=tuple(_pinned(corpus, info.sha, siblings[name], hashes) for name in names),
+        source=f"{corpus.dataset} at {found.commit}, split {corpus.split}: {len(names)} files",
+        files=tuple(_pinned(corpus, found.commit, files[name], hashes) for name in names),
         formats=tuple(format_by_ending(name) for name in names),
-        revision=info.sha,
+        revision=found.commit,
     )
 
 
@@ -82,32 +107,91 @@ def _has_word(name: str, word: str) -> bool:
     return re.search(rf"(?<![a-z0-9]){re.escape(word.lower())}(?![a-z0-9])", name.lower()) is not None
 
 
+def _repository(corpus: HuggingFaceCorpus, memory: Path | None) -> Repository:
+    """What the hub says, or said when it was asked last: at a commit always the same."""
+    remembered = _recall(corpus, memory)
+    if remembered is not None and _COMMIT.fullmatch(corpus.revision):
+        return remembered
+    try:
+        info = _dataset_info(corpus)
+    except ConnectionError as error:
+        if remembered is None:
+            raise
+        log.warning("%s; going on with %s, as the hub said last", error, remembered.commit)
+        return remembered
+    found = Repository(commit=info.sha, files=tuple(_described(sibling) for sibling in info.siblings or []))
+    _remember(corpus, memory, found)
+    return found
+
+
+def _described(sibling: Any) -> RepositoryFile:
+    large = sibling.lfs
+    size, digest = (None, None) if large is None else (large.size, large.sha256)
+    return RepositoryFile(name=sibling.rfilename, num_bytes=size, sha256=digest)
+
+
+def _recall(corpus: HuggingFaceCorpus, memory: Path | None) -> Repository | None:
+    if memory is None:
+        return None
+    path = _place(corpus, memory)
+    try:
+        return Repository.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        log.warning("%s cannot be read (%s): asking the hub", path, type(error).__name__)
+        return None
+
+
+def _remember(corpus: HuggingFaceCorpus, memory: Path | None, found: Repository) -> None:
+    if memory is None:
+        return
+    path = _place(corpus, memory)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(found.model_dump_json(), encoding="utf-8")
+    except OSError as error:
+        log.warning("%s cannot be written (%s): the next run asks the hub again", path, error)
+
+
+def _place(corpus: HuggingFaceCorpus, memory: Path) -> Path:
+    return memory / f"{hashlib.sha256(f'{corpus.dataset}@{corpus.revision}'.encode()).hexdigest()[:32]}.json"
+
+
 def _dataset_info(corpus: HuggingFaceCorpus) -> Any:
+    """The hub's answer. Raises SpecError for what the hub refuses, ConnectionError after TRIES without an answer."""
     from huggingface_hub import errors
 
     dataset = f"corpus.dataset = {corpus.dataset}"
-    try:
-        return _hub().dataset_info(corpus.dataset, revision=corpus.revision, files_metadata=True)
-    except errors.HFValidationError as error:
-        raise SpecError(f"{dataset}: is no repository id ({error}). Give OWNER/NAME") from error
-    except errors.GatedRepoError as error:
-        raise SpecError(f"{dataset}: its owner grants access on request. Ask for it on its page, then log in: hf auth login") from error
-    except errors.RevisionNotFoundError as error:
-        raise SpecError(f"corpus.revision = {corpus.revision}: {corpus.dataset} has no such branch, tag or commit") from error
-    except errors.RepositoryNotFoundError as error:
-        raise SpecError(f"{dataset}: no such dataset, or it is private. Check the name; for a private one log in: hf auth login") from error
-    except (OSError, errors.HTTPError) as error:
-        raise SpecError(
-            f"{dataset}: the Hugging Face hub cannot be reached ({error}). Check the network, "
-            "or download the files and use corpus.kind = files"
-        ) from error
+    for again in range(1, TRIES + 1):
+        try:
+            return _hub().dataset_info(corpus.dataset, revision=corpus.revision, files_metadata=True)
+        except errors.HFValidationError as error:
+            raise SpecError(f"{dataset}: is no repository id ({error}). Give OWNER/NAME") from error
+        except errors.GatedRepoError as error:
+            raise SpecError(f"{dataset}: its owner grants access on request. Ask for it on its page, then log in: hf auth login") from error
+        except errors.RevisionNotFoundError as error:
+            raise SpecError(f"corpus.revision = {corpus.revision}: {corpus.dataset} has no such branch, tag or commit") from error
+        except errors.RepositoryNotFoundError as error:
+            raise SpecError(
+                f"{dataset}: no such dataset, or it is private. Check the name; for a private one log in: hf auth login"
+            ) from error
+        except (OSError, errors.HTTPError) as error:
+            if again < TRIES and not isinstance(error, errors.OfflineModeIsEnabled):
+                log.warning("%s: the Hugging Face hub does not answer (%s). Try %d of %d follows", dataset, error, again + 1, TRIES)
+                time.sleep(SECONDS_BETWEEN_TRIES * 2 ** (again - 1))
+                continue
+            raise ConnectionError(
+                f"{dataset}: the Hugging Face hub cannot be reached ({error}). Check the network, "
+                "or download the files and use corpus.kind = files"
+            ) from error
+    raise AssertionError("not reached")
 
 
-def _pinned(corpus: HuggingFaceCorpus, commit: str, sibling: Any, hashes: FileHashes) -> SourceFile:
-    # The hub knows the sha256 of large files only.
-    if sibling.lfs is not None:
-        return SourceFile(path=sibling.rfilename, num_bytes=sibling.lfs.size, sha256=sibling.lfs.sha256)
-    return source_file(_download(corpus, commit, sibling.rfilename), hashes, "corpus.dataset").derive(path=sibling.rfilename)
+def _pinned(corpus: HuggingFaceCorpus, commit: str, file: RepositoryFile, hashes: FileHashes) -> SourceFile:
+    if file.num_bytes is not None and file.sha256 is not None:
+        return SourceFile(path=file.name, num_bytes=file.num_bytes, sha256=file.sha256)
+    return source_file(_download(corpus, commit, file.name), hashes, "corpus.dataset").derive(path=file.name)
 
 
 def _download(corpus: HuggingFaceCorpus, commit: str, name: str, force_download: bool = False) -> Path:
@@ -117,6 +201,8 @@ def _download(corpus: HuggingFaceCorpus, commit: str, name: str, force_download:
         return Path(_hub().hf_hub_download(corpus.dataset, name, repo_type="dataset", revision=commit, force_download=force_download))
     except errors.RemoteEntryNotFoundError as error:
         raise StageError(f"{corpus.dataset}: {name} is gone from the repository at {commit}") from error
+    except (errors.LocalEntryNotFoundError, errors.HTTPError) as error:
+        raise ConnectionError(f"{corpus.dataset}: {name} is not on this machine and cannot be downloaded ({error})") from error
 
 
 def _hub() -> Any:

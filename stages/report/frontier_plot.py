@@ -69,7 +69,8 @@ def _draw(figure: Figure, found: Frontier, ink: str = INK) -> None:
     gap = axes.secondary_yaxis("right", functions=_around(found.unquantized_bpb))
     gap.set_ylabel("gap to the unquantized model")
     gap.yaxis.set_major_formatter(lambda value, _: f"{value:+.4f}")
-    axes.set_title(f"{found.run_name}: the same weights, every quantizer", loc="left", fontsize=11, fontweight="bold")
+    title = f"{found.run_name}: the same weights, every quantizer"
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", parse_math=False)
     axes.legend(loc="upper right")
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from stages.printable import printable
 from stages.training_metrics import Columns
 
 BLUE, ORANGE, GREEN, RED, PURPLE = "#3b82d6", "#e08a1e", "#2f9e6e", "#d6524a", "#8b6fd0"
@@ -126,7 +127,8 @@ def tradeoff(points: Sequence[tuple[str, int, float]], merged_bpb: float) -> str
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for index, (name, num_bytes, bpb) in enumerate(points):
-            label = name if len(name) <= _MAX_LABEL else name[: _MAX_LABEL - 1] + "…"
+            shown = printable(name)  # a control character would break the SVG
+            label = shown if len(shown) <= _MAX_LABEL else shown[: _MAX_LABEL - 1] + "…"
             axes.plot([num_bytes], [bpb], "o", color=BAR_COLOURS[index % len(BAR_COLOURS)], markersize=8, label=label)
         axes.axhline(merged_bpb, color="#7b8794", linewidth=1, linestyle="--", label="merged, not quantized")
         axes.margins(0.12)
@@ -178,12 +180,18 @@ def _thin(x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def drawn(draw: Callable[[Figure], None], size: tuple[float, float], themed: bool) -> Figure:
-    """The figure that `draw` fills, `size` in inches; to be called, and saved, under STYLE."""
+    """The figure that `draw` fills, `size` in inches; to be called, and saved, under STYLE.
+
+    Names in legends, titles and annotations are text: a `$` in one begins no formula.
+    """
     figure = Figure(figsize=size, layout="constrained")
     figure.patch.set_facecolor("none" if themed else "white")
     draw(figure)
     for axes in figure.axes:
         axes.set_facecolor("none")
+        legend = axes.get_legend()
+        for text in (*axes.texts, *(legend.get_texts() if legend else ())):
+            text.set_parse_math(False)
     return figure
 
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from flows.environment import SETTINGS, free_port, is_healthy
-from flows.runs import find_report
+from flows.runs import find_run
 from stages.registry import STAGES
 from tests.faults.conftest import STEPS, Undisturbed
 from tests.faults.harness import ROOT, Struck, start
@@ -113,7 +113,7 @@ class Services:
         return bool(list(self.store.glob("work/train/*/checkpoints/*.json")))
 
     def blob(self, run_id: str) -> bytes:
-        return (self.store / find_report(self.store, run_id).package.folder / "model.fwz").read_bytes()
+        return (self.store / find_run(self.store, run_id).package.folder / "model.fwz").read_bytes()
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ from flows import ablate as module
 from flows.ablate import ablate
 from flows.ablation import plan_variants
 from flows.cli import app
+from flows.ignored import without_ignored
 from flows.runs import save_report
 from flows.specs import resolve, settings_between
-from presets import PRESETS
+from presets import PRESETS, load_preset
 from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
-from schemas.techniques import TECHNIQUES, find_technique
+from schemas.techniques import TECHNIQUES, Technique, find_technique
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -45,6 +46,17 @@ def test_every_technique_of_a_preset_can_be_left_out_alone(preset: str) -> None:
 def test_a_configuration_is_made_of_its_preset_again(overrides: tuple[str, ...]) -> None:
     spec = resolve("smoke", overrides)
     assert resolve("smoke", settings_between("smoke", spec)) == spec
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda technique: technique.key)
+def test_settings_of_a_technique_that_is_left_out_are_left_out_too(technique: Technique) -> None:
+    """The pipeline refuses settings that the chosen methods ignore; an ablation does not stumble over it."""
+    own = ("quantize.clip_candidates=[1.0, 0.9]", "merge.averaging.start_lr_scale=0.15", "train.qat.rules.2.format=int5")
+    spec = resolve("smoke", own)
+    changes = (*settings_between("smoke", spec), *technique.off(spec))
+    made = resolve("smoke", without_ignored(load_preset("smoke"), changes))
+    assert made.with_qat_grid() != spec
+    assert not technique.is_on(made)
 
 
 def test_only_what_the_technique_touches_is_run_again(smoke_run: Any, smoke_store: Path) -> None:

@@ -1,5 +1,6 @@
 """Prefect's surroundings: settings, a server for one run, and what happens to it."""
 
+import io
 import os
 import signal
 import subprocess
@@ -9,8 +10,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from flows import environment
+from flows.terminal import live_output, waiting_on
 from schemas.errors import SpecError
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +73,51 @@ def test_a_configured_server_is_used_and_none_is_started(api: str, tmp_path: Pat
     with environment.prefect_api(tmp_path) as url:
         assert url == api
     assert not (tmp_path / "prefect" / "temporary-0").exists()
+
+
+SLOW_SERVER = """
+import sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+time.sleep(1.5)
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_while_the_temporary_server_starts_it_says_so_and_how_long_that_takes(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def start(home: Path, port: int, lock: int, server_log: Path) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-S", "-c", SLOW_SERVER, str(port)])
+
+    healthy, seen = environment.is_healthy, list[str]()
+
+    def look(url: str) -> bool:
+        time.sleep(0.1)
+        seen.append(output.getvalue())
+        return healthy(url)
+
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=is_terminal, width=80, color_system=None)
+    monkeypatch.setattr(environment, "_start", start)
+    monkeypatch.setattr(environment, "is_healthy", look)
+    with live_output(console), environment._server(tmp_path, 0, waiting_on(console)) as url:
+        assert healthy(url)
+        ready = output.getvalue()
+    assert len(seen) > 5
+    assert "starting a temporary Prefect server, 3 to 20 s" in seen[3]
+    assert "ready" not in seen[3]
+    assert "temporary Prefect server ready in" in ready
+    if is_terminal:
+        assert "0:00:01" in seen[-1]  # the seconds so far: it is alive
+    else:
+        assert ready.count("starting") == 1
 
 
 def test_two_runs_at_once_get_a_home_each_and_a_later_one_gets_the_first_again(tmp_path: Path) -> None:

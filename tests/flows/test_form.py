@@ -48,20 +48,65 @@ def test_empty_fields_change_nothing() -> None:
 
 @pytest.mark.parametrize("preset", ["smoke", "demo", "reference"])
 def test_bits_count_for_training_and_for_the_blob(preset: str) -> None:
-    spec = resolve(preset, [], {"bits": "int4", "edge_bits": "int7", "embedding_format": "int8", "clip_candidates": "1, .9,0.75"})
+    spec = resolve(preset, [], {"bits": "int4", "edge_bits": "int7", "embedding_format": "int8"})
     for rules in (spec.quantize.rules, spec.train.qat.rules):
         by_pattern = {rule.pattern: rule.format for rule in rules}
         assert by_pattern["*.weight"] == "int4"
         assert by_pattern["tok_emb.weight"] == "int8"
         assert {form for pattern, form in by_pattern.items() if pattern.startswith("blocks.")} == {"int7"}
         assert by_pattern["*"] == "fp32"
-    assert spec.quantize.clip_candidates == (1.0, 0.9, 0.75)
 
 
-@pytest.mark.parametrize("field", ["bits", "edge_bits"])
-def test_bits_are_refused_where_the_quantization_chooses_its_steps(field: str) -> None:
-    with pytest.raises(SpecError, match=f"{field} = int4: .* ecsq, chooses its steps itself"):
-        resolve("record", [], {field: "int4"})
+def test_clip_ratios_are_read_as_a_person_writes_them() -> None:
+    assert resolve("demo", [], {"clip_candidates": "1, .9,0.75"}).quantize.clip_candidates == (1.0, 0.9, 0.75)
+
+
+ECSQ = ["quantize.method=ecsq", "train.qat.start_lr_scale=0"]
+GRIDS = "quantize.clip_candidates=[1.0, 0.9]"
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "fields", "named"),
+    [
+        ("record", [], {"bits": "int4"}, "bits = int4: method ecsq chooses its steps itself; .*loss_nats"),
+        ("demo", ECSQ, {"bits": "int4"}, "bits = int4: method ecsq chooses its steps itself"),
+        ("demo", ECSQ, {"edge_bits": "int7"}, "edge_bits = int7: method ecsq chooses"),
+        ("demo", ECSQ, {"embedding_format": "int4"}, "embedding_format = int4: method ecsq chooses"),
+        ("demo", [*ECSQ, "quantize.rules.3.format=int4"], {}, r"quantize\.rules\.3\.format = int4: method ecsq chooses"),
+        ("demo", ["quantize.method=round_to_nearest"], {"clip_candidates": "1, 0.9"}, "clip_candidates = 1, 0.9: .* no clip ratios"),
+        ("demo", ["quantize.method=round_to_nearest", GRIDS], {}, r"quantize\.clip_candidates = \[1\.0, 0\.9\]: .* no clip ratios"),
+        ("demo", [*ECSQ, "quantize.clip_candidates.1=0.9"], {}, "method ecsq searches no clip ratios"),
+        ("demo", ["quantize.calibration.num_sequences=64"], {}, "method gptq_lite reads no calibration text"),
+        ("demo", ["quantize.ecsq.loss_nats=0.01"], {}, "method gptq_lite takes no settings of ecsq"),
+        ("record", ["quantize.ecsq.loss_nats=0.01"], {}, "fit.limit_bytes = 16000000 decides the steps; .* quantize.fit.limit_bytes="),
+        ("demo", [*ECSQ, "quantize.fit.tolerance_fraction=0.1"], {}, "no limit is fitted"),
+        ("demo", ["merge.averaging.ema_decay=0.5"], {}, "merge.averaging.method = swa has no decay"),
+        ("demo", ["merge.averaging.method=last", "merge.averaging.every_nth=2"], {}, "last averages no snapshots"),
+        ("demo", ["train.qat.start_lr_scale=0", "train.qat.rules.3.format=int4"], {}, "late QAT is off"),
+    ],
+)
+def test_what_the_chosen_methods_ignore_is_refused(preset: str, overrides: list[str], fields: dict[str, str], named: str) -> None:
+    with pytest.raises(SpecError, match=named):
+        resolve(preset, overrides, fields)
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "fields"),
+    [
+        ("record", ["quantize.method=gptq_lite", "quantize.fit.limit_bytes="], {"bits": "int4", "clip_candidates": "1, 0.9"}),
+        ("demo", ["quantize.method=ecsq", "train.qat.grid=round_to_nearest"], {"bits": "int4"}),  # for training under QAT
+        ("demo", ECSQ, {"embedding_format": "int8"}),
+        ("demo", [*ECSQ, "quantize.ecsq.loss_nats=0.01", "quantize.calibration.num_sequences=64"], {}),
+        ("record", ["quantize.fit.tolerance_fraction=0.1"], {}),
+        ("record", ["quantize.ecsq.measured_shares=true", "quantize.ecsq.loss_nats=0.01"], {}),
+        ("record", ["quantize.fit.limit_bytes=", "quantize.ecsq.loss_nats=0.01"], {}),
+        ("demo", ["merge.averaging.method=ema", "merge.averaging.ema_decay=0.5"], {}),
+        ("demo", ["merge.averaging.method=last"], {"swa_window": 0.3}),  # which snapshots are written
+        ("demo", ["quantize.fit.code_bytes=null"], {}),
+    ],
+)
+def test_what_counts_after_all_overrides_is_taken(preset: str, overrides: list[str], fields: dict[str, str]) -> None:
+    assert resolve(preset, overrides, fields) != resolve(preset, []) or overrides == ["quantize.fit.code_bytes=null"]
 
 
 def test_overrides_count_after_the_fields() -> None:

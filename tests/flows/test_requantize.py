@@ -62,6 +62,9 @@ def test_a_limit_that_cannot_be_met_is_answered_with_the_smallest(smoke_run: Any
         ({"methods": ("ecsq",), "edge_bits": "int8"}, "edge_bits = int8: method ecsq chooses its steps itself"),
         ({"methods": ("ecsq",), "embedding_format": "int4"}, "embedding_format = int4: method ecsq chooses its steps itself"),
         ({"methods": ("round_to_nearest",), "clip_grids": ("0.9",)}, r"clip_grids = 0\.9: method round_to_nearest searches no clip"),
+        ({"overrides": ("quantize.method=round_to_nearest", "quantize.clip_candidates=[0.9]")}, "round_to_nearest searches no clip"),
+        ({"overrides": ("quantize.method=ecsq",), "bits": ("int4",)}, "bits = int4: method ecsq chooses its steps itself"),
+        ({"methods": ("gptq", "gptq_lite"), "overrides": ("quantize.ecsq.loss_nats=0.1",)}, "method gptq takes no settings of ecsq"),
         ({"overrides": ("quantize.fit.limit_bytes=90000",)}, r"fit\.limit_bytes = 90000: method gptq_lite has no steps to fit; .*ecsq"),
     ],
 )

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from flows.runs import find_report, list_reports, load_report, save_report
+from flows import runs
+from flows.runs import find_run, list_reports, load_report, save_report
 from schemas.errors import SpecError
 from stages import sealed
 from stages.sealed import write_sealed
@@ -36,17 +37,49 @@ def store(tmp_path: Path, smoke_run: Any) -> Path:
     ],
 )
 def test_id_name_beginning_or_last(wanted: str, run_id: str, store: Path) -> None:
-    assert find_report(store, wanted).run_id == run_id
+    assert find_run(store, wanted).run_id == run_id
+
+
+def test_last_fits_its_limit_where_that_is_asked(store: Path, smoke_run: Any) -> None:
+    report = smoke_run.report
+    over = report.size.derive(limit_bytes=1, margin_bytes=1 - report.size.total_bytes, fits=False)
+    created_at = "2026-01-04T00:00:00+00:00"
+    save_report(store, report.derive(run_id="cccc-4", name="demo-seed3-33333333", created_at=created_at, size=over))
+    assert find_run(store, "last").run_id == "cccc-4"
+    assert find_run(store, "last", fitting=True).run_id == "bbbb-3"
+    assert find_run(store, "cccc", fitting=True).run_id == "cccc-4"
+
+
+def test_without_a_run_that_fits_the_last_is_refused(tmp_path: Path, smoke_run: Any) -> None:
+    report = smoke_run.report
+    over = report.size.derive(limit_bytes=1, margin_bytes=1 - report.size.total_bytes, fits=False)
+    save_report(tmp_path, report.derive(size=over))
+    with pytest.raises(SpecError, match=r"RUN = last: no run of the store .* is within its limit"):
+        find_run(tmp_path, "last", fitting=True)
+
+
+def test_a_whole_id_reads_one_report(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = runs.load_report
+    monkeypatch.setattr(runs, "load_report", lambda root, run_id: read.append(run_id) or real(root, run_id))
+    assert find_run(store, "aaaa-1").run_id == "aaaa-1"
+    assert read == ["aaaa-1"]
+
+
+@pytest.mark.parametrize("wanted", ["", ".", "..", "../runs/aaaa-1", "/", "a\0b", "x" * 300])
+def test_what_is_no_name_is_no_run(wanted: str, store: Path) -> None:
+    with pytest.raises(SpecError, match="no such run"):
+        find_run(store, wanted)
 
 
 def test_a_beginning_of_several_names_lists_them(store: Path) -> None:
     with pytest.raises(SpecError, match=r"demo-seed1-11111111, demo-seed2-22222222"):
-        find_report(store, "demo")
+        find_run(store, "demo")
 
 
 def test_an_unknown_run_is_answered_with_the_nearest(store: Path) -> None:
     with pytest.raises(SpecError, match="demo-seed2-22222222"):
-        find_report(store, "demo-seed2-22222223")
+        find_run(store, "demo-seed2-22222223")
 
 
 def test_what_was_saved_is_read_back_equal(store: Path, smoke_run: Any) -> None:

@@ -162,17 +162,74 @@ def test_what_the_hub_does_not_have_is_refused_with_a_remedy(hub, corpus, said):
         locate(spec_of(**corpus))
 
 
-def test_without_a_network_it_says_so(monkeypatch):
-    monkeypatch.setattr(huggingface, "_hub", lambda: HfApi(endpoint="http://127.0.0.1:9", token=False))
-    with pytest.raises(SpecError, match=r"cannot be reached .*use corpus\.kind = files"):
+@pytest.fixture
+def cut_off(monkeypatch):
+    """Call it, and the hub is gone; gives the seconds that were waited between tries."""
+    waits = []
+    monkeypatch.setattr(huggingface.time, "sleep", waits.append)
+
+    def cut():
+        monkeypatch.setattr(huggingface, "_hub", lambda: HfApi(endpoint="http://127.0.0.1:9", token=False))
+        return waits
+
+    return cut
+
+
+def test_without_a_network_it_tries_again_and_then_says_so(cut_off):
+    waits = cut_off()
+    with pytest.raises(ConnectionError, match=r"cannot be reached .*use corpus\.kind = files"):
         locate(spec_of())
+    assert waits == [2.0, 4.0]
+
+
+def test_a_hub_that_answers_again_is_no_error(hub, cut_off, monkeypatch):
+    cut_off()
+
+    def answers_again(seconds):
+        monkeypatch.setattr(huggingface, "_hub", lambda: HfApi(endpoint=hub.url, token=False))
+
+    monkeypatch.setattr(huggingface.time, "sleep", answers_again)
+    assert locate(spec_of()).revision == COMMIT
+
+
+def test_what_the_hub_said_is_known_without_a_network(hub, tmp_path, cut_off, caplog):
+    asked = locate(spec_of(), memory=tmp_path / "memory")
+    cut_off()
+    assert locate(spec_of(), memory=tmp_path / "memory") == asked
+    assert "cannot be reached" in caplog.text
+    assert f"going on with {COMMIT}" in caplog.text
+    other = spec_of(split="validation")
+    with pytest.raises(ConnectionError, match=r"data/validation\.jsonl is not on this machine and cannot be downloaded"):
+        locate(other, memory=tmp_path / "memory")
+
+
+def test_a_commit_is_asked_for_once(hub, tmp_path, cut_off, caplog):
+    asked = locate(spec_of(revision=COMMIT), memory=tmp_path)
+    waits = cut_off()
+    assert locate(spec_of(revision=COMMIT), memory=tmp_path) == asked
+    assert waits == []
+    assert caplog.text == ""
+
+
+def test_a_branch_that_moved_is_followed(hub, tmp_path):
+    locate(spec_of(), memory=tmp_path)
+    (hub.folder / "data/train-more.jsonl").write_text('{"text": "fourth"}\n')
+    assert len(locate(spec_of(), memory=tmp_path).files) == 3
+
+
+def test_a_damaged_memory_is_as_none(hub, tmp_path, caplog):
+    asked = locate(spec_of(revision=COMMIT), memory=tmp_path)
+    for path in tmp_path.glob("*.json"):
+        path.write_text(path.read_text()[:-9])
+    assert locate(spec_of(revision=COMMIT), memory=tmp_path) == asked
+    assert "asking the hub" in caplog.text
 
 
 def test_in_offline_mode_it_says_so(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     close_session()
     try:
-        with pytest.raises(SpecError, match="cannot be reached"):
+        with pytest.raises(ConnectionError, match="cannot be reached"):
             locate(spec_of())
     finally:
         close_session()
