@@ -50,10 +50,10 @@ def check(
     """Apply the published rules to any submission folder, running nothing of it; status 1 if one is broken."""
     with clear_errors(debug):
         from flows.terminal import print_rules
+        from stages.printable import one_line
         from stages.submission.rules import check_folder
-        from stages.submission.strangers import printable
 
-        rules, name = check_folder(folder), printable(str(folder))
+        rules, name = check_folder(folder), one_line(str(folder))
         if json:
             print_json({"folder": name, "rules": [rule.model_dump() for rule in rules]})
         else:
@@ -84,9 +84,9 @@ def rescore(
     with clear_errors(debug):
         from flows.submission import compute_of, shards_of, tokenizer_beside
         from flows.terminal import live_output, print_rescored
+        from stages.printable import one_line
         from stages.submission.rescore import rescore as score_again
         from stages.submission.rescore import scoring_of
-        from stages.submission.strangers import printable
 
         paths = shards_of(shards)
         model = tokenizer or tokenizer_beside(paths)
@@ -106,4 +106,4 @@ def rescore(
         if json:
             print_json(made.model_dump(mode="json"))
         else:
-            print_rescored(make_console(), printable(str(folder)), made)
+            print_rescored(make_console(), one_line(str(folder)), made)

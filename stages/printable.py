@@ -1,6 +1,7 @@
 """Text of users and strangers for a terminal: what would steer the terminal is spelled out instead."""
 
 import re
+import unicodedata
 
 # Control characters without line feed and tab (C0, DEL, C1), line and paragraph separators, what turns the direction of
 # text, and lone surrogates, which no encoding can write.
@@ -15,3 +16,14 @@ def printable(text: str) -> str:
 def printable_json(text: str) -> str:
     r"""The same for JSON text, which stays equal JSON: each such character is written as `\uXXXX`."""
     return _STEERING.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
+def one_line(text: str) -> str:
+    r"""`text` on one line, for a table or a message: every kind of space is a plain one, all that cannot be seen is spelled out."""
+    return "".join(char if char.isprintable() else _spelled(char) for char in text)
+
+
+def _spelled(char: str) -> str:
+    if char in "\n\t" or unicodedata.category(char) == "Zs":
+        return " "
+    return char.encode("unicode_escape").decode("ascii")

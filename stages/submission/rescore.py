@@ -20,8 +20,9 @@ from stages.corpora.sources import ready_made_tokenizer
 from stages.isolated_scoring import score_isolated
 from stages.launch import ChildFailedError
 from stages.machine import precision_note
+from stages.printable import one_line, printable
 from stages.script import program
-from stages.submission.strangers import UnreadableError, printable, read_bytes, read_json_object
+from stages.submission.strangers import UnreadableError, read_bytes, read_json_object
 from stages.workspace import Progress, no_progress
 
 BLOB_LIMIT_BYTES = 64 * 2**20
@@ -87,13 +88,13 @@ def rescore(
             try:
                 load_packed_model(copy / BLOB_NAME, torch.device("cpu"))
             except BlobError as error:
-                raise SpecError(printable(f"{folder / BLOB_NAME}: {error}")) from error
+                raise SpecError(one_line(f"{folder / BLOB_NAME}: {error}")) from error
             (copy / SCRIPT_NAME).write_text(program(PackageOptions(keep_comments=False), None)[0], encoding="utf-8")
         began = time.perf_counter()
         try:
             scores = score_isolated(copy / SCRIPT_NAME, shards, tokenizer, scoring, compute, work, progress, timeout)
         except (ChildFailedError, StageError, ValueError) as error:  # the last for progress lines that are none
-            raise StageError(printable(f"{folder}: the scoring failed: {error}", keep="\n")) from error
+            raise StageError(printable(f"{folder}: the scoring failed: {error}")) from error
     best = scores.sliding or scores.non_overlapping
     claimed = _info(folder).get("val_bpb")
     return Rescored(
@@ -113,7 +114,7 @@ def rescore(
 
 def _blob(folder: Path) -> bytes:
     if not folder.is_dir():
-        raise SpecError(f"FOLDER = {printable(str(folder))}: no such folder")
+        raise SpecError(f"FOLDER = {one_line(str(folder))}: no such folder")
     return _read(folder / BLOB_NAME)
 
 
@@ -121,7 +122,7 @@ def _read(path: Path) -> bytes:
     try:
         return read_bytes(path, BLOB_LIMIT_BYTES)
     except UnreadableError as error:
-        raise SpecError(printable(f"FOLDER = {path.parent}: {error}")) from error
+        raise SpecError(one_line(f"FOLDER = {path.parent}: {error}")) from error
 
 
 def _info(folder: Path) -> dict:

@@ -17,6 +17,7 @@ from schemas.check_size import SIZE_LIMIT_BYTES
 from schemas.package import BLOB_NAME, SCRIPT_NAME
 from schemas.submission import INFO_NAME, LIMIT_SECONDS, README_NAME, REQUIREMENTS_NAME, RuleResult
 from stages.core.packing import BlobError, unpack
+from stages.printable import one_line
 from stages.submission.figures import (
     MIN_DIGITS,
     Figure,
@@ -36,7 +37,6 @@ from stages.submission.strangers import (
     SOURCE_LIMIT_BYTES,
     UnreadableError,
     list_files,
-    printable,
     read_bytes,
     read_json_object,
     read_text,
@@ -87,7 +87,7 @@ def check_folder(path: Path) -> list[RuleResult]:
         verdict, reason = rule(folder)
         if verdict == "pass" and folder.left_out and rule in (size_within_limit, training_in_time, evaluation_in_time):
             verdict, reason = "unknown", f"{folder.left_out}; what was read says: {reason}"
-        results.append(RuleResult(rule=name, verdict=verdict, reason=printable(reason)[:REASON_CHARACTERS]))
+        results.append(RuleResult(rule=name, verdict=verdict, reason=one_line(reason)[:REASON_CHARACTERS]))
     return results
 
 

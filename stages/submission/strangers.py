@@ -3,32 +3,18 @@
 import json
 import os
 import stat
-import unicodedata
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
 
 from schemas.errors import SpecError
+from stages.printable import one_line
 
 TEXT_LIMIT_BYTES = 64 * 2**20
 SOURCE_LIMIT_BYTES = 16 * 2**20
 MAX_FILES = 10_000
 LINE_CHARACTERS = 4_000  # longer lines are data; a search over them could take for ever
-
-
-def printable(text: str, keep: str = "") -> str:
-    """`text` with nothing in it that a terminal obeys: control, direction and surrogate characters become escapes such as \\x1b.
-
-    Characters of `keep` stay as they are, and every kind of space becomes a plain one.
-    """
-    return "".join(char if char.isprintable() or char in keep else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    if char in "\n\t" or unicodedata.category(char) == "Zs":
-        return " "
-    return char.encode("unicode_escape").decode("ascii")
 
 
 class UnreadableError(ValueError):
@@ -41,7 +27,7 @@ def list_files(folder: Path) -> dict[str, os.stat_result]:
     Raises SpecError when it is no folder that can be read, UnreadableError for more than 10,000 entries.
     """
     if not folder.is_dir():
-        raise SpecError(f"FOLDER = {printable(str(folder))}: no such folder")
+        raise SpecError(f"FOLDER = {one_line(str(folder))}: no such folder")
     found: dict[str, os.stat_result] = {}
     waiting = [folder]
     while waiting:
@@ -56,7 +42,7 @@ def list_files(folder: Path) -> dict[str, os.stat_result]:
                     if len(found) + len(waiting) > MAX_FILES:
                         raise UnreadableError(f"the folder holds more than {MAX_FILES:,} files")
         except OSError as error:
-            what = printable(f"{folder}: {error.filename or place}")
+            what = one_line(f"{folder}: {error.filename or place}")
             raise SpecError(f"FOLDER = {what} cannot be read ({error.strerror})") from error
     return dict(sorted(found.items()))
 

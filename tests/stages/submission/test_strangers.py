@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from flows.cli import app
+from stages.printable import one_line
 from stages.submission.figures import figures_in, integer_after, seconds_at
 from stages.submission.logs import read_log
-from stages.submission.strangers import LINE_CHARACTERS, UnreadableError, printable, read_json_object
+from stages.submission.strangers import LINE_CHARACTERS, UnreadableError, read_json_object
 
 Judge = Callable[..., dict[str, tuple[str, str]]]
 EVIL = "\x1b]0;PWNED\x07\x1b[2J\x9b31m\u202ereversed\u2066\u200f\u2028\x7f\r\x00\ud800"
@@ -31,18 +32,17 @@ def harmful(text: str) -> list[str]:
 
 @given(st.text() | st.text(st.characters(categories=["Cc", "Cf", "Cs", "Zs", "Zl", "Zp"])))
 def test_what_is_printable_obeys_nothing_and_keeps_the_rest(text: str) -> None:
-    shown = printable(text)
+    shown = one_line(text)
     assert not harmful(shown)
     assert "\n" not in shown
-    assert printable(shown) == shown
+    assert one_line(shown) == shown
     shown.encode("utf-8")  # no lone surrogate is left
     if text.isprintable():
         assert shown == text
 
 
 def test_an_escape_is_shown_as_one() -> None:
-    assert printable("a\x1b[2Jb\u202ec\td") == "a\\x1b[2Jb\\u202ec d"
-    assert printable("a\nb", keep="\n") == "a\nb"
+    assert one_line("a\x1b[2Jb\u202ec\td") == "a\\x1b[2Jb\\u202ec d"
 
 
 @pytest.fixture
