@@ -15,6 +15,7 @@ from schemas.errors import FairwayError, SpecError
 from schemas.files import StageRecord
 from schemas.runtime import RunOptions
 from schemas.tokenize_corpus import CorpusManifest
+from stages.printable import printable
 from stages.registry import STAGES, Stage
 from stages.runner import run_stage
 from stages.sealed import read_sealed
@@ -83,5 +84,5 @@ def _read(path: Path, adapter: TypeAdapter, option: str, read_bytes: Callable[[P
 
 
 def _say(message: str, status: int) -> int:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     return status
