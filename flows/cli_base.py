@@ -53,12 +53,13 @@ def run_options_of(store: Path, retries: int, timeout: float | None, checkpoint_
 def run_flow(call: Callable[[], Any], options: Any, debug: bool) -> Any:
     """The state in which the flow ended, with its lines and progress shown meanwhile."""
     from flows.environment import prefect_api
+    from flows.own_process import hangup_interrupts
     from flows.progress import stage_progress
     from flows.terminal import live_output
 
     if not debug:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # our own lines and messages say it all
-    with live_output(make_console(stderr=True)) as show_progress, prefect_api(Path(options.store)):
+    with hangup_interrupts(), live_output(make_console(stderr=True)) as show_progress, prefect_api(Path(options.store)):
         token = stage_progress.set(show_progress)
         try:
             return call()
@@ -99,15 +100,17 @@ def clear_errors(debug: bool) -> Iterator[None]:
 
 
 def make_console(stderr: bool = False) -> Any:
-    from rich.console import Console
+    from flows.narrow import FittingConsole
+    from flows.terminal import is_screen
 
-    console = Console(stderr=stderr, highlight=False)
+    console = FittingConsole(stderr=stderr, highlight=False)
     # Without a terminal nothing wraps at 80 columns, so that lines stay whole in logs and pipes.
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=200)
+    return console if is_screen(console) else FittingConsole(stderr=stderr, highlight=False, width=200)
 
 
 def print_json(value: Any) -> None:
     import json
 
-    json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
+    # Where the output cannot hold every character, escapes keep the values exact.
+    json.dump(value, sys.stdout, indent=1, ensure_ascii="utf" not in (sys.stdout.encoding or "").lower())
     sys.stdout.write("\n")

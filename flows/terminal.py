@@ -22,6 +22,11 @@ from schemas.submission import Rescored, RuleResult
 from schemas.techniques import TECHNIQUES
 
 
+def is_screen(console: Console) -> bool:
+    """Whether a person watches: a terminal indeed, and not only FORCE_COLOR, by which a file gets colours too."""
+    return console.is_terminal and console.file.isatty()
+
+
 @contextmanager
 def live_output(console: Console) -> Iterator[StageProgress]:
     """Log lines and, on a terminal, a bar for the stage at work. Gives the function that is told how far a stage is."""
@@ -33,7 +38,7 @@ def live_output(console: Console) -> Iterator[StageProgress]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not is_screen(console),
     )
     bars: dict[str, TaskID] = {}
 
@@ -76,7 +81,7 @@ def log_to(console: Console) -> Iterator[None]:
 
 
 def _handler(console: Console) -> logging.Handler:
-    if console.is_terminal:
+    if is_screen(console):
         return RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
     plain = logging.StreamHandler(console.file)
     plain.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
