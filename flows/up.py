@@ -12,9 +12,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.environment import comes_up, is_healthy, port_is_free, settings_first, stop
+from flows.environment import check_settings, comes_up, is_healthy, port_is_free, require_answer, settings_first, stop
 from schemas.errors import SpecError
 from stages.launch import guarded
+from stages.surroundings import for_children, importing_ours
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,11 @@ def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[st
     with ExitStack() as stack:
         url = os.environ.get("PREFECT_API_URL") or f"http://127.0.0.1:{port}/api"
         os.environ["PREFECT_API_URL"] = url
-        if is_healthy(url):
+        check_settings()
+        if not url.startswith(f"http://127.0.0.1:{port}/"):
+            require_answer(url, "and `fairway up` starts its own")
+            log.info("using the Prefect server at %s", url)
+        elif is_healthy(url):
             log.info("a Prefect server answers at %s already: using it", url)
         else:
             stack.enter_context(_only_one(home))
@@ -91,17 +96,13 @@ _started: list[tuple[str, subprocess.Popen, Path]] = []
 
 @contextmanager
 def _server(home: Path, url: str, port: int) -> Iterator[None]:
-    if not url.startswith(f"http://127.0.0.1:{port}/"):
-        raise SpecError(
-            f"PREFECT_API_URL = {url}: no Prefect server answers there. Start it, or unset it: `fairway up` then starts its own"
-        )
     if not port_is_free(port):
         raise SpecError(f"--port = {port}: another program listens there. Give another one, for example --port {port + 1}")
     began = time.perf_counter()
     command = ["prefect", "--no-prompt", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with _process("server", home, 10.0, command) as (process, log_path):
         if not comes_up(process, url):
-            raise RuntimeError(f"the Prefect server did not start; {log_path} ends with:\n{_tail(log_path)}")
+            raise RuntimeError(f"the Prefect server did not start (its port is {port}); {log_path} ends with:\n{_tail(log_path)}")
         log.info("Prefect server ready in %.1f s", time.perf_counter() - began)
         yield
 
@@ -114,6 +115,7 @@ def _process(name: str, home: Path, grace_seconds: float, command: list[str]) ->
         process = subprocess.Popen(
             [*guarded("SIGTERM"), "-m", *command],
             cwd=ROOT,
+            env=importing_ours(for_children(os.environ)),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -133,8 +135,10 @@ def _deploy(home: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         cwd=ROOT,
+        env=importing_ours(for_children(os.environ)),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         stdin=subprocess.DEVNULL,
     )
     if done.returncode:
@@ -160,4 +164,4 @@ def _only_one(home: Path) -> Iterator[Any]:
 
 
 def _tail(path: Path) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-15:])
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])

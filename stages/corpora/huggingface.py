@@ -4,6 +4,7 @@ Locating asks the hub for names and digests only. Files are downloaded, into the
 """
 
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from schemas.tokenize_corpus import CorpusManifest, HuggingFaceCorpus
 from stages.corpora.files import ENDINGS, format_by_ending
 from stages.corpora.sources import source_file
 from stages.hashing import FileHashes
+from stages.surroundings import UNUSABLE_PROXY, proxy_variables
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +111,9 @@ def _download(corpus: HuggingFaceCorpus, commit: str, name: str, force_download:
 
 
 def _hub() -> Any:
+    proxies = proxy_variables(os.environ)
+    if (said := os.environ.get(UNUSABLE_PROXY)) and not {"HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"} & {*proxies}:
+        raise SpecError(f"{said}: the hub cannot be reached by it. Give a proxy of another kind by HTTPS_PROXY")
     # Slow to import, and only this source needs it.
     from huggingface_hub import HfApi
 
