@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from schemas.errors import SpecError
-from stages.surroundings import left_over, reach_loopback
+from stages.surroundings import left_over
 
 OPEN_FILES = 4096
 FEWEST_OPEN_FILES = 128
@@ -66,7 +66,6 @@ def surroundings() -> None:
     if os.environ.pop("PYTHONWARNINGS", None):
         warnings.resetwarnings()
         warnings.simplefilter("ignore")  # of libraries, and no business of who runs them
-    reach_loopback(os.environ)
     for name in _CERTIFICATES:
         if (path := os.environ.get(name)) and not (os.path.isfile(path) if name.endswith("FILE") else os.path.exists(path)):
             raise SpecError(f"{name} = {path}: there are no certificates. Unset it, or name those that there are")

@@ -71,6 +71,13 @@ def test_loopback_is_reached_without_a_proxy_whatever_no_proxy_says(name: str, s
         client.get(f"http://127.0.0.1:{port}/")  # reached: it listens and says nothing; nobody listens where the proxy should be
 
 
+def test_every_use_of_prefect_begins_with_a_way_to_loopback(tmp_path: Path) -> None:
+    os.environ["HTTP_PROXY"] = PROXY
+    environment.settings_first(tmp_path)
+    assert urllib.request.proxy_bypass("127.0.0.1")
+    assert "127.0.0.1" in environment.server_environment(tmp_path)["NO_PROXY"]
+
+
 def test_both_spellings_of_no_proxy_are_kept() -> None:
     given = {"NO_PROXY": "a.example", "no_proxy": "b.example"}
     reach_loopback(given)
