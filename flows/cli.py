@@ -3,6 +3,7 @@
 Heavy imports stand inside the commands, so that --help answers at once.
 """
 
+import sys
 from typing import Annotated
 
 import typer
@@ -108,8 +109,20 @@ def runs(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug = 
 
 
 def main() -> None:
-    """Entry point of `fairway`."""
-    app()
+    """Entry point of `fairway`. Status 2 for surroundings in which nothing works, 141 when the reader of the output has gone."""
+    from flows.own_process import standard_streams, surroundings
+    from schemas.errors import SpecError
+
+    standard_streams()
+    try:
+        surroundings()
+    except SpecError as error:
+        typer.echo(f"fairway: {error}", err=True)
+        sys.exit(2)
+    try:
+        app()
+    finally:
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

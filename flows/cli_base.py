@@ -53,13 +53,14 @@ def run_options_of(store: Path, retries: int, timeout: float | None, checkpoint_
 def run_flow(call: Callable[[], Any], options: Any, debug: bool) -> Any:
     """The state in which the flow ended, with its lines and progress shown meanwhile."""
     from flows.environment import prefect_api
+    from flows.own_process import hangup_interrupts
     from flows.progress import stage_progress
     from flows.terminal import live_output, waiting_on
 
     if not debug:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # our own lines and messages say it all
     console = make_console(stderr=True)
-    with live_output(console) as show_progress, prefect_api(Path(options.store), waiting_on(console)):
+    with hangup_interrupts(), live_output(console) as show_progress, prefect_api(Path(options.store), waiting_on(console)):
         token = stage_progress.set(show_progress)
         try:
             return call()
@@ -101,11 +102,12 @@ def clear_errors(debug: bool) -> Iterator[None]:
 
 
 def make_console(stderr: bool = False) -> Any:
-    from rich.console import Console
+    from flows.narrow import FittingConsole
+    from flows.terminal import is_screen
 
     # Nothing in a text is a command to the console: a value or a path may hold `[/b]` or `:bug:`.
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
+    console = FittingConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not is_screen(console):
         console.width = 200  # nothing wraps at 80 columns, so that lines stay whole in logs and pipes
     return console
 
@@ -115,4 +117,6 @@ def print_json(value: Any) -> None:
 
     from stages.printable import printable_json
 
-    sys.stdout.write(printable_json(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)) + "\n")
+    # Where the output cannot hold every character, escapes keep the values exact.
+    in_ascii = "utf" not in (sys.stdout.encoding or "").lower()
+    sys.stdout.write(printable_json(json.dumps(value, indent=1, ensure_ascii=in_ascii, allow_nan=False)) + "\n")

@@ -1,26 +1,38 @@
 """Runs as the configured Prefect server knows them: also those that are at work, wait or failed, of which the store has no report."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from flows import FLOW_NAMES
-from flows.environment import is_healthy, settings_first
+from flows.environment import check_settings, require_answer, settings_first
+from flows.own_process import private_folder
 from flows.tables import Row
-from schemas.errors import SpecError
 
 MAX_RUNS = 200
 
 
 def configured_server(store: Path) -> str | None:
     """Address of the API that the environment or a profile names; None when there is none. Raises SpecError when it is silent."""
-    settings_first(Path(os.environ.get("PREFECT_HOME", store / "prefect" / "home")))
+    settings_first(Path(os.environ.get("PREFECT_HOME") or _home(store)))
+    check_settings()
     from prefect.settings import PREFECT_API_URL
 
-    url = PREFECT_API_URL.value()
-    if url and not is_healthy(url):
-        raise SpecError(f"PREFECT_API_URL = {url}: no Prefect server answers there. Start it, or unset it to see the store alone")
-    return url
+    if url := PREFECT_API_URL.value():
+        require_answer(url, "to see the store alone")
+    return url or None
+
+
+def _home(store: Path) -> Path:
+    """Prefect's folder in the store; one for this command alone where the store is only for reading."""
+    try:
+        home = store / "prefect" / "home"
+        home.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=home).close()
+        return home
+    except OSError:
+        return private_folder()
 
 
 def server_runs() -> list[dict[str, Any]]:

@@ -25,6 +25,11 @@ from schemas.techniques import TECHNIQUES
 from stages.printable import printable
 
 
+def is_screen(console: Console) -> bool:
+    """Whether a person watches: a terminal indeed, and not only FORCE_COLOR, by which a file gets colours too."""
+    return console.is_terminal and console.file.isatty()
+
+
 @contextmanager
 def live_output(console: Console) -> Iterator[StageProgress]:
     """Log lines and, on a terminal, a bar for the stage at work. Gives the function that is told how far a stage is."""
@@ -36,7 +41,7 @@ def live_output(console: Console) -> Iterator[StageProgress]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not is_screen(console),
     )
     bars: dict[str, TaskID] = {}
 
@@ -69,7 +74,7 @@ def waiting_on(console: Console) -> Waiting:
             progress.add_task(printable(what), total=None)
             yield
 
-    return wait if console.is_terminal else say_waiting
+    return wait if is_screen(console) else say_waiting
 
 
 @contextmanager
@@ -93,7 +98,7 @@ def log_to(console: Console) -> Iterator[None]:
 
 def _handler(console: Console) -> logging.Handler:
     handler: logging.Handler
-    if console.is_terminal:
+    if is_screen(console):
         handler = RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
         handler.setFormatter(_PrintableFormatter("%(message)s"))
     else:

@@ -10,10 +10,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.environment import SERVER_START_USUAL, comes_up, is_healthy, port_is_free, settings_first, stop
+from flows.environment import (
+    SERVER_START_USUAL,
+    check_settings,
+    comes_up,
+    is_healthy,
+    port_is_free,
+    require_answer,
+    settings_first,
+    stop,
+)
 from schemas.errors import SpecError
 from stages.launch import guarded
 from stages.locks import holder, try_lock
+from stages.surroundings import for_children, importing_ours
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +52,9 @@ def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[st
     with ExitStack() as stack:
         url = os.environ.get("PREFECT_API_URL") or f"http://127.0.0.1:{port}/api"
         os.environ["PREFECT_API_URL"] = url
+        check_settings()
+        if not _is_local(url, port):
+            require_answer(url, "and `fairway up` starts its own")
         from flows.server import POOL, prepare, settle, worker_name
 
         # Settling takes this worker's running flows for left-over ones, so the same checkout works only once.
@@ -109,16 +122,12 @@ def _check_ports(port: int, for_server: bool) -> None:
 
 @contextmanager
 def _server(home: Path, url: str, port: int) -> Iterator[None]:
-    if not _is_local(url, port):
-        raise SpecError(
-            f"PREFECT_API_URL = {url}: no Prefect server answers there. Start it, or unset it: `fairway up` then starts its own"
-        )
     began = time.perf_counter()
     log.info("starting the Prefect server, %s", SERVER_START_USUAL)
     command = ["prefect", "--no-prompt", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with _process("server", home, 10.0, command) as (process, log_path):
         if not comes_up(process, url):
-            raise RuntimeError(f"the Prefect server did not start; {log_path} ends with:\n{_tail(log_path)}")
+            raise RuntimeError(f"the Prefect server did not start (its port is {port}); {log_path} ends with:\n{_tail(log_path)}")
         log.info("Prefect server ready in %.1f s", time.perf_counter() - began)
         yield
 
@@ -131,6 +140,7 @@ def _process(name: str, home: Path, grace_seconds: float, command: list[str]) ->
         process = subprocess.Popen(
             [*guarded("SIGTERM"), "-m", *command],
             cwd=ROOT,
+            env=importing_ours(for_children(os.environ)),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -173,4 +183,4 @@ def _only_one(path: Path, taken: str) -> Iterator[Any]:
 
 
 def _tail(path: Path) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-15:])
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])

@@ -28,6 +28,7 @@ from stages.core.whole_files import write_whole
 from stages.cores import idle_cores
 from stages.process_tree import LEFT_BEHIND_SECONDS, end_processes, end_trees, is_running, processes_with
 from stages.stopping import stopping
+from stages.surroundings import for_children, importing_ours
 from stages.workspace import Progress, StorageError, clear_storage_errors
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}
 _MARK = "FAIRWAY_CHILD"  # each child's environment has another value; all that it starts inherit it
 _LOOK_SECONDS = 0.25
 _TAIL_LINES = 30
+_MEMORY = Path("/dev/shm")
 _MEETING_BYTES = 256 * 1024
 _KINDS = {"SpecError": SpecError, "StageError": StageError, "StorageError": StorageError}
 
@@ -72,10 +74,11 @@ def launch_module(
     job_path.write_text(json.dumps(job), encoding="utf-8")
     try:
         program = ["-m", module, str(job_path), str(result_path)]
+        environment = importing_ours(os.environ)
         if torchrun:
-            run_torchrun(program, folder, compute, progress, timeout)
+            run_torchrun(program, folder, compute, progress, timeout, env=environment)
         else:
-            run_child([sys.executable, *program], compute, progress, timeout)
+            run_child([sys.executable, *program], compute, progress, timeout, env=environment)
     except ChildFailedError:
         if error_path.exists():
             said = json.loads(error_path.read_text(encoding="utf-8"))
@@ -95,13 +98,8 @@ def run_torchrun(
     They find one another through files. By itself torchrun opens a port to the whole network for that, and believes what
     it is told there (it unpickles it). The files lie in memory, because torch waits for ever when their disk is full.
     """
-    memory = Path("/dev/shm")
-    name = f"fairway-{os.getuid()}-{hashlib.sha256(bytes(folder)).hexdigest()[:16]}"  # found again, and removed, after a kill
-    meeting = memory / name if os.access(memory, os.W_OK) else folder / "rendezvous"
-    shutil.rmtree(meeting, ignore_errors=True)
-    meeting.mkdir(mode=0o700)
-    (meeting / "ranks").write_bytes(bytes(_MEETING_BYTES))  # a clear error where there is no room
-    (meeting / "ranks").unlink()
+    _check_gpus(compute)
+    meeting = _meeting_place(folder)
     environment = {
         **options.pop("env", os.environ),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
@@ -113,6 +111,43 @@ def run_torchrun(
         return run_child(command, compute, progress, timeout, env=environment, **options)
     finally:
         shutil.rmtree(meeting, ignore_errors=True)
+
+
+def _check_gpus(compute: ComputeSettings) -> None:
+    """Raise SpecError where fewer GPUs are seen than processes are to have one: their own errors would be tried again."""
+    if compute.device != "cuda":
+        return
+    import torch  # slow to import, and the CPU needs nothing of it here
+
+    if (seen := torch.cuda.device_count()) < compute.num_processes:
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+        why = f"PyTorch {torch.__version__} sees {seen}" + ("" if shown is None else f" with CUDA_VISIBLE_DEVICES = {shown!r}")
+        raise SpecError(
+            f"compute.device = cuda, compute.num_processes = {compute.num_processes}: each process needs a GPU, and {why}. "
+            "Set compute.device=cpu, fewer processes, or CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _meeting_place(folder: Path) -> Path:
+    """A new folder with room for the ranks to meet: in memory, or in `folder` where /dev/shm is missing, closed or full."""
+    name = f"fairway-{os.getuid()}-{hashlib.sha256(bytes(folder)).hexdigest()[:16]}"  # found again, and removed, after a kill
+    try:
+        return _with_room(_MEMORY / name)
+    except OSError as error:
+        log.info("processes meet in the store, because %s takes no file (%s)", _MEMORY, error.strerror)
+        return _with_room(folder / "rendezvous")
+
+
+def _with_room(meeting: Path) -> Path:
+    shutil.rmtree(meeting, ignore_errors=True)
+    try:
+        meeting.mkdir(mode=0o700)
+        (meeting / "ranks").write_bytes(bytes(_MEETING_BYTES))  # a clear error where there is no room
+        (meeting / "ranks").unlink()
+    except OSError:
+        shutil.rmtree(meeting, ignore_errors=True)
+        raise
+    return meeting
 
 
 def _torchrun(compute: ComputeSettings, endpoint: Path) -> list[str]:
@@ -159,7 +194,7 @@ def run_child(command: Sequence[str], compute: ComputeSettings, progress: Progre
 
     Returns the last lines. Raises ChildFailedError on a non-zero exit, TimeoutError after `timeout` seconds.
     """
-    given = options.pop("env", os.environ)
+    given = for_children(options.pop("env", os.environ))
     environment = {
         **MEMORY,
         **({} if {*SPIN_BRIEFLY, *WAIT} & {*given} else waiting(compute)),

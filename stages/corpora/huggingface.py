@@ -6,6 +6,7 @@ What the hub said is remembered: a commit is asked for once, a branch or tag is 
 
 import hashlib
 import logging
+import os
 import re
 import time
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ from schemas.tokenize_corpus import CorpusManifest, HuggingFaceCorpus
 from stages.corpora.files import ENDINGS, data_ending, format_by_ending
 from stages.corpora.sources import source_file
 from stages.hashing import FileHashes
+from stages.surroundings import UNUSABLE_PROXY, proxy_variables
 
 log = logging.getLogger(__name__)
 
@@ -206,6 +208,9 @@ def _download(corpus: HuggingFaceCorpus, commit: str, name: str, force_download:
 
 
 def _hub() -> Any:
+    proxies = proxy_variables(os.environ)
+    if (said := os.environ.get(UNUSABLE_PROXY)) and not {"HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"} & {*proxies}:
+        raise SpecError(f"{said}: the hub cannot be reached by it. Give a proxy of another kind by HTTPS_PROXY")
     # Slow to import, and only this source needs it.
     from huggingface_hub import HfApi
 
