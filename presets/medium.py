@@ -6,7 +6,7 @@ from presets.demo import demo
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
 from schemas.quantizer_settings import FormatRule
-from schemas.settings import DataSettings, ModelSettings, SnapshotSettings
+from schemas.settings import DataSettings, ModelSettings, OptimizerSettings, ScheduleSettings, SnapshotSettings
 
 
 def medium() -> PipelineSpec:
@@ -31,7 +31,8 @@ def medium() -> PipelineSpec:
             value_embedding_dim=64,
             value_embedding_layers=(4, 5),
         ),
-        schedule=replace(base.train.schedule, max_steps=800),
+        optimizer=OptimizerSettings(),
+        schedule=ScheduleSettings(max_steps=800, warmdown_fraction=0.6),
         data=DataSettings(batch_tokens=2_048, sequence_length=256, micro_batch_sequences=8),
         snapshots=SnapshotSettings(start_lr_scale=0.1, every_steps=6),
         qat=replace(base.train.qat, start_lr_scale=0.0, rules=rules),
