@@ -60,6 +60,7 @@ class SubmissionInfo(Schema):
     hardware: str
     eval_sequence_length: PositiveInt
     eval_stride: NonNegativeInt
+    eval_batch_tokens: PositiveInt = Field(description="in one forward pass; the last digits depend on it")
     seed: NonNegativeInt
     seeds: tuple[NonNegativeInt, ...]
     seed_results: dict[str, SeedResult]

@@ -40,6 +40,7 @@ ONEDNN_ISAS: dict[str, tuple[str, ...]] = {
     "SSE41": ("sse4_1",),
 }
 _WITH_BFLOAT16 = tuple(ONEDNN_ISAS)[: tuple(ONEDNN_ISAS).index("AVX512_CORE_BF16") + 1]
+CPU_CAPS = ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA")
 _ATEN_LEVELS = ("default", "avx2", "avx512")
 # Environment variables that change numbers, beside the caps on instruction sets, which count by what they leave.
 CPU_SWITCHES = (

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
+from stages.machine import CPU_CAPS
 
 HEAVY = {"torch", "prefect", "pydantic", "numpy", "matplotlib", "pyarrow", "rich.table", "schemas.setting", "schemas.settings"}
 
@@ -63,7 +64,7 @@ def test_describe_follows_overrides_and_short_options() -> None:
     ("flags", "precision"), [("avx2 fma", "float32"), ("fma avx512f avx512bw avx512vl avx512dq avx512_bf16", "bfloat16")]
 )
 def test_describe_says_the_precision_and_why(monkeypatch: pytest.MonkeyPatch, flags: str, precision: str) -> None:
-    for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+    for name in CPU_CAPS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("stages.machine._cpuinfo", lambda: f"flags : {flags}\n")
     told = json.loads(fairway("describe", "demo", "--json").stdout)

@@ -19,6 +19,7 @@ from schemas.errors import SpecError
 from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineReport
 from schemas.runtime import RunOptions
+from stages.machine import CPU_CAPS, CPU_SWITCHES
 from stages.store import Store
 from stages.submission.export import export_submission, seeds_of
 from stages.submission.rules import check_folder
@@ -47,6 +48,8 @@ def run_alone(folder: Path, report: PipelineReport, store: Path, *options: str) 
     (folder / "train_gpt.py").write_bytes((store / report.package.script.path).read_bytes())
     data = (store / report.tokenized.train_shards[0].path).parent
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_WAIT_POLICY": "PASSIVE", "DATA_PATH": str(data)}
+    # An environment of its own, on the same kind of machine.
+    environment |= {name: os.environ[name] for name in (*CPU_CAPS, *CPU_SWITCHES) if name in os.environ}
     environment["TOKENIZER_PATH"] = str(store / report.tokenized.tokenizer.path)
     command = [sys.executable, "-I", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "--no-python"]
     command += [sys.executable, "-I", "train_gpt.py", "--json", "scores.json", "--log-file", "train.log", *options]
@@ -163,6 +166,8 @@ def test_an_exported_folder_is_scored_again_to_the_same_digits(exported: Path, s
     assert told["claimed_val_bpb"] == round(told["val_bpb_sliding"], 8)
     assert told["scored_by"] == "fairway"
     assert told["precision"].startswith(smoke_run.report.spec.evaluate.compute.precision)
+    claimed = json.loads((exported / "submission.json").read_text())
+    assert claimed["eval_batch_tokens"] == smoke_run.report.spec.evaluate.scoring.batch_tokens  # last digits depend on it
 
 
 def test_rescore_does_not_run_the_folders_script_unless_told(exported: Path, smoke_run: Any, smoke_store: Path, tmp_path: Path) -> None:

@@ -17,13 +17,12 @@ from schemas.settings import ComputeSettings, TrainSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages import machine
 from stages.core.processes import compute_dtype
-from stages.machine import CPU_SWITCHES, machine_kind, precision_note, read_cpu, settle, this_machine
+from stages.machine import CPU_CAPS, CPU_SWITCHES, machine_kind, precision_note, read_cpu, settle, this_machine
 from stages.registry import STAGES
 from stages.runner import stage_key
 from stages.script import recipe_source
 
 AS_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
-CAPS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 AVX2 = "fma avx2 avx sse4_1"
 SKYLAKE = f"{AVX2} avx512f avx512bw avx512vl avx512dq"
 COOPER_LAKE = f"{SKYLAKE} avx512_vnni avx512_bf16"
@@ -82,7 +81,7 @@ def test_torch_sees_the_same_machine(environment: dict[str, str]) -> None:
         "[torch.backends.cpu.get_cpu_capability(), processes.cpu_multiplies_bfloat16(), processes.machine_in_words('cpu'),"
         "{'version': torch.__version__, 'cuda': torch.version.cuda, 'git_version': torch.version.git_version}]]))"
     )
-    plain = {name: value for name, value in os.environ.items() if name not in CAPS}
+    plain = {name: value for name, value in os.environ.items() if name not in CPU_CAPS}
     told = subprocess.run([sys.executable, "-c", code], env=plain | environment, check=True, capture_output=True, text=True)
     torch_was_needed, ours, of_torch = json.loads(told.stdout)
     assert not torch_was_needed
@@ -90,7 +89,7 @@ def test_torch_sees_the_same_machine(environment: dict[str, str]) -> None:
 
 
 def on_cpu(monkeypatch: pytest.MonkeyPatch, flags: str, **environment: str) -> None:
-    for name in (*CAPS, *CPU_SWITCHES):
+    for name in (*CPU_CAPS, *CPU_SWITCHES):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -201,7 +200,7 @@ def test_a_gpu_counts_with_its_model_and_what_drives_it(monkeypatch: pytest.Monk
 
 def score_here(root: Path, tokenized: TokenizedCorpus, script: Path) -> str:
     """What the packaged program logs when it scores its blob on this machine as it is."""
-    environment = {name: value for name, value in os.environ.items() if name not in CAPS}
+    environment = {name: value for name, value in os.environ.items() if name not in CPU_CAPS}
     command = [sys.executable, "-I", str(script), "--eval", f"--tokenizer={root / tokenized.tokenizer.path}", "--stride=0"]
     command.append(f"--val={root / tokenized.val_shards[0].path}")
     return subprocess.run(command, env=environment, cwd=root, check=True, capture_output=True, text=True, timeout=120).stdout
@@ -209,7 +208,7 @@ def score_here(root: Path, tokenized: TokenizedCorpus, script: Path) -> str:
 
 def test_the_chain_runs_as_on_a_cpu_without_bfloat16(tmp_path: Path) -> None:
     """The whole chain in processes that see AVX2 alone: in float32, keyed apart from a run on this CPU as it is."""
-    environment = {name: value for name, value in os.environ.items() if name not in CAPS} | AS_AVX2
+    environment = {name: value for name, value in os.environ.items() if name not in CPU_CAPS} | AS_AVX2
     command = [sys.executable, "-m", "tests.faults.chain", str(tmp_path), "train.schedule.max_steps=20"]
     told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert told.returncode == 0, told.stderr
