@@ -42,7 +42,7 @@ Volatile = Annotated[T, VOLATILE]
 
 
 class Schema(BaseModel):
-    """Immutable. Refuses unknown fields, and numbers that are not finite: JSON has none, so nobody could read them again."""
+    """Immutable. Refuses unknown fields, and NaN and infinities, which JSON cannot hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 

@@ -19,8 +19,8 @@ _POLL_SECONDS = 0.2
 class ChildOutput:
     """Lines of a child that was started with `stdout=PIPE, bufsize=0`: unbuffered bytes.
 
-    A process that the child started has the same output, and may keep it open after the child's end. So the end of the
-    output is not waited for, and nothing reads in a thread: a pipe cannot be closed while a thread waits for it.
+    A process that the child started shares this output, and may keep it open after the child's end. So the end of
+    the output is not waited for. Nothing reads in a thread: a pipe cannot be closed while a thread waits for it.
     """
 
     def __init__(self, process: subprocess.Popen) -> None:
@@ -41,7 +41,7 @@ class ChildOutput:
             if time.monotonic() >= deadline:
                 raise TimeoutError(f"the stage's process ran past {timeout} s (stage_timeout_seconds)")
             yield from self._read(_POLL_SECONDS)
-        # All that the child wrote is in the pipe by now and fits one read; the second one meets the end, or others' lines.
+        # All that the child wrote is in the pipe now and fits one read; the second meets the end, or others' lines.
         yield from self._read(0)
         yield from self._read(0)
         if self._rest:

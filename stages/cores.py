@@ -1,4 +1,4 @@
-"""The CPU cores that this process may use: those of its affinity mask, as far as the container's quota lets it."""
+"""The CPU cores that this process may use: those of its affinity mask, up to the container's CPU quota."""
 
 import os
 from pathlib import Path
@@ -15,14 +15,14 @@ def usable_cores() -> int:
 
 
 def idle_cores(look_seconds: float) -> float:
-    """Of the usable cores, how many had nothing to do during the next `look_seconds`; at most the container's quota."""
+    """How many usable cores are idle during the next `look_seconds`; at most the container's quota."""
     busy = psutil.cpu_percent(look_seconds, percpu=True)
     idle = sum(1 - busy[core] / 100 for core in _mask() if core < len(busy))
     return min(idle, cpu_quota())
 
 
 def cpu_quota() -> float:
-    """Seconds of CPU a second that the control groups of this process allow; infinity where none limits it."""
+    """CPU seconds a second that this process's control groups allow; infinity where none limits it."""
     try:
         lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:  # no control groups
@@ -44,7 +44,7 @@ def _mask() -> set[int]:
 
 
 def _up(mount: Path, path: str) -> list[Path]:
-    """The group's folder and those above it. A container may see its own group as the root, under another path: all are tried."""
+    """The group's folder and those above it: a container may see its own group as the root, under another path."""
     group = mount / path.lstrip("/")
     return [group, *(parent for parent in group.parents if parent.is_relative_to(mount))]
 

@@ -234,7 +234,7 @@ def waiting(compute: ComputeSettings) -> dict[str, str]:
 
 
 def _end_left_behind(mark: str) -> None:
-    """End what a child started and did not wait for; its parent has ended, so only the environment tells whose it is."""
+    """End what an ended child left running. Only the environment still tells who started it."""
     left = [process for process in processes_with(_MARK, mark) if is_running(process)]
     for process in left:
         with suppress(psutil.NoSuchProcess):

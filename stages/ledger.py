@@ -37,8 +37,8 @@ def ledger_files(store: Path) -> list[Path]:
 def claim(store: Path, ledger: Ledger) -> Iterator[Ledger]:
     """Gives the ledger as it lies in the store, or `ledger` itself if there is none yet; only one process at a time has it.
 
-    Raises SpecError when it was declared with another first seed or maximum. StageError when a stop is asked for while
-    this waits for another process. The kernel frees the claim of a killed one.
+    Raises SpecError when it was declared with another first seed or maximum. Raises
+    StageError when a stop is asked for while this waits. The kernel frees the claim of a killed process.
     """
     path = ledger_path(store, ledger)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
-"""Locks between processes: a flock on a file that holds its holder's process id. The kernel drops it when the holder dies, even by SIGKILL.
+"""Locks between processes: a flock on a file with the process id of its holder.
 
-filelock does the same but empties the file when it asks for the lock, so that nobody could say who is waited for.
+The kernel drops the lock when its holder dies, even by SIGKILL. The library filelock empties the file when it asks for the
+lock, so it could not say who is waited for.
 """
 
 import fcntl
@@ -20,7 +21,7 @@ _POLL_SECONDS = 0.2
 
 
 def try_lock(path: Path) -> IO[str] | None:
-    """The file at `path`, made if need be, with an exclusive lock that ends when it is closed; None if another has it.
+    """The file at `path` with an exclusive lock, which ends when the file is closed; None if another has the lock.
 
     A child that inherits the descriptor holds the lock too, and for as long as it runs.
     """
@@ -43,7 +44,7 @@ def try_lock(path: Path) -> IO[str] | None:
 def waiting_lock(path: Path, who_waits: str, why: str) -> Iterator[None]:
     """Hold the lock at `path`, once it is free; its file is removed afterwards.
 
-    Says once who is waited for: "<who_waits>: waiting for process 17, <why>". Raises StageError once a stop was asked for.
+    Logs once who is waited for: "<who_waits>: waiting for process 17, <why>". Raises StageError once a stop is asked for.
     """
     told = False
     while (file := try_lock(path)) is None:
@@ -60,7 +61,7 @@ def waiting_lock(path: Path, who_waits: str, why: str) -> Iterator[None]:
 
 
 def wait_for_shared(file: IO[str], who_waits: str, why: str) -> None:
-    """Take a shared lock on an open file once nobody has it alone. Says who is waited for, and stops, as `waiting_lock` does."""
+    """Take a shared lock on an open file once nobody has it alone. Logs and raises as `waiting_lock` does."""
     told = False
     while True:
         try:

@@ -12,12 +12,12 @@ _POLL_SECONDS = 0.05
 
 
 def end_trees(parents: Sequence[subprocess.Popen], grace_seconds: float) -> None:
-    """End each parent and all its descendants: SIGTERM, then SIGKILL for what is left. Returns once they are gone.
+    """End each parent and all its descendants, and return once they are gone.
 
-    Only the parents get the first SIGTERM, so that each can end its own children in order. What a parent leaves behind gets
-    SIGTERM when the parents have ended, at the latest after `grace_seconds`.
+    The parents get SIGTERM first, so that each can end its own children in order, and SIGKILL after `grace_seconds`.
+    Descendants that are left then get SIGTERM, and SIGKILL after at most LEFT_BEHIND_SECONDS more.
     """
-    descendants = _descendants(parents)  # now: once a parent has ended, nothing leads to its children any more
+    descendants = _descendants(parents)  # while their parents still lead to them
     for parent in parents:
         parent.terminate()
     deadline = time.monotonic() + grace_seconds
@@ -32,7 +32,7 @@ def end_trees(parents: Sequence[subprocess.Popen], grace_seconds: float) -> None
 
 
 def end_processes(processes: Iterable[psutil.Process], grace_seconds: float) -> None:
-    """SIGTERM to each process, and SIGKILL to those that still run after `grace_seconds`. One that is gone is no error."""
+    """SIGTERM to each process, and SIGKILL after `grace_seconds`. A process that has ended is no error."""
     running = [process for process in processes if is_running(process)]
     for end in (psutil.Process.terminate, psutil.Process.kill):
         for process in running:
@@ -42,12 +42,12 @@ def end_processes(processes: Iterable[psutil.Process], grace_seconds: float) -> 
 
 
 def processes_with(variable: str, value: str) -> list[psutil.Process]:
-    """This user's processes that were started with this environment variable, wherever they hang in the tree by now."""
+    """This user's processes that were started with this environment variable, orphans included."""
     return [process for process in psutil.process_iter(["environ"]) if (process.info["environ"] or {}).get(variable) == value]
 
 
 def is_running(process: psutil.Process) -> bool:
-    """Whether the process still does something: a zombie has ended, and waits for a parent that may never ask."""
+    """Whether the process still runs. A zombie has ended, though its parent may never ask for its status."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -64,7 +64,7 @@ def _descendants(parents: Iterable[subprocess.Popen]) -> set[psutil.Process]:
 
 
 def _running_after(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that still run after `seconds`; returns earlier when none does. psutil.wait_procs would wait for zombies."""
+    """Those that still run after `seconds`, or [] earlier. psutil.wait_procs would wait for zombies."""
     deadline = time.monotonic() + seconds
     while (running := [process for process in processes if is_running(process)]) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)

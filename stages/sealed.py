@@ -12,9 +12,9 @@ _READS = 3
 
 
 def write_sealed(path: Path, content: bytes) -> None:
-    """Replace the record and its seal. A crash or a power cut at any moment leaves the old record or the new one, sealed.
+    """Replace the record and its seal. A crash or a power cut leaves the old record or the new one, soundly sealed.
 
-    While the record is replaced, the seal has a line for each of the two. Only one process may write a record at a time.
+    While the record is replaced, the seal has a line for each of the two. One process at a time may write a record.
     """
     seal_path, seal = path.with_suffix(".sha256"), _seal_line(path, content)
     try:

@@ -31,7 +31,7 @@ class Stopping:
 
     @contextmanager
     def ends(self, child: subprocess.Popen) -> Iterator[None]:
-        """Within the block, `now` ends `child`. Raises StageError when a stop was asked for before: the caller ends it then."""
+        """Within the block, `now` ends `child`. Raises StageError after a stop: the caller then ends `child`."""
         with self._lock:
             self._children.add(child)
         try:

@@ -139,7 +139,7 @@ class Store:
 
     @contextmanager
     def lock(self, stage: Stage, key: str) -> Iterator[None]:
-        """Only one process makes `key` at a time. Raises StageError when a stop is asked for while this waits for another."""
+        """Only one process makes `key` at a time. Raises StageError when a stop is asked for while this waits."""
         path = self.root / "locks" / f"{stage.name}-{key[:_KEY_CHARACTERS]}.lock"
         with waiting_lock(path, stage.name, "which makes the same result"):
             yield

@@ -1,16 +1,16 @@
-"""Atomic file replacement: a reader, and whoever comes after a crash or a power cut, finds the old content or the new."""
+"""Atomic file replacement: readers find the old content or the new, also after a crash or a power cut."""
 
 import errno
 import os
 from pathlib import Path
 
-TEMPORARY_FILES = ".*.tmp"  # a glob pattern: what a killed writer leaves beside the file that it was to replace
+TEMPORARY_FILES = ".*.tmp"  # a glob pattern: what a killed writer leaves beside its target
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replace the file at `path`. Its bytes are on the disk before it gets its name, and the name is when this returns.
+    """Replace the file at `path`. Its bytes reach the disk before its name does, and both before this returns.
 
-    Several processes may write the same file at once: the last one counts. Raises OSError; the old file then stays.
+    Several processes may write one file at once: the last one counts. Raises OSError; the old file then stays.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
