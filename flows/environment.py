@@ -241,7 +241,7 @@ def _free_home(parent: Path) -> Iterator[tuple[Path, int]]:
 
 
 @contextmanager
-def _server(home: Path, lock: int, waiting: Waiting) -> Iterator[str]:
+def _server(home: Path, lock: int, waiting: Waiting = say_waiting) -> Iterator[str]:
     """A Prefect server without UI on a free port of the loopback interface."""
     started = time.perf_counter()
     server_log = home / "server.log"

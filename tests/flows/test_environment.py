@@ -82,6 +82,7 @@ class Healthy(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
+        self.wfile.write(b"true")
     def log_message(self, *_):
         pass
 time.sleep(1.5)
@@ -104,6 +105,7 @@ def test_while_the_temporary_server_starts_it_says_so_and_how_long_that_takes(
         return healthy(url)
 
     output = io.StringIO()
+    monkeypatch.setattr(output, "isatty", lambda: is_terminal, raising=False)
     console = Console(file=output, force_terminal=is_terminal, width=80, color_system=None)
     monkeypatch.setattr(environment, "_start", start)
     monkeypatch.setattr(environment, "is_healthy", look)

@@ -49,6 +49,7 @@ def test_a_second_one_of_the_same_checkout_is_refused_before_it_settles_the_firs
 
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setattr(up, "require_answer", lambda url, remedy: None)
     monkeypatch.setattr(up, "is_healthy", lambda url: True)
     monkeypatch.setattr(server, "settle", lambda: pytest.fail("settled"))
     with (
