@@ -14,6 +14,8 @@ VENV := $(ROOT)/.venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PRESET ?= demo
+# Python would look for its own library there and not start.
+unexport PYTHONHOME
 export FAIRWAY_STORE ?= $(ROOT)/.fairway
 
 .PHONY: run test lint lock faults bench
