@@ -28,7 +28,7 @@ from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
 from schemas.seeds import Ledger, SeedEntry
-from stages.ledger import FILE_NAME, claim, find_ledger, ledger_path, write_ledger
+from stages.ledger import claim, find_ledger, ledger_files, write_ledger
 from stages.machine import machine_kind, precision_note
 from stages.registry import STAGES
 from stages.source import code_digest
@@ -107,7 +107,7 @@ def _without_seed(preset: str, overrides: tuple[str, ...]) -> PipelineSpec:
 
 def _name_others(store: Path, book: Ledger, spec: PipelineSpec) -> None:
     """Say of a new ledger which ones of its name there are already: another machine's `auto` may have begun one."""
-    labels = sorted(path.parent.name for path in ledger_path(store, book).parent.parent.glob(f"*/{FILE_NAME}"))
+    labels = [path.parent.name for path in ledger_files(store)]
     others = [label for label in labels if label.rpartition("-")[0] == book.name and label != book.label]
     if not book.entries and others:
         log.warning(
