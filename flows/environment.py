@@ -115,13 +115,17 @@ def check_settings() -> None:
         # The last item only says that a default which depends on the refused one could not be made.
         first = error.errors()[0]
         field = "_".join(str(part) for part in first["loc"]).upper()
-        names = [name for name in os.environ if name.startswith("PREFECT_") and name.endswith(field)]
-        name = names[0] if len(names) == 1 else f"{error.title}.{field.lower()}"
-        raise SpecError(
-            f"{name} = {os.environ.get(name, first['input'])}: Prefect refuses this setting: {first['msg']}. Correct or unset it"
-        ) from error
+        refused = str(first["input"]).casefold()
+        names = [name for name, value in os.environ.items() if _may_be(name, field) and value.casefold() == refused]
+        name = " or ".join(names) or f"{error.title}.{field.lower()}"
+        value = os.environ[names[0]] if names else first["input"]
+        raise SpecError(f"{name} = {value}: Prefect refuses this setting: {first['msg']}. Correct or unset it") from error
     except ValueError as error:  # prefect.toml or .env of the working folder
         raise SpecError(f"{error}. Correct or remove what is wrong there") from error
+
+
+def _may_be(variable: str, field: str) -> bool:
+    return variable.startswith("PREFECT_") and variable.endswith(field)
 
 
 @contextmanager

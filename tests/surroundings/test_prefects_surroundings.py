@@ -179,7 +179,7 @@ def test_a_prefect_setting_that_prefect_refuses_is_named_by_its_variable(tmp_pat
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "runs", "--store", str(tmp_path)],
         cwd=ROOT,
-        env={**os.environ, "PREFECT_LOGGING_LEVEL": "rubbish"},
+        env={**os.environ, "PREFECT_SERVER_LOGGING_LEVEL": "ERROR", "PREFECT_LOGGING_LEVEL": "rubbish"},
         capture_output=True,
         text=True,
     )
