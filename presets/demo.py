@@ -26,7 +26,7 @@ TWO_CORES = ComputeSettings(device="cpu", num_processes=1, threads_per_process=2
 DEMO_RULES = (
     FormatRule("tok_emb.weight", "fp16"),
     FormatRule("blocks.0.*.weight", "int8"),
-    FormatRule("blocks.5.*.weight", "int8"),
+    FormatRule("blocks.3.*.weight", "int8"),
     FormatRule("*.weight", "int6"),
     FormatRule("*", "fp32"),
 )
@@ -39,19 +39,19 @@ def demo() -> PipelineSpec:
         tokenize=TokenizeSpec(corpus=SotuCorpus(), tokenizer=TokenizerSpec(vocab_size=1024), split=HashFraction(val_fraction=0.04)),
         train=TrainSettings(
             model=ModelSettings(
-                num_layers=6,
-                model_dim=192,
-                num_heads=3,
+                num_layers=4,
+                model_dim=160,
+                num_heads=2,
                 num_kv_heads=1,
                 mlp_hidden=512,
                 rope_dims=16,
-                xsa_layers=6,
+                xsa_layers=4,
                 value_embedding_dim=48,
-                value_embedding_layers=(4, 5),
+                value_embedding_layers=(2, 3),
             ),
             # A short run: momentum with the horizon of a run of thousands of steps would average over a fifth of it (docs/log.md).
             optimizer=OptimizerSettings(muon_lr=0.05, muon_momentum=0.9, muon_momentum_start=0.85),
-            schedule=ScheduleSettings(max_steps=400, warmdown_fraction=0.8),
+            schedule=ScheduleSettings(max_steps=440, warmdown_fraction=0.8),
             data=DataSettings(batch_tokens=2_048, sequence_length=256, micro_batch_sequences=8),
             snapshots=SnapshotSettings(start_lr_scale=0.1, every_steps=4),
             qat=QatSettings(start_lr_scale=0.2, rules=DEMO_RULES),
