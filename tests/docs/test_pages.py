@@ -169,7 +169,6 @@ FIGURES: dict[str, Callable[..., str]] = {
 SENTENCES: list[tuple[str, str, Callable[[], str]]] = [
     ("README.md", r"the parameter-golf .{0,120}?stay under ([\d,]+) bytes|stay under ([\d,]+) bytes", lambda: f"{SIZE_LIMIT_BYTES:,}"),
     ("README.md", r"│ parameters +│ +([\d,]+) │", lambda: _parameters("demo")),
-    ("docs/log.md", r"`demo` \((\d+\.\d) M parameters", lambda: f"{int(_parameters('demo').replace(',', '')) / 1e6:.1f}"),
     ("docs/reliability.md", r"\(`--checkpoint-every`, (\d+) s unless told otherwise\)", lambda: f"{DEFAULT_CHECKPOINT_EVERY:.0f}"),
     ("docs/reliability.md", r"`fairway run --retries N`, (\d+) unless told otherwise", lambda: str(RunOptions().retries)),
     ("docs/reliability.md", r"What was touched in the last (\d+) hours stays", lambda: _default("gc", "older_than")),
