@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from stages.cores import usable_cores
+from stages.processes.cores import usable_cores
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from benchmarks.common import Figure, Samples, compared, parser_for, report
 from benchmarks.workers import Worker, demo_tokens, serve, shard_paths, sides, workers
 from presets import load_preset
 from schemas.settings import ComputeSettings
-from stages.machine import settle
+from stages.store.machine import settle
 
 GOAL_RATIO = 1.5
 GOAL_DIFFERENCE = 1e-6
@@ -34,8 +34,8 @@ def answer_as(side: str) -> Any:
     from benchmarks.plain_script import PlainGPT, sliding_window_bpb
     from schemas.settings import ScoringSettings
     from stages.core.bits_per_byte import load_token_bytes
+    from stages.core.distributed import compute_dtype
     from stages.core.model import GPT
-    from stages.core.processes import compute_dtype
     from stages.core.scoring import score
     from stages.core.shards import open_shard
 

@@ -16,7 +16,7 @@ from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT, Matrix, mix_and_norm, rms_norm, rotary_angles, rotate_partly
 from stages.core.scoring import score
-from stages.core.training import Hooks, StepMetrics, Trainer
+from stages.core.trainer import Hooks, StepMetrics, Trainer
 
 BATCH, TOKENS, DIM, HIDDEN, HEADS, KV_HEADS, HEAD_DIM = 48, 2048, 512, 1408, 8, 4, 64
 

@@ -33,7 +33,7 @@ from schemas.quantizer_settings import QatSettings
 from schemas.settings import ComputeSettings, DataSettings, ModelSettings, ScheduleSettings, TrainSettings
 from stages.core.loader import BatchLoader, TokenStream
 from stages.core.shards import ShardWriter
-from stages.core.training import Hooks, StepMetrics, Trainer
+from stages.core.trainer import Hooks, StepMetrics, Trainer
 
 TOKENS_A_GPU = 98_304
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))

@@ -2,7 +2,7 @@
 
     python -m benchmarks.orchestration [--runs 5] [--dataset-gigabytes 10] [--json results.jsonl]
 
-Everything is timed from the shell, in processes of their own. By hand means: the same stages through `stages.runner` in one
+Everything is timed from the shell, in processes of their own. By hand means: the same stages through `stages.execution.runner` in one
 process without Prefect. The demo is computed once first where the store that FAIRWAY_STORE names lacks it.
 """
 
@@ -20,23 +20,23 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import ROOT, Figure, Samples, alternate, parser_for, report, timed
-from flows.environment import comes_up, port_is_free, stop
+from flows.server.environment import comes_up, port_is_free, stop
 from presets import load_preset
 from schemas.runtime import RunOptions
 from schemas.tokenize_corpus import ShardsCorpus, TokenizeSpec
 from stages.core.shards import MAX_SHARD_TOKENS, ShardWriter
 from stages.corpora import locate
-from stages.hashing import FileHashes
-from stages.machine import settle
-from stages.runner import run_stage
-from stages.store import Store
+from stages.execution.runner import run_stage
+from stages.store.hashing import FileHashes
+from stages.store.machine import settle
+from stages.store.store import Store
 
 GOAL_CACHED_SECONDS = 5.0
 GOAL_HELP_SECONDS = 0.5
 GOAL_OVERHEAD = 0.02
 LONG_RUN_SECONDS = 600.0
 GOAL_REMEMBERED_SECONDS = 0.5
-FAIRWAY = [sys.executable, "-c", "from flows.cli import main; main()"]
+FAIRWAY = [sys.executable, "-c", "from flows.cli.main import main; main()"]
 
 
 def clean_environment(**changes: str) -> dict[str, str]:

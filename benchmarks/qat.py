@@ -40,17 +40,18 @@ from schemas.quantizer_settings import (
 from schemas.settings import TrainSettings
 from stages.core.averaging import average_states, averaging_weights, choose_snapshots
 from stages.core.bits_per_byte import load_token_bytes
+from stages.core.blob.packing import pack, unpack
+from stages.core.calibrated.calibration import MatrixStatistics, collect_statistics
+from stages.core.calibrated.coded_model import plan_coded
+from stages.core.calibrated.whole_model import quantize_state
+from stages.core.calibrated.with_text import calibration_batches
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
-from stages.core.packing import pack, unpack
-from stages.core.quantizers.calibration import MatrixStatistics, collect_statistics
-from stages.core.quantizers.coded_model import plan_coded
-from stages.core.quantizers.methods import needs_text, quantize_state
-from stages.core.quantizers.with_text import calibration_batches
+from stages.core.quantizers.methods import needs_text
 from stages.core.schedule import Clock, lr_scale_at, qat_on_at
 from stages.core.scoring import score
-from stages.core.training import Hooks, Trainer, TrainState
-from stages.machine import settle
+from stages.core.trainer import Hooks, Trainer, TrainState
+from stages.store.machine import settle
 
 State = dict[str, Tensor]
 WITHOUT = "without QAT"

@@ -16,9 +16,9 @@ from torch import Tensor
 from benchmarks.common import Figure, alternate, compared, parser_for, report, timed
 from presets import load_preset
 from schemas.quantizer_settings import QuantizerSettings, format_for
+from stages.core.blob.packing import pack
+from stages.core.calibrated.whole_model import quantize_state
 from stages.core.model import GPT
-from stages.core.packing import pack
-from stages.core.quantizers.methods import quantize_state
 from stages.core.quantizers.quantized import QuantizedModel, bits_of
 
 PLAIN_QUANTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)

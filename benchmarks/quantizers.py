@@ -25,26 +25,32 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.common import circumstances
-from flows.runs import find_run
 from presets.quantizers import SCHEMES, scheme_settings
 from schemas.quantizer_settings import CalibrationSettings, QuantizerSettings
 from schemas.settings import ComputeSettings, ScoringSettings
-from stages.bundle import bundle
 from stages.core.bits_per_byte import TokenBytes, load_token_bytes
+from stages.core.blob.packing import pack, unpack
+from stages.core.calibrated.calibration import collect_statistics
+from stages.core.calibrated.coded_model import COARSEST_LOSS_NATS, CodedPlan, fit_multiplier, plan_coded
+from stages.core.calibrated.whole_model import quantize_state
+from stages.core.calibrated.with_text import calibration_batches
+from stages.core.distributed import compute_dtype
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
-from stages.core.packing import pack, unpack
-from stages.core.processes import compute_dtype
-from stages.core.quantizers.calibration import collect_statistics
-from stages.core.quantizers.coded_model import COARSEST_LOSS_NATS, CodedPlan, fit_multiplier, plan_coded
-from stages.core.quantizers.methods import needs_text, quantize_state
+from stages.core.quantizers.methods import needs_text
 from stages.core.quantizers.quantized import QuantizedModel
-from stages.core.quantizers.with_text import calibration_batches
 from stages.core.scoring import score
-from stages.script import ENTRY_MODULE
-from stages.store import Store
+from stages.packaging.bundle import bundle
+from stages.packaging.script import ENTRY_MODULE
+from stages.store.runs import find_run
+from stages.store.store import Store
 
-DECODER_MODULES = ("stages.core.rans", "stages.core.symbol_models", "stages.core.coded_section", "stages.core.quantizers.coded_grid")
+DECODER_MODULES = (
+    "stages.core.blob.rans",
+    "stages.core.blob.symbol_models",
+    "stages.core.blob.coded_section",
+    "stages.core.quantizers.coded_grid",
+)
 REFERENCE, BASELINE = "reference", "round_to_nearest:int6"
 FEWER_THAN_REFERENCE, FEWER_THAN_BASELINE, GAP_SHARE = 0.40, 0.15, 1 / 3
 

@@ -29,9 +29,9 @@ from presets import load_preset
 from schemas.runtime import RunOptions
 from schemas.settings import ComputeSettings, ScoringSettings
 from schemas.tokenize_corpus import SotuCorpus, TokenizerSpec, TokenizeSpec
-from stages.launch import run_torchrun
-from stages.machine import settle
-from stages.workspace import no_progress
+from stages.processes.launch import run_torchrun
+from stages.store.machine import settle
+from stages.store.workspace import no_progress
 
 PEAK_LIMIT_BYTES = 1_000_000_000
 SLOPE = (0.9, 1.1)
@@ -94,9 +94,9 @@ def one_rank(work: str, told: Path, num_processes: int, threads: int) -> None:
 
 def _evaluate(compute: ComputeSettings) -> float:
     from stages.core.bits_per_byte import load_token_bytes
+    from stages.core.distributed import compute_dtype, join_processes
     from stages.core.loader import TokenStream
     from stages.core.model import GPT
-    from stages.core.processes import compute_dtype, join_processes
     from stages.core.scoring import score
 
     class Beginning(TokenStream):
@@ -192,8 +192,8 @@ def _draw(sizes: list[float], seconds: list[float], peaks: list[float], path: Pa
 
 def checkpoints(num_steps: int) -> Figure:
     """What one snapshot and one checkpoint keep the loop of the `record` model waiting, on this CPU, times how many a run writes."""
-    from stages.core.training import Hooks, Trainer
-    from stages.training_files import TrainingFiles
+    from stages.core.trainer import Hooks, Trainer
+    from stages.training.files import TrainingFiles
 
     record = load_preset("record").train
     settings = replace(

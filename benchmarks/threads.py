@@ -2,8 +2,8 @@
 
     python -m benchmarks.threads [--runs 5] [--json results.jsonl]
 
-Each way of waiting is an environment of our training process; stages/launch.py chooses between two of them by what the cores do. No
-part of `make bench`: it informs docs/decisions/0007-threads-spin-or-wait.md.
+Each way of waiting is an environment of our training process; stages/processes/launch.py chooses between two of them by what the
+cores do. No part of `make bench`: it informs docs/decisions/0007-threads-spin-or-wait.md.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from benchmarks.common import Figure, Samples, parser_for, report
 from benchmarks.training import SEEDS
 from benchmarks.workers import Worker, shard_paths
-from stages.launch import MEMORY, WAIT
+from stages.processes.launch import MEMORY, WAIT
 
 WAYS = {
     "passive": {**MEMORY, **WAIT},

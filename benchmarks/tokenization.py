@@ -30,10 +30,10 @@ from schemas.runtime import RunOptions
 from schemas.tokenize_corpus import FilesCorpus, FirstDocuments, SotuCorpus, TokenizedCorpus, TokenizerSpec, TokenizeSpec
 from stages.core.shards import BOS_ID, ShardWriter, open_shard
 from stages.corpora import documents, locate
-from stages.hashing import FileHashes
+from stages.store.hashing import FileHashes
+from stages.store.workspace import Workspace
 from stages.tokenization.tokenizer import train_tokenizer
 from stages.tokenize_corpus import tokenize_corpus
-from stages.workspace import Workspace
 
 LIMIT_RATIO = 4.0
 PEAK_LIMIT_BYTES = 1_000_000_000

@@ -20,7 +20,7 @@ from benchmarks.common import Figure, Samples, compared, parser_for, report
 from benchmarks.workers import Worker, serve, shard_paths, sides, workers
 from presets import load_preset
 from schemas.settings import TrainSettings
-from stages.machine import settle
+from stages.store.machine import settle
 
 GOAL_RATIO = 1.5
 UNTIMED_STEPS = 3
@@ -47,7 +47,7 @@ def settings_for(batch_tokens: int, micro_batch: int, num_steps: int, seed: int,
 
 def train_ours(settings: TrainSettings, shards: list[Path]) -> tuple[list[float], list[float], list[float]]:
     """Wall clock and CPU seconds after each step, and its loss."""
-    from stages.core.training import Hooks, StepMetrics, Trainer
+    from stages.core.trainer import Hooks, StepMetrics, Trainer
 
     wall, cpu, losses = [], [], []
 
@@ -65,9 +65,9 @@ def train_plainly(settings: TrainSettings, shards: list[Path]) -> tuple[list[flo
     import torch
 
     from benchmarks.plain_script import PlainTraining, batches
+    from stages.core.distributed import compute_dtype
     from stages.core.loader import SequenceOrder
     from stages.core.model import GPT
-    from stages.core.processes import compute_dtype
     from stages.core.shards import open_shard
 
     torch.set_num_threads(settings.compute.threads_per_process)

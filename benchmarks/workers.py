@@ -19,9 +19,9 @@ from schemas.runtime import RunOptions
 from schemas.settings import ComputeSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.corpora import locate
-from stages.launch import MEMORY, SPIN_BRIEFLY, WAIT, waiting
-from stages.runner import run_stage
-from stages.store import Store
+from stages.execution.runner import run_stage
+from stages.processes.launch import MEMORY, SPIN_BRIEFLY, WAIT, waiting
+from stages.store.store import Store
 
 
 class Worker:
@@ -75,7 +75,7 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 
 
 def our_environment() -> dict[str, str]:
-    """What stages/launch.py would now give a process of two threads."""
+    """What stages/processes/launch.py would now give a process of two threads."""
     return {**MEMORY, **waiting(ComputeSettings(threads_per_process=2))}
 
 

@@ -15,19 +15,19 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
-from flows.ablation import Variant, ablation_rows, plan_variants
-from flows.ignored import without_ignored
+from flows.inputs.ignored import without_ignored
+from flows.inputs.specs import run_options, settings_between
 from flows.pipeline import pipeline
-from flows.runs import find_run, load_report, named_after
-from flows.showing import only_shown
-from flows.specs import run_options, settings_between
-from flows.tables import Row
-from flows.tasks import stream_logs
+from flows.results.ablation import Variant, ablation_rows, plan_variants
+from flows.results.tables import Row
+from flows.tasks.showing import only_shown
+from flows.tasks.stage_task import stream_logs
 from presets import load_preset
 from schemas.errors import StageError
 from schemas.pipeline import PipelineReport
 from schemas.runtime import RunOptions
-from stages.store import Store
+from stages.store.runs import find_run, load_report, named_after
+from stages.store.store import Store
 
 log = logging.getLogger(__name__)
 

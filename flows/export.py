@@ -9,14 +9,14 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.form import Options, with_empty_fields
-from flows.showing import only_shown
-from flows.specs import run_options
-from flows.submission import about_of, write_submission
-from flows.tasks import stream_logs
+from flows.inputs.form import Options, with_empty_fields
+from flows.inputs.specs import run_options
+from flows.tasks.showing import only_shown
+from flows.tasks.stage_task import stream_logs
 from schemas.errors import StageError
 from schemas.submission import GITHUB_ID, ONE_LINE
-from stages.store import Store
+from stages.store.store import Store
+from stages.submission.inputs import about_of, write_submission
 
 log = logging.getLogger(__name__)
 

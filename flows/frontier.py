@@ -19,13 +19,12 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.form import Options, with_empty_fields
-from flows.frontier_output import frontier_rows, make_folder, write_frontier
-from flows.progress import stage_progress
-from flows.runs import find_run, named_after
-from flows.showing import only_shown
-from flows.specs import run_options
-from flows.tasks import stage_runner, stream_logs
+from flows.inputs.form import Options, with_empty_fields
+from flows.inputs.specs import run_options
+from flows.results.frontier_points import frontier_rows, make_folder, write_frontier
+from flows.tasks.progress import stage_progress
+from flows.tasks.showing import only_shown
+from flows.tasks.stage_task import stage_runner, stream_logs
 from presets.quantizers import choose_schemes, scheme_settings
 from schemas.check_size import SizeReport
 from schemas.errors import FairwayError, SpecError, StageError
@@ -35,8 +34,9 @@ from schemas.pipeline import PipelineReport
 from schemas.quantize import PackedModel
 from schemas.quantizer_settings import QuantizerSettings
 from schemas.runtime import RunOptions
-from stages.runner import Outcome
-from stages.store import Store
+from stages.execution.runner import Outcome
+from stages.store.runs import find_run, named_after
+from stages.store.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,11 @@ from typing import Annotated, Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.form import AS_IT_IS, Assignment, BitsOrNone, ClipGrid, FormatOrNone, Options, Preset, setting_field, with_empty_fields
-from flows.reporting import over_limit_message, pipeline_report, publish_artifacts, publish_spec
-from flows.runs import save_report
-from flows.showing import only_shown
-from flows.specs import check_quantizer, quantize_spec, resolve, run_label, run_options
-from flows.tasks import stage_runner
+from flows.inputs.form import AS_IT_IS, Assignment, BitsOrNone, ClipGrid, FormatOrNone, Options, Preset, setting_field, with_empty_fields
+from flows.inputs.specs import check_quantizer, quantize_spec, resolve, run_label, run_options
+from flows.results.run_report import over_limit_message, pipeline_report, publish_artifacts, publish_spec
+from flows.tasks.showing import only_shown
+from flows.tasks.stage_task import stage_runner
 from schemas.base import Schema
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
@@ -25,8 +24,9 @@ from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Checkpoints
 from stages.corpora import locate
-from stages.runner import Outcome
-from stages.store import Store
+from stages.execution.runner import Outcome
+from stages.store.runs import save_report
+from stages.store.store import Store
 
 
 def _run_name() -> str:

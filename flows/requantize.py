@@ -19,8 +19,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.comparison import comparison_rows, publish_comparison
-from flows.form import (
+from flows.inputs.form import (
     AS_IT_IS,
     Assignment,
     Bits,
@@ -32,21 +31,22 @@ from flows.form import (
     number_field,
     with_empty_fields,
 )
-from flows.ignored import ANY_INTEGER, as_given, refuse_ignored, why_ignored
+from flows.inputs.ignored import ANY_INTEGER, as_given, refuse_ignored, why_ignored
+from flows.inputs.specs import run_label, run_options, with_changes
 from flows.pipeline import ship
-from flows.runs import find_run, load_report, named_after
-from flows.showing import only_shown
-from flows.specs import run_label, run_options, with_changes
-from flows.tables import Row
-from flows.tasks import stage_runner, stream_logs
+from flows.results.comparison import comparison_rows, publish_comparison
+from flows.results.tables import Row
+from flows.tasks.showing import only_shown
+from flows.tasks.stage_task import stage_runner, stream_logs
 from schemas.errors import SpecError, StageError
 from schemas.pipeline import PipelineReport
 from schemas.quantizer_settings import QuantizeMethod
 from schemas.runtime import RunOptions
-from stages.registry import STAGES
-from stages.runner import Outcome
-from stages.stopping import Stopping
-from stages.store import Store
+from schemas.stages import STAGES
+from stages.execution.runner import Outcome
+from stages.processes.stopping import Stopping
+from stages.store.runs import find_run, load_report, named_after
+from stages.store.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -15,24 +15,24 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.form import Assignment, Options, Preset, number_field, with_empty_fields
+from flows.inputs.form import Assignment, Options, Preset, number_field, with_empty_fields
+from flows.inputs.specs import resolve, run_label, run_options
 from flows.pipeline import pipeline
-from flows.runs import load_report
-from flows.seed_report import conclusions, mark_line, publish_seeds, seed_figures
-from flows.showing import only_shown
-from flows.specs import resolve, run_label, run_options
-from flows.tasks import stream_logs
+from flows.results.seeds import conclusions, mark_line, publish_seeds, seed_figures
+from flows.tasks.showing import only_shown
+from flows.tasks.stage_task import stream_logs
 from schemas.base import fingerprint
 from schemas.errors import SpecError, StageError
 from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
 from schemas.seeds import Ledger, SeedEntry
-from stages.ledger import claim, find_ledger, ledger_files, write_ledger
-from stages.machine import machine_kind, precision_note
-from stages.registry import STAGES
-from stages.source import code_digest
-from stages.store import Store
+from schemas.stages import STAGES
+from stages.seeds.ledger import claim, find_ledger, ledger_files, write_ledger
+from stages.store.machine import machine_kind, precision_note
+from stages.store.runs import load_report
+from stages.store.source import code_digest
+from stages.store.store import Store
 
 log = logging.getLogger(__name__)
 

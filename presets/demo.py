@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from schemas.audit import AuditOptions
 from schemas.evaluate import EvaluateSpec
-from schemas.gap import AuditOptions
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions

@@ -14,6 +14,14 @@ Verdict = Literal["took effect", "in part", "no effect", "holds", "broken", "off
 """The first three are about techniques, `holds` and `broken` about rules, `off` about what the run did not ask for."""
 
 
+class AuditOptions(Schema):
+    """What the user decides about the audit."""
+
+    gap_tokens: NonNegativeInt = Field(
+        16_384, description="validation tokens on which the gap of the quantization is measured by cause; 0 leaves it out"
+    )
+
+
 class Finding(Schema):
     """One technique or rule."""
 

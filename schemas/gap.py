@@ -1,16 +1,8 @@
 """What quantization costs in bits per byte, by cause."""
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from schemas.base import Schema
-
-
-class AuditOptions(Schema):
-    """What the user decides about the audit."""
-
-    gap_tokens: NonNegativeInt = Field(
-        16_384, description="validation tokens on which the gap of the quantization is measured by cause; 0 leaves it out"
-    )
 
 
 class GapPart(Schema):

@@ -1,6 +1,7 @@
 """What can be set: every field of a spec with value, unit, help and bounds, read from the schemas themselves."""
 
 import dataclasses
+import json
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from schemas.base import Schema
 
 _UNITS = ("bytes", "tokens", "documents", "steps", "seconds", "fraction")
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+_THOUSANDS_FROM = 10_000
 _METADATA_BOUNDS = (("minimum", "ge"), ("above", "gt"), ("maximum", "le"))
 
 
@@ -98,6 +100,21 @@ def takes(hint: Any, kind: type) -> bool:
         if member is kind or (get_origin(member) is Literal and any(type(choice) is kind for choice in get_args(member))):
             return True
     return False
+
+
+def number(value: Any) -> str:
+    """A setting's value on one line, with thousands separated."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= _THOUSANDS_FROM else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return ", ".join(" → ".join(str(item) for item in entry.values()) for entry in value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _walk(name: str, child: Child, value: Any) -> Iterator[SettingInfo]:

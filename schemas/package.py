@@ -8,6 +8,7 @@ from schemas.settings import Recipe
 
 SCRIPT_NAME = "train_gpt.py"
 BLOB_NAME = "model.fwz"
+ALLOWED_PACKAGES = frozenset({"torch", "numpy", "sentencepiece", "zstandard"})
 
 
 class PackageOptions(Schema):

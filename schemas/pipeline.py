@@ -4,12 +4,11 @@ from dataclasses import replace
 
 from pydantic import Field, model_validator
 
-from schemas.audit import Audit
+from schemas.audit import Audit, AuditOptions
 from schemas.base import SCHEMA_VERSION, Schema, SchemaVersion, Volatile
 from schemas.check_size import CheckSizeSpec, SizeReport
 from schemas.errors import SpecError
 from schemas.evaluate import EvaluateSpec, Evaluation
-from schemas.gap import AuditOptions
 from schemas.merge import MergedModel, MergeSpec
 from schemas.package import Package, PackageOptions, PackageSpec
 from schemas.publish import PublishedReport, PublishOptions

@@ -1,8 +1,12 @@
 """Where and how stages run. Nothing here bears identity: none of it changes a number in a result."""
 
+from collections.abc import Callable
+
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from schemas.base import Schema
+
+Progress = Callable[[float, float, str], None]
 
 
 class RunOptions(Schema):

@@ -142,7 +142,7 @@ class SnapshotSettings(Settings):
 class ComputeSettings(Settings):
     """What computes. Part of the identity: another device, precision or split gives other bits.
 
-    `auto` is settled before anything is keyed or computed: stages.machine.settle.
+    `auto` is settled before anything is keyed or computed: stages.store.machine.settle.
     """
 
     device: Literal["cpu", "cuda"] = setting("cpu", "where the model runs")

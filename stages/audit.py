@@ -1,6 +1,6 @@
 """Audit: what each technique that was switched on really did, and whether the rules hold, measured on records and files.
 
-    python -m stages.audit --spec pipeline.json --input tokenized=…/record.json --input trained=…    (--help names all inputs)
+    python -m stages audit --spec pipeline.json --input tokenized=…/record.json --input trained=…    (--help names all inputs)
 
 The spec is the run's whole PipelineSpec. A technique without effect is a warning and no error: the run keeps its figures.
 """
@@ -17,8 +17,8 @@ from schemas.pipeline import PipelineSpec
 from schemas.quantize import PackedModel
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Checkpoints
-from stages.launch import launch_module
-from stages.workspace import Workspace
+from stages.processes.launch import launch_module
+from stages.store.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +57,8 @@ def audit(
         "runtime": work.runtime.model_dump(mode="json"),
     }
     timeout = work.runtime.stage_timeout_seconds
-    told = launch_module("stages.audit_rank", job, work.out_dir, spec.audit_compute(), work.progress, timeout, torchrun=False)
+    told = launch_module("stages.auditing.rank", job, work.out_dir, spec.audit_compute(), work.progress, timeout, torchrun=False)
     found = Audit.model_validate(told)
     for finding in found.warnings:
         log.warning("%s: %s: %s", finding.title, finding.verdict, finding.evidence)
     return found
-
-
-if __name__ == "__main__":
-    from stages.by_hand import main
-
-    main("audit")

@@ -1,6 +1,6 @@
 """Count what ships, as it lies on disk, against the limit.
 
-    python -m stages.check_size --spec spec.json --input package=…/record.json --input packed=…/record.json
+    python -m stages check_size --spec spec.json --input package=…/record.json --input packed=…/record.json
 
 Package and PackedModel → SizeReport. Over the limit is a result: `fits` is False, and what weighs most is named.
 """
@@ -14,9 +14,9 @@ from schemas.check_size import CheckSizeSpec, SizePart, SizeReport, TensorGroup
 from schemas.errors import SpecError
 from schemas.package import BLOB_NAME, Package
 from schemas.quantize import PackedModel, TensorReport
-from stages.core.packing import compress_frame, open_blob
-from stages.tensor_groups import group_of
-from stages.workspace import Workspace
+from stages.core.blob.packing import compress_frame, open_blob
+from stages.quantizing.tensor_groups import group_of
+from stages.store.workspace import Workspace
 
 P = TypeVar("P", bound=SizePart)
 
@@ -96,9 +96,3 @@ def _tensor_groups(packed: PackedModel, blob: bytes, model_bytes: int) -> tuple[
 
 def _by_size(parts: list[P]) -> list[P]:
     return sorted(parts, key=lambda part: (-part.num_bytes, part.name))
-
-
-if __name__ == "__main__":
-    from stages.by_hand import main
-
-    main("check_size")

@@ -1,4 +1,4 @@
-"""Evaluate: score what ships. By hand: python -m stages.evaluate --spec spec.json --input package=… --input tokenized=…
+"""Evaluate: score what ships. By hand: python -m stages evaluate --spec spec.json --input package=… --input tokenized=…
 
 The packaged script itself does it, isolated (`python -I`) and in fresh torchrun processes, so nothing of the training run
 or of this repository can leak into the score.
@@ -8,8 +8,8 @@ from schemas.errors import StageError
 from schemas.evaluate import EvaluateSpec, Evaluation
 from schemas.package import Package
 from schemas.tokenize_corpus import TokenizedCorpus
-from stages.isolated_scoring import score_isolated
-from stages.workspace import Workspace
+from stages.scoring.isolated import score_isolated
+from stages.store.workspace import Workspace
 
 
 def evaluate(spec: EvaluateSpec, package: Package, tokenized: TokenizedCorpus, work: Workspace) -> Evaluation:
@@ -49,9 +49,3 @@ def _account(token_bytes: int, tokenized: TokenizedCorpus) -> str:
             "bits per byte would be wrong. The tokenizer or its byte table does not fit the shards"
         )
     return f"{token_bytes:,} bytes by the token table = the normalised text; {raw:,} before normalisation ({(normalized - raw) / raw:+.2%})"
-
-
-if __name__ == "__main__":
-    from stages.by_hand import main
-
-    main("evaluate")

@@ -1,6 +1,6 @@
 """Merge: snapshots -> one model, scored before and after.
 
-By hand: python -m stages.merge --spec spec.json --input trained=…/record.json --input tokenized=…/record.json
+By hand: python -m stages merge --spec spec.json --input trained=…/record.json --input tokenized=…/record.json
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from schemas.evaluate import Score
 from schemas.merge import MergedModel, MergeSpec
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Checkpoints
-from stages.launch import launch_module
-from stages.workspace import Workspace
+from stages.processes.launch import launch_module
+from stages.store.workspace import Workspace
 
 
 def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, work: Workspace) -> MergedModel:
@@ -24,7 +24,7 @@ def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, wor
     from safetensors.torch import load_file, save
 
     from stages.core.averaging import average_states, averaging_weights, choose_snapshots
-    from stages.threads import threads_of
+    from stages.processes.threads import threads_of
 
     chosen = [trained.last]
     if spec.averaging.method != "last":
@@ -49,7 +49,7 @@ def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, wor
         "scoring": dataclasses.asdict(spec.scoring),
         "compute": dataclasses.asdict(spec.compute),
     }
-    scores = launch_module("stages.score_rank", job, work.out_dir, spec.compute, work.progress, work.runtime.stage_timeout_seconds)
+    scores = launch_module("stages.scoring.rank", job, work.out_dir, spec.compute, work.progress, work.runtime.stage_timeout_seconds)
     return MergedModel(
         model=trained.model,
         weights=work.ref(path),
@@ -81,9 +81,3 @@ def _nothing_to_average(spec: MergeSpec, trained: Checkpoints) -> str:
         f"merge.averaging.start_lr_scale = {spec.averaging.start_lr_scale}: no snapshot was taken below it; {there}. "
         "Widen the window, write more snapshots (train.snapshots) or set merge.averaging.method=last"
     )
-
-
-if __name__ == "__main__":
-    from stages.by_hand import main
-
-    main("merge")

@@ -1,6 +1,6 @@
 """Build the folder that ships: one self-contained train_gpt.py with the run's settings in it, and the blob beside it.
 
-    python -m stages.package --spec spec.json --input packed=…/record.json
+    python -m stages package --spec spec.json --input packed=…/record.json
 
 PackedModel → Package and package/{train_gpt.py, model.fwz}. The script needs nothing of ours: Python's standard library, torch,
 numpy, sentencepiece and zstandard are all that it imports, which is checked here.
@@ -14,8 +14,8 @@ from pathlib import PurePosixPath
 from schemas.errors import SpecError
 from schemas.package import BLOB_NAME, SCRIPT_NAME, Package, PackageSpec
 from schemas.quantize import PackedModel
-from stages.script import as_shipped, program
-from stages.workspace import DamagedFileError, Workspace
+from stages.packaging.script import as_shipped, program
+from stages.store.workspace import DamagedFileError, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ FOLDER_NAME = "package"
 
 
 def package(spec: PackageSpec, packed: PackedModel, work: Workspace) -> Package:
-    """The script bundled from `stages.core.submission`, and a verified copy of the blob, in one folder.
+    """The script bundled from `stages.core.program`, and a verified copy of the blob, in one folder.
 
     Raises StageError when the modules cannot become one script or it would import what a reviewer need not have, SpecError
     for the recipe of another blob.
@@ -54,9 +54,3 @@ def package(spec: PackageSpec, packed: PackedModel, work: Workspace) -> Package:
         modules=modules,
         source_sha256=hashlib.sha256(source.encode()).hexdigest(),
     )
-
-
-if __name__ == "__main__":
-    from stages.by_hand import main
-
-    main("package")

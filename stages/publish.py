@@ -1,6 +1,6 @@
 """Publish: every result of a run -> report.html, one page without outside requests, and the loss curve alone.
 
-python -m stages.publish --spec spec.json --input tokenized=…/record.json --input trained=…    (--help names all inputs)
+python -m stages publish --spec spec.json --input tokenized=…/record.json --input trained=…    (--help names all inputs)
 """
 
 from pathlib import Path
@@ -18,8 +18,8 @@ from schemas.quantize import PackedModel
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Checkpoints
 from stages.report import content, plots
-from stages.training_metrics import Columns, read_metrics
-from stages.workspace import Workspace
+from stages.store.workspace import Workspace
+from stages.training.metrics import Columns, read_metrics
 
 METRIC_COLUMNS = ("step", "loss", "lr_scale", "grad_norm", "qat_on", "snapshot", "muon_momentum")
 
@@ -91,9 +91,3 @@ def render(spec: PublishSpec, results: content.Results, metrics: Columns) -> str
             for origin in spec.provenance
         ],
     )
-
-
-if __name__ == "__main__":
-    from stages.by_hand import main
-
-    main("publish")

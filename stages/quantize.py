@@ -1,6 +1,6 @@
 """Quantize the merged model and pack it into the blob that ships, with an account of every tensor.
 
-    python -m stages.quantize --spec spec.json --input merged=…/record.json --input tokenized=…/record.json
+    python -m stages quantize --spec spec.json --input merged=…/record.json --input tokenized=…/record.json
 
 MergedModel → PackedModel and model.fwz. Of the text only shards of the training split are read, and those only by methods that
 calibrate. Plain rounding with the same rules and level is always made too: the record says what the chosen method gains over
@@ -13,26 +13,26 @@ import math
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.package import BLOB_NAME
-from schemas.quantize import ClipShare, FitTry, PackedModel, QuantizeSpec, TensorReport, quantize_compute
+from schemas.quantize import FitTry, PackedModel, QuantizeSpec, quantize_compute
 from schemas.quantizer_settings import FitSettings
 from schemas.tokenize_corpus import TokenizedCorpus
-from stages.core.packing import compress_frame, pack, payload_of, seal, serialize
-from stages.core.quantizers.methods import FormatRuleError, needs_text, quantize_state
+from stages.core.blob.packing import compress_frame, pack, payload_of, seal, serialize
+from stages.core.calibrated.whole_model import quantize_state
+from stages.core.calibrated.with_text import CalibratedModel
+from stages.core.quantizers.methods import FormatRuleError, needs_text
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
-from stages.core.quantizers.with_text import CalibratedModel
-from stages.cores import usable_cores
-from stages.launch import launch_module
-from stages.quantize_rank import read_calibrated
-from stages.threads import threads_of
-from stages.workspace import Workspace
+from stages.processes.cores import usable_cores
+from stages.processes.launch import launch_module
+from stages.processes.threads import threads_of
+from stages.quantizing.rank import read_calibrated
+from stages.quantizing.tensor_report import tensor_report
+from stages.store.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _quantized_and_packed(spec: QuantizeSpec, merged: MergedModel, tokenized: To
         step_multiplier=calibrated.multiplier if calibrated else None,
         fit_tries=tuple(FitTry(step_multiplier=step, package_bytes=size) for step, size in calibrated.tries) if calibrated else (),
         tensors=tuple(
-            _report(state[tensor.name], tensor, rounded, alone[tensor.name].result(), divergences.get(tensor.name))
+            tensor_report(state[tensor.name], tensor, rounded, alone[tensor.name].result(), divergences.get(tensor.name))
             for tensor, rounded in zip(chosen.tensors, plain.tensors, strict=True)
         ),
     )
@@ -109,7 +109,7 @@ def _quantize_with_text(
         "metadata": metadata,
     }
     timeout = work.runtime.stage_timeout_seconds
-    told = launch_module("stages.quantize_rank", job, work.out_dir, quantize_compute(spec), work.progress, timeout)
+    told = launch_module("stages.quantizing.rank", job, work.out_dir, quantize_compute(spec), work.progress, timeout)
     return read_calibrated(spec.method, work.out_dir, told)
 
 
@@ -126,53 +126,6 @@ def _size_alone(tensor: QuantizedTensor, level: int) -> int:
     return len(compress_frame(payload_of([tensor]), level))
 
 
-def _report(
-    original: Tensor, tensor: QuantizedTensor, rounded: QuantizedTensor, compressed_bytes: int, divergence_nats: float | None
-) -> TensorReport:
-    rms_error = _rms(tensor.dequantized() - original)
-    own_rms = _rms(original)
-    return TensorReport(
-        name=tensor.name,
-        shape=tuple(original.shape),
-        format=tensor.format,
-        num_elements=original.numel(),
-        clips=_clip_shares(tensor),
-        rms_error=rms_error,
-        rms_error_round_to_nearest=_rms(rounded.dequantized() - original),
-        relative_error=rms_error / own_rms if own_rms else 0.0,
-        entropy_bits=entropy_bits(tensor.values),
-        stored_bytes=tensor.stored_bytes,
-        compressed_bytes=compressed_bytes,
-        divergence_nats=divergence_nats,
-    )
-
-
-def _rms(values: Tensor) -> float:
-    return math.sqrt(values.double().square().mean().item())
-
-
-def _clip_shares(tensor: QuantizedTensor) -> tuple[ClipShare, ...]:
-    if tensor.clip_ratios is None:
-        return ()
-    ratios, counts = torch.unique(tensor.clip_ratios, return_counts=True)
-    pairs = zip(ratios.tolist(), counts.tolist(), strict=True)
-    # float32 ratios back to the decimals that the spec gave
-    return tuple(ClipShare(clip_ratio=round(ratio, 6), num_rows=count) for ratio, count in sorted(pairs, reverse=True))
-
-
-def entropy_bits(values: Tensor) -> float:
-    """Order-0 entropy in bits a value: of the codes of an integer tensor; of each byte plane, summed, of a floating-point one."""
-    if values.dtype == torch.int16:
-        return _entropy(np.unique(values.numpy(), return_counts=True)[1])
-    planes = values.numpy().reshape(-1).view(np.uint8).reshape(values.numel(), -1).T
-    return float(sum(_entropy(np.bincount(plane, minlength=256)) for plane in planes))
-
-
-def _entropy(counts: np.ndarray) -> float:
-    shares = counts[counts > 0] / counts.sum()
-    return max(0.0, float(-(shares * np.log2(shares)).sum()))
-
-
 def _log_gain(packed: PackedModel) -> None:
     log.info("quantized %s parameters by %s into %s bytes", f"{packed.num_parameters:,}", packed.method, f"{packed.blob_bytes:,}")
     if packed.method == "ecsq":
@@ -187,9 +140,3 @@ def _log_gain(packed: PackedModel) -> None:
     in_vain = error_change == 0 or (error_change > 0 and byte_change >= 0)
     verdict = "no gain" if in_vain else "mixed" if error_change > 0 or byte_change > 0 else "a gain"
     log.info("against plain rounding: error %+.2f %%, bytes %+.2f %%: %s", 100 * error_change, 100 * byte_change, verdict)
-
-
-if __name__ == "__main__":
-    from stages.by_hand import main
-
-    main("quantize")

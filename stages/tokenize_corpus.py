@@ -1,6 +1,6 @@
 """Text to token shards: train or take a SentencePiece model, split the documents, encode them, count everything.
 
-    python -m stages.tokenize_corpus --spec spec.json
+    python -m stages tokenize_corpus --spec spec.json
 
 CorpusManifest -> TokenizedCorpus. The corpus is streamed twice, once for the tokenizer and once for the shards; memory
 does not grow with it. Ready-made shards are verified and used where they lie.
@@ -22,11 +22,11 @@ from stages.core.bits_per_byte import load_token_bytes
 from stages.core.shards import BOS_ID
 from stages.corpora import documents, shards
 from stages.corpora.sources import unchanged
+from stages.store.workspace import Workspace
 from stages.tokenization.fast_encode import TextEncoder, default_threads, encode_stream
 from stages.tokenization.split_writer import SplitWriter, xz_size, zstd_size
 from stages.tokenization.splits import refuse_empty_split, split_of
 from stages.tokenization.tokenizer import NoTrainingTextError, check_tokenizer, train_tokenizer
-from stages.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -160,9 +160,3 @@ def _num_threads(manifest: CorpusManifest, work: Workspace) -> int:
     if sum(file.num_bytes for file in manifest.files) < _SHARED_FROM_BYTES:
         return 1
     return work.runtime.encode_threads or default_threads()
-
-
-if __name__ == "__main__":
-    from stages.by_hand import main
-
-    main("tokenize_corpus")

@@ -1,6 +1,6 @@
-"""Train: token shards -> snapshots, last iterate, metrics. By hand: python -m stages.train --spec spec.json --input tokenized=…/record.json
+"""Train: token shards -> snapshots, last iterate, metrics. By hand: python -m stages train --spec spec.json --input tokenized=…/record.json
 
-The work happens in torchrun's processes (`stages.train_rank`), also when there is only one.
+The work happens in torchrun's processes (`stages.training.rank`), also when there is only one.
 """
 
 import dataclasses
@@ -8,8 +8,8 @@ import dataclasses
 from schemas.errors import SpecError
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Checkpoints, Snapshot, TrainSpec
-from stages.launch import launch_module
-from stages.workspace import Workspace
+from stages.processes.launch import launch_module
+from stages.store.workspace import Workspace
 
 
 def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Checkpoints:
@@ -24,7 +24,7 @@ def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Check
         "folder": str(work.out_dir),
         "runtime": work.runtime.model_dump(mode="json"),
     }
-    result = launch_module("stages.train_rank", job, work.out_dir, spec.compute, work.progress, work.runtime.stage_timeout_seconds)
+    result = launch_module("stages.training.rank", job, work.out_dir, spec.compute, work.progress, work.runtime.stage_timeout_seconds)
     snapshots = [Snapshot(weights=work.ref(work.out_dir / "snapshots" / item.pop("file")), **item) for item in result.pop("snapshots")]
     last = Snapshot(weights=work.ref(work.out_dir / "last.safetensors"), **result.pop("last"))
     return Checkpoints.model_validate(
@@ -44,9 +44,3 @@ def _check(spec: TrainSpec, tokenized: TokenizedCorpus) -> None:
                 f"train.data.sequence_length = {spec.data.sequence_length}: the {name} split has only {split.num_tokens} tokens, "
                 f"fewer than one sequence ({needed}). Use more text or a shorter sequence"
             )
-
-
-if __name__ == "__main__":
-    from stages.by_hand import main
-
-    main("train")

@@ -28,9 +28,9 @@ from schemas.settings import ModelSettings, TrainSettings
 from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
 from stages.core.model import GPT
 from stages.core.shards import ShardWriter
-from stages.hashing import FileHashes
-from stages.machine import settle
-from stages.workspace import Workspace
+from stages.store.hashing import FileHashes
+from stages.store.machine import settle
+from stages.store.workspace import Workspace
 
 settings.register_profile("fairway", deadline=None)  # a busy machine makes any single example slow
 settings.load_profile("fairway")

@@ -29,12 +29,12 @@ from stages.auditing.probe import (
     rotated_dims,
 )
 from stages.core.bits_per_byte import TokenBytes, count_bytes, load_token_bytes
+from stages.core.blob.packing import unpack
 from stages.core.loader import TokenStream
 from stages.core.model import Block
-from stages.core.packing import unpack
 from stages.core.shards import BOS_ID
-from stages.training_metrics import Columns
-from stages.workspace import Workspace
+from stages.store.workspace import Workspace
+from stages.training.metrics import Columns
 
 LEARNED_SHARE = 1e-3
 """A tensor whose `learned_rms` is below this share of its initial rms counts as one that did not learn."""

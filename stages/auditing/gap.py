@@ -24,12 +24,13 @@ from schemas.quantizer_settings import QuantizerSettings
 from schemas.settings import ModelSettings
 from stages.auditing.probe import MAX_PROBE_LOGITS
 from stages.core.bits_per_byte import TokenBytes, count_bytes
+from stages.core.calibrated.whole_model import quantize_state
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.quantizers.grid import max_level
-from stages.core.quantizers.methods import METHODS, quantize_state
+from stages.core.quantizers.methods import METHODS
 from stages.core.quantizers.quantized import QuantizedTensor, bits_of
-from stages.tensor_groups import group_of
+from stages.quantizing.tensor_groups import group_of
 
 State = dict[str, Tensor]
 

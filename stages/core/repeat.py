@@ -12,11 +12,12 @@ from torch import Tensor
 
 from schemas.settings import Recipe
 from stages.core.averaging import average_states, averaging_weights, choose_snapshots
+from stages.core.blob.packing import pack
+from stages.core.calibrated.whole_model import quantize_state
+from stages.core.calibrated.with_text import quantize_with_text
 from stages.core.loader import TokenStream
-from stages.core.packing import pack
-from stages.core.quantizers.methods import needs_text, quantize_state
-from stages.core.quantizers.with_text import quantize_with_text
-from stages.core.training import Hooks, StepMetrics, TrainedModel, Trainer, step_line
+from stages.core.quantizers.methods import needs_text
+from stages.core.trainer import Hooks, StepMetrics, TrainedModel, Trainer, step_line
 from stages.core.whole_files import write_whole
 
 LINES_EVERY_SECONDS = 5.0

@@ -6,7 +6,7 @@ from pathlib import Path
 from schemas.tokenize_corpus import Corpus, CorpusManifest, FilesCorpus, HuggingFaceCorpus, ShardsCorpus, SotuCorpus, TokenizeSpec
 from stages.corpora import files, huggingface, shards, sotu
 from stages.corpora.sources import OnRead, ignore_read, source_file
-from stages.hashing import FileHashes
+from stages.store.hashing import FileHashes
 
 _READ_ANEW = FileHashes(None)
 

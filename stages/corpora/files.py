@@ -15,7 +15,7 @@ from stages.corpora import json_texts, parquet_texts
 from stages.corpora.contents import COMPRESSED_ENDINGS, decode, opened, read_whole, refuse_special
 from stages.corpora.paths import Found, find_files
 from stages.corpora.sources import OnRead, source_file, unchanged
-from stages.hashing import FileHashes
+from stages.store.hashing import FileHashes
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from schemas.files import SourceFile
 from schemas.tokenize_corpus import CorpusManifest, HuggingFaceCorpus
 from stages.corpora.files import ENDINGS, data_ending, format_by_ending
 from stages.corpora.sources import source_file
-from stages.hashing import FileHashes
-from stages.surroundings import UNUSABLE_PROXY, proxy_variables
+from stages.processes.surroundings import UNUSABLE_PROXY, proxy_variables
+from stages.store.hashing import FileHashes
 
 log = logging.getLogger(__name__)
 

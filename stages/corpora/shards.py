@@ -12,7 +12,7 @@ from schemas.errors import SpecError, StageError
 from schemas.tokenize_corpus import CorpusManifest, ShardsCorpus, SplitCounts, TokenizedCorpus
 from stages.core.shards import BOS_ID, ShardError, open_shard
 from stages.corpora.sources import OnRead, ready_made_tokenizer, source_file, unchanged
-from stages.hashing import FileHashes
+from stages.store.hashing import FileHashes
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from schemas.errors import SpecError
 from schemas.tokenize_corpus import CorpusManifest, SotuCorpus
 from stages.corpora.sources import source_file
-from stages.hashing import FileHashes
+from stages.store.hashing import FileHashes
 
 
 def locate(corpus: SotuCorpus, hashes: FileHashes) -> CorpusManifest:

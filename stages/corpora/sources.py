@@ -11,7 +11,7 @@ from schemas.errors import SpecError, StageError
 from schemas.files import SourceFile
 from stages.core.bits_per_byte import bos_problem
 from stages.corpora.contents import refuse_special
-from stages.hashing import FileHashes
+from stages.store.hashing import FileHashes
 
 MAX_VOCAB_SIZE = 65_536
 

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from stages.printable import printable
-from stages.training_metrics import Columns
+from schemas.printable import printable
+from stages.training.metrics import Columns
 
 BLUE, ORANGE, GREEN, RED, PURPLE = "#3b82d6", "#e08a1e", "#2f9e6e", "#d6524a", "#8b6fd0"
 BAR_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, "#7b8794", "#c77dba", "#4bb3c4")

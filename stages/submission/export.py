@@ -15,9 +15,9 @@ from schemas.evaluate import Score
 from schemas.overrides import apply_overrides
 from schemas.package import BLOB_NAME, SCRIPT_NAME
 from schemas.pipeline import PipelineReport
+from schemas.stages import STAGES
 from schemas.submission import INFO_NAME, README_NAME, REQUIREMENTS_NAME, About, RuleResult, SeedResult, SubmissionInfo
-from stages.registry import STAGES
-from stages.store import Store
+from stages.store.store import Store
 from stages.submission.rules import check_folder
 from stages.submission.texts import log_name, readme, requirements, train_log
 

@@ -11,19 +11,20 @@ from pathlib import Path
 
 from schemas.errors import SpecError, StageError
 from schemas.package import BLOB_NAME, SCRIPT_NAME, PackageOptions
+from schemas.printable import one_line, printable
+from schemas.runtime import Progress
 from schemas.settings import ComputeSettings, ScoringSettings
 from schemas.submission import INFO_NAME, Rescored
-from stages.core.packing import BlobError
+from stages.core.blob.packing import BlobError
+from stages.core.program import load_packed_model
 from stages.core.shards import ShardError, open_shard
-from stages.core.submission import load_packed_model
 from stages.corpora.sources import ready_made_tokenizer
-from stages.isolated_scoring import score_isolated
-from stages.launch import ChildFailedError
-from stages.machine import precision_note
-from stages.printable import one_line, printable
-from stages.script import program
+from stages.packaging.script import program
+from stages.processes.launch import ChildFailedError
+from stages.scoring.isolated import score_isolated
+from stages.store.machine import precision_note
+from stages.store.workspace import no_progress
 from stages.submission.strangers import UnreadableError, read_bytes, read_json_object
-from stages.workspace import Progress, no_progress
 
 BLOB_LIMIT_BYTES = 64 * 2**20
 

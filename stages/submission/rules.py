@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from schemas.check_size import SIZE_LIMIT_BYTES
 from schemas.package import BLOB_NAME, SCRIPT_NAME
+from schemas.printable import one_line
 from schemas.submission import INFO_NAME, LIMIT_SECONDS, README_NAME, REQUIREMENTS_NAME, RuleResult
-from stages.core.packing import BlobError, unpack
-from stages.printable import one_line
+from stages.core.blob.packing import BlobError, unpack
 from stages.submission.figures import (
     MIN_DIGITS,
     Figure,

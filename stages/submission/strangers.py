@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from schemas.errors import SpecError
-from stages.printable import one_line
+from schemas.printable import one_line
 
 TEXT_LIMIT_BYTES = 64 * 2**20
 SOURCE_LIMIT_BYTES = 16 * 2**20

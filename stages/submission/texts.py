@@ -12,7 +12,7 @@ from schemas.package import BLOB_NAME, SCRIPT_NAME
 from schemas.pipeline import PipelineReport
 from schemas.submission import INFO_NAME, REQUIREMENTS_NAME, RuleResult, SubmissionInfo
 from stages.core.scoring import score_line
-from stages.core.training import StepMetrics, step_line
+from stages.core.trainer import StepMetrics, step_line
 
 SCRIPT_PACKAGES = ("torch", "numpy", "sentencepiece", "zstandard")
 LOG_STEP_LINES = 200

@@ -15,7 +15,7 @@ import sentencepiece
 
 from schemas.errors import SpecError
 from stages.core.bits_per_byte import SPACE_SYMBOL
-from stages.cores import usable_cores
+from stages.processes.cores import usable_cores
 from stages.tokenization.separators import word_rules
 from stages.tokenization.word_table import PADDING, WordTable
 

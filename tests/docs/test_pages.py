@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import typer
 
-from flows.cli import app
-from flows.cli_base import DEFAULT_CHECKPOINT_EVERY
+from flows.cli.base import DEFAULT_CHECKPOINT_EVERY
+from flows.cli.main import app
 from presets import PRESETS
 from schemas.check_size import SIZE_LIMIT_BYTES
 from schemas.errors import SpecError
@@ -24,9 +24,9 @@ from schemas.introspect import children, find_setting, variants
 from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
-from stages.registry import STAGES
-from stages.sizing import measure_model
-from stages.statistics import nats_to_bpb, seeds_needed
+from schemas.stages import STAGES
+from stages.quantizing.sizing import measure_model
+from stages.seeds.statistics import nats_to_bpb, seeds_needed
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -83,7 +83,7 @@ def test_a_command_that_is_wrong_is_found() -> None:
         "fairway gc --keep-runs many",
         "fairway ablate last --off xas",
         "make rnu",
-        "python -m stages.quantise --help",
+        "python -m stages quantise --help",
         "python -m benchmarks.nothing",
         "pytest -m sloww",
         "pytest tests/nowhere",
@@ -238,7 +238,7 @@ def _check_fairway(arguments: list[str]) -> None:
         wanted = [setting for setting in given.get("set_") or () if setting.partition("=")[0] not in THERE_ONLY]
         apply_overrides(PRESETS.get(preset, PRESETS["demo"])(), wanted)
     if command.name == "ablate":
-        from flows.ablation import plan_variants
+        from flows.results.ablation import plan_variants
 
         keys = [key for part in given["off"] or () for key in part.split(",") if key != "input-gain"]
         if keys:
@@ -258,13 +258,15 @@ def _parsed(command: Any, arguments: list[str]) -> dict[str, Any]:
 
 def _check_module(module: str, arguments: list[str]) -> None:
     assert importlib.util.find_spec(module) is not None, f"there is no module {module}"
-    stage = STAGES.get(module.removeprefix("stages."))
-    for word in arguments:
-        if stage and word.startswith("--"):
+    if module != "stages":
+        return
+    assert arguments[0] in STAGES, f"there is no stage {arguments[0]}"
+    stage = STAGES[arguments[0]]
+    for word in arguments[1:]:
+        if word.startswith("--"):
             assert word in ("--spec", "--input", "--store", "--help"), word
-    if stage:
-        named = {word.partition("=")[0] for before, word in zip(arguments, arguments[1:], strict=False) if before == "--input"}
-        assert named <= set(stage.inputs), f"{module} takes no input {named - set(stage.inputs)}"
+    named = {word.partition("=")[0] for before, word in zip(arguments, arguments[1:], strict=False) if before == "--input"}
+    assert named <= set(stage.inputs), f"{stage.name} takes no input {named - set(stage.inputs)}"
 
 
 def _check_pytest(arguments: list[str]) -> None:

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows.specs import resolve
+from flows.inputs.specs import resolve
 from schemas.errors import FairwayError
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishSpec
 from schemas.runtime import RunOptions
+from schemas.stages import STAGES
 from stages.corpora import locate
-from stages.registry import STAGES
-from stages.runner import Outcome, run_stage
-from stages.store import Store
+from stages.execution.runner import Outcome, run_stage
+from stages.store.store import Store
 
 CHECKPOINT_SECONDS = 0.5
 _SECTION = {"tokenize_corpus": "tokenize"}

@@ -13,10 +13,10 @@ import torch
 import zstandard
 
 from presets import load_preset
+from stages.core.blob.packing import BLOB_MAGIC, pack
+from stages.core.calibrated.whole_model import quantize_state
 from stages.core.model import GPT
-from stages.core.packing import BLOB_MAGIC, pack
-from stages.core.quantizers.methods import quantize_state
-from stages.core.submission import load_packed_model
+from stages.core.program import load_packed_model
 
 Case = Callable[[], bool]  # reads one mutation: True if it was sound; raises the typed error if not
 

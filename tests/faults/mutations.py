@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from schemas.stages import STAGES
+from stages.core.blob.packing import BlobError
 from stages.core.loader import TokenStream
-from stages.core.packing import BlobError
 from stages.core.shards import ShardError, ShardWriter
-from stages.registry import STAGES
-from stages.sealed import write_sealed
-from stages.store import Store
+from stages.store.sealed import write_sealed
+from stages.store.store import Store
 from tests.faults.hostile_blobs import HUGE, NAMES, Case, blob_cases, flip_some
 
 LIMIT_MIB = 1024
@@ -111,7 +111,7 @@ def _records(folder: Path, generator: random.Random) -> Callable[[], tuple[str, 
 
 def _paths(result: Any) -> list[str]:
     from schemas.files import FileRef
-    from stages.store import file_refs
+    from stages.store.store import file_refs
 
     return [ref.path for ref in file_refs(result) if isinstance(ref, FileRef)]
 

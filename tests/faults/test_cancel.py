@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.environment import SETTINGS, free_port, is_healthy
+from flows.server.environment import SETTINGS, free_port, is_healthy
 from tests.faults.conftest import STEPS
 from tests.faults.harness import FULL, ROOT, Struck, start, start_fairway
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.housekeeping import find_damage
 from schemas.files import FileRef
-from stages.registry import STAGES
-from stages.store import Store, file_refs
+from schemas.stages import STAGES
+from stages.store.housekeeping import find_damage
+from stages.store.store import Store, file_refs
 from tests.faults.chain import Chain
 from tests.faults.harness import FULL, ROOT, start_chain
 
@@ -155,7 +155,7 @@ def test_a_stage_by_hand_refuses_a_damaged_input_without_a_stack_trace(
     record = next(store.glob("stages/merge/*/record.json"))
     (tmp_path / "spec.json").write_text('{"method": "round_to_nearest"}')
     tokenized = next(store.glob("stages/tokenize_corpus/*/record.json"))
-    command = [sys.executable, "-m", "stages.quantize", "--spec", str(tmp_path / "spec.json")]
+    command = [sys.executable, "-m", "stages", "quantize", "--spec", str(tmp_path / "spec.json")]
     command += ["--input", f"merged={record}", "--input", f"tokenized={tokenized}"]
     answers = []
     for victim in (record.parent / "merged.safetensors", record):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.registry import STAGES
+from schemas.stages import STAGES
 from tests.faults.chain import Chain
 from tests.faults.conftest import STEPS, Undisturbed
 from tests.faults.harness import FULL, start_chain, start_fairway

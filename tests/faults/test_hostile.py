@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.training_files import TrainingFiles
+from stages.training.files import TrainingFiles
 from tests.faults.harness import FULL, ROOT
 
 pytestmark = pytest.mark.faults

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.specs import resolve
+from flows.inputs.specs import resolve
 from presets import PRESETS, load_preset
 from schemas.errors import FairwayError, SpecError
 from schemas.introspect import SettingInfo, describe_fields
 from schemas.runtime import RunOptions
 from schemas.tokenize_corpus import FilesCorpus, HashFraction, TokenizedCorpus, TokenizerSpec, TokenizeSpec
 from stages.corpora import locate
-from stages.hashing import FileHashes
+from stages.store.hashing import FileHashes
+from stages.store.workspace import Workspace
 from stages.tokenize_corpus import tokenize_corpus
-from stages.workspace import Workspace
 from tests.faults.harness import FULL, ROOT
 
 pytestmark = pytest.mark.faults

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.registry import STAGES
+from schemas.stages import STAGES
 from tests.faults.chain import CHECKPOINT_SECONDS
 from tests.faults.conftest import STEPS, Undisturbed
 from tests.faults.harness import FULL, Struck, finish_chain, made, start_chain, start_fairway
@@ -171,7 +171,7 @@ def test_one_of_two_ranks_killed(tmp_path: Path, figure: Callable[..., None]) ->
 def _is_rank(pid: int, rank: int) -> bool:
     try:
         return (
-            b"train_rank" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            b"stages.training.rank" in Path(f"/proc/{pid}/cmdline").read_bytes()
             and f"\0RANK={rank}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
         )
     except (FileNotFoundError, ProcessLookupError):

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.environment import SETTINGS, free_port, is_healthy
-from flows.runs import find_run
-from stages.registry import STAGES
+from flows.server.environment import SETTINGS, free_port, is_healthy
+from schemas.stages import STAGES
+from stages.store.runs import find_run
 from tests.faults.conftest import STEPS, Undisturbed
 from tests.faults.harness import ROOT, Struck, start
 

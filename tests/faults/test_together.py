@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.registry import STAGES
+from schemas.stages import STAGES
 from tests.faults.conftest import STEPS, Undisturbed
 from tests.faults.harness import FULL, finish_chain, made, start_chain
 

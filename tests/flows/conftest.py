@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows.environment import prefect_api, settings_first
+from flows.server.environment import prefect_api, settings_first
 
 # Before any test module imports Prefect, which reads its environment once.
 os.environ.pop("PREFECT_API_URL", None)
@@ -55,9 +55,9 @@ def run_pipeline(api: str) -> Callable[..., FlowRun]:
     from prefect.client.schemas.filters import FlowRunFilter
 
     from flows.pipeline import pipeline
-    from flows.runs import load_report
     from schemas.runtime import RunOptions
-    from stages.registry import STAGES
+    from schemas.stages import STAGES
+    from stages.store.runs import load_report
 
     def run(store: Path, *overrides: str, preset: str = "smoke", retries: int = 1) -> FlowRun:
         state = pipeline(preset, overrides=list(overrides), options=RunOptions(store=str(store), retries=retries), return_state=True)
@@ -94,7 +94,7 @@ def fitted(smoke_run: FlowRun, smoke_store: Path) -> Fitted:
     from flows.requantize import requantize
     from schemas.overrides import apply_overrides
     from schemas.runtime import RunOptions
-    from stages.script import as_shipped, program
+    from stages.packaging.script import as_shipped, program
 
     smoke, compressed = smoke_run.report, "package.compressed=true"
     spec = apply_overrides(smoke.spec, [compressed, "quantize.method=ecsq"])

@@ -11,15 +11,15 @@ from typer.testing import CliRunner
 
 from flows import ablate as module
 from flows.ablate import ablate
-from flows.ablation import plan_variants
-from flows.cli import app
-from flows.ignored import without_ignored
-from flows.runs import save_report
-from flows.specs import resolve, settings_between
+from flows.cli.main import app
+from flows.inputs.ignored import without_ignored
+from flows.inputs.specs import resolve, settings_between
+from flows.results.ablation import plan_variants
 from presets import PRESETS, load_preset
 from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
 from schemas.techniques import TECHNIQUES, Technique, find_technique
+from stages.store.runs import save_report
 
 
 @pytest.mark.parametrize("preset", PRESETS)

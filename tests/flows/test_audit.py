@@ -13,16 +13,16 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.main import app
 from schemas.audit import Audit
 from schemas.quantize import FitTry
 from schemas.runtime import RunOptions
 from schemas.techniques import TECHNIQUES
-from stages.audit_rank import METRIC_COLUMNS, all_findings
 from stages.auditing.evidence import Evidence, Records, gather
-from stages.core.packing import open_blob, unpack
-from stages.hashing import FileHashes
-from stages.workspace import Workspace
+from stages.auditing.rank import METRIC_COLUMNS, all_findings
+from stages.core.blob.packing import open_blob, unpack
+from stages.store.hashing import FileHashes
+from stages.store.workspace import Workspace
 
 VALUE_EMBEDDING = ("value_embedding.table.weight", "value_embedding.proj.weight")
 

@@ -13,15 +13,15 @@ from prefect.utilities.callables import parameter_schema
 from typer.testing import CliRunner, Result
 
 from flows import frontier as module
-from flows.cli import app
-from flows.frontier_output import EFFICIENT, frontier_rows
-from flows.housekeeping import find_damage
-from flows.progress import stage_progress
+from flows.cli.main import app
+from flows.results.frontier_points import EFFICIENT, frontier_rows
+from flows.tasks.progress import stage_progress
 from schemas.errors import StageError
 from schemas.frontier import Frontier
 from schemas.runtime import RunOptions
 from stages.report.frontier_plot import frontier_png, frontier_svg
-from stages.store import Store
+from stages.store.housekeeping import find_damage
+from stages.store.store import Store
 
 SCHEMES = ("reference", "ecsq:0.01")
 

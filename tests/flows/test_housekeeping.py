@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from flows.housekeeping import StoreInUseError, find_damage, find_unneeded, remove_unneeded
-from flows.runs import list_reports, save_report
 from schemas.errors import StageError
 from schemas.seeds import Ledger, SeedEntry
-from stages.ledger import claim, ledger_path, write_ledger
-from stages.locks import try_lock
-from stages.registry import STAGES
-from stages.store import Store
+from schemas.stages import STAGES
+from stages.processes.locks import try_lock
+from stages.seeds.ledger import claim, ledger_path, write_ledger
+from stages.store.housekeeping import StoreInUseError, find_damage, find_unneeded, remove_unneeded
+from stages.store.runs import list_reports, save_report
+from stages.store.store import Store
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_an_unreadable_ledger_stops_everything_and_is_named_as_damage(store: Sto
 
 
 def test_while_the_store_is_open_elsewhere_nothing_is_removed(store: Store) -> None:
-    hold = f"import sys; from stages.store import Store; s = Store({str(store.root)!r}); print('open', flush=True); sys.stdin.read()"
+    hold = f"import sys; from stages.store.store import Store; s = Store({str(store.root)!r}); print('open', flush=True); sys.stdin.read()"
     other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
     assert other.stdout.readline() == "open\n"

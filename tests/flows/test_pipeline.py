@@ -12,7 +12,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 
 from schemas.errors import SpecError, StageError
 from schemas.pipeline import PipelineReport
-from stages.registry import STAGES
+from schemas.stages import STAGES
 
 ALL = list(STAGES)
 FROM_QUANTIZE = ["quantize", "package", "check_size", "evaluate", "audit", "publish"]
@@ -142,7 +142,7 @@ def test_bad_input_is_refused_before_any_stage(run_pipeline: Any, tmp_path: Path
 def test_a_transient_error_is_retried_and_a_permanent_one_is_not(
     run_pipeline: Any, smoke_run: Any, smoke_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import tasks
+    from flows.tasks import stage_task as tasks
 
     real, tries = tasks.run_stage, []
 
@@ -172,7 +172,7 @@ def test_a_transient_error_is_retried_and_a_permanent_one_is_not(
 
 
 def test_training_carries_the_tag_that_limits_it(smoke_run: Any) -> None:
-    from flows.tasks import stage_task
+    from flows.tasks.stage_task import stage_task
     from schemas.runtime import RunOptions
 
     assert stage_task("train", RunOptions()).tags == {"train"}

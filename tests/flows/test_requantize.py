@@ -8,9 +8,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
 from flows.requantize import requantize
-from flows.runs import load_report
 from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
+from stages.store.runs import load_report
 
 
 def test_variants_get_reports_of_their_own_and_nothing_before_quantize_runs(smoke_run: Any, smoke_store: Path) -> None:

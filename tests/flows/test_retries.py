@@ -12,12 +12,12 @@ import pytest
 from prefect import flow
 from pydantic import TypeAdapter, ValidationError
 
-from flows import tasks
-from schemas.errors import SpecError, StageError
+from flows.tasks import stage_task as tasks
+from schemas.errors import SpecError, StageError, StorageError
 from schemas.runtime import RunOptions
 from schemas.settings import ComputeSettings
-from stages.launch import ChildFailedError, run_child
-from stages.workspace import DamagedFileError, StorageError, no_progress
+from stages.processes.launch import ChildFailedError, run_child
+from stages.store.workspace import DamagedFileError, no_progress
 
 TABLE = Path(__file__).parents[2] / "docs" / "reliability.md"
 ONE = ComputeSettings(threads_per_process=1)

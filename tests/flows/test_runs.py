@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from flows import runs
-from flows.runs import find_run, list_reports, load_report, save_report
 from schemas.errors import SpecError
-from stages import sealed
-from stages.sealed import write_sealed
+from stages.store import runs, sealed
+from stages.store.runs import find_run, list_reports, load_report, save_report
+from stages.store.sealed import write_sealed
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import pytest
 from prefect.states import Completed, Failed
 
 from flows import seed_validation as module
-from flows.runs import save_report
-from flows.seed_report import conclusions
+from flows.results.seeds import conclusions
 from flows.seed_validation import seed_validation
 from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
 from schemas.settings import ComputeSettings
-from stages.ledger import find_ledger
-from stages.machine import machine_kind
+from stages.seeds.ledger import find_ledger
+from stages.store.machine import machine_kind
+from stages.store.runs import save_report
 
 Fire = Callable[..., Any]
 

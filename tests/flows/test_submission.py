@@ -13,15 +13,15 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from typer.testing import CliRunner, Result
 
-from flows.cli import app
-from flows.submission import about_of, write_submission
+from flows.cli.main import app
 from schemas.errors import SpecError
 from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineReport
 from schemas.runtime import RunOptions
-from stages.machine import CPU_CAPS, CPU_SWITCHES
-from stages.store import Store
+from stages.store.machine import CPU_CAPS, CPU_SWITCHES
+from stages.store.store import Store
 from stages.submission.export import export_submission, seeds_of
+from stages.submission.inputs import about_of, write_submission
 from stages.submission.rules import check_folder
 
 ABOUT = ("--author", "Ada Lovelace", "--github-id", "ada", "--name", "A smoke run")

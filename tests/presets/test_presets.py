@@ -9,8 +9,8 @@ from schemas.errors import SpecError
 from schemas.quantizer_settings import GRID_OF_METHOD
 from schemas.settings import ComputeSettings, DataSettings
 from schemas.tokenize_corpus import TokenizedCorpus
-from stages.core.training import Hooks, StepMetrics, Trainer
-from stages.machine import settle
+from stages.core.trainer import Hooks, StepMetrics, Trainer
+from stages.store.machine import settle
 
 
 @pytest.mark.parametrize("preset", ["record", "reference"])

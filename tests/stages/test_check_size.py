@@ -15,8 +15,8 @@ from schemas.tokenize_corpus import TokenizedCorpus
 from stages.check_size import apportion, check_size, describe_size
 from stages.package import package
 from stages.quantize import quantize
-from stages.tensor_groups import group_of
-from stages.workspace import DamagedFileError, Workspace
+from stages.quantizing.tensor_groups import group_of
+from stages.store.workspace import DamagedFileError, Workspace
 
 MakeWorkspace = Callable[[str], Workspace]
 

@@ -15,8 +15,8 @@ from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Checkpoints, Snapshot, TrainTimings
 from stages.core.model import GPT
 from stages.merge import merge
-from stages.training_files import write_safetensors
-from stages.workspace import Workspace
+from stages.store.workspace import Workspace
+from stages.training.files import write_safetensors
 
 MODEL = load_preset("smoke").train.model
 

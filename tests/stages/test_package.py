@@ -19,13 +19,13 @@ from schemas.settings import ScoringSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.loader import TokenStream
+from stages.core.program import load_packed_model
 from stages.core.scoring import score
 from stages.core.shards import ShardWriter
-from stages.core.submission import load_packed_model
 from stages.package import package
+from stages.packaging.script import check_imports
 from stages.quantize import quantize
-from stages.script import check_imports
-from stages.workspace import DamagedFileError, Workspace
+from stages.store.workspace import DamagedFileError, Workspace
 
 MakeWorkspace = Callable[..., Workspace]
 CODED = QuantizerSettings(
@@ -85,7 +85,7 @@ def test_the_folder_holds_the_script_and_a_true_copy_of_the_blob(
     assert not (folder / "model.fwz").samefile(work.root / packed.blob.path)
     assert work.read(made.script) == folder / "train_gpt.py"
     assert made.source_sha256 == made.script.sha256
-    assert made.modules[-1] == "stages.core.submission"
+    assert made.modules[-1] == "stages.core.program"
 
 
 @pytest.mark.parametrize("either", [QuantizerSettings(), CODED], indirect=True, ids=["gptq_lite", "ecsq"])

@@ -23,17 +23,17 @@ from schemas.package import Package
 from schemas.publish import PublishedReport, PublishSpec, ReportedSetting
 from schemas.quantize import ClipShare, PackedModel, TensorReport
 from schemas.settings import ComputeSettings, ModelSettings
+from schemas.stages import STAGES
 from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
 from schemas.train import Checkpoints, ParameterChange, ParameterGroup, Snapshot, TrainTimings
 from stages.audit import audit
-from stages.machine import settle
 from stages.publish import METRIC_COLUMNS, publish
-from stages.registry import STAGES
 from stages.report import content, plots
-from stages.runner import stage_key
-from stages.source import reachable_modules, templates
-from stages.training_metrics import read_metrics
-from stages.workspace import Workspace
+from stages.store.keys import stage_key
+from stages.store.machine import settle
+from stages.store.source import reachable_modules, templates
+from stages.store.workspace import Workspace
+from stages.training.metrics import read_metrics
 
 STEPS = 60
 HOSTILE = '<script>alert("x")</script>'
@@ -330,7 +330,7 @@ def test_the_audit_measures_with_the_threads_of_the_settings(
     spec = settle(load_preset("smoke"))
     spec = spec.derive(evaluate=spec.evaluate.derive(compute=replace(spec.evaluate.compute, threads_per_process=threads)))
     audit(spec, **results, work=work)
-    assert seen == [("stages.audit_rank", threads, threads)]
+    assert seen == [("stages.auditing.rank", threads, threads)]
 
 
 def test_a_technique_without_effect_stands_out(published: Callable[..., str]) -> None:

@@ -14,12 +14,13 @@ from schemas.quantizer_settings import CalibrationSettings, FitSettings, FormatR
 from schemas.setting import from_dict
 from schemas.settings import ModelSettings
 from schemas.tokenize_corpus import TokenizedCorpus
+from stages.core.blob.packing import pack, unpack
+from stages.core.calibrated.whole_model import quantize_state
+from stages.core.calibrated.with_text import quantize_with_text
 from stages.core.loader import TokenStream
-from stages.core.packing import pack, unpack
-from stages.core.quantizers.methods import quantize_state
-from stages.core.quantizers.with_text import quantize_with_text
-from stages.quantize import entropy_bits, quantize
-from stages.workspace import DamagedFileError, Workspace
+from stages.quantize import quantize
+from stages.quantizing.tensor_report import entropy_bits
+from stages.store.workspace import DamagedFileError, Workspace
 
 MakeWorkspace = Callable[[str], Workspace]
 SPEC = QuantizerSettings(

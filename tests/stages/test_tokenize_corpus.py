@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 
 from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
+from schemas.stages import STAGES
 from schemas.tokenize_corpus import FilesCorpus, FirstDocuments, HashFraction, TokenizedCorpus, TokenizerSpec, TokenizeSpec
 from stages.core.shards import open_shard
 from stages.corpora import locate
-from stages.hashing import FileHashes
-from stages.registry import STAGES
-from stages.runner import stage_key
+from stages.store.hashing import FileHashes
+from stages.store.keys import stage_key
+from stages.store.workspace import Workspace
 from stages.tokenization.splits import split_of
 from stages.tokenization.tokenizer import sentences, train_tokenizer
 from stages.tokenize_corpus import tokenize_corpus
-from stages.workspace import Workspace
 
 WORDS = ["union", "state", "treasury", "naïve", "café", "—", "12,345", "of\u00a0the", "漢字", "🙂", "peace", "war", "commerce", "ﬁscal"]
 TEXTS = [" ".join(WORDS[(number * step) % len(WORDS)] + str(number) for step in range(1, 40)) + "\n" for number in range(60)]

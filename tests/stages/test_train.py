@@ -16,10 +16,10 @@ from schemas.settings import TrainSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Checkpoints
 from stages.core.schedule import Clock, lr_scale_at
-from stages.core.training import DivergedError, Hooks, StepMetrics, Trainer, TrainState
+from stages.core.trainer import DivergedError, Hooks, StepMetrics, Trainer, TrainState
+from stages.store.workspace import Workspace
 from stages.train import train
-from stages.training_files import TrainingFiles
-from stages.workspace import Workspace
+from stages.training.files import TrainingFiles
 
 MakeWorkspace = Callable[..., Workspace]
 

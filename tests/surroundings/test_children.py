@@ -11,10 +11,10 @@ import pytest
 
 from schemas.errors import SpecError
 from schemas.settings import ComputeSettings
-from stages import launch
-from stages.launch import launch_module, run_child
-from stages.surroundings import for_children, left_over
-from stages.workspace import no_progress
+from stages.processes import launch
+from stages.processes.launch import launch_module, run_child
+from stages.processes.surroundings import for_children, left_over
+from stages.store.workspace import no_progress
 
 ROOT = Path(__file__).parents[2]
 ONE = ComputeSettings(threads_per_process=1)
@@ -77,7 +77,7 @@ def test_ranks_meet_among_leftovers_beside_files_that_are_named_like_modules(tmp
         (here / name).write_text(SHADOW)
     (theirs / "stages.py").write_text(SHADOW)
     (theirs / "job_module.py").write_text(
-        "import os, sys\nfrom pathlib import Path\nfrom stages.launch import child_result\n"
+        "import os, sys\nfrom pathlib import Path\nfrom stages.processes.launch import child_result\n"
         "with child_result(Path(sys.argv[2])) as leave:\n"
         "    if os.environ['RANK'] == '0': leave([os.environ['WORLD_SIZE'], os.environ['PYTHONPATH']])\n"
     )
@@ -91,7 +91,7 @@ def test_ranks_meet_among_leftovers_beside_files_that_are_named_like_modules(tmp
 def test_a_hidden_gpu_is_named_by_the_variable_that_hides_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(SpecError, match=r"compute.device = cuda.* sees 0 with CUDA_VISIBLE_DEVICES = ''"):
-        launch_module("stages.train_rank", {}, tmp_path, ComputeSettings(device="cuda", num_processes=2), no_progress, None)
+        launch_module("stages.training.rank", {}, tmp_path, ComputeSettings(device="cuda", num_processes=2), no_progress, None)
 
 
 @pytest.mark.parametrize("memory", ["missing", "a file"])
@@ -122,7 +122,7 @@ RUN = """
 import sys
 from pathlib import Path
 from schemas.settings import ComputeSettings
-from stages.launch import run_torchrun
+from stages.processes.launch import run_torchrun
 compute = ComputeSettings(num_processes=2, threads_per_process=1)
 print(run_torchrun([sys.argv[1]], Path(sys.argv[1]).parent, compute, lambda *_: None, 120)[-1])
 """

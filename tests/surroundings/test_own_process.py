@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FIT = "from flows.own_process import *\nimport sys, os, signal\n"
+FIT = "from stages.processes.own_process import *\nimport sys, os, signal\n"
 
 
 def python(code: str, cwd: Path = ROOT, before: Callable[[], Any] | None = None, text: bool = True, **environment: str) -> Any:
@@ -59,7 +59,7 @@ def test_a_path_that_is_no_text_is_printed_as_its_bytes() -> None:
 
 
 def test_json_stays_exact_where_the_output_is_ascii() -> None:
-    code = f"standard_streams()\nfrom flows.cli_base import print_json\nprint_json({{'a': {'−ü'!a}}})"
+    code = f"standard_streams()\nfrom flows.cli.base import print_json\nprint_json({{'a': {'−ü'!a}}})"
     assert python(code, PYTHONIOENCODING="ascii").stdout == '{\n "a": "\\u2212\\u00fc"\n}\n'
 
 

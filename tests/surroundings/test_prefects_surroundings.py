@@ -17,12 +17,12 @@ import httpx
 import pytest
 import yaml
 
-from flows import environment
+from flows.server import environment
 from schemas.errors import SpecError
 from schemas.tokenize_corpus import HuggingFaceCorpus
 from stages.corpora import huggingface
-from stages.hashing import FileHashes
-from stages.surroundings import UNUSABLE_PROXY, leave_out_unusable_proxies, reach_loopback
+from stages.processes.surroundings import UNUSABLE_PROXY, leave_out_unusable_proxies, reach_loopback
+from stages.store.hashing import FileHashes
 
 ROOT = Path(__file__).parents[2]
 PROXY = "http://127.0.0.1:9"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.runs import list_reports
+from stages.store.runs import list_reports
 from tests.faults.harness import start_fairway
 from tests.surroundings.test_children import OF_A_SCHEDULER, SHADOW
 
@@ -49,7 +49,7 @@ def test_a_run_completes_among_all_of_it_at_once(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 
     done = subprocess.run(
-        [sys.executable, "-c", "from flows.cli import main; main()", "run", "--preset", "smoke", "--store", str(tmp_path / "store")],
+        [sys.executable, "-c", "from flows.cli.main import main; main()", "run", "--preset", "smoke", "--store", str(tmp_path / "store")],
         cwd=here,
         env={**bare(), **OF_A_SCHEDULER, **proxies, **screen, **plain, **python, **prefect, **folders, "PYTHONSAFEPATH": "1"},
         preexec_fn=narrow_down,

@@ -17,7 +17,7 @@ from schemas.errors import SpecError, StageError
 from schemas.tokenize_corpus import HuggingFaceCorpus, TokenizeSpec
 from stages.corpora import documents, huggingface, locate
 from stages.corpora.huggingface import split_files
-from stages.hashing import FileHashes
+from stages.store.hashing import FileHashes
 
 COMMIT = "c0ffee" * 6 + "abcd"
 

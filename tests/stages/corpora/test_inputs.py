@@ -24,11 +24,11 @@ from schemas.runtime import RunOptions
 from schemas.tokenize_corpus import FilesCorpus, FirstDocuments, TokenizedCorpus, TokenizerSpec, TokenizeSpec
 from stages.core.shards import ShardWriter
 from stages.corpora import documents, locate
-from stages.hashing import FileHashes
+from stages.store.hashing import FileHashes
+from stages.store.workspace import Workspace
 from stages.tokenization.fast_encode import TextEncoder
 from stages.tokenization.tokenizer import train_tokenizer
 from stages.tokenize_corpus import tokenize_corpus
-from stages.workspace import Workspace
 
 TEXTS = [f"Some words of document {number}, naïve and 漢字.\nAnd a second line." for number in range(40)]
 WORDS = [f"{text} " + "More words about nothing in particular. " * 3 for text in TEXTS]

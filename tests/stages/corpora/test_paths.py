@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from schemas.errors import SpecError
+from schemas.stages import STAGES
 from schemas.tokenize_corpus import FilesCorpus, TokenizeSpec
 from stages.corpora import documents, locate
-from stages.registry import STAGES
-from stages.runner import stage_key
+from stages.store.keys import stage_key
 
 
 def spec_for(*paths: Path | str, **corpus: Any) -> TokenizeSpec:

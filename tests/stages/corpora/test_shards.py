@@ -12,7 +12,7 @@ from schemas.errors import SpecError, StageError
 from schemas.tokenize_corpus import ShardsCorpus, TokenizedCorpus, TokenizerSpec, TokenizeSpec
 from stages.corpora import documents, locate, shards
 from stages.corpora.sources import ignore_read, source_file
-from stages.hashing import FileHashes
+from stages.store.hashing import FileHashes
 from stages.tokenization.tokenizer import train_tokenizer
 
 TRAIN = [[1, 10, 11, 12, 1, 20], [21, 22, 1, 30]]  # three documents, the second cut by the end of a shard

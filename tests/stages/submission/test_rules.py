@@ -15,8 +15,8 @@ import torch
 
 from schemas.errors import SpecError
 from schemas.quantizer_settings import QuantizerSettings
-from stages.core.packing import pack
-from stages.core.quantizers.methods import quantize_state
+from stages.core.blob.packing import pack
+from stages.core.calibrated.whole_model import quantize_state
 from stages.submission.rules import RULES, check_folder
 
 SCRIPT = '''"""A baseline."""

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from flows.cli import app
-from stages.printable import one_line
+from flows.cli.main import app
+from schemas.printable import one_line
 from stages.submission.figures import figures_in, integer_after, seconds_at
 from stages.submission.logs import read_log
 from stages.submission.strangers import LINE_CHARACTERS, UnreadableError, read_json_object

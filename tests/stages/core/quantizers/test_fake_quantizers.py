@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.quantizer_settings import CALIBRATED_METHODS, GRID_OF_METHOD, FormatRule, QatSettings, QuantizerSettings
-from stages.core.quantizers.calibration import MatrixStatistics
+from stages.core.calibrated.calibration import MatrixStatistics
+from stages.core.calibrated.gptq import gptq
+from stages.core.calibrated.whole_model import quantize_state
 from stages.core.quantizers.fake_quantizers import fake_quantizer
-from stages.core.quantizers.gptq import gptq
 from stages.core.quantizers.grid import dequantize_rows
-from stages.core.quantizers.methods import METHODS, quantize_state
+from stages.core.quantizers.methods import METHODS
 from stages.core.quantizers.reference import REFERENCE_QUANTILES, upper_quantiles
 
 CANDIDATES = QuantizerSettings().clip_candidates

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from schemas.quantizer_settings import CALIBRATED_METHODS, FormatRule, QuantizerSettings
-from stages.core.quantizers.methods import METHODS, FormatRuleError, quantize_state
+from stages.core.calibrated.whole_model import quantize_state
+from stages.core.quantizers.methods import METHODS, FormatRuleError
 
 RULES = (FormatRule("a", "int6"), FormatRule("b", "fp16"), FormatRule("*", "fp32"))
 

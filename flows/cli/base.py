@@ -1,0 +1,122 @@
+"""What all commands share: the app, their options, one way of running a flow, and errors as one message."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="fairway",
+    help="Text in; a scored, quantized and size-checked language model out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="another value of a setting; may be repeated")]
+Seed = Annotated[int | None, typer.Option(help="short for --set train.seed=…")]
+Processes = Annotated[int | None, typer.Option(help="processes that train, merge and evaluate: sets ….compute.num_processes")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda, for the same three: sets ….compute.device")]
+StoreFolder = Annotated[Path, typer.Option("--store", envvar="FAIRWAY_STORE", help="folder of the content-addressed store")]
+Json = Annotated[bool, typer.Option("--json", help="plain JSON on standard output; everything else goes to standard error")]
+Retries = Annotated[int, typer.Option(help="further tries after a transient error")]
+Timeout = Annotated[float | None, typer.Option(help="end a stage's process after so many seconds")]
+CheckpointEvery = Annotated[float, typer.Option(help="seconds of training that a kill may cost")]
+Debug = Annotated[bool, typer.Option("--debug", help="show stack traces and Prefect's own log")]
+
+DEFAULT_STORE = Path(".fairway")
+DEFAULT_CHECKPOINT_EVERY = 30.0
+_OPTION_OF: dict[Any, str] = {"stage_timeout_seconds": "timeout", "checkpoint_every_seconds": "checkpoint-every"}
+
+
+def run_options_of(store: Path, retries: int, timeout: float | None, checkpoint_every: float = DEFAULT_CHECKPOINT_EVERY) -> Any:
+    """RunOptions of what was given on the command line. Raises SpecError naming the option."""
+    from pydantic import ValidationError
+
+    from schemas.errors import SpecError
+    from schemas.runtime import RunOptions
+    from stages.store.store import Store
+
+    try:
+        return RunOptions(
+            store=str(Store(store).root), retries=retries, stage_timeout_seconds=timeout, checkpoint_every_seconds=checkpoint_every
+        )
+    except ValidationError as error:
+        said = (f"--{_OPTION_OF.get(item['loc'][0], item['loc'][0])} = {item['input']}: {item['msg']}" for item in error.errors())
+        raise SpecError("; ".join(said)) from error
+
+
+def run_flow(call: Callable[[], Any], options: Any, debug: bool) -> Any:
+    """The state in which the flow ended, with its lines and progress shown meanwhile."""
+    from flows.cli.terminal import live_output, waiting_on
+    from flows.server.environment import prefect_api
+    from flows.tasks.progress import stage_progress
+    from stages.processes.own_process import hangup_interrupts
+
+    if not debug:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # our own lines and messages say it all
+    console = make_console(stderr=True)
+    with hangup_interrupts(), live_output(console) as show_progress, prefect_api(Path(options.store), waiting_on(console)):
+        token = stage_progress.set(show_progress)
+        try:
+            return call()
+        finally:
+            stage_progress.reset(token)
+
+
+def option_overrides(given: list[str] | None, seed: int | None, processes: int | None, device: str | None) -> list[str]:
+    short = [f"train.seed={seed}"] if seed is not None else []
+    for name, value in (("num_processes", processes), ("device", device)):
+        if value is not None:
+            short += [f"{section}.compute.{name}={value}" for section in ("train", "merge", "evaluate")]
+    return [*short, *(given or [])]
+
+
+@contextmanager
+def clear_errors(debug: bool) -> Iterator[None]:
+    """Errors as one message: status 2 for bad input, 1 for a failed run, 130 for Ctrl-C. `debug` lets the stack trace through."""
+    from schemas.errors import FairwayError, SpecError
+    from schemas.printable import printable
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted: finished stages are kept, and the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except FairwayError as error:
+        if debug:
+            raise
+        typer.echo(f"fairway: {printable(str(error))}", err=True)
+        raise typer.Exit(2 if isinstance(error, SpecError) else 1) from None
+    except Exception as error:
+        if debug:
+            raise
+        typer.echo(f"fairway: {type(error).__name__}: {printable(str(error))}\n(--debug shows where)", err=True)
+        raise typer.Exit(1) from None
+
+
+def make_console(stderr: bool = False) -> Any:
+    from flows.cli.narrow import FittingConsole
+    from flows.cli.terminal import is_screen
+
+    # Nothing in a text is a command to the console: a value or a path may hold `[/b]` or `:bug:`.
+    console = FittingConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not is_screen(console):
+        console.width = 200  # nothing wraps at 80 columns, so that lines stay whole in logs and pipes
+    return console
+
+
+def print_json(value: Any) -> None:
+    import json
+
+    from schemas.printable import printable_json
+
+    # Where the output cannot hold every character, escapes keep the values exact.
+    in_ascii = "utf" not in (sys.stdout.encoding or "").lower()
+    sys.stdout.write(printable_json(json.dumps(value, indent=1, ensure_ascii=in_ascii, allow_nan=False)) + "\n")

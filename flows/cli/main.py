@@ -1,0 +1,40 @@
+"""The command line: `fairway --help` lists the commands.
+
+Heavy imports stand inside the commands, so that --help answers at once.
+"""
+
+import sys
+
+import typer
+
+# Their commands; --help lists them in this order.
+# isort: off
+import flows.cli.ablate
+import flows.cli.frontier
+import flows.cli.run
+import flows.cli.requantize
+import flows.cli.up
+import flows.cli.validate_seeds
+import flows.cli.store
+import flows.cli.submission
+import flows.cli.show  # noqa: F401
+from flows.cli.base import app
+
+# isort: on
+
+
+def main() -> None:
+    """Entry point of `fairway`. Status 2 for surroundings in which nothing works, 141 when the reader of the output has gone."""
+    from schemas.errors import SpecError
+    from stages.processes.own_process import standard_streams, surroundings
+
+    standard_streams()
+    try:
+        surroundings()
+    except SpecError as error:
+        typer.echo(f"fairway: {error}", err=True)
+        sys.exit(2)
+    try:
+        app()
+    finally:
+        sys.stdout.flush()

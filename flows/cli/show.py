@@ -1,0 +1,99 @@
+"""Commands that only look: fairway describe | show | runs."""
+
+from typing import Annotated
+
+import typer
+
+from flows.cli.base import (
+    DEFAULT_STORE,
+    Debug,
+    Device,
+    Json,
+    Overrides,
+    Processes,
+    Seed,
+    StoreFolder,
+    app,
+    clear_errors,
+    make_console,
+    option_overrides,
+    print_json,
+)
+
+
+@app.command()
+def describe(
+    preset: Annotated[str, typer.Argument(help="smoke, demo, medium, record or reference")],
+    set_: Overrides = None,
+    seed: Seed = None,
+    processes: Processes = None,
+    device: Device = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Every setting of a preset with its unit, parameters by part, tokens, steps and estimated bytes."""
+    with clear_errors(debug):
+        from flows.cli.description import describe_spec, print_description
+        from flows.inputs.specs import resolve, run_label
+
+        spec = resolve(preset, option_overrides(set_, seed, processes, device))
+        told = describe_spec(preset, run_label(preset, spec), spec)
+        if json:
+            print_json(told)
+        else:
+            print_description(make_console(), told)
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")] = "last",
+    store: StoreFolder = DEFAULT_STORE,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """The figures of a finished run; of one that failed or is at work, what the configured Prefect server knows."""
+    with clear_errors(debug):
+        from flows.cli.terminal import print_report, print_server_run, report_json
+        from flows.server.runs import configured_server, find_server_run, task_rows
+        from schemas.errors import SpecError
+        from stages.store.runs import find_run
+
+        root = store.expanduser().resolve()
+        try:
+            report = find_run(root, run)
+        except SpecError:
+            known = find_server_run(run) if configured_server(root) else None
+            if known is None:
+                raise
+            stages = task_rows(known["run_id"])
+            if json:
+                print_json({**known, "stages": stages})
+            else:
+                print_server_run(make_console(), known, stages)
+            return
+        if json:
+            print_json(report_json(report, root))
+        else:
+            print_report(make_console(), report, root, techniques=True)
+
+
+@app.command()
+def runs(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug = False) -> None:
+    """The finished runs in the store, and all others that the configured Prefect server knows, the newest last."""
+    with clear_errors(debug):
+        from flows.cli.terminal import print_runs, report_json
+        from flows.server.runs import configured_server, server_runs
+        from stages.store.runs import list_reports
+
+        root = store.expanduser().resolve()
+        known = {run["run_id"]: run for run in (server_runs() if configured_server(root) else ())}
+        entries = []
+        for report in list_reports(root):
+            figures = {key: value for key, value in report_json(report, root).items() if key != "report"}
+            state = known.pop(report.run_id, {}).get("state") or ("Completed" if report.size.fits else "Failed")
+            entries.append({**figures, "started": report.created_at, "state": state})
+        entries = sorted([*entries, *known.values()], key=lambda entry: entry["started"] or "~")
+        if json:
+            print_json(entries)
+        else:
+            print_runs(make_console(), entries)

@@ -1,0 +1,53 @@
+"""Commands that look after the store: fairway gc | verify."""
+
+from typing import Annotated
+
+import typer
+
+from flows.cli.base import DEFAULT_STORE, Debug, Json, StoreFolder, app, clear_errors, make_console, print_json
+
+
+@app.command()
+def gc(
+    remove: Annotated[bool, typer.Option("--remove", help="take it away; without this it is only listed")] = False,
+    keep_runs: Annotated[int | None, typer.Option(min=0, help="also give up all but so many runs and those in a ledger")] = None,
+    older_than: Annotated[float, typer.Option(min=0, help="hours that something must have lain untouched")] = 24.0,
+    store: StoreFolder = DEFAULT_STORE,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List what no run needs, or take it away. Does nothing while a run is in progress."""
+    with clear_errors(debug):
+        from flows.cli.terminal import print_unneeded
+        from stages.store.housekeeping import find_unneeded, remove_unneeded
+        from stages.store.store import Store
+
+        opened = Store(store)
+        found = (remove_unneeded if remove else find_unneeded)(opened, keep_runs, older_than)
+        if json:
+            items = [{"path": str(item.path), "num_bytes": item.num_bytes, "reason": item.reason} for item in found]
+            print_json({"removed": remove, "num_bytes": sum(item.num_bytes for item in found), "items": items})
+        else:
+            print_unneeded(make_console(), found, opened.root, remove)
+
+
+@app.command()
+def verify(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug = False) -> None:
+    """Read every byte in the store again and list what is damaged; status 1 if anything is."""
+    with clear_errors(debug):
+        from schemas.printable import printable
+        from stages.store.housekeeping import find_damage
+        from stages.store.store import Store
+
+        opened = Store(store)
+        damage = list(find_damage(opened))
+        if json:
+            print_json({"store": str(opened.root), "damage": damage})
+        else:
+            for problem in damage:
+                typer.echo(printable(problem))
+            typer.echo(
+                f"{len(damage)} damaged; the same `fairway run` makes it again" if damage else f"{printable(str(opened.root))}: all sound"
+            )
+        if damage:
+            raise typer.Exit(1)

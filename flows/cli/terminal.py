@@ -1,0 +1,303 @@
+"""What `fairway` shows on a terminal: progress bars and log lines while it runs, tables when it is done."""
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.box import HEAVY_HEAD, Box
+from rich.console import Console, JustifyMethod
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from flows.results.frontier_points import PNG_NAME, frontier_rows
+from flows.results.tables import Row, audit_rows, bpb, gap_rows, result_rows, stage_rows
+from flows.server.environment import Waiting, say_waiting
+from flows.tasks.progress import OUR_LOGGERS, StageProgress
+from schemas.frontier import Frontier
+from schemas.pipeline import PipelineReport, PipelineSpec
+from schemas.printable import printable
+from schemas.submission import Rescored, RuleResult
+from schemas.techniques import TECHNIQUES
+from stages.store.housekeeping import Unneeded
+
+
+def is_screen(console: Console) -> bool:
+    """Whether a person watches: a terminal indeed, and not only FORCE_COLOR, by which a file gets colours too."""
+    return console.is_terminal and console.file.isatty()
+
+
+@contextmanager
+def live_output(console: Console) -> Iterator[StageProgress]:
+    """Log lines and, on a terminal, a bar for the stage at work. Gives the function that is told how far a stage is."""
+    progress = Progress(
+        TextColumn("{task.description}", style="bold", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not is_screen(console),
+    )
+    bars: dict[str, TaskID] = {}
+
+    def show(stage: str, done: float, total: float, unit: str) -> None:
+        if stage not in bars:
+            for other in list(bars):
+                progress.remove_task(bars.pop(other))
+            bars[stage] = progress.add_task(stage, total=total, amount="")
+            progress.start()
+        progress.update(bars[stage], completed=done, total=total, amount=_amount(done, total, unit))
+        if done >= total:
+            # Nothing to show until the next stage reports; an empty display would only blank the line again and again.
+            progress.stop()
+            progress.remove_task(bars.pop(stage))
+
+    with log_to(console):
+        try:
+            yield show
+        finally:
+            progress.stop()
+
+
+def waiting_on(console: Console) -> Waiting:
+    """A function to be entered around a wait: on a terminal a line with the seconds so far, elsewhere a log line."""
+
+    @contextmanager
+    def wait(what: str) -> Iterator[None]:
+        columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+        with Progress(*columns, console=console, transient=True) as progress:
+            progress.add_task(printable(what), total=None)
+            yield
+
+    return wait if is_screen(console) else say_waiting
+
+
+@contextmanager
+def log_to(console: Console) -> Iterator[None]:
+    """Our loggers' lines to `console`, and only there: Prefect's own console handler would repeat them."""
+    handler = _handler(console)
+    loggers = [logging.getLogger(name) for name in OUR_LOGGERS]
+    before = [(logger.propagate, logger.level) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, (propagate, level) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.propagate = propagate
+            logger.setLevel(level)
+
+
+def _handler(console: Console) -> logging.Handler:
+    handler: logging.Handler
+    if is_screen(console):
+        handler = RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
+        handler.setFormatter(_PrintableFormatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(console.file)
+        handler.setFormatter(_PrintableFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    return handler
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def print_report(console: Console, report: PipelineReport, store: Path, techniques: bool = False) -> None:
+    """The table that ends a run, warnings, and where things lie; with `techniques` also what each of them did."""
+    console.print()
+    console.print(rows_table(f"{report.name}  ({report.created_at})", result_rows(report), {"value"}))
+    total = words(f"{report.seconds:.1f} s in all", "dim")
+    console.print(rows_table("Stages", stage_rows(report), {"seconds"}))
+    console.print(total)
+    if techniques:
+        console.print(audit_table(report))
+        print_gap(console, report)
+    for finding in report.audit.warnings:
+        console.print(words(f"warning: {finding.title}: {finding.verdict}: {finding.evidence}", "yellow"), soft_wrap=True)
+    for name, path in (("report", report.published.html.path), ("package", report.package.folder)):
+        console.print(Text.assemble(words(f"{name:8}", "bold"), words(str(store / path))), soft_wrap=True)
+
+
+def print_gap(console: Console, report: PipelineReport) -> None:
+    """What quantization costs, by cause, where it was measured."""
+    if rows := gap_rows(report):
+        console.print(rows_table("What quantization costs, by cause", rows, set(rows[0]) - {"cause"}))
+
+
+def audit_table(report: PipelineReport) -> Table:
+    """What each technique did; what was on and had no effect, or a rule that is broken, stands first and in yellow."""
+    rows = audit_rows(report)
+    styles = ["yellow" if row["verdict"].startswith("⚠") else "dim" if row["verdict"] == "off" else "" for row in rows]
+    return rows_table("Techniques and rules", rows, no_wrap={"verdict"}, styles=styles)
+
+
+def print_comparison(console: Console, earlier: str, rows: list[Row]) -> None:
+    """The variants of a requantization."""
+    console.print(rows_table(f"Quantizations of {earlier}", rows, {"val_bpb", "sliding", "gap to merged", "bytes"}))
+
+
+def print_ablation(console: Console, earlier: str, rows: list[Row]) -> None:
+    """A configuration with and without techniques."""
+    console.print(rows_table(f"{earlier} without techniques (positive: worse without)", rows, set(rows[0]) - {"variant", "finding"}))
+
+
+def print_frontier(console: Console, found: Frontier, folder: Path) -> None:
+    """Every quantization of a run, and where the plot lies."""
+    rows = frontier_rows(found)
+    console.print(rows_table(f"Quantizations of {found.run_name}", rows, set(rows[0]) - {"scheme", ""}))
+    console.print(Text.assemble(words("plot    ", "bold"), words(str(folder / PNG_NAME))), soft_wrap=True)
+
+
+def techniques_table(spec: PipelineSpec) -> Table:
+    """What can be left out, and what a run has."""
+    rows = [
+        {
+            "key": item.key,
+            "technique": item.title,
+            "in its place": item.instead or "nothing",
+            "in the run": "on" if item.is_on(spec) else "off",
+        }
+        for item in TECHNIQUES
+    ]
+    return rows_table("Techniques that --off takes", rows)
+
+
+def print_seeds(console: Console, label: str, rows: list[Row], said: list[str]) -> None:
+    """A ledger of seeds and what it shows."""
+    if rows:
+        console.print(rows_table(f"Seeds of {label}", rows, {"seed", "nats a token", "val_bpb", "sliding", "bytes"}))
+    for sentence in said:
+        console.print(words(sentence.replace("**", "")), soft_wrap=True)
+
+
+def print_runs(console: Console, entries: list[dict[str, Any]]) -> None:
+    """One line a run, the newest last. One without report has no figures yet, or never will."""
+    names = ("name", "id", "state", "started", "quantized", "sliding", "bytes", "fits", "seconds")
+    rows = [dict(zip(names, _run_cells(entry), strict=True)) for entry in entries]
+    console.print(rows_table("Runs", rows, {"quantized", "sliding", "bytes", "seconds"}, columns=names, no_wrap={"name"}))
+
+
+def _run_cells(entry: dict[str, Any]) -> Iterator[str | Text]:
+    quantized, sliding = entry.get("val_bpb_quantized"), entry.get("val_bpb_quantized_sliding")
+    yield from (entry["name"], entry["run_id"][:8], entry["state"], entry["started"])
+    yield from ("–" if score is None else bpb(score) for score in (quantized, sliding))
+    yield f"{entry['total_bytes']:,}" if "total_bytes" in entry else "–"
+    fits = entry.get("fits")
+    yield "–" if fits is None else "yes" if fits else words("no", "red")
+    yield f"{entry['seconds']:.1f}" if "seconds" in entry else "–"
+
+
+def print_rules(console: Console, folder: str, rules: Sequence[RuleResult]) -> None:
+    """Every rule with its verdict and reason."""
+    styles = {"pass": "green", "fail": "bold red", "unknown": "yellow"}
+    rows: list[dict[str, str | Text]] = [
+        {"rule": rule.rule, "verdict": words(rule.verdict, styles[rule.verdict]), "reason": rule.reason} for rule in rules
+    ]
+    console.print(rows_table(f"Rules, {folder}", rows, columns=("rule", "verdict", "reason")))
+
+
+def print_rescored(console: Console, folder: str, made: Rescored) -> None:
+    """The scores found here, and how they compare with the claim."""
+    sliding, claimed = made.val_bpb_sliding, made.claimed_val_bpb
+    best = made.val_bpb_non_overlapping if sliding is None else sliding
+    rows = [
+        {"figure": "val_bpb non-overlapping", "value": f"{made.val_bpb_non_overlapping:.8f}"},
+        {"figure": "val_bpb sliding", "value": "–" if sliding is None else f"{sliding:.8f}"},
+        {"figure": "val_loss", "value": f"{made.val_loss:.8f}"},
+        {"figure": "claimed val_bpb", "value": "–" if claimed is None else f"{claimed:.8f}"},
+        {"figure": "found − claimed", "value": "–" if claimed is None else f"{best - claimed:+.8f}"},
+        {"figure": "targets, bytes of text", "value": f"{made.num_targets:,}, {made.num_bytes:,}"},
+        {"figure": "model bytes", "value": f"{made.blob_bytes:,}"},
+        {"figure": "scored by", "value": made.scored_by},
+        {"figure": "precision", "value": made.precision},
+        {"figure": "seconds", "value": f"{made.seconds:.1f}"},
+    ]
+    console.print(rows_table(f"Rescored, {folder}", rows, {"value"}))
+
+
+def print_unneeded(console: Console, items: list[Unneeded], store: Path, removed: bool) -> None:
+    """What housekeeping found, or took away."""
+    names = ("path in the store", "bytes", "what it is")
+    rows = [dict(zip(names, (str(item.path.relative_to(store)), f"{item.num_bytes:,}", item.reason), strict=True)) for item in items]
+    console.print(rows_table("Removed" if removed else "No run needs", rows, {"bytes"}, columns=names))
+    total = f"{len(items)} in all, {sum(item.num_bytes for item in items):,} bytes"
+    console.print(total if removed or not items else f"{total}. Nothing was removed: `fairway gc --remove` takes it away", soft_wrap=True)
+
+
+def print_server_run(console: Console, run: dict[str, Any], stages: list[Row]) -> None:
+    """A run that left no report: its state, why, and how far it came."""
+    console.print(Text.assemble(words(run["name"], "bold"), words(f"  {run['flow']}  {run['run_id']}")))
+    console.print(Text.assemble("state   ", words(run["state"], "bold"), words(f"  {run['started']}")))
+    if run["message"]:
+        console.print(words(run["message"]), soft_wrap=True)
+    if stages:
+        console.print(rows_table("Stages", stages, {"seconds"}))
+
+
+def rows_table(
+    title: str,
+    rows: Sequence[Mapping[str, str | Text]],
+    right: Collection[str] = (),
+    *,
+    columns: Sequence[str] = (),
+    no_wrap: Collection[str] = (),
+    styles: Sequence[str] = (),
+    box: Box = HEAVY_HEAD,
+    header: bool = True,
+) -> Table:
+    """Rows with equal keys as a table; every table is made here, so that no cell is read as markup.
+
+    `columns` names the keys where there may be no row, `right` those at the right margin, `no_wrap` those that stay on one
+    line. `styles` holds a style for each row. A cell is plain text, or one of `words`.
+    """
+    table = Table(title=words(title, "bold"), title_justify="left", box=box, show_header=header)
+    for name in columns or rows[0]:
+        whole = name in no_wrap
+        justify: JustifyMethod = "right" if name in right else "left"
+        table.add_column(words(name), justify=justify, no_wrap=whole, overflow="ellipsis" if whole else "fold")
+    for row, style in zip(rows, styles or [""] * len(rows), strict=True):
+        table.add_row(*(words(cell) if isinstance(cell, str) else cell for cell in row.values()), style=style)
+    return table
+
+
+def words(text: str, style: str = "") -> Text:
+    """Text as it is: neither markup nor escape sequences in it count."""
+    return Text(printable(text), style=style)
+
+
+def report_json(report: PipelineReport, store: Path) -> dict[str, Any]:
+    """The report with the figures of the table at the top, as plain JSON types."""
+    figures = {
+        "name": report.name,
+        "run_id": report.run_id,
+        "val_bpb_last": report.val_bpb_last,
+        "val_bpb_merged": report.val_bpb_merged,
+        "val_bpb_quantized": report.val_bpb_quantized,
+        "val_bpb_quantized_sliding": report.val_bpb_quantized_sliding,
+        "num_parameters": report.packed.num_parameters,
+        "total_bytes": report.size.total_bytes,
+        "limit_bytes": report.size.limit_bytes,
+        "fits": report.size.fits,
+        "warnings": [f"{finding.title}: {finding.verdict}: {finding.evidence}" for finding in report.audit.warnings],
+        "seconds": report.seconds,
+        "cached_stages": [stage.stage for stage in report.stages if stage.cached],
+        "report_html": str(store / report.published.html.path),
+        "package_folder": str(store / report.package.folder),
+    }
+    return {**figures, "report": report.model_dump(mode="json")}
+
+
+def _amount(done: float, total: float, unit: str) -> str:
+    if unit == "%":
+        return f"{done:.0f} %"
+    return f"{done:,.0f} / {total:,.0f} {unit}"

@@ -1,0 +1,1 @@
+"""What a run is asked, in forms and settings, and the spec that follows."""

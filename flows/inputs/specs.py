@@ -1,0 +1,100 @@
+"""What a run is asked to do: preset, form fields, overrides -> the spec, its name, its options. Imports neither Prefect nor torch."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from flows.inputs.form import form_settings
+from flows.inputs.ignored import as_given, refuse_ignored
+from presets import load_preset
+from schemas.base import fingerprint
+from schemas.errors import SpecError
+from schemas.overrides import apply_overrides, describe_fields
+from schemas.pipeline import PipelineSpec
+from schemas.quantize import QuantizeSpec
+from schemas.quantizer_settings import CALIBRATED_METHODS
+from schemas.runtime import RunOptions
+from schemas.tokenize_corpus import TokenizedCorpus
+from stages.packaging.script import as_shipped, program
+from stages.store.machine import settle
+
+
+def resolve(preset: str, overrides: Sequence[str], fields: Mapping[str, Any] | None = None) -> PipelineSpec:
+    """The preset with the filled form fields and then the overrides applied, the quantizer's grid for late QAT, and the precision
+    that `auto` means on this machine.
+
+    Raises SpecError for an unknown preset, setting or value, and for one that the chosen methods ignore.
+    """
+    base, given = load_preset(preset), dict(fields or {})
+    of_fields = form_settings(base, given)
+    spec = with_changes(base, [*(setting for settings in of_fields.values() for setting in settings), *overrides])
+    asked = {f"{name} = {given[name]}": settings for name, settings in of_fields.items()}
+    refuse_ignored(base, spec, asked | as_given(overrides))
+    return spec.with_qat_grid()
+
+
+def with_changes(spec: PipelineSpec, overrides: Sequence[str]) -> PipelineSpec:
+    """`spec` with the overrides applied, and its precision settled for this machine. Raises SpecError."""
+    changed: PipelineSpec = settle(apply_overrides(spec, overrides))
+    return changed
+
+
+def settings_between(preset: str, spec: PipelineSpec) -> tuple[str, ...]:
+    """The settings, as dotted.name=value, that make `spec` of the preset. Raises SpecError if there are none that do."""
+    base = settle(load_preset(preset))
+    before = {info.name: info.value for info in describe_fields(base)}
+    changes = [
+        f"{info.name}={_as_text(info.value)}"
+        for info in describe_fields(spec.without_qat_grid())
+        if info.name not in before or before[info.name] != info.value
+    ]
+    # Not `resolve`: an earlier run may have a setting that its methods ignore.
+    if fingerprint(apply_overrides(base, changes).with_qat_grid()) != fingerprint(spec):
+        raise SpecError(f"run: its configuration cannot be made of its preset again ({', '.join(changes)}). Run the pipeline anew")
+    return tuple(changes)
+
+
+def run_label(preset: str, spec: PipelineSpec) -> str:
+    """`demo-seed1337-5e884898`: preset, seed, and the beginning of the spec's fingerprint."""
+    return f"{preset}-seed{spec.train.seed}-{fingerprint(spec)[:8]}"
+
+
+def quantize_spec(spec: PipelineSpec) -> QuantizeSpec:
+    """The quantization's settings; where a limit is to be met, with the bytes of the script that will ship beside the blob."""
+    fit = spec.quantize.fit
+    if fit.limit_bytes is None or fit.code_bytes is not None:
+        return spec.quantize
+    source, _ = program(spec.package, spec.recipe())
+    return replace(spec.quantize, fit=replace(fit, code_bytes=len(as_shipped(source, spec.package))))
+
+
+def check_quantizer(spec: PipelineSpec, tokenized: TokenizedCorpus) -> None:
+    """Raises SpecError for what the quantization would only find out after training: too little text, less room than the script takes."""
+    quantizer = quantize_spec(spec)
+    if quantizer.method in CALIBRATED_METHODS:
+        try:
+            quantizer.calibration.check_text(tokenized.train.num_tokens)
+        except ValueError as error:
+            raise SpecError(f"quantize.{error}") from error
+    limit_bytes, code_bytes = quantizer.fit.limit_bytes, quantizer.fit.code_bytes or 0
+    if limit_bytes is not None and code_bytes >= limit_bytes:
+        raise SpecError(
+            f"quantize.fit.limit_bytes = {limit_bytes}: the script alone has {code_bytes:,} bytes; allow more, or ship it smaller with "
+            "package.compressed=true"
+        )
+
+
+def run_options(given: RunOptions | None) -> RunOptions:
+    """The options, with the store that FAIRWAY_STORE names where they name none."""
+    options = given or RunOptions()
+    if "store" in options.model_fields_set or not (store := os.environ.get("FAIRWAY_STORE")):
+        return options
+    return options.derive(store=store)
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,1 @@
+"""Results as rows, sentences and artifacts."""

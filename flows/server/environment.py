@@ -1,0 +1,341 @@
+"""Prefect's surroundings: our own home, nothing that calls outside, and a server, running already or only for one run.
+
+`settings_first` must come before Prefect is imported, because Prefect reads its environment once. prefect.toml says the same
+for plain `prefect` commands in the checkout; a test keeps the two equal.
+"""
+
+import errno
+import http.client
+import logging
+import os
+import socket
+import subprocess
+import time
+import tomllib
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
+from pathlib import Path
+
+from schemas.errors import SpecError
+from stages.processes.launch import guarded
+from stages.processes.locks import try_lock
+from stages.processes.process_tree import end_trees
+from stages.processes.surroundings import for_children, importing_ours, leave_out_unusable_proxies, proxy_variables, reach_loopback
+
+log = logging.getLogger(__name__)
+
+SETTINGS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # its pages call Amplitude whatever the settings say
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
+_OWN_SERVER_ONLY = {"PREFECT_SERVER_EPHEMERAL_ENABLED": "false"}  # Prefect's own temporary server outlives a killed run
+SERVER_START_SECONDS = 90.0
+SERVER_START_USUAL = "3 to 20 s"
+SERVER_STOP_SECONDS = 5.0
+_TRIES = 3
+_ANSWER_SECONDS = 5.0
+_PAUSE_SECONDS = 1.0
+_PORT_TAKEN = "address already in use"
+
+Waiting = Callable[[str], AbstractContextManager[None]]
+"""Called with what is waited for; the wait is the block."""
+
+
+def settings_first(home: Path) -> None:
+    """Put Prefect's settings into the environment, those of the user first. `home` is where Prefect keeps its files.
+
+    Raises SpecError when that folder cannot be written.
+    """
+    reach_loopback(os.environ)
+    for said in leave_out_unusable_proxies(os.environ):
+        log.warning(said)
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    for name, value in (SETTINGS | _OWN_SERVER_ONLY).items():
+        os.environ.setdefault(name, value)
+    profiles = _users_profiles()
+    if "PREFECT_HOME" not in os.environ and profiles is not None:
+        os.environ.setdefault("PREFECT_PROFILES_PATH", str(profiles))  # may name the user's server
+    os.environ.setdefault("PREFECT_HOME", str(home))
+    _check_profiles()
+    _make_home(Path(os.environ["PREFECT_HOME"]).expanduser())
+
+
+def _users_profiles() -> Path | None:
+    try:
+        found = Path.home() / ".prefect" / "profiles.toml"
+        return found if found.is_file() else None
+    except (RuntimeError, OSError):  # no HOME and no such user, or a home that is closed to us
+        return None
+
+
+def _check_profiles() -> None:
+    """Leave out a file of profiles that Prefect could not read: it would end every command with a decoder's message."""
+    path = _profiles_path()
+    try:
+        tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        log.warning("%s: Prefect's profiles are left out, because they cannot be read (%s). Correct or remove the file", path, error)
+        os.environ["PREFECT_PROFILES_PATH"] = str(Path(os.environ["PREFECT_HOME"]).expanduser() / "no-profiles.toml")
+
+
+def _profiles_path() -> Path:
+    home = Path(os.environ["PREFECT_HOME"]).expanduser()
+    return Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")).expanduser()
+
+
+def _make_home(home: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(
+            f"PREFECT_HOME = {home}: Prefect's folder cannot be made ({error.strerror}). Set it to one that you may write"
+        ) from error
+    if not os.access(home, os.W_OK):
+        raise SpecError(f"PREFECT_HOME = {home}: Prefect's folder cannot be written. Set it to one that you may write")
+
+
+def check_settings() -> None:
+    """Have Prefect read its settings, which it does once. Raises SpecError naming one that it refuses."""
+    from pydantic import ValidationError
+
+    try:
+        from prefect.settings import get_current_settings
+
+        get_current_settings()
+    except ValidationError as error:
+        # The last item only says that a default which depends on the refused one could not be made.
+        first = error.errors()[0]
+        field = "_".join(str(part) for part in first["loc"]).upper()
+        refused = str(first["input"]).casefold()
+        names = [name for name, value in os.environ.items() if _may_be(name, field) and value.casefold() == refused]
+        name = " or ".join(names) or f"{error.title}.{field.lower()}"
+        value = os.environ[names[0]] if names else first["input"]
+        raise SpecError(f"{name} = {value}: Prefect refuses this setting: {first['msg']}. Correct or unset it") from error
+    except ValueError as error:  # prefect.toml or .env of the working folder
+        raise SpecError(f"{error}. Correct or remove what is wrong there") from error
+
+
+def _may_be(variable: str, field: str) -> bool:
+    return variable.startswith("PREFECT_") and variable.endswith(field)
+
+
+@contextmanager
+def say_waiting(what: str) -> Iterator[None]:
+    """A log line at the beginning of a wait."""
+    log.info("%s", what)
+    yield
+
+
+@contextmanager
+def prefect_api(store: Path, waiting: Waiting = say_waiting) -> Iterator[str]:
+    """Address of a Prefect API for the time of the block: the configured server's, else a temporary one's.
+
+    `waiting` is entered while the temporary server starts, with what is waited for and how long that takes. The server
+    keeps its database under `<store>/prefect/temporary-N`, one N for each run at the same time, and ends with the block, or
+    with this process however that ends. Raises SpecError when the configured server is silent.
+    """
+    settings_first(store / "prefect" / "home")
+    check_settings()
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, temporary_settings
+
+    if url := PREFECT_API_URL.value():
+        require_answer(url, "to run with a temporary one")
+        yield url
+        return
+    with (
+        _free_home(store / "prefect") as (home, lock),
+        _server(home, lock, waiting) as url,
+        # Nobody watches this server for lost heartbeats, and waiting for the heartbeat thread costs every flow a second.
+        temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: home, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        _check_client(url)
+        try:
+            yield url
+        finally:
+            _send_what_is_queued()
+
+
+def _check_client(url: str) -> None:
+    """Raise SpecError when Prefect's client cannot reach the temporary server: flows would try for minutes."""
+    for _ in range(_TRIES):
+        if (reason := client_problem()) is None:
+            return
+        time.sleep(_PAUSE_SECONDS)  # one refusal may be this machine's load
+    raise SpecError(f"Prefect's client does not reach the temporary server at {url}: {reason}")
+
+
+def is_healthy(url: str) -> bool:
+    """Whether a Prefect API answers at `url`."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=_ANSWER_SECONDS) as answer:
+            return answer.status == 200 and answer.read(16).strip() == b"true"
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
+
+
+def require_answer(url: str, why_unset: str) -> None:
+    """Raise SpecError, within seconds, unless Prefect's client is answered at `url`, the configured PREFECT_API_URL."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: url}):
+        reason = client_problem()
+    if reason is None:
+        return
+    by_variable = bool(os.environ.get("PREFECT_API_URL"))
+    source = "" if by_variable else f" (from {_profiles_path()}, or prefect.toml or .env of this folder)"
+    unset = "unset it" if by_variable else "set PREFECT_API_URL= to nothing"
+    raise SpecError(f"PREFECT_API_URL = {url}{source}: no Prefect server answers there: {reason}. Start it, or {unset} {why_unset}")
+
+
+def client_problem() -> str | None:
+    """Why Prefect's own client gets no answer from the API that is set; None when it gets one."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: _ANSWER_SECONDS}):
+        try:
+            with get_client(sync_client=True) as client:
+                error = client.api_healthcheck()
+        except Exception as refused:  # noqa: BLE001  (a client that cannot even be made: of any library below it, of any type)
+            error = refused
+    if error is None:
+        return None
+    reason = " ".join((str(error) or type(error).__name__).partition(" - For more")[0].split())
+    return f"{reason}{_by_proxy(PREFECT_API_URL.value() or '')}"
+
+
+def _by_proxy(url: str) -> str:
+    """The proxy that was asked for `url`, and how to go without; empty when none was."""
+    address = urllib.parse.urlsplit(url)
+    host = address.hostname or ""
+    if urllib.request.proxy_bypass(host):
+        return ""
+    asked = [name for name in proxy_variables(os.environ) if name.upper() in (f"{address.scheme.upper()}_PROXY", "ALL_PROXY")]
+    return f". {' and '.join(asked)} sent the request to a proxy: add {host} to NO_PROXY to go without" if asked else ""
+
+
+def _send_what_is_queued() -> None:
+    """Log lines and events leave in the background; the server must not go before they arrived."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=SERVER_STOP_SECONDS)
+    EventsWorker.drain_all(timeout=SERVER_STOP_SECONDS)
+
+
+@contextmanager
+def _free_home(parent: Path) -> Iterator[tuple[Path, int]]:
+    """The first home that no other run uses, and the descriptor whose flock keeps it: two servers on one SQLite file block each other."""
+    for number in count():
+        home = parent / f"temporary-{number}"
+        home.mkdir(parents=True, exist_ok=True)
+        if (file := try_lock(home / "lock")) is not None:
+            with file:
+                yield home, file.fileno()
+            return
+
+
+@contextmanager
+def _server(home: Path, lock: int, waiting: Waiting = say_waiting) -> Iterator[str]:
+    """A Prefect server without UI on a free port of the loopback interface."""
+    started = time.perf_counter()
+    server_log = home / "server.log"
+    for _ in range(_TRIES):
+        port = free_port()
+        process = _start(home, port, lock, server_log)
+        try:
+            url = f"http://127.0.0.1:{port}/api"
+            with waiting(f"starting a temporary Prefect server, {SERVER_START_USUAL}"):
+                is_up = comes_up(process, url)
+            if is_up:
+                log.info("temporary Prefect server ready in %.1f s", time.perf_counter() - started)
+                yield url
+                return
+        finally:
+            ended = process.poll()
+            stop(process, SERVER_STOP_SECONDS)
+        tail = "\n".join(server_log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+        if _PORT_TAKEN not in tail.lower():
+            break  # only another port can make a difference
+    what = f"did not answer within {SERVER_START_SECONDS:.0f} s" if ended is None else f"ended with status {ended} before it answered"
+    raise RuntimeError(f"the temporary Prefect server {what}; {server_log} ends with:\n{tail}")
+
+
+def server_environment(home: Path) -> dict[str, str]:
+    """The environment of a temporary server: without the database, login or address of the user's own."""
+    others = {name: value for name, value in importing_ours(for_children(os.environ)).items() if not name.startswith("PREFECT_")}
+    return {
+        **others,
+        **SETTINGS,
+        "PREFECT_HOME": str(home),
+        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+        "PREFECT_UI_ENABLED": "false",
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT__SERVER_FINAL": "1",
+        "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+    }
+
+
+def _start(home: Path, port: int, lock: int, server_log: Path) -> subprocess.Popen:
+    command = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port)]
+    with server_log.open("ab") as output:
+        return subprocess.Popen(
+            [*guarded("SIGTERM"), *command, "--log-level", "error", "--lifespan", "on"],
+            env=server_environment(home),
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C ends the run, which still has to tell the server so
+            pass_fds=(lock,),  # the home stays taken until this server is gone too
+        )
+
+
+def comes_up(process: subprocess.Popen, url: str) -> bool:
+    """Wait until the API of a starting server answers; False when the server ended or took too long."""
+    deadline = time.monotonic() + SERVER_START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if is_healthy(url):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def stop(process: subprocess.Popen, grace_seconds: float) -> None:
+    """End a process and what it started: asked first, made to after `grace_seconds`."""
+    end_trees([process], grace_seconds)
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on `port` of the loopback interface; never on a number that is no port.
+
+    Both families are looked at: `localhost` in a browser may be ::1.
+    """
+    return _is_free(socket.AF_INET, "127.0.0.1", port) and (not socket.has_ipv6 or _is_free(socket.AF_INET6, "::1", port))
+
+
+def _is_free(family: socket.AddressFamily, host: str, port: int) -> bool:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OverflowError:
+        return False
+    except OSError as error:
+        return error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # this machine has no such family: nobody listens there
+    return True

@@ -1,0 +1,1 @@
+"""A stage as a Prefect task, and its progress."""

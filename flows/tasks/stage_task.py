@@ -1,0 +1,144 @@
+"""Stage → Prefect task: name, retries of transient errors, streamed log lines, progress, and `Cached` from the store.
+
+The store decides what is cached (docs/decisions/0001-the-store-is-the-cache.md); Prefect shows it and retries.
+"""
+
+import logging
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging.handlers import APILogHandler
+from prefect.states import Completed
+from prefect.tasks import exponential_backoff
+from pydantic import ValidationError
+
+from flows.server.setup import TRAIN_LIMIT, who_trains
+from flows.tasks.progress import OUR_LOGGERS, stage_progress
+from flows.tasks.progress_artifact import progress_artifact
+from flows.tasks.showing import only_shown
+from schemas.base import Schema
+from schemas.errors import FairwayError
+from schemas.runtime import RunOptions
+from stages.execution.runner import Outcome, is_made, run_stage
+from stages.processes.stopping import stopping
+from stages.store.store import Store
+
+log = logging.getLogger(__name__)
+
+BACKOFF_SECONDS = 2.0
+PERMANENT_ERRORS = (FairwayError, ValidationError)
+RESOURCE_TAGS = {"train": ["train"]}  # Prefect's tag limits keep one training at a time on a machine
+
+_running: dict[UUID, Context] = {}  # by task run id, the contexts of the tasks that run in this process now
+
+
+def stage_runner(options: RunOptions, label: str, outcomes: list[Outcome]) -> Callable[..., Any]:
+    """A function that runs a stage as a task and gives its result: `run("merge", spec, trained=…, tokenized=…)`.
+
+    `label` goes into the names of the task runs; every Outcome is appended to `outcomes`. Raises what the stage raises.
+    """
+    stream_logs()
+    store = Store(options.store)
+
+    def run(stage: str, spec: Any, **inputs: Schema) -> Any:
+        run_task = stage_task(stage, options)
+        if run_task.tags and is_made(store, stage, spec, inputs):
+            run_task = run_task.with_options(tags=[])  # nothing to compute: no reason to wait for a slot
+        elif run_task.tags:
+            _say_who_trains(stage)
+        state: Any = run_task(stage, spec, inputs, options, label, return_state=True)
+        outcome = state.result(raise_on_failure=True)
+        outcomes.append(outcome)
+        return outcome.record.result
+
+    return run
+
+
+def _say_who_trains(stage: str) -> None:
+    with only_shown(f"whom {stage} waits for"):
+        if others := who_trains():
+            log.info("%s: waits for %s, which holds the limit %s", stage, " and ".join(others), TRAIN_LIMIT)
+
+
+def stage_task(stage: str, options: RunOptions) -> Task[..., Any]:
+    """The Prefect task of one stage, retried `options.retries` times with growing delays after a transient error."""
+    decorate = task(
+        name=stage,
+        task_run_name="{stage}-{label}",
+        tags=RESOURCE_TAGS.get(stage, []),
+        retries=options.retries,
+        retry_delay_seconds=exponential_backoff(BACKOFF_SECONDS) if options.retries else 0,
+        retry_jitter_factor=0.3,
+        retry_condition_fn=is_transient,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    return decorate(_run_in_task)
+
+
+def is_transient(task: Any, task_run: TaskRun, state: State) -> bool:
+    """Whether another try can help: not after a SpecError, a StageError or data that does not validate."""
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, PERMANENT_ERRORS):
+        return False
+    if task_run.run_count <= task.retries:
+        first_line = str(error).partition("\n")[0]
+        kind, again = type(error).__name__, task_run.run_count + 1
+        log.warning("%s: %s: %s. Try %d of %d follows", task.name, kind, first_line, again, task.retries + 1)
+    return True
+
+
+def stream_logs() -> None:
+    """Send the lines of our loggers to the log of the run they belong to. Safe to call again.
+
+    A line from a thread without run context goes to the one task that runs in this process; with several it is kept local.
+    """
+    for name in OUR_LOGGERS:
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+        if not any(isinstance(handler, APILogHandler) for handler in logger.handlers):
+            handler = APILogHandler()
+            handler.addFilter(partial(_belongs_to_a_run, handler))
+            logger.addHandler(handler)
+
+
+def _run_in_task(stage: str, spec: Any, inputs: dict[str, Schema], options: RunOptions, label: str) -> State[Outcome]:
+    listener, show = stage_progress.get(), progress_artifact(stage)
+
+    stopping.get().check()
+
+    def on_progress(done: float, total: float, unit: str) -> None:
+        stopping.get().check()
+        show(done, total, unit)
+        if listener is not None:
+            listener(stage, done, total, unit)
+
+    context = TaskRunContext.get()
+    assert context is not None
+    _running[context.task_run.id] = copy_context()
+    try:
+        outcome = run_stage(Store(options.store), stage, spec, inputs, options, on_progress)
+    finally:
+        del _running[context.task_run.id]
+    key = outcome.record.provenance.key[:12]
+    if outcome.cached:
+        return Completed(name="Cached", message=f"found in the store: {key}", data=outcome)
+    return Completed(message=f"made in {outcome.seconds:.1f} s: {key}", data=outcome)
+
+
+def _belongs_to_a_run(handler: APILogHandler, record: logging.LogRecord) -> bool:
+    """Whether this thread's own context says which run the line is from; if not, it is sent from the only task's context."""
+    if TaskRunContext.get() is not None or FlowRunContext.get() is not None:
+        return True
+    if len(_running) == 1:
+        [context] = _running.values()
+        context.copy().run(handler.emit, record)
+    return False

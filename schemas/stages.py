@@ -1,0 +1,125 @@
+"""The stages: what each is called, where its work lies, what it takes and what it gives."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from schemas.audit import Audit
+from schemas.base import Schema
+from schemas.check_size import CheckSizeSpec, SizeReport
+from schemas.evaluate import EvaluateSpec, Evaluation
+from schemas.files import StageRecord
+from schemas.merge import MergedModel, MergeSpec
+from schemas.package import ALLOWED_PACKAGES, Package, PackageSpec
+from schemas.pipeline import PipelineSpec
+from schemas.publish import PublishedReport, PublishSpec
+from schemas.quantize import PackedModel, QuantizeSpec, quantize_compute
+from schemas.settings import ComputeSettings
+from schemas.tokenize_corpus import CorpusManifest, TokenizedCorpus, TokenizeSpec
+from schemas.train import Checkpoints, TrainSpec
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`inputs` maps each parameter of the stage function to the type of the result it takes.
+
+    `child_modules` run in processes of their own, so imports do not lead to them; `libraries` are used by what runs without
+    being imported here. `compute` says with what a stage of this spec computes: if not None, its result depends
+    on the kind of machine and is keyed by it. `reads` names volatile fields of inputs that count here,
+    because the result tells them. A resumable stage finds the files of an interrupted try in its output folder; what
+    only serves that (`scratch`) is not published. One that `ships_source` is keyed by its source to the letter.
+    """
+
+    name: str
+    spec_type: type
+    result_type: type[Schema]
+    inputs: dict[str, type[Schema]]
+    child_modules: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+    compute: Callable[[Any], ComputeSettings | None] = lambda spec: None
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    resumable: bool = False
+    scratch: tuple[str, ...] = ()
+    ships_source: bool = False
+
+    @property
+    def module(self) -> str:
+        return f"stages.{self.name}"
+
+    @property
+    def code_roots(self) -> tuple[str, ...]:
+        return (self.module, *self.child_modules)
+
+    def record_type(self) -> type[StageRecord]:
+        return StageRecord[self.spec_type, self.result_type]  # type: ignore[name-defined]
+
+
+def _own_compute(spec: Any) -> ComputeSettings:
+    compute: ComputeSettings = spec.compute
+    return compute
+
+
+_RESULTS: dict[str, type[Schema]] = {
+    "tokenized": TokenizedCorpus,
+    "trained": Checkpoints,
+    "merged": MergedModel,
+    "packed": PackedModel,
+    "package": Package,
+    "size": SizeReport,
+    "evaluation": Evaluation,
+}
+
+# What findings and figures are made of, beside what identifies the results.
+_READ_BY_AUDIT = {"trained": ("metrics", "timings"), "merged": ("last", "merged")}
+
+_ALL = (
+    Stage("tokenize_corpus", TokenizeSpec, TokenizedCorpus, {"manifest": CorpusManifest}),
+    Stage(
+        "train",
+        TrainSpec,
+        Checkpoints,
+        {"tokenized": TokenizedCorpus},
+        ("stages.training.rank",),
+        compute=_own_compute,
+        resumable=True,
+        scratch=("checkpoints", "metrics.jsonl"),
+    ),
+    Stage(
+        "merge",
+        MergeSpec,
+        MergedModel,
+        {"trained": Checkpoints, "tokenized": TokenizedCorpus},
+        ("stages.scoring.rank",),
+        compute=_own_compute,
+    ),
+    Stage(
+        "quantize",
+        QuantizeSpec,
+        PackedModel,
+        {"merged": MergedModel, "tokenized": TokenizedCorpus},
+        ("stages.quantizing.rank",),
+        compute=quantize_compute,
+    ),
+    Stage(
+        "package",
+        PackageSpec,
+        Package,
+        {"packed": PackedModel},
+        ("stages.core.program",),
+        compute=lambda spec: spec.recipe.train.compute if spec.recipe else None,  # whose machine stands in the script
+        ships_source=True,
+    ),
+    Stage("check_size", CheckSizeSpec, SizeReport, {"package": Package, "packed": PackedModel}),
+    Stage(
+        "evaluate",
+        EvaluateSpec,
+        Evaluation,
+        {"package": Package, "tokenized": TokenizedCorpus},
+        libraries=tuple(sorted(ALLOWED_PACKAGES)),  # of the packaged script, which is run and not imported
+        compute=_own_compute,
+    ),
+    Stage("audit", PipelineSpec, Audit, _RESULTS, ("stages.auditing.rank",), compute=PipelineSpec.audit_compute, reads=_READ_BY_AUDIT),
+    Stage("publish", PublishSpec, PublishedReport, {**_RESULTS, "audit": Audit}, reads=_READ_BY_AUDIT),
+)
+
+STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}

@@ -1,0 +1,97 @@
+"""The process that measures for `audit`: python -m stages.auditing.rank JOB.json RESULT.json
+
+In: the run's spec and the results of its stages. Out: the findings. A process of its own has the thread count that the spec
+names, whatever else the flow's process does, and so the same last digits.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path, PurePosixPath
+
+from safetensors.torch import load_file
+
+from schemas.audit import Audit, Finding
+from schemas.check_size import SizeReport
+from schemas.errors import StageError
+from schemas.evaluate import Evaluation
+from schemas.gap import GapByCause
+from schemas.merge import MergedModel
+from schemas.package import Package
+from schemas.pipeline import PipelineSpec
+from schemas.quantize import PackedModel
+from schemas.runtime import RunOptions
+from schemas.tokenize_corpus import TokenizedCorpus
+from schemas.train import Checkpoints
+from stages.auditing.evidence import Evidence, Records, gather
+from stages.auditing.gap import choose_sequences, gap_by_cause
+from stages.auditing.model_findings import model_findings
+from stages.auditing.shipping_findings import shipping_findings
+from stages.auditing.training_findings import training_findings
+from stages.core.bits_per_byte import load_token_bytes
+from stages.core.distributed import compute_with
+from stages.core.loader import TokenStream
+from stages.processes.launch import child_result, say_progress
+from stages.store.hashing import FileHashes
+from stages.store.workspace import Workspace
+from stages.training.metrics import read_metrics
+
+METRIC_COLUMNS = ("step", "lr_scale", "muon_momentum", "seconds", "grad_norm", "qat_on")
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    spec, told = PipelineSpec.model_validate(job["spec"]), job["results"]
+    runtime, folder = RunOptions.model_validate(job["runtime"]), Path(job["folder"])
+    with child_result(Path(sys.argv[2])) as leave:
+        compute_with(spec.audit_compute().threads_per_process, deterministic=True)
+        work = Workspace(Path(job["root"]), folder, PurePosixPath("audit"), runtime, FileHashes(None), say_progress)
+        trained = Checkpoints.model_validate(told["trained"])
+        records = Records(
+            spec,
+            TokenizedCorpus.model_validate(told["tokenized"]),
+            trained,
+            MergedModel.model_validate(told["merged"]),
+            PackedModel.model_validate(told["packed"]),
+            Package.model_validate(told["package"]),
+            SizeReport.model_validate(told["size"]),
+            Evaluation.model_validate(told["evaluation"]),
+            read_metrics(work.read(trained.metrics), METRIC_COLUMNS),
+        )
+        leave(measure(gather(records, work), work).model_dump(mode="json"))
+
+
+def measure(evidence: Evidence, work: Workspace) -> Audit:
+    """All findings, and the gap by cause."""
+    findings = tuple(all_findings(evidence))
+    return Audit(findings=findings, probe_tokens=evidence.shipped.windows.num_tokens, gap=_gap(evidence, work))
+
+
+def _gap(evidence: Evidence, work: Workspace) -> GapByCause | None:
+    """What quantization costs, by cause. None where it is off and where the validation text is too short for two sequences."""
+    records = evidence.records
+    tokens = TokenStream([work.read(ref) for ref in records.tokenized.val_shards])
+    table = load_token_bytes(work.read(records.tokenized.tokenizer))
+    sequences = choose_sequences(tokens, table, records.spec.audit.gap_tokens, records.spec.merge.scoring.sequence_length)
+    if sequences is None:
+        return None
+    try:
+        return gap_by_cause(
+            records.merged.model,
+            load_file(work.read(records.merged.weights)),
+            evidence.shipped.state,
+            records.spec.quantize,
+            sequences,
+            work.progress,
+        )
+    except ValueError as error:
+        raise StageError(f"the gap cannot be measured by cause: {error}. audit.gap_tokens=0 leaves it out") from error
+
+
+def all_findings(evidence: Evidence) -> list[Finding]:
+    return [*model_findings(evidence), *training_findings(evidence), *shipping_findings(evidence)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The blob: a quantized model as bytes and back."""

@@ -1,0 +1,1 @@
+"""Quantizers that need a model and a text."""

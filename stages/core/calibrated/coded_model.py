@@ -1,0 +1,167 @@
+"""A whole model through ecsq: one multiplier for all steps, shared out by the estimate or by measurement, and fitted to a limit."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from schemas.quantizer_settings import QuantizerSettings, format_for
+from stages.core.calibrated.calibration import MatrixStatistics
+from stages.core.calibrated.ecsq import PreparedMatrix, prepare, quantize_coded
+from stages.core.model import GPT
+from stages.core.quantizers.methods import integer_bits, store_as_float
+from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
+
+COARSEST_LOSS_NATS = 1.0
+MAX_FIT_TRIES = 16  # four or five do, but the bytes of a model of a few kilobytes jump between neighbouring steps
+_SHARE_LIMIT = 2.0
+
+
+class LimitTooSmallError(ValueError):
+    """No steps make a package within the limit. The message begins with the setting's name and says what is the smallest."""
+
+    def __init__(self, limit_bytes: int, smallest_bytes: int) -> None:
+        super().__init__(
+            f"fit.limit_bytes = {limit_bytes}: cannot be met: the smallest possible is {smallest_bytes:,} bytes, script included"
+        )
+
+
+@dataclass(frozen=True)
+class CodedPlan:
+    """Everything but the multiplier: prepared matrices, each one's share of it, its largest step by a floor, and the other tensors."""
+
+    state: dict[str, Tensor]
+    settings: QuantizerSettings
+    matrices: dict[str, PreparedMatrix]
+    shares: dict[str, float]
+    largest: dict[str, float]
+
+    def multiplier_for(self, loss_nats: float) -> float:
+        """c at which the Fisher estimate of the loss's growth is `loss_nats`: each of n weights costs c²/24."""
+        return math.sqrt(24 * loss_nats / sum(matrix.weight.numel() for matrix in self.matrices.values()))
+
+    def quantized(self, multiplier: float) -> QuantizedModel:
+        """Every tensor of the model. Raises ValueError, naming the tensor, as `store_as_float` does."""
+        tensors = []
+        for name, tensor in self.state.items():
+            if name in self.matrices:
+                codes, grid = quantize_coded(self.matrices[name], self.own_multiplier(name, multiplier))
+                tensors.append(QuantizedTensor(name, "coded", codes, grid=grid))
+            else:
+                tensors.append(store_as_float(name, tensor, self.settings))
+        return QuantizedModel("ecsq", tuple(tensors))
+
+    def own_multiplier(self, name: str, multiplier: float) -> float:
+        """The multiplier of one matrix: its share, no more than its floor allows."""
+        return min(multiplier * self.shares[name], self.largest[name])
+
+
+def plan_coded(state: dict[str, Tensor], settings: QuantizerSettings, statistics: Mapping[str, MatrixStatistics]) -> CodedPlan:
+    """The plan with equal shares. Raises FormatRuleError as `quantize_state` does, and ValueError, naming the tensor."""
+    matrices = {}
+    for name, tensor in state.items():
+        if integer_bits(name, tensor, settings) is None:
+            continue
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"tensor {name} holds values that are not finite numbers")
+        try:
+            matrices[name] = prepare(tensor.detach().float(), statistics[name], settings.calibration.damping)
+        except ValueError as error:
+            raise ValueError(f"tensor {name} {error}") from error
+    largest = {name: _largest_multiplier(name, matrix, settings) for name, matrix in matrices.items()}
+    return CodedPlan(state, settings, matrices, dict.fromkeys(matrices, 1.0), largest)
+
+
+def _largest_multiplier(name: str, matrix: PreparedMatrix, settings: QuantizerSettings) -> float:
+    if not settings.ecsq.floors or not any(fnmatchcase(name, rule.pattern) for rule in settings.ecsq.floors):
+        return math.inf
+    return matrix.multiplier_of_bits(int(format_for(name, settings.ecsq.floors).removeprefix("int")))
+
+
+def with_measured_shares(
+    plan: CodedPlan, model: GPT, batches: list[Tensor], multiplier: float, progress: Callable[[int], None] = lambda done: None
+) -> tuple[CodedPlan, dict[str, float]]:
+    """The plan with shares by measurement, and the divergence (nats a token) that quantizing each matrix alone makes.
+
+    At the best allocation every weight costs the same, so a matrix whose divergence is k times its estimate gets steps 1/√k as
+    large, within a factor of 2. `batches` of training text, token ids (B, T + 1). `model` comes back with its own weights.
+    """
+    expected = predictions(model, batches)
+    shares, measured = {}, {}
+    for done, (name, matrix) in enumerate(plan.matrices.items(), start=1):
+        parameter = model.get_parameter(name)
+        codes, grid = quantize_coded(matrix, multiplier)
+        with torch.no_grad():
+            parameter.copy_(grid.dequantized(codes))
+            measured[name] = divergence(expected, predictions(model, batches))
+            parameter.copy_(matrix.weight)
+        estimate = matrix.weight.numel() * multiplier**2 / 24
+        ratio = math.sqrt(estimate / max(measured[name], estimate / _SHARE_LIMIT**2 / 4))
+        shares[name] = min(max(ratio, 1 / _SHARE_LIMIT), _SHARE_LIMIT)
+        progress(done)
+    return replace(plan, shares=shares), measured
+
+
+@torch.no_grad()
+def predictions(model: GPT, batches: Iterable[Tensor]) -> list[Tensor]:
+    """Log-probabilities (B, T, V) of the next token for each batch of token ids (B, T + 1)."""
+    return [torch.log_softmax(model.logits(model.hidden(ids[:, :-1])), dim=-1) for ids in batches]
+
+
+def divergence(expected: list[Tensor], found: list[Tensor]) -> float:
+    """Mean Kullback-Leibler divergence, nats a token: how much the loss grows on text drawn from the expected predictions."""
+    total = sum(float((a.exp() * (a - b)).sum(dtype=torch.float64)) for a, b in zip(expected, found, strict=True))
+    return total / sum(a.shape[0] * a.shape[1] for a in expected)
+
+
+def fit_multiplier(
+    num_bytes: Callable[[float], int],
+    start: float,
+    coarsest: float,
+    limit_bytes: int,
+    tolerance_fraction: float,
+    progress: Callable[[int], None] = lambda done: None,
+) -> float:
+    """The multiplier whose `num_bytes` is at most `limit_bytes` and within the tolerance of it; at most MAX_FIT_TRIES sizes are made.
+
+    Bytes fall nearly linearly with the multiplier's logarithm: false position on that, halving when it stalls. Ends early with
+    the finest that fits where finer steps no longer make more bytes. Raises LimitTooSmallError when `coarsest` is too large.
+    """
+    wanted = limit_bytes * (1 - tolerance_fraction / 2)
+    fits: tuple[float, int] | None = None
+    over: tuple[float, int] | None = None
+    multiplier = min(start, coarsest)
+    for tries in range(1, MAX_FIT_TRIES + 1):
+        size = num_bytes(multiplier)
+        progress(tries)
+        if size > limit_bytes:
+            if multiplier >= coarsest:
+                raise LimitTooSmallError(limit_bytes, size)
+            over = multiplier, size
+        else:
+            if fits is not None and over is None and size <= fits[1]:
+                break
+            fits = multiplier, size
+            if size >= limit_bytes * (1 - tolerance_fraction):
+                break
+        multiplier = _next_multiplier(fits, over, wanted, coarsest, bisect=tries % 4 == 0)
+    if fits is None:
+        size = num_bytes(coarsest)
+        if size > limit_bytes:
+            raise LimitTooSmallError(limit_bytes, size)
+        return coarsest
+    return fits[0]
+
+
+def _next_multiplier(fits: tuple[float, int] | None, over: tuple[float, int] | None, wanted: float, coarsest: float, bisect: bool) -> float:
+    if fits is None:
+        assert over is not None
+        return min(over[0] * 4, coarsest)
+    if over is None:
+        return fits[0] / 4
+    low, high = math.log2(over[0]), math.log2(fits[0])
+    share = 0.5 if bisect else (over[1] - wanted) / (over[1] - fits[1])
+    return 2.0 ** (low + (high - low) * min(max(share, 0.02), 0.98))

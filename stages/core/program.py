@@ -1,0 +1,212 @@
+"""What ships: the whole run in one program, and the score of what it made in bits per byte.
+
+    DATA_PATH=data/datasets/fineweb10B_sp1024 TOKENIZER_PATH=data/tokenizers/fineweb_1024_bpe.model SEED=1337 \
+    torchrun --standalone --nproc_per_node=N train_gpt.py            train, merge, quantize, pack model.fwz, score it
+    torchrun --standalone --nproc_per_node=N train_gpt.py --eval     score the model.fwz beside this file, and nothing else
+
+Needs torch, numpy, sentencepiece and zstandard only. With --eval it reads the blob, the validation shards and the tokenizer.
+"""
+
+import argparse
+import glob
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from schemas.quantizer_settings import QuantizerSettings
+from schemas.setting import from_dict
+from schemas.settings import ComputeSettings, ModelSettings, Recipe, ScoringSettings
+from stages.core.bits_per_byte import TokenBytes, WrongBosError, load_token_bytes
+from stages.core.blob.packing import BlobError, unpack
+from stages.core.distributed import compute_dtype, cpu_multiplies_bfloat16, join_processes, machine_in_words
+from stages.core.loader import TokenStream
+from stages.core.model import GPT
+from stages.core.recipe import MADE_ON, RECIPE
+from stages.core.repeat import repeat_run
+from stages.core.scoring import score, score_as_dict, score_line
+
+BLOB_FILE = "model.fwz"
+
+
+def load_packed_model(blob_path: Path, device: torch.device) -> GPT:
+    """The model of a blob with its dequantized weights. Raises BlobError for anything that is not a sound blob."""
+    state, metadata = unpack(blob_path.read_bytes())
+    try:
+        settings = from_dict(ModelSettings, metadata["model"])
+        with torch.device("meta"):  # a stranger's settings must not allocate anything before they fit the tensors
+            model = GPT(settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BlobError(f"the blob does not describe a model: {error!r}") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if expected != found:
+        name = sorted(dict(set(expected.items()) ^ set(found.items())))[0]
+        raise BlobError(f"tensor {name!r}: the settings ask for shape {expected.get(name)}, the blob has {found.get(name)}")
+    model.load_state_dict(state, assign=True)
+    return model.to(device)
+
+
+def evaluate_blob(options: argparse.Namespace, blob_path: Path, say: Callable[[str], None]) -> dict[str, dict[str, float] | None]:
+    """Scores by kind: non_overlapping, and sliding when the stride is not 0."""
+    compute = ComputeSettings(
+        device=options.device,
+        threads_per_process=options.threads,
+        precision=_precision(options, RECIPE.compute if RECIPE else ComputeSettings()),
+        num_processes=_world_size(),
+    )
+    say_machine(compute, say)
+    scoring = ScoringSettings(options.sequence_length, options.stride, options.batch_tokens)
+    stream, table = TokenStream(_shards("--val", options.val)), _token_bytes(options.tokenizer)
+    rank, _, device = join_processes(compute)
+    model = load_packed_model(blob_path, device)
+    scores: dict[str, dict[str, float] | None] = {"non_overlapping": None, "sliding": None}
+    for kind, stride in (("non_overlapping", scoring.sequence_length), ("sliding", scoring.stride)):
+        if not stride:
+            continue
+        started = time.perf_counter()
+
+        def progress(done: float, total: float, unit: str, kind: str = kind) -> None:
+            if rank == 0 and options.progress:
+                print(f"@progress {done} {total} {unit}, {kind}", flush=True)
+
+        sums = score(model, stream, table, scoring, stride, compute_dtype(compute), progress)
+        scored = score_as_dict(sums, time.perf_counter() - started)
+        scores[kind] = scored
+        say(score_line(kind, scored))
+    if rank == 0 and options.json:
+        Path(options.json).write_text(json.dumps(scores), encoding="utf-8")
+    return scores
+
+
+def train_blob(recipe: Recipe, options: argparse.Namespace, blob_path: Path, say: Callable[[str], None]) -> None:
+    """The recipe on this machine's processes, from the shards of `--train` to the blob. What only scoring needs is looked at first."""
+    _shards("--val", options.val)
+    num_pieces = len(_token_bytes(options.tokenizer).base_bytes)
+    if num_pieces != recipe.train.model.vocab_size:
+        raise SystemExit(f"--tokenizer {options.tokenizer}: has {num_pieces} pieces, the model {recipe.train.model.vocab_size}")
+    compute = replace(
+        recipe.train.compute,
+        device=options.device,
+        num_processes=_world_size(),
+        precision=_precision(options, recipe.train.compute),
+    )
+    say_machine(compute, say)
+    if compute != recipe.train.compute:
+        meant, here = (f"{item.num_processes} × {item.device} in {item.precision}" for item in (recipe.train.compute, compute))
+        say(f"the recipe is for {meant}, here it is {here}: the last digits will be others")
+    train = replace(recipe.train, seed=recipe.train.seed if options.seed is None else options.seed, compute=compute)
+    quantizer = knowing_its_code(recipe.quantizer, Path(__file__))
+    repeat_run(replace(recipe, train=train, quantizer=quantizer), _shards("--train", options.train), blob_path, say)
+
+
+def say_machine(compute: ComputeSettings, say: Callable[[str], None]) -> None:
+    """The precision, and in what this machine computes otherwise than the one that the run was made on."""
+    if os.environ.get("RANK", "0") != "0":
+        return  # only the first process has a log
+    here = machine_in_words(compute.device)
+    say(f"precision {compute.precision} on {here}")
+    if MADE_ON and here != MADE_ON:
+        say(f"the run was made on {MADE_ON}: here the last digits will be others")
+    if compute.device == "cpu" and compute.precision == "bfloat16" and not cpu_multiplies_bfloat16():
+        say("this CPU has no bfloat16 instructions: it will take many times as long as with --precision float32")
+
+
+def _precision(options: argparse.Namespace, otherwise: ComputeSettings) -> Literal["bfloat16", "float32"]:
+    """What was asked for, else that of the recipe; `auto` is settled by what this machine has instructions for."""
+    asked = options.precision or otherwise.precision
+    if asked == "auto":
+        return "bfloat16" if options.device == "cuda" or cpu_multiplies_bfloat16() else "float32"
+    return "bfloat16" if asked == "bfloat16" else "float32"
+
+
+def knowing_its_code(quantizer: QuantizerSettings, script: Path) -> QuantizerSettings:
+    """Where a byte limit is to be met, the settings with the bytes of this very script, unless they have a number.
+
+    The settings in the script cannot hold its length, which would depend on its own digits.
+    """
+    fit = quantizer.fit
+    if fit.limit_bytes is None or fit.code_bytes is not None:
+        return quantizer
+    return replace(quantizer, fit=replace(fit, code_bytes=script.stat().st_size))
+
+
+def submission_parser(recipe: Recipe | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Train, pack and score the model, or only score the packed one.")
+    data = glob.escape(os.environ.get("DATA_PATH", "data/datasets/fineweb10B_sp1024"))
+    scoring = recipe.scoring if recipe else ScoringSettings()
+    compute = recipe.compute if recipe else ComputeSettings(device="cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = os.environ.get("TOKENIZER_PATH", "data/tokenizers/fineweb_1024_bpe.model")
+    seed = os.environ.get("SEED")
+    parser.add_argument("--eval", action="store_true", help="only score the blob")
+    parser.add_argument("--train", default=f"{data}/fineweb_train_*.bin", help="glob of the training shards (folder: DATA_PATH)")
+    parser.add_argument("--val", default=f"{data}/fineweb_val_*.bin", help="glob of the validation shards (folder: DATA_PATH)")
+    parser.add_argument("--tokenizer", default=tokenizer, help="SentencePiece model (TOKENIZER_PATH)")
+    parser.add_argument("--seed", type=int, default=int(seed) if seed else None, help="another seed than the recipe's (SEED)")
+    parser.add_argument("--sequence-length", type=int, default=scoring.sequence_length, help="tokens in a window")
+    parser.add_argument("--stride", type=int, default=scoring.stride, help="targets that each sliding window adds; 0 leaves them out")
+    parser.add_argument("--batch-tokens", type=int, default=scoring.batch_tokens, help="tokens in one forward pass")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=compute.device)
+    parser.add_argument("--precision", choices=("auto", "bfloat16", "float32"), help="of matrix products; empty: the recipe's")
+    parser.add_argument("--threads", type=int, default=compute.threads_per_process, help="CPU threads of each process that scores")
+    parser.add_argument("--log-file", help="also write the log's lines to this file")
+    parser.add_argument("--json", help="also write the scores to this file")
+    parser.add_argument("--progress", action="store_true", help="print machine-readable progress lines")
+    return parser
+
+
+def main() -> None:
+    options = submission_parser(RECIPE).parse_args()
+    blob_path = Path(__file__).resolve().parent / BLOB_FILE
+    say = _log(options.log_file)
+    if not options.eval:
+        if RECIPE is None:
+            raise SystemExit("this script was packaged without the settings of its run: it can only score (--eval)")
+        train_blob(RECIPE, options, blob_path, say)
+    evaluate_blob(options, blob_path, say)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _log(path: str | None) -> Callable[[str], None]:
+    """Prints a line, and appends it to the file at `path`; in the first process only."""
+    if os.environ.get("RANK", "0") != "0":
+        return lambda line: None
+    if path:
+        Path(path).write_bytes(b"")
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        if path:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    return say
+
+
+def _token_bytes(path: str) -> TokenBytes:
+    try:
+        return load_token_bytes(Path(path))
+    except (WrongBosError, OSError, RuntimeError) as error:
+        raise SystemExit(f"--tokenizer {path}: {error}") from error
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _shards(option: str, pattern: str) -> list[Path]:
+    shards = [Path(path) for path in sorted(glob.glob(pattern))]
+    if not shards:
+        raise SystemExit(f"{option} {pattern}: no file matches")
+    return shards
+
+
+if __name__ == "__main__":
+    main()

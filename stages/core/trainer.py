@@ -1,0 +1,307 @@
+"""The training loop: batches in; weights, snapshots and figures out. Writes no file: what to keep is its caller's business.
+
+Every process runs this; all compute the same global step. The clock excludes only warm-up: what snapshots and checkpoints
+cost the loop counts. A run resumes bit for bit from the state that it handed to `Hooks.checkpoint`.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from schemas.settings import ScheduleSettings, TrainSettings
+from stages.core.distributed import compute_dtype, join_processes
+from stages.core.loader import BatchLoader, TokenStream
+from stages.core.model import GPT
+from stages.core.parameter_groups import ParamGroup, group_parameters, make_optimizers
+from stages.core.schedule import Clock, lr_scale_at, momentum_at, progress_at, qat_on_at, snapshot_due
+
+
+class DivergedError(ValueError):
+    """The loss or the norm of its gradient is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One optimizer step. `seconds` is the training clock after it."""
+
+    step: int
+    loss: float
+    lr_scale: float
+    muon_momentum: float
+    tokens: int
+    seconds: float
+    grad_norm: float
+    qat_on: bool
+    snapshot: bool
+
+
+def step_line(metrics: StepMetrics, schedule: ScheduleSettings) -> str:
+    """The line of a training log about one step."""
+    share = progress_at(Clock(metrics.step, metrics.seconds), schedule)
+    return (
+        f"step {metrics.step}/{schedule.max_steps} ({share:.0%}) loss {metrics.loss:.4f} lr scale {metrics.lr_scale:.3f} "
+        f"grad norm {metrics.grad_norm:.2f} {metrics.seconds:.1f} s {metrics.tokens / max(metrics.seconds, 1e-9):.0f} tokens/s"
+    )
+
+
+@dataclass
+class TrainState:
+    """Everything that a later process needs to go on: tensors by name, and where the clock stood."""
+
+    tensors: dict[str, Tensor]
+    steps: int
+    seconds: float
+    qat_steps: int
+    last_lr_scale: float
+    last_qat_on: bool
+
+
+@dataclass
+class Hooks:
+    """What the caller does at each event; called on the first process only. Tensors handed over are copies."""
+
+    step: Callable[[StepMetrics], None] = lambda metrics: None
+    snapshot: Callable[[int, float, bool, dict[str, Tensor]], None] = lambda step, lr_scale, qat_on, weights: None
+    checkpoint_due: Callable[[], bool] = lambda: False
+    checkpoint: Callable[[TrainState], None] = lambda state: None
+
+
+@dataclass
+class TrainedModel:
+    """What training leaves in memory."""
+
+    model: GPT
+    groups: list[ParamGroup]
+    initial: dict[str, Tensor]
+    steps: int
+    last_lr_scale: float
+    last_qat_on: bool
+    qat_steps: int
+    seconds: float
+    warmup_seconds: float
+    stopped_by: str
+    sequences_in_split: int
+    hook_seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """One run of `TrainSettings` over the training shards."""
+
+    def __init__(self, settings: TrainSettings, shards: list[Path], hooks: Hooks, resume: TrainState | None = None) -> None:
+        self.settings, self.hooks = settings, hooks
+        self.rank, self.world, self.device = join_processes(settings.compute)
+        self.dtype = compute_dtype(settings.compute)
+        stream = TokenStream(shards)
+        self.loader = BatchLoader(stream, settings.data, settings.seed, self.rank, self.world, pin=self.device.type == "cuda")
+        self.model = GPT(settings.model)
+        self.model.init_weights(settings.seed)
+        self.initial = {name: param.detach().clone() for name, param in self.model.named_parameters()}
+        self.model.to(self.device)
+        self.groups = group_parameters(self.model, settings.optimizer)
+        self.optimizers = make_optimizers(self.model, self.groups, settings.optimizer, self.dtype)
+        if settings.qat.start_lr_scale > 0:
+            self.model.prepare_qat(settings.qat)
+        if settings.compute.fused_kernels:
+            from stages.core.fused_kernels import use_fused_kernels  # needs Triton, which only CUDA builds of PyTorch bring
+
+            use_fused_kernels(self.model, self.device)
+        self.clock, self.qat_steps = Clock(0, 0.0), 0
+        self.last_lr_scale, self.last_qat_on = 1.0, False
+        if resume is not None:
+            self._load(resume)
+        self.network: nn.Module = self.model
+        if settings.compute.compile:
+            # DistributedDataParallel would cut the graph to exchange gradients earlier; it cannot cut around gradients of our own.
+            torch._dynamo.config.optimize_ddp = False
+            self.network = torch.compile(self.model, dynamic=False)  # type: ignore[assignment]
+        if self.world > 1:
+            device_ids = [self.device.index] if self.device.type == "cuda" else None
+            self.network = nn.parallel.DistributedDataParallel(self.network, device_ids=device_ids, gradient_as_bucket_view=True)
+        self.trainable = [param for param in self.model.parameters() if param.requires_grad]
+        self.hook_seconds = {"snapshot": 0.0, "checkpoint": 0.0}
+
+    def run(self) -> TrainedModel:
+        """Train to the first cap. Raises DivergedError when the loss or its gradient is not finite."""
+        settings, schedule = self.settings, self.settings.schedule
+        warmup_seconds = self._warm_up()
+        pending: list[tuple[StepMetrics, Callable[[], list[float]]]] = []
+        began = time.perf_counter() - self.clock.seconds
+        while progress_at(self.clock, schedule) < 1.0:
+            before = self.clock
+            lr_scale = lr_scale_at(before, schedule)
+            momentum = momentum_at(before, schedule, settings.optimizer)
+            qat_on = qat_on_at(lr_scale, settings.qat)
+            if qat_on:
+                self.model.update_qat()
+                self.qat_steps += 1
+            self.last_lr_scale, self.last_qat_on = lr_scale, qat_on
+            figures = self._read_later(*self._step(before.steps, lr_scale, momentum))
+            self._wait_for_device()
+            seconds = self._agree(time.perf_counter() - began)
+            self.clock = Clock(before.steps + 1, seconds)
+            due = snapshot_due(before, self.clock, lr_scale, schedule, settings.snapshots)
+            tokens = self.clock.steps * settings.data.batch_tokens
+            row = StepMetrics(self.clock.steps, math.nan, lr_scale, momentum, tokens, seconds, math.nan, qat_on, due)
+            pending.append((row, figures))
+            # On a GPU figures are read a few steps late, so that the host never waits for the step it has just launched.
+            self._settle(pending, keep=0 if due or self.device.type == "cpu" else 4)
+            if due:
+                self._timed("snapshot", self._take_snapshot, lr_scale, qat_on)
+            if self.rank == 0 and self.hooks.checkpoint_due():
+                self._settle(pending, keep=0)
+                self._timed("checkpoint", self._take_checkpoint)
+        self._settle(pending, keep=0)
+        self.loader.close()
+        capped = schedule.max_seconds is not None and self.clock.seconds >= schedule.max_seconds
+        return TrainedModel(
+            model=self.model,
+            groups=self.groups,
+            initial=self.initial,
+            steps=self.clock.steps,
+            last_lr_scale=self.last_lr_scale,
+            last_qat_on=self.last_qat_on,
+            qat_steps=self.qat_steps,
+            seconds=self.clock.seconds,
+            warmup_seconds=warmup_seconds,
+            stopped_by="max_seconds" if capped and self.clock.steps < schedule.max_steps else "max_steps",
+            sequences_in_split=self.loader.order.num_sequences,
+            hook_seconds=self.hook_seconds,
+        )
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of all parameters on the CPU (float32). Cloned: on the CPU a plain `.cpu()` would alias the live weights."""
+        return {name: param.detach().to("cpu", copy=True) for name, param in self.model.named_parameters()}
+
+    def state(self) -> TrainState:
+        tensors = {f"model/{name}": tensor for name, tensor in self.weights().items()}
+        names: dict[Tensor, str] = {param: name for name, param in self.model.named_parameters()}
+        for optimizer in self.optimizers:
+            for param, values in optimizer.state.items():
+                for key, value in values.items():
+                    tensors[f"optimizer/{names[param]}/{key}"] = torch.as_tensor(value).detach().to("cpu", copy=True)
+        tensors["rng"] = torch.get_rng_state()
+        return TrainState(tensors, self.clock.steps, self.clock.seconds, self.qat_steps, self.last_lr_scale, self.last_qat_on)
+
+    def _load(self, state: TrainState) -> None:
+        params = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, param in params.items():
+                param.copy_(state.tensors[f"model/{name}"])
+        owners = {name: opt for opt in self.optimizers for group in opt.param_groups for name in params if _holds(group, params[name])}
+        for full_name, value in state.tensors.items():
+            if full_name.startswith("optimizer/"):
+                _, name, key = full_name.split("/")
+                owners[name].state[params[name]][key] = value.to(self.device, copy=True)
+        torch.set_rng_state(state.tensors["rng"])
+        self.clock, self.qat_steps = Clock(state.steps, state.seconds), state.qat_steps
+        self.last_lr_scale, self.last_qat_on = state.last_lr_scale, state.last_qat_on
+
+    def _step(self, step: int, lr_scale: float, momentum: float) -> tuple[Tensor, Tensor]:
+        """One optimizer step; returns the mean loss of the global batch and the gradient norm, still on the device."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * lr_scale
+                if "momentum" in group:
+                    group["momentum"] = momentum
+        total = self._backward(self.loader.batch(step))
+        limit = self.settings.optimizer.grad_clip_norm or math.inf
+        grad_norm = nn.utils.clip_grad_norm_(self.trainable, limit)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        return total, grad_norm
+
+    def _backward(self, batch: list[Tensor]) -> Tensor:
+        sequences = sum(len(rows) for rows in batch)
+        total = torch.zeros((), device=self.device)
+        for index, rows in enumerate(batch):
+            last = index == len(batch) - 1
+            quiet = self.network.no_sync() if self.world > 1 and not last else nullcontext()  # type: ignore[operator]
+            with quiet:
+                ids = rows.to(self.device, non_blocking=True)
+                loss = self.network(ids[:, :-1], ids[:, 1:], self.dtype) * (len(rows) / sequences)
+                loss.backward()
+            total += loss.detach()
+        if self.world > 1:
+            dist.all_reduce(total)
+        return total / self.world
+
+    def _warm_up(self) -> float:
+        """Forward and backward passes that only compile. Weights, optimizers, data order and clock stay as they are."""
+        began = time.perf_counter()
+        for _ in range(self.settings.schedule.compile_warmup_steps):
+            self._backward(self.loader.batch(self.clock.steps))
+            self.model.zero_grad(set_to_none=True)
+        self._wait_for_device(everything=True)
+        return time.perf_counter() - began
+
+    def _read_later(self, loss: Tensor, grad_norm: Tensor) -> Callable[[], list[float]]:
+        """What reads both figures. On a GPU they travel behind the step: `float` of a tensor there waits for all work launched so far,
+        and the GPU would then stand still until the host has launched more."""
+        if self.device.type == "cpu":
+            return lambda: [float(loss), float(grad_norm)]
+        figures, arrived = torch.empty(2, pin_memory=True), torch.cuda.Event()
+        figures.copy_(torch.stack((loss, grad_norm)), non_blocking=True)
+        arrived.record()
+
+        def read() -> list[float]:
+            arrived.synchronize()
+            return figures.tolist()
+
+        return read
+
+    def _settle(self, pending: list[tuple[StepMetrics, Callable[[], list[float]]]], keep: int) -> None:
+        """Read figures of all but the last `keep` steps, check them and hand them on."""
+        while len(pending) > keep:
+            row, figures = pending.pop(0)
+            loss, grad_norm = figures()
+            for name, figure in (("training loss", loss), ("gradient norm", grad_norm)):
+                if not math.isfinite(figure):
+                    raise DivergedError(f"the {name} is {figure} at step {row.step}")
+            if self.rank == 0:
+                self.hooks.step(StepMetrics(**{**vars(row), "loss": loss, "grad_norm": grad_norm}))
+
+    def _take_snapshot(self, lr_scale: float, qat_on: bool) -> None:
+        self.hooks.snapshot(self.clock.steps, lr_scale, qat_on, self.weights())
+
+    def _take_checkpoint(self) -> None:
+        self.hooks.checkpoint(self.state())
+
+    def _timed(self, what: str, action: Callable[..., None], *arguments: Any) -> None:
+        if self.rank == 0:
+            began = time.perf_counter()
+            action(*arguments)
+            self.hook_seconds[what] += time.perf_counter() - began
+
+    def _agree(self, seconds: float) -> float:
+        """The first process's clock, so that all processes see the same schedule."""
+        if self.world == 1 or self.settings.schedule.max_seconds is None:
+            return seconds
+        clock = torch.tensor([seconds], dtype=torch.float64)
+        dist.broadcast(clock, src=0)
+        return float(clock)
+
+    def _wait_for_device(self, everything: bool = False) -> None:
+        """Let the host run at most two steps ahead of the GPU, so that its clock means something."""
+        if self.device.type != "cuda":
+            return
+        if everything:
+            torch.cuda.synchronize()
+            return
+        event = torch.cuda.Event()
+        event.record()
+        self._events = [*getattr(self, "_events", []), event]
+        if len(self._events) > 2:
+            self._events.pop(0).synchronize()
+
+
+def _holds(group: dict, param: nn.Parameter) -> bool:
+    return any(member is param for member in group["params"])

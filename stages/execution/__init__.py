@@ -1,0 +1,1 @@
+"""Runs a stage; knows the stages only by name."""

@@ -1,0 +1,57 @@
+"""Stop work that goes on in threads: a signal reaches only the main thread, so what the others wait for is ended from there."""
+
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from functools import partial
+from typing import TypeVar
+
+from schemas.errors import StageError
+from stages.processes.process_tree import end_trees
+
+GRACE_SECONDS = 10.0
+T = TypeVar("T")
+
+
+class Stopping:
+    """Processes that threads wait for, and whether they are to stop. Work that is split over threads shares one, by its context."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._lock = threading.Lock()
+        self._children = set[subprocess.Popen]()
+
+    def here(self, work: Callable[[], T]) -> Callable[[], T]:
+        """`work`, to be called in another thread: in a copy of this context, where `stopping` is this."""
+        context = copy_context()
+        context.run(stopping.set, self)
+        return partial(context.run, work)
+
+    @contextmanager
+    def ends(self, child: subprocess.Popen) -> Iterator[None]:
+        """Within the block, `now` ends `child`. Raises StageError after a stop: the caller then ends `child`."""
+        with self._lock:
+            self._children.add(child)
+        try:
+            self.check()
+            yield
+        finally:
+            with self._lock:
+                self._children.discard(child)
+
+    def now(self) -> None:
+        """End every child and what it started, and have `check` raise from now on. Returns once they are gone."""
+        with self._lock:
+            self._asked.set()
+            children = list(self._children)
+        end_trees(children, GRACE_SECONDS)
+
+    def check(self) -> None:
+        """Raise StageError once a stop was asked for: no error that a retry could mend."""
+        if self._asked.is_set():
+            raise StageError("stopped together with the run that this belongs to; start that again to go on")
+
+
+stopping: ContextVar[Stopping] = ContextVar("stopping", default=Stopping())  # noqa: B039  (nobody stops the default one)

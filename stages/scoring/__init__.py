@@ -1,0 +1,1 @@
+"""Scores of models and packages, made in processes of their own."""

@@ -1,0 +1,80 @@
+"""Score a blob by a packaged script, isolated: `python -I`, an empty working folder, processes of its own."""
+
+import glob
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from schemas.base import invalid_field
+from schemas.errors import StageError
+from schemas.evaluate import Score
+from schemas.runtime import Progress
+from schemas.settings import ComputeSettings, ScoringSettings
+from stages.processes.launch import run_torchrun
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the script said."""
+
+    non_overlapping: Score
+    sliding: Score | None
+
+
+def score_isolated(
+    script: Path,
+    shards: Sequence[Path],
+    tokenizer: Path,
+    scoring: ScoringSettings,
+    compute: ComputeSettings,
+    work_dir: Path,
+    progress: Progress,
+    timeout: float | None,
+) -> Scores:
+    """Run `script --eval` on the blob beside it. `work_dir` holds its scratch files, which are taken away again.
+
+    Raises StageError for scores that are none; ChildFailedError or TimeoutError as `run_torchrun` does.
+    """
+    empty, links, scores_path = work_dir / "empty", work_dir / "val", work_dir / "scores.json"
+    for folder in (empty, links):
+        folder.mkdir(exist_ok=True)
+    for index, shard in enumerate(shards):
+        (links / f"val_{index:06d}.bin").unlink(missing_ok=True)
+        (links / f"val_{index:06d}.bin").symlink_to(shard.resolve())
+    command = [
+        "-I",
+        str(script.resolve()),
+        "--eval",
+        f"--val={glob.escape(str(links))}/val_*.bin",
+        f"--tokenizer={tokenizer.resolve()}",
+        f"--sequence-length={scoring.sequence_length}",
+        f"--stride={scoring.stride}",
+        f"--batch-tokens={scoring.batch_tokens}",
+        f"--device={compute.device}",
+        f"--precision={compute.precision}",
+        f"--threads={compute.threads_per_process}",
+        f"--json={scores_path}",
+        "--progress",
+    ]
+    isolated = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    run_torchrun(command, work_dir, compute, progress, timeout, env=isolated, cwd=empty)
+    scores = read_scores(scores_path)
+    for used in (empty, links):
+        shutil.rmtree(used)
+    return scores
+
+
+def read_scores(path: Path) -> Scores:
+    """What a script left. Raises StageError for anything that is no pair of scores."""
+    try:
+        told = json.loads(path.read_bytes())
+        return Scores(Score(**told["non_overlapping"]), Score(**told["sliding"]) if told["sliding"] else None)
+    except ValidationError as error:
+        raise StageError(f"{path.name}: the script left scores that are none: {invalid_field(error)}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StageError(f"{path.name}: the script left no scores that can be read ({str(error).splitlines()[0]})") from error

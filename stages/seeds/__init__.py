@@ -1,0 +1,1 @@
+"""Several runs of one configuration that differ in the seed: their ledger and statistics."""

@@ -1,0 +1,1 @@
+"""Everything in the store, and the keys by which it is found."""

@@ -1,0 +1,194 @@
+"""What a store holds that no run needs (`fairway gc`), and what in it is damaged (`fairway verify`). Needs neither Prefect nor torch."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from schemas.errors import FairwayError, SpecError, StageError
+from schemas.files import FileRef
+from schemas.pipeline import PipelineReport
+from schemas.stages import STAGES
+from stages.core.whole_files import TEMPORARY_FILES
+from stages.processes.locks import is_free
+from stages.seeds.ledger import ledger_files, read_ledger
+from stages.store.hashing import FileHashes
+from stages.store.runs import REPORT_NAME, list_reports, load_report
+from stages.store.sealed import read_sealed
+from stages.store.store import RECORD_NAME, USERS_LOCK, Store, file_refs, remove
+
+log = logging.getLogger(__name__)
+
+_REMOVED = "removed-"
+
+
+class StoreInUseError(FairwayError):
+    """Another process has the store open: nothing may be taken away now."""
+
+
+@dataclass(frozen=True)
+class Unneeded:
+    """Something in the store that no run needs, and why."""
+
+    path: Path
+    num_bytes: int
+    reason: str
+
+
+def find_unneeded(store: Store, keep_runs: int | None = None, older_than_hours: float = 24.0) -> list[Unneeded]:
+    """What no run needs, in the order of its path; nothing that was touched in the last `older_than_hours`.
+
+    Needed are the newest `keep_runs` runs (None: all) and every run that a ledger names, with all their results. Raises
+    StageError for a ledger that cannot be read, because then nobody can say what it needs.
+    """
+    in_ledgers = _runs_in_ledgers(store.root)
+    reports = list_reports(store.root)
+    newest = reports if keep_runs is None else reports[max(0, len(reports) - keep_runs) :]
+    kept = {report.run_id for report in newest} | {report.run_id for report in reports if report.run_id in in_ledgers}
+    needed = {path for report in reports if report.run_id in kept for path in _folders_of(report)}
+    found = [(store.root / "runs" / report.run_id, "an older run") for report in reports if report.run_id not in kept]
+    for folder in sorted(store.root.glob("stages/*/*/")):
+        stage = STAGES.get(folder.parent.name)
+        if folder.relative_to(store.root).as_posix() not in needed:
+            found.append((folder, "a result that no run names"))
+        elif stage is not None:
+            found += [(folder / name, "left over from training") for name in stage.scratch if (folder / name).exists()]
+    found += _left_over(store.root)
+    before = time.time() - 3600 * older_than_hours
+    sized = [(path, reason, *_size_and_time(path)) for path, reason in found]
+    old = {path: Unneeded(path, size, reason) for path, reason, size, touched in sized if touched <= before}
+    return [old[path] for path in sorted(old) if old.keys().isdisjoint(path.parents)]
+
+
+def remove_unneeded(store: Store, keep_runs: int | None = None, older_than_hours: float = 24.0) -> list[Unneeded]:
+    """Take away what `find_unneeded` finds. Raises StoreInUseError while any other process works with the store."""
+    with store.alone() as alone:
+        if not alone:
+            raise StoreInUseError(f"store = {store.root}: a run is in progress. Nothing was removed; try again when it is done")
+        unneeded = find_unneeded(store, keep_runs, older_than_hours)
+        for item in unneeded:
+            # Renamed first: what a kill leaves half removed is not found as a result.
+            doomed = store.root / "work" / f"{_REMOVED}{time.time_ns()}" / item.path.name
+            doomed.parent.mkdir()
+            os.rename(item.path, doomed)
+            remove(doomed.parent)
+        for left in store.root.glob(f"work/{_REMOVED}*"):
+            remove(left)
+    return unneeded
+
+
+def find_damage(store: Store) -> Iterator[str]:
+    """Everything that is damaged, in words. Every byte is read again; what was remembered of a damaged file is forgotten."""
+    read_anew, checked = FileHashes(None), set()
+    for folder in sorted(store.root.glob("stages/*/*/")):
+        record_path = folder / RECORD_NAME
+        stage = STAGES.get(folder.parent.name)
+        if stage is None:
+            yield f"{folder}: there is no stage {folder.parent.name}"
+            continue
+        try:
+            record = stage.record_type().model_validate_json(read_sealed(record_path))
+        except FileNotFoundError as error:
+            yield f"{error.filename} is missing"
+            continue
+        except (OSError, ValueError) as error:
+            yield f"{record_path} is damaged or of another version: {' '.join(str(error).split())[:300]}"
+            continue
+        if store.folder(stage, record.provenance.key) != folder or record.provenance.stage != stage.name:
+            yield f"{record_path} belongs to another result"
+        for ref in file_refs(record.result):
+            checked.add(ref.path)
+            yield from _damage_of(store, ref, read_anew)
+    for path in sorted(store.root.glob("runs/*/")):
+        try:
+            report = load_report(store.root, path.name)
+        except SpecError as error:
+            yield str(error)
+            continue
+        if report is None:
+            yield f"{path / REPORT_NAME} is missing"
+            continue
+        for ref in file_refs(report):
+            if ref.path not in checked:
+                checked.add(ref.path)
+                for problem in _damage_of(store, ref, read_anew):
+                    yield f"run {report.name}: {problem}"
+    for path in ledger_files(store.root):
+        try:
+            read_ledger(path)
+        except SpecError as error:
+            yield str(error)
+
+
+def _damage_of(store: Store, ref: object, hashes: FileHashes) -> Iterator[str]:
+    if not isinstance(ref, FileRef):
+        return  # a file of the user's, outside the store: tokenization looks at it
+    path = store.root / ref.path
+    if problem := hashes.problem_with(path, ref.num_bytes, ref.sha256):
+        store.hashes.forget(path)
+        yield problem
+
+
+def _folders_of(report: PipelineReport) -> Iterator[str]:
+    for summary in report.stages:
+        if summary.stage in STAGES:
+            yield str(Store.relative_folder(STAGES[summary.stage], summary.key))
+    for ref in file_refs(report):
+        yield "/".join(ref.path.split("/")[:3])
+
+
+def _runs_in_ledgers(root: Path) -> set[str]:
+    """The ids of all runs that a ledger names. Raises StageError for a ledger that cannot be read."""
+    try:
+        return {entry.run_id for path in ledger_files(root) for entry in read_ledger(path).entries}
+    except SpecError as error:
+        raise StageError(f"{error}; until then nobody can say which runs it needs, and nothing is removed") from error
+
+
+def _left_over(root: Path) -> Iterator[tuple[Path, str]]:
+    """What is neither a result nor a run, and why it is there."""
+    for path in root.glob("work/*/*"):
+        if path.parent.name.startswith(_REMOVED):
+            continue
+        yield (
+            path,
+            "a damaged result, made again since" if ".damaged-" in path.name else "an unfinished result; the same run would go on with it",
+        )
+    for path in root.glob(f"work/{_REMOVED}*"):
+        yield path, "what an interrupted removal left"
+    for path in root.glob("recheck/*"):
+        yield path, "the store of a recheck that was interrupted or gave other figures"
+    for path in root.glob("cache/*"):
+        yield path, "a library's cache; it is filled again when needed"
+    for path in root.glob("runs/*/"):
+        if not (path / REPORT_NAME).exists():
+            yield path, "a run that was interrupted before its report was written"
+    for path in (*root.glob(f"runs/*/{TEMPORARY_FILES}"), *root.glob(f"ledgers/*/{TEMPORARY_FILES}")):
+        yield path, "a file whose writer was interrupted"
+    for path in root.glob("locks/*.lock"):
+        if path.name != USERS_LOCK and _is_given_up(path):
+            yield path, "a lock that nobody holds"
+
+
+def _is_given_up(lock: Path) -> bool:
+    try:
+        return is_free(lock)
+    except FileNotFoundError:
+        return False  # its holder has just removed it
+
+
+def _size_and_time(path: Path) -> tuple[int, float]:
+    """Bytes, and when anything in it was last touched: never long ago (infinity) where it has just gone."""
+    size, touched = 0, -math.inf
+    inside = (os.path.join(folder, name) for folder, folders, files in os.walk(path) for name in (*folders, *files))
+    for item in (str(path), *inside):
+        try:
+            status = os.lstat(item)
+        except FileNotFoundError:  # a run in progress goes on beside this
+            touched = math.inf
+            continue
+        size, touched = size + status.st_size, max(touched, status.st_mtime)
+    return size, touched

@@ -1,0 +1,169 @@
+"""Content-addressed store: one folder a result, published whole by rename, verified whenever it is read.
+
+<root>/stages/<stage>/<key>/record.json + .sha256 + files   finished results
+<root>/work/<stage>/<key>/                          a result being made (training goes on from what it finds here)
+<root>/locks/, <root>/hashes.sqlite                 who makes what and who uses the store; what was verified when
+
+An open Store is a sign that the store is in use: housekeeping takes nothing away while another process has one.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel
+
+from schemas.errors import SpecError
+from schemas.files import FileRef, SourceFile, StageRecord
+from schemas.stages import Stage
+from stages.core.whole_files import TEMPORARY_FILES, flush_to_disk
+from stages.processes.locks import wait_for_shared, waiting_lock
+from stages.store.hashing import FileHashes
+from stages.store.sealed import read_sealed, write_sealed
+
+log = logging.getLogger(__name__)
+
+RECORD_NAME = "record.json"
+USERS_LOCK = "users.lock"
+_KEY_CHARACTERS = 32
+
+
+class Store:
+    """A folder of finished results. Raises SpecError when the folder cannot be one."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).expanduser().resolve()
+        try:
+            for name in ("stages", "work", "locks", "runs"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            self._users = (self.root / "locks" / USERS_LOCK).open("a")
+        except OSError as error:
+            raise SpecError(
+                f"store = {self.root}: cannot be used as a store ({error}). Give a writable folder by --store or FAIRWAY_STORE"
+            ) from error
+        if not os.access(self.root / "work", os.W_OK):
+            raise SpecError(f"store = {self.root}: is read-only. Give a writable folder by --store or FAIRWAY_STORE")
+        self.hashes = FileHashes(self.root / "hashes.sqlite")
+        self._share()
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Whether no other Store on this folder is open anywhere; for the block none can be opened then."""
+        try:
+            fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._share()  # a conversion that fails may drop the lock
+            yield False
+            return
+        try:
+            self._users.truncate(0)
+            self._users.write(str(os.getpid()))
+            self._users.flush()
+            yield True
+        finally:
+            self._users.truncate(0)
+            self._share()
+
+    def _share(self) -> None:
+        wait_for_shared(self._users, f"store {self.root}", "which has it alone, to take away what no run needs")
+
+    @staticmethod
+    def relative_folder(stage: Stage, key: str) -> PurePosixPath:
+        return PurePosixPath("stages", stage.name, key[:_KEY_CHARACTERS])
+
+    def folder(self, stage: Stage, key: str) -> Path:
+        return self.root / self.relative_folder(stage, key)
+
+    def work_folder(self, stage: Stage, key: str) -> Path:
+        return self.root / "work" / stage.name / key[:_KEY_CHARACTERS]
+
+    def find(self, stage: Stage, key: str) -> StageRecord | None:
+        """The finished record of `key` with every file verified, or None. Damage is named in the log, never served."""
+        record = self.record(stage, key)
+        for problem in self.problems(record.result) if record else ():
+            log.warning("%s: %s: the stage runs again", stage.name, problem)
+            return None
+        return record
+
+    def record(self, stage: Stage, key: str) -> StageRecord | None:
+        """The sound record of `key`, or None; its files are not looked at."""
+        record_path = self.folder(stage, key) / RECORD_NAME
+        try:
+            record = stage.record_type().model_validate_json(read_sealed(record_path))
+        except FileNotFoundError as error:
+            if self.folder(stage, key).exists():
+                log.warning("%s: %s is missing: the stage runs again", stage.name, error.filename)
+            return None
+        except (ValueError, OSError) as error:
+            log.warning(
+                "%s: record %s is damaged or of another version: the stage runs again (%s)", stage.name, record_path, _one_line(error)
+            )
+            return None
+        if record.provenance.key != key or record.provenance.stage != stage.name:
+            log.warning("%s: record %s belongs to another result: the stage runs again", stage.name, record_path)
+            return None
+        return record
+
+    def problems(self, result: Any) -> Iterator[str]:
+        """What is wrong with the files that `result` refers to, in words, lazily."""
+        for ref in file_refs(result):
+            path = self.root / ref.path if isinstance(ref, FileRef) else Path(ref.path)
+            if problem := self.hashes.problem_with(path, ref.num_bytes, ref.sha256):
+                yield problem
+
+    def publish(self, stage: Stage, key: str, record: StageRecord) -> None:
+        """Make the work folder of `key` its result: record last, everything on disk, then one rename."""
+        work, final = self.work_folder(stage, key), self.folder(stage, key)
+        for path in work.rglob(TEMPORARY_FILES):
+            path.unlink()
+        write_sealed(work / RECORD_NAME, record.model_dump_json(indent=1).encode())
+        for path in sorted(work.rglob("*")):
+            flush_to_disk(path)
+        flush_to_disk(work)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists():
+            # Reached only for a damaged result: take it away by a rename too, so that no reader sees half of it.
+            doomed = work.with_name(f"{work.name}.damaged-{time.time_ns()}")
+            os.rename(final, doomed)
+            shutil.rmtree(doomed)
+        os.rename(work, final)
+        flush_to_disk(final.parent)
+        for name in stage.scratch:
+            remove(final / name)
+
+    @contextmanager
+    def lock(self, stage: Stage, key: str) -> Iterator[None]:
+        """Only one process makes `key` at a time. Raises StageError when a stop is asked for while this waits."""
+        path = self.root / "locks" / f"{stage.name}-{key[:_KEY_CHARACTERS]}.lock"
+        with waiting_lock(path, stage.name, "which makes the same result"):
+            yield
+
+
+def remove(path: Path) -> None:
+    """Take away a file or a folder with all that is in it; one that is not there is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def file_refs(value: Any) -> Iterator[FileRef | SourceFile]:
+    """Every file reference inside a record, depth first."""
+    if isinstance(value, (FileRef, SourceFile)):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from file_refs(getattr(value, name))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from file_refs(item)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

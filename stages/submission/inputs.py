@@ -1,0 +1,57 @@
+"""What the command line and the deployment `export` do alike: the author's words and a run's name into a folder."""
+
+import glob
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from schemas.errors import SpecError
+from schemas.settings import ComputeSettings
+from schemas.submission import About
+from stages.store.machine import settle
+from stages.store.runs import find_run, list_reports
+from stages.store.store import Store
+from stages.submission.export import Exported, export_submission, seeds_of
+
+
+def about_of(author: str, github_id: str, name: str, blurb: str) -> About:
+    """Raises SpecError that names the field."""
+    try:
+        return About(author=author, github_id=github_id, name=name, blurb=blurb)
+    except ValidationError as error:
+        said = (f"{item['loc'][0]} = {item['input']!r}: {item['msg']}" for item in error.errors())
+        raise SpecError("; ".join(said)) from error
+
+
+def write_submission(store: Store, run: str, about: About, out: Path | None, only_this_seed: bool) -> Exported:
+    """The folder of the run, by default with all seeds of its settings. Raises SpecError as `find_run` and `export_submission` do."""
+    report = find_run(store.root, run, fitting=True)
+    reports = [report] if only_this_seed else seeds_of(store, report, list_reports(store.root))
+    folder = out.expanduser().resolve() if out else store.root / "submissions" / report.name
+    return export_submission(store, reports, about, folder)
+
+
+def compute_of(device: str, processes: int, precision: str) -> ComputeSettings:
+    """Raises SpecError that names the option."""
+    for option, value, allowed in (("device", device, ("cpu", "cuda")), ("precision", precision, ("auto", "bfloat16", "float32"))):
+        if value not in allowed:
+            raise SpecError(f"--{option} = {value}: must be {' or '.join(allowed)}")
+    given: dict[str, Any] = {"device": device, "precision": precision, "num_processes": processes}
+    settled: ComputeSettings = settle(ComputeSettings(**given))
+    return settled
+
+
+def shards_of(pattern: str) -> list[Path]:
+    """The files that match. Raises SpecError when none does."""
+    if not (found := [Path(path) for path in sorted(glob.glob(pattern))]):
+        raise SpecError(f"--shards = {pattern}: no file matches. Give the validation shards, for example 'data/fineweb_val_*.bin'")
+    return found
+
+
+def tokenizer_beside(shards: list[Path]) -> Path:
+    """The only *.model in the shards' folder. Raises SpecError when there is none or more than one."""
+    found = sorted({path for shard in shards for path in shard.parent.glob("*.model")})
+    if len(found) != 1:
+        raise SpecError(f"--tokenizer: {len(found)} *.model files lie beside the shards; give the SentencePiece model that made them")
+    return found[0]

@@ -1,0 +1,83 @@
+"""What training did to every parameter, measured on the weights and on the optimizers, not on the settings."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from stages.core.model import Matrix
+from stages.core.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """The optimizer that holds a parameter, with what it holds for it."""
+
+    optimizer: str
+    lr: float
+    weight_decay: float
+
+
+_NOBODY = _Owner("none", 0.0, 0.0)
+
+
+def account_of_groups(trainer: Trainer, lr_scales: list[float]) -> list[dict[str, Any]]:
+    """Parameters by group and by the optimizer that really holds them. `lr_scales`: of every step, the first one on."""
+    owners = _owners(trainer)
+    params = dict(trainer.model.named_parameters())
+    names: dict[tuple[str, _Owner], list[str]] = {}
+    for group in trainer.groups:
+        for name in group.names:
+            names.setdefault((group.name, owners.get(name, _NOBODY)), []).append(name)
+    return [
+        {
+            "name": group,
+            **asdict(owner),
+            "decay_factor": decay_factor(owner.lr * owner.weight_decay, lr_scales),
+            "parameters": members,
+            "num_parameters": sum(params[name].numel() for name in members),
+        }
+        for (group, owner), members in names.items()
+    ]
+
+
+def account_of_changes(
+    trainer: Trainer, groups: list[dict[str, Any]], initial: dict[str, Tensor], final: dict[str, Tensor]
+) -> list[dict[str, Any]]:
+    """How far each tensor came from its initialisation, and how far from what weight decay alone would have made of it."""
+    factors = {name: group["decay_factor"] for group in groups for name in group["parameters"]}
+    bits = {f"{name}.weight": module.qat_bits for name, module in trainer.model.named_modules() if isinstance(module, Matrix)}
+    return [
+        {
+            "name": name,
+            "shape": tuple(after.shape),
+            "initial_rms": _rms(initial[name]),
+            "final_rms": _rms(after),
+            "change_rms": _rms(after - initial[name]),
+            "learned_rms": _rms(after.double() - factors[name] * initial[name].double()),
+            "qat_bits": bits.get(name) or None,
+        }
+        for name, after in final.items()
+    ]
+
+
+def decay_factor(lr_times_decay: float, lr_scales: list[float]) -> float:
+    """Product of 1 − lr·weight_decay over the steps, as decoupled weight decay multiplies a weight (arXiv:1711.05101)."""
+    factor = 1.0
+    for scale in lr_scales:
+        factor *= 1 - scale * lr_times_decay
+    return factor
+
+
+def _owners(trainer: Trainer) -> dict[str, _Owner]:
+    names: dict[Tensor, str] = {param: name for name, param in trainer.model.named_parameters()}
+    return {
+        names[param]: _Owner(type(optimizer).__name__.lower(), group["peak_lr"], group["weight_decay"])
+        for optimizer in trainer.optimizers
+        for group in optimizer.param_groups
+        for param in group["params"]
+    }
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.double().square().mean().sqrt())

@@ -1,0 +1,153 @@
+"""One process of a training run, started by torchrun: python -m stages.training.rank JOB.json RESULT.json"""
+
+import json
+import logging
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from schemas.errors import StageError
+from schemas.setting import from_dict
+from schemas.settings import TrainSettings
+from stages.core.distributed import join_processes
+from stages.core.schedule import Clock, progress_at
+from stages.core.trainer import DivergedError, Hooks, StepMetrics, TrainedModel, Trainer, TrainState, step_line
+from stages.processes.launch import child_result, say_progress
+from stages.training.account import account_of_changes, account_of_groups
+from stages.training.files import TrainingFiles, write_safetensors
+
+log = logging.getLogger("stages.train")
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    settings = from_dict(TrainSettings, job["settings"])
+    runtime = job["runtime"]
+    files = TrainingFiles(Path(job["folder"]), runtime["checkpoint_every_seconds"], runtime["keep_checkpoints"])
+    with child_result(Path(sys.argv[2])) as leave:
+        resume = _resume_everywhere(files, settings)
+        hooks = Hooks(
+            _Narrator(files, settings, runtime["log_every_seconds"]), files.add_snapshot, files.checkpoint_due, files.add_checkpoint
+        )
+        try:
+            trainer = Trainer(settings, [Path(path) for path in job["shards"]], hooks, resume)
+        except ValueError as error:  # the settings do not fit this machine or these shards
+            raise StageError(str(error)) from error
+        del resume
+        if trainer.rank == 0:
+            _announce(trainer)
+        try:
+            trained = trainer.run()
+        except DivergedError as error:
+            files.close()
+            checkpoints = sorted(path.stem for path in (files.folder / "checkpoints").glob("*.json"))
+            last_good = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint had been written yet"
+            raise StageError(f"{error}; {last_good}. Lower the learning rates or train.optimizer.grad_clip_norm") from error
+        if trainer.rank == 0:
+            files.add_checkpoint(trainer.state())
+            leave(_finish(files, settings, trainer, trained))
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _resume_everywhere(files: TrainingFiles, settings: TrainSettings) -> TrainState | None:
+    """The first process picks the checkpoint, so that all agree; the others then read the same one."""
+    rank, world, _ = join_processes(settings.compute)
+    state = files.resume() if rank == 0 else None
+    if world == 1:
+        return state
+    step = torch.tensor([state.steps if state else 0])
+    dist.broadcast(step, src=0)
+    if rank == 0 or int(step) == 0:
+        return state
+    return files.read_checkpoint(int(step))
+
+
+class _Narrator:
+    """Step hook of the first process: metrics to the file, a log line now and then, progress for the bar."""
+
+    def __init__(self, files: TrainingFiles, settings: TrainSettings, every_seconds: float) -> None:
+        self._files, self._settings, self._every = files, settings, every_seconds
+        self._last_line = self._last_progress = float("-inf")
+        self._qat_was_on = False
+
+    def __call__(self, metrics: StepMetrics) -> None:
+        self._files.add_metrics(metrics)
+        now = time.monotonic()
+        schedule = self._settings.schedule
+        share = progress_at(Clock(metrics.step, metrics.seconds), schedule)
+        if metrics.qat_on and not self._qat_was_on:
+            log.info("late QAT is on from step %d (lr scale %.3f)", metrics.step, metrics.lr_scale)
+            self._qat_was_on = True
+        if now - self._last_progress >= 0.5 or share >= 1:
+            self._last_progress = now
+            say_progress(round(100 * share, 1), 100, "%")
+        if now - self._last_line >= self._every or share >= 1:
+            self._last_line = now
+            log.info("%s", step_line(metrics, schedule))
+
+
+def _announce(trainer: Trainer) -> None:
+    count = sum(param.numel() for param in trainer.model.parameters())
+    log.info("%s parameters on %d × %s", f"{count:,}", trainer.world, trainer.device.type)
+    if trainer.model.qat_grid:
+        log.info("late QAT will round to the grid of %s", trainer.model.qat_grid)
+    for group in trainer.groups:
+        log.info(
+            "group %s: %d tensors, optimizer %s, lr %g, weight decay %g",
+            group.name,
+            len(group.names),
+            group.optimizer,
+            group.lr,
+            group.weight_decay,
+        )
+
+
+def _finish(files: TrainingFiles, settings: TrainSettings, trainer: Trainer, trained: TrainedModel) -> dict[str, Any]:
+    """Write the last iterate and the metrics; the figures for the record."""
+    final = trainer.weights()
+    write_safetensors(files.folder / "last.safetensors", final)
+    files.close()
+    rows = files.metrics()
+    losses = [row["loss"] for row in rows[-max(1, len(rows) // 10) :]]
+    steps_ms = [1000 * (b["seconds"] - a["seconds"]) for a, b in zip(rows, rows[1:], strict=False)]
+    files.write_parquet()
+    groups = account_of_groups(trainer, [row["lr_scale"] for row in rows])
+    peak = torch.cuda.max_memory_allocated() if trainer.device.type == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tokens = trained.steps * settings.data.batch_tokens
+    return {
+        "last": {"step": trained.steps, "lr_scale": trained.last_lr_scale, "qat_on": trained.last_qat_on},
+        "snapshots": [{key: item[key] for key in ("file", "step", "lr_scale", "qat_on")} for item in files.snapshots],
+        "num_parameters": sum(tensor.numel() for tensor in final.values()),
+        "steps": trained.steps,
+        "tokens_seen": tokens,
+        "epochs": trained.steps * settings.data.batch_sequences / trained.sequences_in_split,
+        "stopped_by": trained.stopped_by,
+        "final_train_loss": statistics.fmean(losses),
+        "qat_steps": trained.qat_steps,
+        "qat_grid": trained.model.qat_grid,
+        "groups": groups,
+        "changes": account_of_changes(trainer, groups, trained.initial, final),
+        "timings": {
+            "training_seconds": trained.seconds,
+            "warmup_seconds": trained.warmup_seconds,
+            "median_step_milliseconds": statistics.median(steps_ms) if steps_ms else 1000 * trained.seconds,
+            "tokens_per_second": tokens / max(trained.seconds, 1e-9),
+            "snapshot_seconds": trained.hook_seconds["snapshot"],
+            "checkpoint_seconds": trained.hook_seconds["checkpoint"],
+            "resumed_from_steps": files.resumed_from,
+            "peak_memory_bytes": peak,
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Form fields become settings; what a form shows agrees with the schemas."""
+
+import re
+
+import pytest
+from prefect.utilities.callables import parameter_schema
+from pydantic import TypeAdapter
+
+from flows.export import export
+from flows.inputs.form import SETTINGS, Options
+from flows.inputs.specs import resolve, run_options
+from flows.pipeline import pipeline
+from flows.requantize import requantize
+from flows.seed_validation import seed_validation
+from presets import PRESETS
+from schemas.errors import SpecError
+from schemas.runtime import RunOptions
+
+VALUES = {
+    "seed": 7,
+    "max_steps": 11,
+    "max_seconds": 30.5,
+    "vocab_size": 384,
+    "num_layers": 4,
+    "model_dim": 64,
+    "mlp_hidden": 96,
+    "swa_window": 0.3,
+    "limit_bytes": 200_000,
+}
+
+
+def test_every_field_sets_its_settings() -> None:
+    spec = resolve("smoke", [], VALUES)
+    assert set(VALUES) == set(SETTINGS)
+    for field, names in SETTINGS.items():
+        for dotted in names:
+            value = spec
+            for part in dotted.split("."):
+                value = getattr(value, part)
+            assert value == VALUES[field], dotted
+
+
+def test_empty_fields_change_nothing() -> None:
+    empty = {**dict.fromkeys(VALUES), "bits": "as it is", "edge_bits": "as it is", "embedding_format": "as it is", "clip_candidates": ""}
+    for preset in PRESETS:
+        assert resolve(preset, [], empty) == resolve(preset, [])
+
+
+@pytest.mark.parametrize("preset", ["smoke", "demo", "reference"])
+def test_bits_count_for_training_and_for_the_blob(preset: str) -> None:
+    spec = resolve(preset, [], {"bits": "int4", "edge_bits": "int7", "embedding_format": "int8"})
+    for rules in (spec.quantize.rules, spec.train.qat.rules):
+        by_pattern = {rule.pattern: rule.format for rule in rules}
+        assert by_pattern["*.weight"] == "int4"
+        assert by_pattern["tok_emb.weight"] == "int8"
+        assert {form for pattern, form in by_pattern.items() if pattern.startswith("blocks.")} == {"int7"}
+        assert by_pattern["*"] == "fp32"
+
+
+def test_clip_ratios_are_read_as_a_person_writes_them() -> None:
+    assert resolve("demo", [], {"clip_candidates": "1, .9,0.75"}).quantize.clip_candidates == (1.0, 0.9, 0.75)
+
+
+ECSQ = ["quantize.method=ecsq", "train.qat.start_lr_scale=0"]
+GRIDS = "quantize.clip_candidates=[1.0, 0.9]"
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "fields", "named"),
+    [
+        ("record", [], {"bits": "int4"}, "bits = int4: method ecsq chooses its steps itself; .*loss_nats"),
+        ("demo", ECSQ, {"bits": "int4"}, "bits = int4: method ecsq chooses its steps itself"),
+        ("demo", ECSQ, {"edge_bits": "int7"}, "edge_bits = int7: method ecsq chooses"),
+        ("demo", ECSQ, {"embedding_format": "int4"}, "embedding_format = int4: method ecsq chooses"),
+        ("demo", [*ECSQ, "quantize.rules.3.format=int4"], {}, r"quantize\.rules\.3\.format = int4: method ecsq chooses"),
+        ("demo", ["quantize.method=round_to_nearest"], {"clip_candidates": "1, 0.9"}, "clip_candidates = 1, 0.9: .* no clip ratios"),
+        ("demo", ["quantize.method=round_to_nearest", GRIDS], {}, r"quantize\.clip_candidates = \[1\.0, 0\.9\]: .* no clip ratios"),
+        ("demo", [*ECSQ, "quantize.clip_candidates.1=0.9"], {}, "method ecsq searches no clip ratios"),
+        ("demo", ["quantize.calibration.num_sequences=64"], {}, "method gptq_lite reads no calibration text"),
+        ("demo", ["quantize.ecsq.loss_nats=0.01"], {}, "method gptq_lite takes no settings of ecsq"),
+        ("record", ["quantize.ecsq.loss_nats=0.01"], {}, "fit.limit_bytes = 16000000 decides the steps; .* quantize.fit.limit_bytes="),
+        ("demo", [*ECSQ, "quantize.fit.tolerance_fraction=0.1"], {}, "no limit is fitted"),
+        ("demo", ["merge.averaging.ema_decay=0.5"], {}, "merge.averaging.method = swa has no decay"),
+        ("demo", ["merge.averaging.method=last", "merge.averaging.every_nth=2"], {}, "last averages no snapshots"),
+        ("demo", ["train.qat.start_lr_scale=0", "train.qat.rules.3.format=int4"], {}, "late QAT is off"),
+    ],
+)
+def test_what_the_chosen_methods_ignore_is_refused(preset: str, overrides: list[str], fields: dict[str, str], named: str) -> None:
+    with pytest.raises(SpecError, match=named):
+        resolve(preset, overrides, fields)
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "fields"),
+    [
+        ("record", ["quantize.method=gptq_lite", "quantize.fit.limit_bytes="], {"bits": "int4", "clip_candidates": "1, 0.9"}),
+        ("demo", ["quantize.method=ecsq", "train.qat.grid=round_to_nearest"], {"bits": "int4"}),  # for training under QAT
+        ("demo", ECSQ, {"embedding_format": "int8"}),
+        ("demo", [*ECSQ, "quantize.ecsq.loss_nats=0.01", "quantize.calibration.num_sequences=64"], {}),
+        ("record", ["quantize.fit.tolerance_fraction=0.1"], {}),
+        ("record", ["quantize.ecsq.measured_shares=true", "quantize.ecsq.loss_nats=0.01"], {}),
+        ("record", ["quantize.fit.limit_bytes=", "quantize.ecsq.loss_nats=0.01"], {}),
+        ("demo", ["merge.averaging.method=ema", "merge.averaging.ema_decay=0.5"], {}),
+        ("demo", ["merge.averaging.method=last"], {"swa_window": 0.3}),  # which snapshots are written
+        ("demo", ["quantize.fit.code_bytes=null"], {}),
+    ],
+)
+def test_what_counts_after_all_overrides_is_taken(preset: str, overrides: list[str], fields: dict[str, str]) -> None:
+    assert resolve(preset, overrides, fields) != resolve(preset, []) or overrides == ["quantize.fit.code_bytes=null"]
+
+
+def test_overrides_count_after_the_fields() -> None:
+    assert resolve("smoke", ["train.seed=9"], {"seed": 7}).train.seed == 9
+
+
+def test_bits_without_a_rule_for_them_say_what_to_do() -> None:
+    base = ['quantize.rules=[{"pattern": "*", "format": "int8"}]']
+    with pytest.raises(SpecError, match=r"bits = int4: quantize\.rules has no rule for \*\.weight"):
+        requantize_overrides(base)
+
+
+def requantize_overrides(base: list[str]) -> None:
+    from flows.inputs.form import format_overrides
+
+    format_overrides("quantize.rules", resolve("smoke", base).quantize.rules, {"bits": "int4"})
+
+
+def test_the_form_shows_number_boxes_with_unit_range_and_presets() -> None:
+    shown = parameter_schema(pipeline).properties
+    assert shown["max_steps"]["type"] == "integer"
+    assert shown["max_steps"]["minimum"] == 1
+    assert "default" not in shown["max_steps"]  # a null would be sent back, and refused
+    assert "smoke 40, demo 400, medium 800, record 20,000" in shown["max_steps"]["description"]
+    assert (shown["max_seconds"]["type"], shown["max_seconds"]["exclusiveMinimum"]) == ("number", 0)
+    assert shown["preset"]["enum"] == list(PRESETS)
+
+
+@pytest.mark.parametrize("flow", [pipeline, requantize, seed_validation])
+def test_every_field_is_optional_described_and_flat(flow: object) -> None:
+    schema = parameter_schema(flow)  # type: ignore[arg-type]
+    assert schema.required == []
+    for name, field in schema.properties.items():
+        assert len(field["description"]) > 20, name
+        assert "type" in field, name
+    options = schema.properties["options"]["properties"]
+    assert set(options) == set(RunOptions.model_fields)
+    for name, field in options.items():
+        assert field["type"] in ("string", "integer", "number"), name
+        assert "Empty: " in field["description"], name
+        assert "default" not in field, name
+
+
+def test_an_export_asks_for_the_author_and_nothing_else() -> None:
+    schema = parameter_schema(export)
+    assert schema.required == ["author", "github_id", "name"]
+    for name, field in schema.properties.items():
+        assert len(field["description"]) > 20, name
+        assert "type" in field, name
+    assert re.fullmatch(schema.properties["github_id"]["pattern"], "octo-cat")
+    assert not re.fullmatch(schema.properties["github_id"]["pattern"], "octo cat")
+
+
+def test_empty_options_are_the_defaults_with_the_store_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRWAY_STORE", "/of the/worker")
+    filled = TypeAdapter(Options).validate_python({"store": "", "retries": 5, "stage_timeout_seconds": None})
+    assert run_options(filled) == RunOptions(store="/of the/worker", retries=5)
+    assert run_options(TypeAdapter(Options).validate_python({"store": "mine"})).store == "mine"
+    assert run_options(None).store == "/of the/worker"

@@ -1,0 +1,55 @@
+"""A stop asked for by the main thread ends what other threads wait for, and is no error that is tried again."""
+
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from schemas.errors import StageError
+from schemas.settings import ComputeSettings
+from stages.processes.launch import run_child
+from stages.processes.stopping import Stopping, stopping
+
+
+def sleep_long() -> None:
+    run_child([sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)"], ComputeSettings(), lambda *_: None, None)
+
+
+def test_a_stop_ends_the_children_of_all_threads_and_later_ones() -> None:
+    stop = Stopping()
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(stop.here(sleep_long)) for _ in range(2)]
+        while len(stop._children) < 2:
+            time.sleep(0.01)
+        stop.now()
+        late = pool.submit(stop.here(sleep_long))
+        for future in [*running, late]:
+            with pytest.raises(StageError, match="stopped together with the run"):
+                future.result(timeout=60)
+    assert not stop._children
+
+
+def test_a_child_that_ignores_sigterm_is_ended_too_and_so_is_one_that_begins_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.processes.stopping.GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("stages.processes.launch.TERM_GRACE_SECONDS", 0.5)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('@progress 1 1 x', flush=True); time.sleep(600)"
+    stop, ready = Stopping(), threading.Event()
+
+    def run() -> None:
+        run_child([sys.executable, "-c", deaf], ComputeSettings(), lambda *_: ready.set(), None)
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(stop.here(run))
+        assert ready.wait(60)
+        stop.now()
+        late = pool.submit(stop.here(run))
+        for future in (running, late):
+            with pytest.raises(StageError, match="stopped together with the run"):
+                future.result(timeout=60)
+
+
+def test_other_work_is_not_touched() -> None:
+    Stopping().now()
+    stopping.get().check()

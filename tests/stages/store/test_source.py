@@ -1,0 +1,122 @@
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grimp
+import pytest
+
+from schemas.stages import STAGES
+from stages.store.source import OUR_PACKAGES, code_digest, imported_modules, library_versions, reachable_modules
+
+
+@pytest.mark.parametrize(
+    ("stage", "reached", "not_reached"),
+    [
+        ("tokenize_corpus", {"stages.corpora.files", "stages.core.shards"}, {"stages.core.model", "stages.train", "schemas.train"}),
+        (
+            "train",
+            {"stages.training.rank", "stages.core.model", "stages.core.muon"},
+            {"stages.quantize", "stages.corpora.files", "schemas.quantize"},
+        ),
+        ("quantize", {"stages.core.quantizers.gptq_lite", "stages.core.blob.packing"}, {"stages.core.trainer", "stages.core.muon"}),
+        ("evaluate", {"schemas.evaluate", "stages.processes.launch"}, {"stages.core.trainer", "stages.quantize"}),
+    ],
+)
+def test_a_stage_is_keyed_by_the_modules_it_reaches_and_no_others(stage: str, reached: set[str], not_reached: set[str]) -> None:
+    modules = set(reachable_modules(STAGES[stage].code_roots))
+    assert reached <= modules
+    assert not modules & not_reached
+
+
+LIBRARIES = {
+    "tokenize_corpus": {"numpy", "pyarrow", "sentencepiece", "zstandard"},
+    "train": {"numpy", "pyarrow", "safetensors", "torch", "triton"},
+    "merge": {"numpy", "safetensors", "sentencepiece", "torch"},
+    "quantize": {"numpy", "safetensors", "torch", "zstandard"},
+    "package": {"numpy", "sentencepiece", "torch", "triton", "zstandard"},
+    "check_size": {"numpy", "torch", "zstandard"},
+    "evaluate": {"numpy", "sentencepiece", "torch", "zstandard"},
+    "audit": {"numpy", "pyarrow", "safetensors", "sentencepiece", "torch", "zstandard"},
+    "publish": {"numpy", "pyarrow"},
+}
+
+
+def test_libraries_that_can_change_numbers_are_part_of_the_key() -> None:
+    found = {name: set(library_versions(stage.code_roots, stage.libraries)) for name, stage in STAGES.items()}
+    assert found == LIBRARIES
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_processes_that_a_stage_starts_are_part_of_its_key(name: str) -> None:
+    stage = STAGES[name]
+    started = set()
+    for path in reachable_modules(stage.code_roots).values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "launch_module" and path.stem != "launch":
+                assert isinstance(node.args[0], ast.Constant), f"{path}: name the module where it is launched"
+                started.add(node.args[0].value)
+    assert started <= set(stage.child_modules)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_modules_that_a_stage_reaches_are_those_that_grimp_finds(name: str, imports: grimp.ImportGraph) -> None:
+    roots = STAGES[name].code_roots
+    expected = set(roots).union(*(imports.find_upstream_modules(root) for root in roots))
+    expected |= {package for module in expected for package in _packages_of(module)}
+    assert set(reachable_modules(roots)) == expected
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    return grimp.build_graph(*OUR_PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
+
+
+def _packages_of(module: str) -> Iterator[str]:
+    while "." in module:
+        module = module.rpartition(".")[0]
+        yield module
+
+
+@pytest.mark.parametrize(
+    ("condition", "first", "second"),
+    [
+        ("TYPE_CHECKING", False, True),
+        ("typing.TYPE_CHECKING", False, True),
+        ("__name__ == '__main__'", False, True),
+        ("type(x).__name__ == 'Y'", True, True),
+        ("not TYPE_CHECKING", True, True),
+        ("x", True, True),
+    ],
+)
+def test_only_what_never_runs_here_is_left_out(tmp_path: Path, condition: str, first: bool, second: bool) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(f"if {condition}:\n    import json\nelif y:\n    import csv\nelse:\n    import wave\n")
+    found = imported_modules(path)
+    assert ("json" in found, "csv" in found, "wave" in found) == (first, second, second)
+
+
+def digest_of(folder: Path, text: str) -> str:
+    (folder / "stages").mkdir(exist_ok=True)
+    (folder / "stages" / "__init__.py").touch()
+    (folder / "stages" / "helper.py").write_text(text)
+    (folder / "stages" / "top.py").write_text("def work():\n    from stages.helper import f\n    return f()\n")
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import importlib.util as u; " + (
+        "import stages; from importlib import import_module; "
+        f"spec = u.spec_from_file_location('source', {str(Path(__file__).parents[3] / 'stages' / 'store' / 'source.py')!r}); "
+        "m = u.module_from_spec(spec); spec.loader.exec_module(m); print(m.code_digest(['stages.top']))"
+    )
+    return subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_code_counts_comments_and_docstrings_do_not(tmp_path: Path) -> None:
+    base = digest_of(tmp_path, "def f():\n    return 1\n")
+    assert digest_of(tmp_path, '"""Doc."""\n\n\ndef f():\n    """More."""\n    return 1  # why\n') == base
+    assert digest_of(tmp_path, "def f():\n    return 2\n") != base
+
+
+def test_the_digest_is_the_same_in_another_process() -> None:
+    code = "from stages.store.source import code_digest; print(code_digest(['stages.train', 'stages.training.rank']))"
+    other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    assert other == code_digest(["stages.train", "stages.training.rank"])
