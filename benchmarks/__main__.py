@@ -1,8 +1,8 @@
 """All benchmarks, one after the other, and one table: `make bench`, or python -m benchmarks [--quick]
 
-Each is also a program of its own (`python -m benchmarks.training --help`). The table goes to docs/performance.md, the figures with
-machine and commit to benchmarks/results.jsonl, the plot to docs/images. Status 1 if a goal
-is not met. `--quick` only shows that everything works: small sizes, nothing written.
+Each is also a program of its own (`python -m benchmarks.training --help`). The table goes to
+docs/performance.md, the figures with machine and commit to benchmarks/results.jsonl, the plot to docs/images.
+Status 1 if a goal is not met. `--quick` only shows that everything works: small sizes, nothing written.
 """
 
 import argparse
@@ -28,14 +28,19 @@ PARTS = {
     "quantization": ([], ["--runs", "1"]),
     "evaluation": ([], ["--runs", "1", "--quick"]),
     "orchestration": ([], ["--runs", "1", "--preset", "smoke", "--dataset-gigabytes", "0.2"]),
-    "scaling": (["--runs", "3", "--plot", str(PLOT)], ["--runs", "1", "--megabytes", "2", "4", "--steps", "4"]),
+    "scaling": (
+        ["--runs", "3", "--plot", str(PLOT)],
+        ["--runs", "1", "--megabytes", "2", "4", "--steps", "4"],
+    ),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="All benchmarks in one table.")
     parser.add_argument("--quick", action="store_true", help="small sizes; writes nothing")
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="some of them; writes nothing")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="some of them; writes nothing"
+    )
     options = parser.parse_args()
     console, began = Console(markup=False), time.perf_counter()
     failed = []
@@ -44,7 +49,10 @@ def main() -> None:
         lines.touch()
         for module in options.only:
             arguments = PARTS[module][options.quick]
-            console.print(f"{time.perf_counter() - began:5.0f} s  benchmarks.{module} {' '.join(arguments)}", highlight=False)
+            console.print(
+                f"{time.perf_counter() - began:5.0f} s  benchmarks.{module} {' '.join(arguments)}",
+                highlight=False,
+            )
             command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, "--json", str(lines)]
             if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
                 failed.append(module)
@@ -71,9 +79,14 @@ def _write(figures: list[Figure], summary: str) -> None:
     head, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(_BEGIN)
     _, _, tail = rest.partition(_END)
     lines = ["| benchmark | what | ours | peer | ratio | goal | met |", "|---|---|---|---|--:|---|---|"]
-    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in table_cells(figure))} |" for figure in figures]
+    lines += [
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in table_cells(figure))} |"
+        for figure in figures
+    ]
     lines += ["", f"![Tokenization: time and peak memory against corpus size](images/{PLOT.name})"]
-    DOCUMENT.write_text(f"{head}{_BEGIN}\n{summary}\n\n" + "\n".join(lines) + f"\n\n{_END}{tail}", encoding="utf-8")
+    DOCUMENT.write_text(
+        f"{head}{_BEGIN}\n{summary}\n\n" + "\n".join(lines) + f"\n\n{_END}{tail}", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

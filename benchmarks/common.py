@@ -1,4 +1,6 @@
-"""What the benchmarks share: alternating runs, figures with their goals, one table, JSON lines with machine and commit."""
+"""What the benchmarks share: alternating runs, figures with their goals, one table, JSON lines with
+machine and commit.
+"""
 
 import argparse
 import json
@@ -27,7 +29,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of the table. `ratio` is how many times faster ours is; `met` is None for a figure without a goal."""
+    """One row of the table.
+
+    `ratio` is how many times faster ours is; `met` is None for a figure without a goal.
+    """
 
     benchmark: str
     what: str
@@ -74,18 +79,28 @@ def alternate(sides: dict[str, Callable[[], Any]], runs: int) -> dict[str, Sampl
     return samples
 
 
-def compared(benchmark: str, what: str, ours: Samples, peer: Samples, goal_ratio: float, **details: Any) -> Figure:
-    """The figure of two sides that did the same work: medians of wall clock, and the same of CPU seconds among the details."""
+def compared(
+    benchmark: str, what: str, ours: Samples, peer: Samples, goal_ratio: float, **details: Any
+) -> Figure:
+    """The figure of two sides that did the same work: medians of wall clock, and the same of CPU seconds
+    among the details.
+    """
     ratio = peer.median / ours.median
-    cpu_ratio = statistics.median(peer.cpu) / statistics.median(ours.cpu) if min(ours.cpu, default=0) > 0 else None
+    cpu_ratio = (
+        statistics.median(peer.cpu) / statistics.median(ours.cpu) if min(ours.cpu, default=0) > 0 else None
+    )
     details |= {"ours_seconds": ours.wall, "peer_seconds": peer.wall, "cpu_ratio": cpu_ratio}
-    return Figure(benchmark, what, str(ours), str(peer), ratio, f"≥ {goal_ratio:g}×", ratio >= goal_ratio, details)
+    return Figure(
+        benchmark, what, str(ours), str(peer), ratio, f"≥ {goal_ratio:g}×", ratio >= goal_ratio, details
+    )
 
 
 def parser_for(module: str, description: str, runs: int = 5) -> argparse.ArgumentParser:
     """Options that every benchmark has."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}", description=description)
-    parser.add_argument("--runs", type=int, default=runs, help="alternating runs of each side (default: %(default)s)")
+    parser.add_argument(
+        "--runs", type=int, default=runs, help="alternating runs of each side (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="append the figures to this file as JSON lines")
     return parser
 
@@ -111,7 +126,13 @@ def print_table(figures: list[Figure]) -> None:
 
 
 def table_cells(figure: Figure) -> tuple[str, ...]:
-    ratio = "" if figure.ratio is None else f"{figure.ratio:.1f}×" if figure.ratio >= 10 else f"{figure.ratio:.2f}×"
+    ratio = (
+        ""
+        if figure.ratio is None
+        else f"{figure.ratio:.1f}×"
+        if figure.ratio >= 10
+        else f"{figure.ratio:.2f}×"
+    )
     met = "" if figure.met is None else "yes" if figure.met else "no"
     return (figure.benchmark, figure.what, figure.ours, figure.peer, ratio, figure.goal, met)
 
@@ -120,7 +141,10 @@ def circumstances() -> dict[str, Any]:
     """Where, when and with which code a figure was taken."""
     from importlib.metadata import version
 
-    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
     commit, changed = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", "-uno")
     return {
         "machine": f"{model}, {platform.machine()}, {platform.system()}",
@@ -136,7 +160,9 @@ def _git(*arguments: str) -> str:
     """What git prints about this folder; empty where there is no git or no repository."""
     if shutil.which("git") is None:
         return ""
-    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+    ).stdout.strip()
 
 
 def _lines(path: str) -> list[str]:

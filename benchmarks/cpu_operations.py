@@ -1,4 +1,5 @@
-"""Operations of a training step on this CPU: our gradients against PyTorch's own, in the precision that this CPU computes well in.
+"""Operations of a training step on this CPU: our gradients against PyTorch's own, in the precision that
+this CPU computes well in.
 
 python -m benchmarks.cpu_operations [--runs 15] [--precision bfloat16] [--json results.jsonl]
 """
@@ -28,7 +29,12 @@ def in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def compare(
-    what: str, ours: Callable[..., Tensor], peer: Callable[..., Tensor], inputs: list[Tensor], gradients: bool, runs: int
+    what: str,
+    ours: Callable[..., Tensor],
+    peer: Callable[..., Tensor],
+    inputs: list[Tensor],
+    gradients: bool,
+    runs: int,
 ) -> Figure:
     """Seconds of both sides over `inputs`, backward pass included where `gradients`."""
     inputs = [x.requires_grad_(gradients) for x in inputs]
@@ -60,7 +66,14 @@ def main() -> None:
             True,
             options.runs,
         ),
-        compare("relu²", ReluSquared.apply, lambda x: F.relu(x).square(), [made(MLP_SHAPE, dtype)], True, options.runs),
+        compare(
+            "relu²",
+            ReluSquared.apply,
+            lambda x: F.relu(x).square(),
+            [made(MLP_SHAPE, dtype)],
+            True,
+            options.runs,
+        ),
     ]
     for batch, tokens, heads, kv_heads, dims in ATTENTION_SHAPES:
         what = f"attention in blocks: B {batch} T {tokens} H {heads}/{kv_heads} E {dims}"

@@ -1,10 +1,12 @@
-"""Sliding-window evaluation on the CPU, windows of 2,048 tokens 64 apart: ours against the plain loop (benchmarks/plain_script.py).
+"""Sliding-window evaluation on the CPU, windows of 2,048 tokens 64 apart: ours against the plain loop
+(benchmarks/plain_script.py).
 
     python -m benchmarks.evaluation [--runs 5] [--json results.jsonl]
 
-The plain loop computes the logits of every position of every window. It is run twice: as a script has it, with the plain
-model, and over our own model. Bits per byte must be those of the second to 1e-6 relative, in the precision that `auto` means
-here and in float32; the plain model rounds differently in bfloat16. Weights are random, text is the embedded corpus.
+The plain loop computes the logits of every position of every window. It is run twice: as a script has it,
+with the plain model, and over our own model. Bits per byte must be those of the second to 1e-6 relative, in
+the precision that `auto` means here and in float32; the plain model rounds differently in bfloat16. Weights
+are random, text is the embedded corpus.
 """
 
 import argparse
@@ -23,7 +25,8 @@ from stages.store.machine import settle
 GOAL_RATIO = 1.5
 GOAL_DIFFERENCE = 1e-6
 LENGTH, STRIDE = 2048, 64
-# preset of the model, windows in a run, windows in a batch of the plain loop (what fits the memory of a script's GPU fits here)
+# preset of the model, windows in a run, windows in a batch of the plain loop (what fits the memory of a
+# script's GPU fits here)
 MODELS = (("demo", 48, 32), ("record", 12, 8))
 IDENTITY_WINDOWS = 4
 
@@ -87,7 +90,9 @@ def answer_as(side: str) -> Any:
         dtype = getattr(torch, request["dtype"])
         began, cpu_began = time.perf_counter(), time.process_time()
         if request["loop"] == "ours":
-            settings = ScoringSettings(LENGTH, STRIDE, load_preset(request["preset"]).evaluate.scoring.batch_tokens)
+            settings = ScoringSettings(
+                LENGTH, STRIDE, load_preset(request["preset"]).evaluate.scoring.batch_tokens
+            )
             bpb = score(model, Stream(tokens), table, settings, STRIDE, dtype).bpb  # type: ignore[arg-type]
         else:
             scored = plain if request["loop"] == "plain" else OurModel(model, dtype)
@@ -102,7 +107,10 @@ def compare(team: dict[str, Worker], preset: str, windows: int, batch: int, runs
     request = {"preset": preset, "windows": windows, "batch": batch, "dtype": own}
     trial = {**request, "windows": 2}
     team["ours"].ask(**trial, loop="ours")
-    peer = min((side for side in team if side != "ours"), key=lambda side: team[side].ask(**trial, loop="plain")["wall"])
+    peer = min(
+        (side for side in team if side != "ours"),
+        key=lambda side: team[side].ask(**trial, loop="plain")["wall"],
+    )
     samples = {"ours": Samples(), "plain": Samples(), "plain over our model": Samples()}
     bpb: dict[str, float] = {}
     for _ in range(runs):
@@ -118,9 +126,23 @@ def compare(team: dict[str, Worker], preset: str, windows: int, batch: int, runs
     differences["float32"] = max(abs(ours / theirs - 1), differences.get("float32", 0.0))
     what = f"sliding windows, {preset} model"
     return [
-        compared("evaluation", what, samples["ours"], samples["plain"], GOAL_RATIO, windows=windows, peer_threads=peer),
+        compared(
+            "evaluation",
+            what,
+            samples["ours"],
+            samples["plain"],
+            GOAL_RATIO,
+            windows=windows,
+            peer_threads=peer,
+        ),
         replace(
-            compared("evaluation", f"{what}, plain loop over our own model", samples["ours"], samples["plain over our model"], GOAL_RATIO),
+            compared(
+                "evaluation",
+                f"{what}, plain loop over our own model",
+                samples["ours"],
+                samples["plain over our model"],
+                GOAL_RATIO,
+            ),
             goal="",
             met=None,
         ),

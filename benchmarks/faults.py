@@ -1,7 +1,8 @@
-"""Strike real runs in every way of docs/reliability.md and tabulate what happened: `make faults`, or python -m benchmarks.faults
+"""Strike real runs in every way of docs/reliability.md and tabulate what happened: `make faults`, or
+python -m benchmarks.faults
 
-Runs the tests under tests/faults at full size, prints a table with a row for each figure, and writes it to docs/reliability.md.
-Status 1 if a figure is not met or a test did not pass.
+Runs the tests under tests/faults at full size, prints a table with a row for each figure, and writes it to
+docs/reliability.md. Status 1 if a figure is not met or a test did not pass.
 """
 
 import json
@@ -41,17 +42,42 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fairway-faults-") as folder:
         figures = Path(folder) / "figures.jsonl"
         figures.touch()
-        command = [sys.executable, "-m", "pytest", "-m", "", "--timeout", "900", "-n", "2", "--dist", "loadfile", *sys.argv[1:]]
-        environment = {**os.environ, "FAIRWAY_FAULTS": "full", "FAIRWAY_FAULTS_OUT": str(figures), "TMPDIR": folder}
-        status = subprocess.run([*command, "tests/faults", "tests/flows/test_retries.py"], cwd=ROOT, env=environment).returncode
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "",
+            "--timeout",
+            "900",
+            "-n",
+            "2",
+            "--dist",
+            "loadfile",
+            *sys.argv[1:],
+        ]
+        environment = {
+            **os.environ,
+            "FAIRWAY_FAULTS": "full",
+            "FAIRWAY_FAULTS_OUT": str(figures),
+            "TMPDIR": folder,
+        }
+        status = subprocess.run(
+            [*command, "tests/faults", "tests/flows/test_retries.py"], cwd=ROOT, env=environment
+        ).returncode
         rows = [json.loads(line) for line in figures.read_text(encoding="utf-8").splitlines()]
     rows.sort(key=lambda row: row["line"])
     seconds = time.perf_counter() - started
     _print(rows)
     missing = sorted(set(LINES) - {row["line"] for row in rows})
     met = status == 0 and not missing and all(row["met"] for row in rows)
-    summary = f"{len(rows)} figures, {sum(row['met'] for row in rows)} met; {seconds / 60:.1f} minutes on {usable_cores()} cores"
-    Console(markup=False).print(summary if not missing else f"{summary}; no figure for line {', '.join(missing)}")
+    summary = (
+        f"{len(rows)} figures, {sum(row['met'] for row in rows)} met; {seconds / 60:.1f} "
+        f"minutes on {usable_cores()} cores"
+    )
+    Console(markup=False).print(
+        summary if not missing else f"{summary}; no figure for line {', '.join(missing)}"
+    )
     if met:
         _write(rows, f"{date.today().isoformat()}, {platform.system()} {platform.machine()}: {summary}.")
     sys.exit(0 if met else 1)
@@ -62,7 +88,12 @@ def _print(rows: list[dict]) -> None:
     for name in ("line", "what was done", "figure", "met"):
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(f"{row['line']} {LINES[row['line']]}", row["done"], row["figure"], "yes" if row["met"] else Text("no", style="red"))
+        table.add_row(
+            f"{row['line']} {LINES[row['line']]}",
+            row["done"],
+            row["figure"],
+            "yes" if row["met"] else Text("no", style="red"),
+        )
     Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
 
 

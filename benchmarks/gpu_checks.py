@@ -1,4 +1,6 @@
-"""What benchmarks.gpu_step checks and measures beside the step: kernels, agreement with the CPU, scoring, copies of the weights."""
+"""What benchmarks.gpu_step checks and measures beside the step: kernels, agreement with the CPU, scoring,
+copies of the weights.
+"""
 
 import time
 from collections.abc import Callable
@@ -10,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from schemas.settings import ComputeSettings, DataSettings, ModelSettings, ScheduleSettings, ScoringSettings, TrainSettings
+from schemas.settings import (
+    ComputeSettings,
+    DataSettings,
+    ModelSettings,
+    ScheduleSettings,
+    ScoringSettings,
+    TrainSettings,
+)
 from stages.core import fused_kernels
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream
@@ -44,7 +53,11 @@ def milliseconds(action: Callable[[], object], repeats: int = 7, together: int =
 def plain_heads(qkv: Tensor, rotation: tuple[Tensor, Tensor], gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     parts = qkv.split((HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM), -1)
     q, k, v = (part.unflatten(-1, (-1, HEAD_DIM)) for part in parts)
-    return rotate_partly(rms_norm(q), *rotation) * gain.to(q.dtype)[:, None], rotate_partly(rms_norm(k), *rotation), v
+    return (
+        rotate_partly(rms_norm(q), *rotation) * gain.to(q.dtype)[:, None],
+        rotate_partly(rms_norm(k), *rotation),
+        v,
+    )
 
 
 def plain_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -52,7 +65,9 @@ def plain_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def check_kernels() -> dict[str, float]:
-    """Relative errors of kernels and of plain bfloat16, values and gradients, against float32; and times at the record's shapes."""
+    """Relative errors of kernels and of plain bfloat16, values and gradients, against float32; and times
+    at the record's shapes.
+    """
     torch.backends.cuda.matmul.allow_tf32 = False
     generator = torch.Generator("cuda").manual_seed(int(time.time()))
 
@@ -73,7 +88,10 @@ def check_kernels() -> dict[str, float]:
         return fused_kernels.prepare_heads(*inputs, KV_HEADS)  # type: ignore[arg-type, call-arg]
 
     exact = heads(plain_heads, torch.float32)
-    for which, values in (("fused", heads(fused_heads, torch.bfloat16)), ("plain", heads(plain_heads, torch.bfloat16))):
+    for which, values in (
+        ("fused", heads(fused_heads, torch.bfloat16)),
+        ("plain", heads(plain_heads, torch.bfloat16)),
+    ):
         for name, value, reference in zip(("q", "k", "v", "dqkv", "dgain"), values, exact, strict=True):
             result[f"heads {which} {name}"] = relative(value, reference)
 
@@ -96,7 +114,11 @@ def check_kernels() -> dict[str, float]:
     x0, resid_mix = normal(4, TOKENS, DIM), 0.5 + torch.rand(2, DIM, device="cuda")
 
     def mix(function: Callable[..., tuple[Tensor, Tensor]], dtype: torch.dtype) -> list[Tensor]:
-        inputs = [x.to(dtype, copy=True).requires_grad_(), x0.to(dtype, copy=True).requires_grad_(), resid_mix.clone().requires_grad_()]
+        inputs = [
+            x.to(dtype, copy=True).requires_grad_(),
+            x0.to(dtype, copy=True).requires_grad_(),
+            resid_mix.clone().requires_grad_(),
+        ]
         outputs = function(*inputs, 0.5)
         return [*outputs, *torch.autograd.grad(outputs, inputs, [dy.to(dtype), x0.to(dtype)])]
 
@@ -105,7 +127,9 @@ def check_kernels() -> dict[str, float]:
         ("fused", mix(fused_kernels.mix_and_norm_with_gradient, torch.bfloat16)),
         ("plain", mix(mix_and_norm, torch.bfloat16)),
     ):
-        for name, value, reference in zip(("mixed", "normed", "dx", "dx0", "dmix"), values, exact, strict=True):
+        for name, value, reference in zip(
+            ("mixed", "normed", "dx", "dx0", "dmix"), values, exact, strict=True
+        ):
             result[f"mix {which} {name}"] = relative(value, reference)
     return result
 
@@ -113,9 +137,15 @@ def check_kernels() -> dict[str, float]:
 def time_kernels(tiles: list[tuple[int, ...]]) -> dict[str, float]:
     """Milliseconds of one layer's kernels at 98,304 tokens, beside the products alone, for several tiles."""
     x, dy = (torch.randn(BATCH * TOKENS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    up, down = torch.randn(HIDDEN, DIM, device="cuda").bfloat16() * 0.05, torch.randn(DIM, HIDDEN, device="cuda").bfloat16() * 0.05
+    up, down = (
+        torch.randn(HIDDEN, DIM, device="cuda").bfloat16() * 0.05,
+        torch.randn(DIM, HIDDEN, device="cuda").bfloat16() * 0.05,
+    )
     square = F.relu(x @ up.T).square()
-    result = {"up product alone": milliseconds(lambda: x @ up.T), "down backward product alone": milliseconds(lambda: dy @ down)}
+    result = {
+        "up product alone": milliseconds(lambda: x @ up.T),
+        "down backward product alone": milliseconds(lambda: dy @ down),
+    }
     kept = fused_kernels.UP_TILE, fused_kernels.DOWN_BACKWARD_TILE
     for tile in tiles:
         fused_kernels.UP_TILE = fused_kernels.DOWN_BACKWARD_TILE = tile
@@ -129,22 +159,31 @@ def time_kernels(tiles: list[tuple[int, ...]]) -> dict[str, float]:
                 result[f"{name} {tile} failed: {str(error)[:60]}"] = float("nan")
     fused_kernels.UP_TILE, fused_kernels.DOWN_BACKWARD_TILE = kept
     rotation = rotary_angles(TOKENS, 16, 10_000.0, torch.device("cuda"))
-    qkv, gain = torch.randn(BATCH, TOKENS, 1024, device="cuda", dtype=torch.bfloat16), torch.ones(HEADS, device="cuda")
+    qkv, gain = (
+        torch.randn(BATCH, TOKENS, 1024, device="cuda", dtype=torch.bfloat16),
+        torch.ones(HEADS, device="cuda"),
+    )
     q, k, v = fused_kernels.prepare_heads(qkv, rotation, gain, KV_HEADS)
     result["heads"] = milliseconds(lambda: fused_kernels.prepare_heads(qkv, rotation, gain, KV_HEADS))
-    result["heads backward"] = milliseconds(lambda: fused_kernels._prepare_heads_backward(q, k, v, qkv, *rotation, gain))
+    result["heads backward"] = milliseconds(
+        lambda: fused_kernels._prepare_heads_backward(q, k, v, qkv, *rotation, gain)
+    )
     mix = torch.rand(2, DIM, device="cuda")
     kept_mix = fused_kernels.MIX_ROWS, fused_kernels.MIX_PROGRAMS, fused_kernels.MIX_WARPS
     for option in ((4, 8, 4), (4, 4, 4), (2, 8, 4), (8, 4, 8), (4, 8, 8), (1, 16, 2), (2, 16, 2)):
         fused_kernels.MIX_ROWS, fused_kernels.MIX_PROGRAMS, fused_kernels.MIX_WARPS = option
-        result[f"mix backward {option}"] = milliseconds(lambda: fused_kernels._mix_and_norm_backward(x, dy, x, dy, x, mix, 0.5))
+        result[f"mix backward {option}"] = milliseconds(
+            lambda: fused_kernels._mix_and_norm_backward(x, dy, x, dy, x, mix, 0.5)
+        )
     fused_kernels.MIX_ROWS, fused_kernels.MIX_PROGRAMS, fused_kernels.MIX_WARPS = kept_mix
     return result
 
 
 def check_agreement(trainer: Trainer, micro_batch: int) -> dict[str, float]:
-    """Loss and gradients of the compiled network, of the same kernels without compiling and of plain PyTorch in bfloat16, against the
-    CPU in float32. Two sequences, repeated to the trained batch on the GPU, which changes neither the mean nor its gradient."""
+    """Loss and gradients of the compiled network, of the same kernels without compiling and of plain
+    PyTorch in bfloat16, against the CPU in float32. Two sequences, repeated to the trained batch on the
+    GPU, which changes neither the mean nor its gradient.
+    """
     reference = GPT(ModelSettings())
     reference.init_weights(0)
     generator = torch.Generator().manual_seed(1)
@@ -185,7 +224,9 @@ def check_agreement(trainer: Trainer, micro_batch: int) -> dict[str, float]:
 
 
 def check_smoke(shards: list[Path]) -> dict[str, float]:
-    """The preset `smoke`'s model for 40 steps, QAT at the end: losses on the CPU in float32 and on the GPU in bfloat16, the same data."""
+    """The preset `smoke`'s model for 40 steps, QAT at the end: losses on the CPU in float32 and on the
+    GPU in bfloat16, the same data.
+    """
     settings = TrainSettings(
         model=ModelSettings(
             num_layers=3, model_dim=32, num_heads=2, num_kv_heads=1, mlp_hidden=64, rope_dims=8, xsa_layers=1,
@@ -197,10 +238,19 @@ def check_smoke(shards: list[Path]) -> dict[str, float]:
     losses: dict[str, list[float]] = {}
     for device, precision in (("cpu", "float32"), ("cuda", "bfloat16")):
         rows: list[StepMetrics] = []
-        Trainer(replace(settings, compute=ComputeSettings(device=device, precision=precision)), shards, Hooks(step=rows.append)).run()  # type: ignore[arg-type]
+        Trainer(
+            replace(settings, compute=ComputeSettings(device=device, precision=precision)),
+            shards,
+            Hooks(step=rows.append),
+        ).run()  # type: ignore[arg-type]
         losses[device] = [row.loss for row in rows]
     gaps = [abs(a / b - 1) for a, b in zip(losses["cpu"], losses["cuda"], strict=True)]
-    return {"first loss": losses["cpu"][0], "last loss": losses["cpu"][-1], "largest relative gap": max(gaps), "last gap": gaps[-1]}
+    return {
+        "first loss": losses["cpu"][0],
+        "last loss": losses["cpu"][-1],
+        "largest relative gap": max(gaps),
+        "last gap": gaps[-1],
+    }
 
 
 def time_scoring(model: GPT, tokens: TokenStream) -> dict[str, float]:
@@ -210,7 +260,14 @@ def time_scoring(model: GPT, tokens: TokenStream) -> dict[str, float]:
     for kind, stride, count in (("non-overlapping", 2048, 4_000_000), ("sliding", 64, 60_000)):
         part = _First(tokens, count)
         settings = ScoringSettings(sequence_length=2048, stride=stride, batch_tokens=131_072)
-        score(model, _First(tokens, 2 * 131_072 if kind == "non-overlapping" else 8_192), table, settings, stride, torch.bfloat16)  # type: ignore[arg-type]
+        score(
+            model,
+            _First(tokens, 2 * 131_072 if kind == "non-overlapping" else 8_192),
+            table,
+            settings,
+            stride,
+            torch.bfloat16,
+        )  # type: ignore[arg-type]
         torch.cuda.synchronize()
         began = time.perf_counter()
         sums = score(model, part, table, settings, stride, torch.bfloat16)  # type: ignore[arg-type]
@@ -232,7 +289,9 @@ class _First:
 
 
 def time_copies(trainer: Trainer) -> dict[str, float]:
-    """Milliseconds that the loop waits for a snapshot's and a checkpoint's tensors; their writing goes on beside it."""
+    """Milliseconds that the loop waits for a snapshot's and a checkpoint's tensors; their writing goes on
+    beside it.
+    """
     result = {}
     for name, action in (("snapshot", trainer.weights), ("checkpoint", trainer.state)):
         action()

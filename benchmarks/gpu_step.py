@@ -1,15 +1,19 @@
-"""One training step of the `record` model on one GPU: milliseconds with spread, share of the floor, memory, checks, the profile.
+"""One training step of the `record` model on one GPU: milliseconds with spread, share of the floor,
+memory, checks, the profile.
 
     python -m benchmarks.gpu_step                 # needs a Hopper GPU; torch, numpy, sentencepiece
-    python -m benchmarks.gpu_step --variants eager,compile,fused,fused --checks --profile profile.txt --json results.jsonl
+    python -m benchmarks.gpu_step --variants eager,compile,fused,fused --checks \\
+        --profile profile.txt --json results.jsonl
 
     python -m torch.distributed.run --standalone --nproc-per-node 8 -m benchmarks.gpu_step --variants fused
 
-`fused` is what the preset does: compiled, with our own kernels. A variant given twice shows how much a run varies. QAT comes on
-in the last quarter of the steps, which must compile nothing: the compile counter is asserted.
+`fused` is what the preset does: compiled, with our own kernels. A variant given twice shows how much a run
+varies. QAT comes on in the last quarter of the steps, which must compile nothing: the compile counter is
+asserted.
 
-A GPU's share of the reference's step on eight is 98,304 tokens. The floor is 6·parameters + attention operations at the
-rate that a large bf16 matrix product reaches on this card. Text does not matter for speed: tokens are random.
+A GPU's share of the reference's step on eight is 98,304 tokens. The floor is 6·parameters + attention
+operations at the rate that a large bf16 matrix product reaches on this card. Text does not matter for speed:
+tokens are random.
 """
 
 import argparse
@@ -38,23 +42,37 @@ from stages.core.trainer import Hooks, StepMetrics, Trainer
 TOKENS_A_GPU = 98_304
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 VARIANTS = ("eager", "compile", "fused")
-TILES = [(256, 128, 64, 8, 4, 1), (256, 128, 64, 8, 3, 1), (128, 256, 64, 8, 3, 1), (128, 128, 64, 4, 3, 2), (128, 128, 32, 4, 4, 2)]
+TILES = [
+    (256, 128, 64, 8, 4, 1),
+    (256, 128, 64, 8, 3, 1),
+    (128, 256, 64, 8, 3, 1),
+    (128, 128, 64, 4, 3, 2),
+    (128, 128, 32, 4, 4, 2),
+]
 
 
 def settings_for(variant: str, steps: int, micro_batch: int) -> TrainSettings:
     return TrainSettings(
         model=ModelSettings(),
         schedule=ScheduleSettings(max_steps=steps, warmdown_fraction=0.5, compile_warmup_steps=3),
-        data=DataSettings(batch_tokens=WORLD * TOKENS_A_GPU, sequence_length=2048, micro_batch_sequences=micro_batch),
+        data=DataSettings(
+            batch_tokens=WORLD * TOKENS_A_GPU, sequence_length=2048, micro_batch_sequences=micro_batch
+        ),
         qat=QatSettings(start_lr_scale=0.5),
         compute=ComputeSettings(
-            device="cuda", num_processes=WORLD, threads_per_process=8, compile=variant != "eager", fused_kernels=variant == "fused"
+            device="cuda",
+            num_processes=WORLD,
+            threads_per_process=8,
+            compile=variant != "eager",
+            fused_kernels=variant == "fused",
         ),
     )
 
 
 def step_flop(settings: TrainSettings, num_parameters: int) -> float:
-    """A GPU's share: 6 operations a parameter and token, and 6·2·T·D a layer and token for causal attention, forward and backward."""
+    """A GPU's share: 6 operations a parameter and token, and 6·2·T·D a layer and token for causal
+    attention, forward and backward.
+    """
     model, length = settings.model, settings.data.sequence_length
     attention = 6 * model.num_layers * length * model.model_dim
     return TOKENS_A_GPU * (6.0 * num_parameters + attention)
@@ -120,22 +138,36 @@ def profile(trainer: Trainer, shards: list[Path], steps: int = 3) -> str:
             trainer._step(step, 0.1, 0.95)
         torch.cuda.synchronize()
     trainer.loader.close()
-    events = [event for event in profiler.key_averages() if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
+    events = [
+        event
+        for event in profiler.key_averages()
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    ]
     events.sort(key=lambda event: -event.self_device_time_total)
     total = sum(event.self_device_time_total for event in events)
     lines = [f"{total / steps / 1000:9.3f} ms a step in kernels"]
-    lines += [f"{e.self_device_time_total / steps / 1000:9.3f} ms {e.count / steps:6.1f} times  {e.key[:160]}" for e in events[:90]]
+    lines += [
+        f"{e.self_device_time_total / steps / 1000:9.3f} ms {e.count / steps:6.1f} times  {e.key[:160]}"
+        for e in events[:90]
+    ]
     return "\n".join(lines) + "\n"
 
 
 def attempt(name: str, action: Callable[[], dict], options: argparse.Namespace) -> None:
-    """Print and keep the figures of one part; a part that fails is told and does not take the others with it."""
+    """Print and keep the figures of one part; a part that fails is told and does not take the others with
+    it.
+    """
     try:
         found = action()
     except Exception:  # noqa: BLE001
         found = {"failed": traceback.format_exc()[-1500:]}
     shown = (f"{value:.5g}" if isinstance(value, float) else str(value) for value in found.values())
-    print(f"{name}:", *(f"  {key}: {value}" for key, value in zip(found, shown, strict=True)), sep="\n", flush=True)
+    print(
+        f"{name}:",
+        *(f"  {key}: {value}" for key, value in zip(found, shown, strict=True)),
+        sep="\n",
+        flush=True,
+    )
     keep(options, {"part": name, **found})
 
 
@@ -146,11 +178,17 @@ def keep(options: argparse.Namespace, row: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--micro-batch", type=int, default=48, help="sequences in one forward pass")
-    parser.add_argument("--checks", action="store_true", help="agreement, kernels against PyTorch, scoring, copies of the weights")
+    parser.add_argument(
+        "--checks",
+        action="store_true",
+        help="agreement, kernels against PyTorch, scoring, copies of the weights",
+    )
     parser.add_argument("--profile", type=Path, help="write the last variant's profile here")
     parser.add_argument("--json", type=Path, help="append results here")
     options = parser.parse_args()
@@ -161,7 +199,10 @@ def main() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         options.json = None
     rate = matmul_rate()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16 product {rate / 1e12:.0f} TFLOP/s", flush=True)
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16 product {rate / 1e12:.0f} TFLOP/s",
+        flush=True,
+    )
     if options.checks:
         attempt("kernels against float32", checks.check_kernels, options)
         attempt("one layer's kernels, ms", lambda: checks.time_kernels(TILES), options)
@@ -180,13 +221,20 @@ def main() -> None:
             if not result:
                 continue
             flop = step_flop(settings, sum(param.numel() for param in trainer.model.parameters()))
-            result |= {"variant": variant, "device": torch.cuda.get_device_name(), "num_gpus": WORLD, "floor_ms": flop / rate * 1000}
+            result |= {
+                "variant": variant,
+                "device": torch.cuda.get_device_name(),
+                "num_gpus": WORLD,
+                "floor_ms": flop / rate * 1000,
+            }
             shown = [round(loss, 4) for loss in result["losses"][:: max(1, options.steps // 6)]]
             print(
-                f"{variant}: {result['median_ms']:.1f} ms a step ({result['quartiles_ms'][0]:.1f}-{result['quartiles_ms'][1]:.1f}), "
+                f"{variant}: {result['median_ms']:.1f} ms a step "
+                f"({result['quartiles_ms'][0]:.1f}-{result['quartiles_ms'][1]:.1f}), "
                 f"mean {result['mean_ms']:.1f}, with QAT {result['median_ms_with_qat']:.1f}, "
                 f"floor {result['floor_ms']:.1f} ms = {result['floor_ms'] / result['median_ms']:.0%} of it, "
-                f"{result['tokens_per_second']:,.0f} tokens/s, {result['peak_gib']:.1f} GiB, warm-up {result['warmup_seconds']:.0f} s, "
+                f"{result['tokens_per_second']:,.0f} tokens/s, {result['peak_gib']:.1f} GiB, "
+                f"warm-up {result['warmup_seconds']:.0f} s, "
                 f"losses {shown}, last {result['losses'][-1]:.6f}",
                 flush=True,
             )
@@ -200,9 +248,21 @@ def main() -> None:
             print("\n".join(options.profile.read_text().splitlines()[:45]), flush=True)
         if options.checks:
             attempt("copies of the weights", lambda: checks.time_copies(last), options)
-            attempt("against the CPU in float32", lambda: checks.check_agreement(last, options.micro_batch), options)
-            attempt("smoke on the CPU in float32 and here in bfloat16", lambda: checks.check_smoke(writer.paths), options)
-            attempt("scoring on one GPU", lambda: checks.time_scoring(last.model, TokenStream(writer.paths)), options)
+            attempt(
+                "against the CPU in float32",
+                lambda: checks.check_agreement(last, options.micro_batch),
+                options,
+            )
+            attempt(
+                "smoke on the CPU in float32 and here in bfloat16",
+                lambda: checks.check_smoke(writer.paths),
+                options,
+            )
+            attempt(
+                "scoring on one GPU",
+                lambda: checks.time_scoring(last.model, TokenStream(writer.paths)),
+                options,
+            )
 
 
 if __name__ == "__main__":

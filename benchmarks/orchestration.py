@@ -1,9 +1,11 @@
-"""What orchestration costs: a wholly cached run, the pipeline against its stages by hand, `--help`, hashing of a 10 GB dataset.
+"""What orchestration costs: a wholly cached run, the pipeline against its stages by hand, `--help`,
+hashing of a 10 GB dataset.
 
     python -m benchmarks.orchestration [--runs 5] [--dataset-gigabytes 10] [--json results.jsonl]
 
-Everything is timed from the shell, in processes of their own. By hand means: the same stages through `stages.execution.runner` in one
-process without Prefect. The demo is computed once first where the store that FAIRWAY_STORE names lacks it.
+Everything is timed from the shell, in processes of their own. By hand means: the same stages through
+`stages.execution.runner` in one process without Prefect. The demo is computed once first where the store that
+FAIRWAY_STORE names lacks it.
 """
 
 import os
@@ -55,32 +57,59 @@ def shell(command: list[str], environment: dict[str, str]) -> None:
 def server(home: Path) -> Iterator[str]:
     """A Prefect server on a free port, as `fairway up` starts one, without its pages."""
     port = next(number for number in count(4300) if port_is_free(number))
-    environment = clean_environment(PREFECT_HOME=str(home), PREFECT_SERVER_ANALYTICS_ENABLED="false", PREFECT_UI_ENABLED="false")
-    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--port", str(port)]
+    environment = clean_environment(
+        PREFECT_HOME=str(home), PREFECT_SERVER_ANALYTICS_ENABLED="false", PREFECT_UI_ENABLED="false"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--factory",
+        "prefect.server.api.server:create_app",
+        "--port",
+        str(port),
+    ]
     with (home / "server.log").open("wb") as log:
-        process = subprocess.Popen([*command, "--log-level", "error"], env=environment, cwd=home, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*command, "--log-level", "error"], env=environment, cwd=home, stdout=log, stderr=log
+        )
     try:
         url = f"http://127.0.0.1:{port}/api"
         if not comes_up(process, url):
-            raise RuntimeError(f"the Prefect server did not start: {(home / 'server.log').read_text()[-2000:]}")
+            raise RuntimeError(
+                f"the Prefect server did not start: {(home / 'server.log').read_text()[-2000:]}"
+            )
         yield url
     finally:
         stop(process, 10.0)
 
 
 def cached_runs(store: Path, preset: str, url: str, runs: int) -> list[Figure]:
-    """`fairway run --preset …` with everything in the store: with a server running, and with a temporary one for each run."""
+    """`fairway run --preset …` with everything in the store: with a server running, and with a temporary
+    one for each run.
+    """
     command = [*FAIRWAY, "run", "--preset", preset, "--json"]
     with_server = clean_environment(FAIRWAY_STORE=str(store), PREFECT_API_URL=url)
     without = clean_environment(FAIRWAY_STORE=str(store))
     shell(command, with_server)  # computes what is missing
     shell(command, without)  # the temporary server's new home
-    samples = alternate({"server": lambda: shell(command, with_server), "temporary": lambda: shell(command, without)}, runs)
+    samples = alternate(
+        {"server": lambda: shell(command, with_server), "temporary": lambda: shell(command, without)}, runs
+    )
     cost = samples["temporary"].median - samples["server"].median
     met = samples["server"].median <= GOAL_CACHED_SECONDS
     details = {name: sample.wall for name, sample in samples.items()}
     return [
-        Figure("orchestration", f"cached {preset}, server running", str(samples["server"]), "", None, "≤ 5 s", met, details),
+        Figure(
+            "orchestration",
+            f"cached {preset}, server running",
+            str(samples["server"]),
+            "",
+            None,
+            "≤ 5 s",
+            met,
+            details,
+        ),
         Figure(
             "orchestration",
             f"cached {preset}, without a server",
@@ -99,7 +128,10 @@ def overhead(folder: Path, url: str, runs: int) -> Figure:
         shell([*FAIRWAY, "run", "--preset", "smoke", "--json"], environment)
 
     def by_hand() -> None:
-        shell([sys.executable, "-m", "benchmarks.orchestration", "--by-hand", str(next(stores))], clean_environment())
+        shell(
+            [sys.executable, "-m", "benchmarks.orchestration", "--by-hand", str(next(stores))],
+            clean_environment(),
+        )
 
     samples = alternate({"flow": flow, "by hand": by_hand}, runs)
     seconds = samples["flow"].median - samples["by hand"].median
@@ -107,14 +139,27 @@ def overhead(folder: Path, url: str, runs: int) -> Figure:
     details = {name: sample.wall for name, sample in samples.items()}
     what = "pipeline's share of a 10-minute run (smoke preset)"
     ours, peer = f"{samples['flow'].median:.1f} s", f"by hand {samples['by hand'].median:.1f} s"
-    return Figure("orchestration", what, f"{ours}: {seconds:+.1f} s = {share:.1%}", peer, None, "≤ 2 %", share <= GOAL_OVERHEAD, details)
+    return Figure(
+        "orchestration",
+        what,
+        f"{ours}: {seconds:+.1f} s = {share:.1%}",
+        peer,
+        None,
+        "≤ 2 %",
+        share <= GOAL_OVERHEAD,
+        details,
+    )
 
 
 def chain_by_hand(folder: Path) -> None:
     """The stages of the smoke preset one after the other, without Prefect."""
     from schemas.publish import PublishSpec
 
-    store, spec, options = Store(folder), settle(load_preset("smoke").with_qat_grid()), RunOptions(store=str(folder))
+    store, spec, options = (
+        Store(folder),
+        settle(load_preset("smoke").with_qat_grid()),
+        RunOptions(store=str(folder)),
+    )
     outcomes = []
 
     def run(stage: str, its_spec: object, **inputs: object) -> object:
@@ -122,16 +167,26 @@ def chain_by_hand(folder: Path) -> None:
         outcomes.append(outcome)
         return outcome.record.result
 
-    results = {"tokenized": run("tokenize_corpus", spec.tokenize, manifest=locate(spec.tokenize, store.hashes))}
+    results = {
+        "tokenized": run("tokenize_corpus", spec.tokenize, manifest=locate(spec.tokenize, store.hashes))
+    }
     results["trained"] = run("train", spec.train, tokenized=results["tokenized"])
     results["merged"] = run("merge", spec.merge, **results)
-    results["packed"] = run("quantize", spec.quantize, merged=results["merged"], tokenized=results["tokenized"])
+    results["packed"] = run(
+        "quantize", spec.quantize, merged=results["merged"], tokenized=results["tokenized"]
+    )
     results["package"] = run("package", spec.package_spec(), packed=results["packed"])
     results["size"] = run("check_size", spec.check_size, package=results["package"], packed=results["packed"])
-    results["evaluation"] = run("evaluate", spec.evaluate, package=results["package"], tokenized=results["tokenized"])
+    results["evaluation"] = run(
+        "evaluate", spec.evaluate, package=results["package"], tokenized=results["tokenized"]
+    )
     results["audit"] = run("audit", spec, **results)
     provenance = tuple(outcome.record.provenance for outcome in outcomes)
-    run("publish", PublishSpec(title="by hand", run_name="by-hand", settings=(), provenance=provenance), **results)
+    run(
+        "publish",
+        PublishSpec(title="by hand", run_name="by-hand", settings=(), provenance=provenance),
+        **results,
+    )
 
 
 def help_command(runs: int) -> Figure:
@@ -140,17 +195,27 @@ def help_command(runs: int) -> Figure:
         samples.wall.append(timed(lambda: shell([*FAIRWAY, "--help"], clean_environment()))[0][0])
     samples.wall = samples.wall[1:]  # the first one may write bytecode
     met = samples.median <= GOAL_HELP_SECONDS
-    return Figure("orchestration", "fairway --help", str(samples), "", None, "≤ 0.5 s", met, {"seconds": samples.wall})
+    return Figure(
+        "orchestration", "fairway --help", str(samples), "", None, "≤ 0.5 s", met, {"seconds": samples.wall}
+    )
 
 
 def hashing(folder: Path, gigabytes: float, runs: int) -> list[Figure]:
-    """Ready-made shards of so many gigabytes: hashed once, then known by size, modification time and inode."""
+    """Ready-made shards of so many gigabytes: hashed once, then known by size, modification time and
+    inode.
+    """
     needed = int(gigabytes * 1e9)
     free = shutil.disk_usage(folder).free
     if free < 2 * needed:
         return [
             Figure(
-                "orchestration", "hashing a dataset", "left out", f"{free / 1e9:.0f} GB free, {2 * gigabytes:.0f} wanted", None, "", None
+                "orchestration",
+                "hashing a dataset",
+                "left out",
+                f"{free / 1e9:.0f} GB free, {2 * gigabytes:.0f} wanted",
+                None,
+                "",
+                None,
             )
         ]
     tokens = np.random.default_rng(0).integers(3, 1024, MAX_SHARD_TOKENS, dtype=np.uint16)
@@ -160,7 +225,9 @@ def hashing(folder: Path, gigabytes: float, runs: int) -> list[Figure]:
     with ShardWriter(folder, "val") as validation:
         validation.write(tokens[:1_000_000])
     (folder / "tokenizer.model").write_bytes(b"hashed only")
-    spec = TokenizeSpec(corpus=ShardsCorpus(folder=str(folder), tokenizer_model=str(folder / "tokenizer.model")))
+    spec = TokenizeSpec(
+        corpus=ShardsCorpus(folder=str(folder), tokenizer_model=str(folder / "tokenizer.model"))
+    )
 
     def look() -> float:
         return timed(lambda: locate(spec, FileHashes(folder / "hashes.sqlite")))[0][0]
@@ -170,15 +237,39 @@ def hashing(folder: Path, gigabytes: float, runs: int) -> list[Figure]:
     size = sum(path.stat().st_size for path in writer.paths)
     met = statistics.median(again) <= GOAL_REMEMBERED_SECONDS
     what = f"verifying {size / 1e9:.1f} GB of shards again"
-    ours, peer = f"{1000 * statistics.median(again):.0f} ms", f"the first time {first:.1f} s ({size / first / 1e9:.1f} GB/s)"
-    return [Figure("orchestration", what, ours, peer, None, "≤ 0.5 s", met, {"first_seconds": first, "again_seconds": again})]
+    ours, peer = (
+        f"{1000 * statistics.median(again):.0f} ms",
+        f"the first time {first:.1f} s ({size / first / 1e9:.1f} GB/s)",
+    )
+    return [
+        Figure(
+            "orchestration",
+            what,
+            ours,
+            peer,
+            None,
+            "≤ 0.5 s",
+            met,
+            {"first_seconds": first, "again_seconds": again},
+        )
+    ]
 
 
 def main() -> None:
     parser = parser_for("orchestration", "What orchestration costs.")
-    parser.add_argument("--dataset-gigabytes", type=float, default=10.0, help="size of the dataset that is hashed (default: %(default)s)")
+    parser.add_argument(
+        "--dataset-gigabytes",
+        type=float,
+        default=10.0,
+        help="size of the dataset that is hashed (default: %(default)s)",
+    )
     parser.add_argument("--preset", default="demo", help="whose cached run is timed (default: %(default)s)")
-    parser.add_argument("--by-hand", type=Path, metavar="STORE", help="only run the smoke preset's stages into STORE, without Prefect")
+    parser.add_argument(
+        "--by-hand",
+        type=Path,
+        metavar="STORE",
+        help="only run the smoke preset's stages into STORE, without Prefect",
+    )
     options = parser.parse_args()
     if options.by_hand:
         chain_by_hand(options.by_hand)

@@ -1,9 +1,10 @@
-"""The peer of the training and evaluation benchmarks: the reference's model, optimizer and scoring loop written plainly.
+"""The peer of the training and evaluation benchmarks: the reference's model, optimizer and scoring loop
+written plainly.
 
-What a script in the field does: eager PyTorch, bf16 over fp32 weights (fp32 where `auto` means it), fused attention, eight
-micro-batches a step, a Muon that takes one matrix after the other, an evaluation that computes the logits of every position
-of every window. Nothing of Fairway's numerics is used; parameters carry the same names, so that both sides start from the
-same weights.
+What a script in the field does: eager PyTorch, bf16 over fp32 weights (fp32 where `auto` means it), fused
+attention, eight micro-batches a step, a Muon that takes one matrix after the other, an evaluation that
+computes the logits of every position of every window. Nothing of Fairway's numerics is used; parameters carry
+the same names, so that both sides start from the same weights.
 """
 
 import math
@@ -61,9 +62,13 @@ class PlainAttention(nn.Module):
         k = self.k(x).view(batch, tokens, -1, self.s.head_dim).transpose(1, 2)
         v = v.view(batch, tokens, -1, self.s.head_dim).transpose(1, 2)
         q = self.rotate(norm(q)) * self.q_gain.to(q.dtype)[:, None, None]
-        y = F.scaled_dot_product_attention(q, self.rotate(norm(k)), v, is_causal=True, enable_gqa=self.s.num_heads != self.s.num_kv_heads)
+        y = F.scaled_dot_product_attention(
+            q, self.rotate(norm(k)), v, is_causal=True, enable_gqa=self.s.num_heads != self.s.num_kv_heads
+        )
         if self.exclusive:
-            direction = F.normalize(v, dim=-1).repeat_interleave(self.s.num_heads // self.s.num_kv_heads, dim=1)
+            direction = F.normalize(v, dim=-1).repeat_interleave(
+                self.s.num_heads // self.s.num_kv_heads, dim=1
+            )
             y = y - (y * direction).sum(-1, keepdim=True) * direction
         return self.out(y.transpose(1, 2).reshape(batch, tokens, dim))
 
@@ -81,7 +86,10 @@ class PlainBlock(nn.Module):
     def __init__(self, s: ModelSettings, layer: int) -> None:
         super().__init__()
         self.attn, self.mlp = PlainAttention(s, layer), PlainMlp(s)
-        self.attn_scale, self.mlp_scale = nn.Parameter(torch.ones(s.model_dim)), nn.Parameter(torch.ones(s.model_dim))
+        self.attn_scale, self.mlp_scale = (
+            nn.Parameter(torch.ones(s.model_dim)),
+            nn.Parameter(torch.ones(s.model_dim)),
+        )
         self.resid_mix = nn.Parameter(torch.stack((torch.ones(s.model_dim), torch.zeros(s.model_dim))))
         self.scale = (layer + 1) ** -0.5 if s.ln_scale else 1.0
 
@@ -104,7 +112,9 @@ class PlainGPT(nn.Module):
             {
                 "table": nn.Embedding(s.vocab_size, s.value_embedding_dim),
                 "proj": CastLinear(s.num_kv_heads * s.head_dim, s.value_embedding_dim),
-                "scales": nn.ParameterDict({str(layer): nn.Parameter(torch.ones(1)) for layer in s.value_embedding_layers}),
+                "scales": nn.ParameterDict(
+                    {str(layer): nn.Parameter(torch.ones(1)) for layer in s.value_embedding_layers}
+                ),
             }
         )
         self.blocks = nn.ModuleList(PlainBlock(s, layer) for layer in range(s.num_layers))
@@ -152,7 +162,9 @@ def newton_schulz(matrix: Tensor, steps: int, dtype: torch.dtype = torch.bfloat1
 class PlainMuon(torch.optim.Optimizer):
     """One matrix after the other."""
 
-    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, steps: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, params: list[nn.Parameter], lr: float, weight_decay: float, steps: int, dtype: torch.dtype
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": 0.0, "weight_decay": weight_decay, "steps": steps})
         self.dtype = dtype
 
@@ -174,17 +186,31 @@ class PlainMuon(torch.optim.Optimizer):
 class PlainTraining:
     """The plain script's model, optimizers and step."""
 
-    def __init__(self, model: ModelSettings, optimizer: OptimizerSettings, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(
+        self, model: ModelSettings, optimizer: OptimizerSettings, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         self.settings, self.model = optimizer, PlainGPT(model, dtype)
         matrices, embeddings, scalars = [], [], []
         for name, param in self.model.named_parameters():
-            kind = embeddings if name in ("tok_emb.weight", "value_embedding.table.weight") else matrices if param.dim() == 2 else scalars
+            kind = (
+                embeddings
+                if name in ("tok_emb.weight", "value_embedding.table.weight")
+                else matrices
+                if param.dim() == 2
+                else scalars
+            )
             if name.endswith(("resid_mix", "skip_weights")):
                 kind = scalars
             kind.append(param)
-        adam = {"betas": (optimizer.adam_beta1, optimizer.adam_beta2), "eps": optimizer.adam_eps, "fused": True}
+        adam = {
+            "betas": (optimizer.adam_beta1, optimizer.adam_beta2),
+            "eps": optimizer.adam_eps,
+            "fused": True,
+        }
         decay = optimizer.adam_weight_decay
-        self.muon = PlainMuon(matrices, optimizer.muon_lr, optimizer.muon_weight_decay, optimizer.newton_schulz_steps, dtype)
+        self.muon = PlainMuon(
+            matrices, optimizer.muon_lr, optimizer.muon_weight_decay, optimizer.newton_schulz_steps, dtype
+        )
         self.optimizers = [
             self.muon,
             torch.optim.AdamW(embeddings, lr=optimizer.embedding_lr, weight_decay=decay, **adam),
@@ -211,30 +237,51 @@ class PlainTraining:
         return total
 
 
-def batches(tokens: np.ndarray, sequence_length: int, order: np.ndarray, batch_sequences: int) -> Iterator[Tensor]:
+def batches(
+    tokens: np.ndarray, sequence_length: int, order: np.ndarray, batch_sequences: int
+) -> Iterator[Tensor]:
     """Batches of sequences in `order`, each (sequences, T+1), made when asked for."""
     for first in range(0, len(order) - batch_sequences + 1, batch_sequences):
         chosen = order[first : first + batch_sequences]
-        yield torch.stack([torch.from_numpy(tokens[i * sequence_length : (i + 1) * sequence_length + 1].astype(np.int64)) for i in chosen])
+        yield torch.stack(
+            [
+                torch.from_numpy(tokens[i * sequence_length : (i + 1) * sequence_length + 1].astype(np.int64))
+                for i in chosen
+            ]
+        )
 
 
 @torch.no_grad()
 def sliding_window_bpb(
-    model: PlainGPT, tokens: np.ndarray, length: int, stride: int, batch_windows: int, base_bytes: Tensor, leading: Tensor, boundary: Tensor
+    model: PlainGPT,
+    tokens: np.ndarray,
+    length: int,
+    stride: int,
+    batch_windows: int,
+    base_bytes: Tensor,
+    leading: Tensor,
+    boundary: Tensor,
 ) -> float:
-    """Bits per byte by windows of `length`, `stride` apart, as scripts do it: all logits of all windows, then a loop over the windows."""
+    """Bits per byte by windows of `length`, `stride` apart, as scripts do it: all logits of all windows,
+    then a loop over the windows.
+    """
     total = len(tokens) - 1
     starts = [start for start in range(0, total, stride) if start == 0 or start + length - stride < total]
     nats = bytes_ = 0.0
     for first in range(0, len(starts), batch_windows):
         chosen = starts[first : first + batch_windows]
-        x, y = torch.zeros(len(chosen), length, dtype=torch.int64), torch.zeros(len(chosen), length, dtype=torch.int64)
+        x, y = (
+            torch.zeros(len(chosen), length, dtype=torch.int64),
+            torch.zeros(len(chosen), length, dtype=torch.int64),
+        )
         sizes = []
         for row, start in enumerate(chosen):
             window = torch.from_numpy(tokens[start : min(start + length, total) + 1].astype(np.int64))
             sizes.append(len(window) - 1)
             x[row, : sizes[-1]], y[row, : sizes[-1]] = window[:-1], window[1:]
-        nll = F.cross_entropy(model.logits(x).flatten(0, 1), y.flatten(), reduction="none").view(len(chosen), length)
+        nll = F.cross_entropy(model.logits(x).flatten(0, 1), y.flatten(), reduction="none").view(
+            len(chosen), length
+        )
         for row, (start, size) in enumerate(zip(chosen, sizes, strict=True)):
             from_ = 0 if start == 0 else length - stride
             target, previous = y[row, from_:size], x[row, from_:size]

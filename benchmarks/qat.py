@@ -1,13 +1,18 @@
-"""Late QAT on the quantizer's grid: does it help the quantized model? For each seed the same training without and with it.
+"""Late QAT on the quantizer's grid: does it help the quantized model?
 
-    python -m benchmarks.qat --preset medium --seeds 1337,1338,1339 --shards DIR --device cuda --json qat.jsonl
+For each seed the same training without and with it.
+
+    python -m benchmarks.qat --preset medium --seeds 1337,1338 --shards DIR --device cuda --json qat.jsonl
     python -m benchmarks.qat --show qat.jsonl [more.jsonl]      only the tables of runs that are done
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.qat --cost     time of a step with QAT off and on; threads must not spin in it
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.qat --cost     time of a step with QAT off and on
 
-DIR holds shards of both splits and a tokenizer's .model; without it the demo's of the embedded corpus are made. The runs of a seed
-share their training up to the step where QAT begins: those with QAT go on from the other's state, so that a difference between
-them is QAT's. Averaged snapshots and the last iterate are both quantized, because an average is not on the grid. Every score is in
-float32, so that the smallest gaps are not those of its rounding; bytes are the blob's.
+Threads must not spin while a step's cost is measured.
+
+DIR holds shards of both splits and a tokenizer's .model; without it the demo's of the embedded corpus are
+made. The runs of a seed share their training up to the step where QAT begins: those with QAT go on from the
+other's state, so that a difference between them is QAT's. Averaged snapshots and the last iterate are both
+quantized, because an average is not on the grid. Every score is in float32, so that the smallest gaps are not
+those of its rounding; bytes are the blob's.
 """
 
 import argparse
@@ -69,19 +74,35 @@ class Scheme:
         return self.method if self.method == "ecsq" else f"{self.method} {self.bits}"
 
     def settings(self) -> QuantizerSettings:
-        rules = (FormatRule("tok_emb.weight", "int8"), FormatRule("*.weight", self.bits), FormatRule("*", "fp32"))
+        rules = (
+            FormatRule("tok_emb.weight", "int8"),
+            FormatRule("*.weight", self.bits),
+            FormatRule("*", "fp32"),
+        )
         return QuantizerSettings(method=self.method, rules=rules)
 
     def qat(self, start_lr_scale: float) -> QatSettings:
         settings, grid = self.settings(), GRID_OF_METHOD[self.method]
-        return QatSettings(start_lr_scale, settings.rules, grid, settings.clip_candidates if grid == "gptq_lite" else ())
+        return QatSettings(
+            start_lr_scale, settings.rules, grid, settings.clip_candidates if grid == "gptq_lite" else ()
+        )
 
 
-INT6, INT5, CLIPPED = Scheme("round_to_nearest", "int6"), Scheme("round_to_nearest", "int5"), Scheme("gptq_lite", "int6")
+INT6, INT5, CLIPPED = (
+    Scheme("round_to_nearest", "int6"),
+    Scheme("round_to_nearest", "int5"),
+    Scheme("gptq_lite", "int6"),
+)
 GPTQ6, GPTQ5, CODED = Scheme("gptq", "int6"), Scheme("gptq", "int5"), Scheme("ecsq", "int8")
 QUANTIZED_WITHOUT = (INT6, INT5, CLIPPED, GPTQ6, GPTQ5, CODED)
-GRIDS: dict[Scheme, tuple[Scheme, ...]] = {INT6: (INT6, GPTQ6, CLIPPED), INT5: (INT5, GPTQ5), CLIPPED: (CLIPPED, INT6)}
-"""What training rounds to -> what its weights are quantized by: gptq has plain rounding's grid, and the last one of int6 is another."""
+GRIDS: dict[Scheme, tuple[Scheme, ...]] = {
+    INT6: (INT6, GPTQ6, CLIPPED),
+    INT5: (INT5, GPTQ5),
+    CLIPPED: (CLIPPED, INT6),
+}
+"""What training rounds to -> what its weights are quantized by: gptq has plain rounding's grid, and the
+last one of int6 is another.
+"""
 
 
 @dataclass(frozen=True)
@@ -96,15 +117,22 @@ class Texts:
 def find_texts(folder: Path | None) -> Texts:
     """Raises SystemExit, naming what is missing, for a folder that lacks something."""
     if folder is None:
-        from benchmarks.workers import demo_tokens  # the store and its stages, which a machine with nothing but shards need not have
+        from benchmarks.workers import (
+            demo_tokens,
+        )  # the store and its stages, which a machine with nothing but shards need not have
 
         store, tokenized = demo_tokens()
-        train, val = ([store.root / ref.path for ref in refs] for refs in (tokenized.train_shards, tokenized.val_shards))
+        train, val = (
+            [store.root / ref.path for ref in refs] for refs in (tokenized.train_shards, tokenized.val_shards)
+        )
         return Texts(train, val, store.root / tokenized.tokenizer.path)
     found = {pattern: sorted(folder.glob(pattern)) for pattern in ("*train*.bin", "*val*.bin", "*.model")}
     for pattern, paths in found.items():
         if not paths:
-            raise SystemExit(f"--shards {folder}: no file {pattern} there; it must hold shards of both splits and the tokenizer's model")
+            raise SystemExit(
+                f"--shards {folder}: no file {pattern} there; it must hold shards of both splits "
+                "and the tokenizer's model"
+            )
     return Texts(found["*train*.bin"], found["*val*.bin"], found["*.model"][0])
 
 
@@ -116,14 +144,26 @@ def spec_for(preset: str, seed: int, device: str, threads: int, quick: bool) -> 
     if quick:
         small = load_preset("smoke").train
         model = replace(small.model, vocab_size=train.model.vocab_size)
-        train = replace(train, model=model, schedule=small.schedule, data=small.data, snapshots=replace(train.snapshots, every_steps=1))
+        train = replace(
+            train,
+            model=model,
+            schedule=small.schedule,
+            data=small.data,
+            snapshots=replace(train.snapshots, every_steps=1),
+        )
     return spec.derive(train=train)
 
 
 def first_step_under_qat(settings: TrainSettings, start_lr_scale: float) -> int:
-    """Steps done when QAT comes on. Raises SystemExit for a start that no step, or a snapshot before it, would see."""
+    """Steps done when QAT comes on.
+
+    Raises SystemExit for a start that no step, or a snapshot before it, would see.
+    """
     if start_lr_scale < settings.snapshots.start_lr_scale:
-        raise SystemExit(f"--starts {start_lr_scale}: snapshots begin at {settings.snapshots.start_lr_scale}; QAT must not begin later")
+        raise SystemExit(
+            f"--starts {start_lr_scale}: snapshots begin at {settings.snapshots.start_lr_scale}; "
+            "QAT must not begin later"
+        )
     qat = QatSettings(start_lr_scale)
     for step in range(settings.schedule.max_steps):
         if qat_on_at(lr_scale_at(Clock(step, 0.0), settings.schedule), qat):
@@ -132,9 +172,13 @@ def first_step_under_qat(settings: TrainSettings, start_lr_scale: float) -> int:
 
 
 class Run:
-    """One training: its snapshots, and its states after the steps of `keep`, before which nothing else looks at it."""
+    """One training: its snapshots, and its states after the steps of `keep`, before which nothing else
+    looks at it.
+    """
 
-    def __init__(self, settings: TrainSettings, shards: list[Path], keep: set[int], resume: TrainState | None = None) -> None:
+    def __init__(
+        self, settings: TrainSettings, shards: list[Path], keep: set[int], resume: TrainState | None = None
+    ) -> None:
         self.settings = settings
         self.states: dict[int, TrainState] = {}
         self.snapshots: list[tuple[float, State]] = []
@@ -159,7 +203,9 @@ class Run:
     def weights(self, spec: PipelineSpec) -> dict[str, State]:
         averaging = spec.merge.averaging
         chosen = choose_snapshots([lr_scale for lr_scale, _ in self.snapshots], averaging)
-        merged = average_states([self.snapshots[index][1] for index in chosen], averaging_weights(len(chosen), averaging))
+        merged = average_states(
+            [self.snapshots[index][1] for index in chosen], averaging_weights(len(chosen), averaging)
+        )
         return {"average": merged, "last iterate": self.last}
 
 
@@ -176,14 +222,18 @@ class Judge:
     def bpb(self, state: State) -> float:
         self.model.load_state_dict(state)
         torch.set_float32_matmul_precision("highest")  # training on a GPU lets its products be coarser
-        return score(self.model, self.val, self.table, self.settings, self.settings.sequence_length, torch.float32).bpb
+        return score(
+            self.model, self.val, self.table, self.settings, self.settings.sequence_length, torch.float32
+        ).bpb
 
     def statistics(self, state: State) -> dict[str, MatrixStatistics]:
         model = GPT(self.spec.train.model)
         model.load_state_dict(state)
         return collect_statistics(model, self._batches, self.calibration.seed)
 
-    def quantized(self, state: State, scheme: Scheme, statistics: dict[str, MatrixStatistics] | None) -> tuple[int, State]:
+    def quantized(
+        self, state: State, scheme: Scheme, statistics: dict[str, MatrixStatistics] | None
+    ) -> tuple[int, State]:
         settings = scheme.settings()
         if scheme.method == "ecsq":
             assert statistics is not None
@@ -203,7 +253,9 @@ class Ledger:
 
     def add(self, **row: Any) -> None:
         self.rows.append(self.about | row)
-        quantized = f"{row['scheme']}: {row['bpb']:.5f} bpb, gap {row['gap_bpb']:+.5f}, {row['num_bytes']:,} bytes"
+        quantized = (
+            f"{row['scheme']}: {row['bpb']:.5f} bpb, gap {row['gap_bpb']:+.5f}, {row['num_bytes']:,} bytes"
+        )
         print(f"seed {row['seed']}, {row['training']}, {row['weights']}, {quantized}", flush=True)
         if self.path:
             with self.path.open("a", encoding="utf-8") as file:
@@ -224,7 +276,10 @@ def run_seed(spec: PipelineSpec, texts: Texts, starts: list[float], ledger: Ledg
 
 
 def judge_run(judge: Judge, run: Run, training: str, schemes: tuple[Scheme, ...], ledger: Ledger) -> None:
-    print(f"seed {run.settings.seed}, {training}: {run.trained.steps} steps done in {run.seconds:.1f} s", flush=True)
+    print(
+        f"seed {run.settings.seed}, {training}: {run.trained.steps} steps done in {run.seconds:.1f} s",
+        flush=True,
+    )
     for which, state in run.weights(judge.spec).items():
         unquantized = judge.bpb(state)
         found = judge.statistics(state) if any(needs_text(scheme.settings()) for scheme in schemes) else None
@@ -246,14 +301,22 @@ def judge_run(judge: Judge, run: Run, training: str, schemes: tuple[Scheme, ...]
 
 
 def show(console: Console, rows: list[dict[str, Any]]) -> None:
-    """A table for each preset: mean and standard deviation over seeds, and differences from the training without QAT, seed by seed."""
-    cells: dict[tuple[str, str, str], dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+    """A table for each preset: mean and standard deviation over seeds, and differences from the training
+    without QAT, seed by seed.
+    """
+    cells: dict[tuple[str, str, str], dict[str, dict[int, dict[str, Any]]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
     for row in rows:
         cells[row["preset"], row["weights"], row["scheme"]][row["training"]][row["seed"]] = row
     for preset in sorted({preset for preset, _, _ in cells}):
-        table = Table(title=f"{preset}: mean ± standard deviation over seeds; differences by seed", title_justify="left")
+        table = Table(
+            title=f"{preset}: mean ± standard deviation over seeds; differences by seed", title_justify="left"
+        )
         for name in ("weights", "quantizer", "training", "seeds", "unquantized", "quantized", "gap", "bytes"):
-            table.add_column(name, justify="left" if name in ("weights", "quantizer", "training") else "right")
+            table.add_column(
+                name, justify="left" if name in ("weights", "quantizer", "training") else "right"
+            )
         table.add_column("quantized, against without", justify="right")
         table.add_column("bytes, against without", justify="right")
         for (owner, which, scheme), trainings in cells.items():
@@ -265,11 +328,23 @@ def show(console: Console, rows: list[dict[str, Any]]) -> None:
                 differences = [by_seed[seed]["bpb"] - plain[seed]["bpb"] for seed in both]
                 lighter = [by_seed[seed]["num_bytes"] / plain[seed]["num_bytes"] - 1 for seed in both]
                 columns = ("bpb_unquantized", "bpb", "gap_bpb")
-                figures = [spread([row[column] for row in by_seed.values()], signed=column == "gap_bpb") for column in columns]
+                figures = [
+                    spread([row[column] for row in by_seed.values()], signed=column == "gap_bpb")
+                    for column in columns
+                ]
                 mean_bytes = f"{statistics.fmean(row['num_bytes'] for row in by_seed.values()):,.0f}"
-                against = f"{spread(differences, signed=True)} ({sum(d < 0 for d in differences)} of {len(both)} better)" if both else ""
+                against = (
+                    (
+                        f"{spread(differences, signed=True)} ({sum(d < 0 for d in differences)} of "
+                        f"{len(both)} better)"
+                    )
+                    if both
+                    else ""
+                )
                 fewer = f"{statistics.fmean(lighter):+.2%}" if both else ""
-                table.add_row(which, scheme, training, str(len(by_seed)), *figures, mean_bytes, against, fewer)
+                table.add_row(
+                    which, scheme, training, str(len(by_seed)), *figures, mean_bytes, against, fewer
+                )
             table.add_section()
         console.print(table)
 
@@ -281,10 +356,14 @@ def spread(values: list[float], signed: bool) -> str:
 
 
 def cost(spec: PipelineSpec, texts: Texts, rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds of a step and of the rounding before it: processor time on the CPU, wall clock on a GPU; medians of `rounds` in turn."""
+    """Milliseconds of a step and of the rounding before it: processor time on the CPU, wall clock on a
+    GPU; medians of `rounds` in turn.
+    """
     grids: dict[str, QatSettings] = {"off": spec.train.qat, **{grid.name: grid.qat(1.0) for grid in GRIDS}}
     grids["reference int6"] = Scheme("reference", "int6").qat(1.0)
-    trainers = {name: Trainer(replace(spec.train, qat=qat), texts.train, Hooks()) for name, qat in grids.items()}
+    trainers = {
+        name: Trainer(replace(spec.train, qat=qat), texts.train, Hooks()) for name, qat in grids.items()
+    }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in grids}
     for step in range(rounds + 1):
         for name, trainer in trainers.items():
@@ -296,8 +375,13 @@ def cost(spec: PipelineSpec, texts: Texts, rounds: int) -> list[dict[str, Any]]:
             times[name].append((between - began, now(trainer.device) - between))
     for trainer in trainers.values():
         trainer.loader.close()
-    medians = {name: [1000 * statistics.median(column) for column in zip(*pairs[1:], strict=True)] for name, pairs in times.items()}
-    return [{"grid": name, "rounding_ms": rounding, "step_ms": step} for name, (rounding, step) in medians.items()]
+    medians = {
+        name: [1000 * statistics.median(column) for column in zip(*pairs[1:], strict=True)]
+        for name, pairs in times.items()
+    }
+    return [
+        {"grid": name, "rounding_ms": rounding, "step_ms": step} for name, (rounding, step) in medians.items()
+    ]
 
 
 def now(device: torch.device) -> float:
@@ -308,22 +392,42 @@ def now(device: torch.device) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", choices=("demo", "medium"), default="demo")
     parser.add_argument("--seeds", default="1337,1338,1339", help="with commas (default: %(default)s)")
-    parser.add_argument("--starts", default="0.2", help="learning-rate scales below which QAT is on, with commas (default: %(default)s)")
-    parser.add_argument("--shards", type=Path, help="folder with train and val shards and the tokenizer's .model")
+    parser.add_argument(
+        "--starts",
+        default="0.2",
+        help="learning-rate scales below which QAT is on, with commas (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shards", type=Path, help="folder with train and val shards and the tokenizer's .model"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a tiny model for some steps: whether it runs, not what it finds")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny model for some steps: whether it runs, not what it finds"
+    )
     parser.add_argument("--cost", action="store_true", help="only the time of a step")
-    parser.add_argument("--rounds", type=int, default=10, help="steps of each kind for --cost (default: %(default)s)")
-    parser.add_argument("--show", type=Path, nargs="+", help="result files to make the tables of; trains nothing")
-    parser.add_argument("--json", type=Path, help="append each result to this file as it comes, a JSON line each")
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="steps of each kind for --cost (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--show", type=Path, nargs="+", help="result files to make the tables of; trains nothing"
+    )
+    parser.add_argument(
+        "--json", type=Path, help="append each result to this file as it comes, a JSON line each"
+    )
     options = parser.parse_args()
     console = Console(width=200, markup=False)
     if options.show:
-        lines = [json.loads(line) for path in options.show for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [
+            json.loads(line)
+            for path in options.show
+            for line in path.read_text(encoding="utf-8").splitlines()
+        ]
         show(console, [line for line in lines if line["benchmark"] == "qat"])
         return
     texts = find_texts(options.shards)
@@ -333,7 +437,10 @@ def main() -> None:
     specs = [spec_for(options.preset, seed, options.device, options.threads, options.quick) for seed in seeds]
     if options.cost:
         for row in cost(specs[0], texts, options.rounds):
-            print(f"{row['grid']}: rounding {row['rounding_ms']:.1f} ms, step {row['step_ms']:.1f} ms", flush=True)
+            print(
+                f"{row['grid']}: rounding {row['rounding_ms']:.1f} ms, step {row['step_ms']:.1f} ms",
+                flush=True,
+            )
             if options.json:
                 with options.json.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(about | row | {"benchmark": "qat cost"}) + "\n")

@@ -2,9 +2,10 @@
 
     python -m benchmarks.quantization [--runs 5] [--json results.jsonl]
 
-The plain way is what the field's scripts do: for each tensor and each of five candidates a `torch.quantile` of the rows'
-magnitudes as clip, the tensor rounded, its mean squared error taken, and the best candidate kept for the whole tensor. Runs
-alternate; the figures are medians. Compression is no part of the comparison and is timed apart.
+The plain way is what the field's scripts do: for each tensor and each of five candidates a `torch.quantile`
+of the rows' magnitudes as clip, the tensor rounded, its mean squared error taken, and the best candidate kept
+for the whole tensor. Runs alternate; the figures are medians. Compression is no part of the comparison and is
+timed apart.
 """
 
 from typing import Any
@@ -26,7 +27,9 @@ LIMIT_RATIO = 10.0
 
 
 def weights_of_record(seed: int = 0) -> dict[str, Tensor]:
-    """Tensors of the record preset's shapes, with tails heavier than a normal distribution's and rows of unequal size."""
+    """Tensors of the record preset's shapes, with tails heavier than a normal distribution's and rows of
+    unequal size.
+    """
     generator = np.random.default_rng(seed)
     state = {}
     for name, tensor in GPT(load_preset("record").train.model).state_dict().items():
@@ -38,7 +41,9 @@ def weights_of_record(seed: int = 0) -> dict[str, Tensor]:
 
 
 def plain_quantize(state: dict[str, Tensor], settings: QuantizerSettings) -> dict[str, Tensor]:
-    """The peer: dequantized tensors, integer formats through five quantiles for each tensor, the rest cast."""
+    """The peer: dequantized tensors, integer formats through five quantiles for each tensor, the rest
+    cast.
+    """
     result = {}
     for name, weight in state.items():
         tensor_format = format_for(name, settings.rules)
@@ -58,13 +63,19 @@ def plain_quantize(state: dict[str, Tensor], settings: QuantizerSettings) -> dic
     return result
 
 
-def tensors_with_more_error(state: dict[str, Tensor], ours: QuantizedModel, plain: dict[str, Tensor]) -> list[str]:
+def tensors_with_more_error(
+    state: dict[str, Tensor], ours: QuantizedModel, plain: dict[str, Tensor]
+) -> list[str]:
     """Names of tensors whose squared error is larger on our side."""
 
     def error(tensor: Tensor, name: str) -> float:
         return (tensor.double() - state[name].double()).square().sum().item()
 
-    return [tensor.name for tensor in ours.tensors if error(tensor.dequantized(), tensor.name) > error(plain[tensor.name], tensor.name)]
+    return [
+        tensor.name
+        for tensor in ours.tensors
+        if error(tensor.dequantized(), tensor.name) > error(plain[tensor.name], tensor.name)
+    ]
 
 
 def main() -> None:
@@ -82,14 +93,29 @@ def main() -> None:
     samples = alternate({"ours": ours, "plain": plain}, options.runs)
     worse = tensors_with_more_error(state, results["ours"], results["plain"])
     (pack_seconds, _), blob = timed(lambda: pack(results["ours"], {}, settings.zstd_level))
-    what = f"{num_parameters:,} parameters; {len(settings.clip_candidates)} clip ratios a row, {len(PLAIN_QUANTILES)} quantiles a tensor"
+    what = (
+        f"{num_parameters:,} parameters; {len(settings.clip_candidates)} clip ratios a row, "
+        f"{len(PLAIN_QUANTILES)} quantiles a tensor"
+    )
     count = len(results["ours"].tensors)
     figures = [
         compared("quantization", what, samples["ours"], samples["plain"], LIMIT_RATIO),
         Figure(
-            "quantization", "tensors with more error than plain", f"{len(worse)} of {count}", "", None, "0", not worse, {"worse": worse}
+            "quantization",
+            "tensors with more error than plain",
+            f"{len(worse)} of {count}",
+            "",
+            None,
+            "0",
+            not worse,
+            {"worse": worse},
         ),
-        Figure("quantization", f"compression at level {settings.zstd_level}, apart", f"{pack_seconds:.1f} s", f"{len(blob):,} bytes"),
+        Figure(
+            "quantization",
+            f"compression at level {settings.zstd_level}, apart",
+            f"{pack_seconds:.1f} s",
+            f"{len(blob):,} bytes",
+        ),
     ]
     report(figures, options.json)
 

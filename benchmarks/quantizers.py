@@ -3,9 +3,10 @@
     python -m benchmarks.quantizers RUN [RUN …] --store .fairway [--json results.jsonl]
     python -m benchmarks.quantizers --show benchmarks/quantizers.jsonl
 
-RUN is a pipeline run in the store (name or id); several are seeds of one preset, whose mean and spread the last table has. Weights,
-training and validation shards are the run's own. Bytes are the blob's, and for the coded matrices the decoder's source besides,
-which the script would not need without them. The gap is between two scores of the same process, same windows and precision.
+RUN is a pipeline run in the store (name or id); several are seeds of one preset, whose mean and spread the
+last table has. Weights, training and validation shards are the run's own. Bytes are the blob's, and for the
+coded matrices the decoder's source besides, which the script would not need without them. The gap is between
+two scores of the same process, same windows and precision.
 """
 
 import argparse
@@ -83,7 +84,14 @@ class Subject:
 
     def score(self, state: dict[str, Tensor]) -> float:
         self.model.load_state_dict(state)
-        return score(self.model, self.val, self.table, self.scoring, self.scoring.sequence_length, compute_dtype(self.compute)).bpb
+        return score(
+            self.model,
+            self.val,
+            self.table,
+            self.scoring,
+            self.scoring.sequence_length,
+            compute_dtype(self.compute),
+        ).bpb
 
 
 def load_subject(store: Store, run: str) -> Subject:
@@ -92,7 +100,8 @@ def load_subject(store: Store, run: str) -> Subject:
         raise SystemExit(f"{run}: {problems[0]}")
     model = GPT(report.merged.model)
     streams = [
-        TokenStream([store.root / ref.path for ref in shards]) for shards in (report.tokenized.train_shards, report.tokenized.val_shards)
+        TokenStream([store.root / ref.path for ref in shards])
+        for shards in (report.tokenized.train_shards, report.tokenized.val_shards)
     ]
     subject = Subject(
         name=report.name,
@@ -109,8 +118,17 @@ def load_subject(store: Store, run: str) -> Subject:
     return subject
 
 
-def measure(subject: Subject, scheme: str, make: Callable[[], QuantizedModel], extra_bytes: int = 0, before: float = 0.0) -> Row:
-    """Quantize, pack, unpack, score. `before` seconds were spent on work that several schemes share (calibration)."""
+def measure(
+    subject: Subject,
+    scheme: str,
+    make: Callable[[], QuantizedModel],
+    extra_bytes: int = 0,
+    before: float = 0.0,
+) -> Row:
+    """Quantize, pack, unpack, score.
+
+    `before` seconds were spent on work that several schemes share (calibration).
+    """
     started = time.perf_counter()
     blob = pack(make(), subject.metadata, QuantizerSettings().zstd_level)
     seconds = time.perf_counter() - started + before
@@ -134,21 +152,51 @@ def compare(subject: Subject, say: Callable[[Row], None]) -> list[Row]:
     started = time.perf_counter()
     subject.model.load_state_dict(subject.state)
     calibration = CalibrationSettings()
-    found = collect_statistics(subject.model, calibration_batches(subject.train, calibration), calibration.seed)
+    found = collect_statistics(
+        subject.model, calibration_batches(subject.train, calibration), calibration.seed
+    )
     calibrating = time.perf_counter() - started
     for name, chosen in settings.items():
         if chosen.method == "gptq":
-            add(measure(subject, name, lambda chosen=chosen: quantize_state(subject.state, chosen, found), before=calibrating))
+            add(
+                measure(
+                    subject,
+                    name,
+                    lambda chosen=chosen: quantize_state(subject.state, chosen, found),
+                    before=calibrating,
+                )
+            )
     coded = {name: chosen.ecsq.loss_nats for name, chosen in settings.items() if chosen.method == "ecsq"}
     plan = plan_coded(subject.state, settings[next(iter(coded))], found)
     by_scheme = {row.scheme: row for row in rows}
     code = decoder_bytes()
-    for share, of in ((1 - FEWER_THAN_REFERENCE, REFERENCE), (1 - FEWER_THAN_BASELINE, BASELINE), (1.0, BASELINE), (0.6, BASELINE)):
+    for share, of in (
+        (1 - FEWER_THAN_REFERENCE, REFERENCE),
+        (1 - FEWER_THAN_BASELINE, BASELINE),
+        (1.0, BASELINE),
+        (0.6, BASELINE),
+    ):
         limit = int(by_scheme[of].num_bytes * share)
         scheme = f"ecsq fitted to {share:.0%} of {of.partition(':')[0]}"
-        add(measure(subject, scheme, lambda limit=limit: fitted(plan, subject, limit - code), extra_bytes=code, before=calibrating))
+        add(
+            measure(
+                subject,
+                scheme,
+                lambda limit=limit: fitted(plan, subject, limit - code),
+                extra_bytes=code,
+                before=calibrating,
+            )
+        )
     for name, loss in coded.items():
-        add(measure(subject, name, lambda loss=loss: plan.quantized(plan.multiplier_for(loss)), extra_bytes=code, before=calibrating))
+        add(
+            measure(
+                subject,
+                name,
+                lambda loss=loss: plan.quantized(plan.multiplier_for(loss)),
+                extra_bytes=code,
+                before=calibrating,
+            )
+        )
     return rows
 
 
@@ -161,7 +209,9 @@ def fitted(plan: CodedPlan, subject: Subject, limit_bytes: int) -> QuantizedMode
 
     settings = QuantizerSettings()
     start, coarsest = plan.multiplier_for(settings.ecsq.loss_nats), plan.multiplier_for(COARSEST_LOSS_NATS)
-    return plan.quantized(fit_multiplier(num_bytes, start, coarsest, limit_bytes, settings.fit.tolerance_fraction))
+    return plan.quantized(
+        fit_multiplier(num_bytes, start, coarsest, limit_bytes, settings.fit.tolerance_fraction)
+    )
 
 
 def decoder_bytes() -> int:
@@ -185,13 +235,21 @@ def verdicts(by_run: Sequence[list[Row]]) -> list[tuple[str, str, bool]]:
     return [
         (
             f"at least {FEWER_THAN_REFERENCE:.0%} fewer bytes than the reference's scheme at no larger gap",
-            f"{1 - fewer.num_bytes / reference.num_bytes:.1%} fewer, gap {fewer.gap_bpb:+.5f} against {reference.gap_bpb:+.5f}",
-            fewer.num_bytes <= (1 - FEWER_THAN_REFERENCE) * reference.num_bytes and fewer.gap_bpb <= reference.gap_bpb,
+            (
+                f"{1 - fewer.num_bytes / reference.num_bytes:.1%} fewer, gap {fewer.gap_bpb:+.5f} "
+                f"against {reference.gap_bpb:+.5f}"
+            ),
+            fewer.num_bytes <= (1 - FEWER_THAN_REFERENCE) * reference.num_bytes
+            and fewer.gap_bpb <= reference.gap_bpb,
         ),
         (
             f"at least {FEWER_THAN_BASELINE:.0%} fewer bytes than plain int6 at no larger gap",
-            f"{1 - less.num_bytes / baseline.num_bytes:.1%} fewer, gap {less.gap_bpb:+.5f} against {baseline.gap_bpb:+.5f}",
-            less.num_bytes <= (1 - FEWER_THAN_BASELINE) * baseline.num_bytes and less.gap_bpb <= baseline.gap_bpb,
+            (
+                f"{1 - less.num_bytes / baseline.num_bytes:.1%} fewer, gap {less.gap_bpb:+.5f} against "
+                f"{baseline.gap_bpb:+.5f}"
+            ),
+            less.num_bytes <= (1 - FEWER_THAN_BASELINE) * baseline.num_bytes
+            and less.gap_bpb <= baseline.gap_bpb,
         ),
         (
             "at equal bytes at most a third of plain int6's gap",
@@ -219,7 +277,10 @@ def show_recorded(console: Console, lines: list[dict[str, Any]]) -> None:
     presets: dict[str, dict[str, tuple[float, list[Row]]]] = {}
     for line in lines:
         rows = [Row(**row) for row in line["rows"]]
-        presets.setdefault(line["run"].partition("-seed")[0], {})[line["run"]] = (line["bpb_unquantized"], rows)
+        presets.setdefault(line["run"].partition("-seed")[0], {})[line["run"]] = (
+            line["bpb_unquantized"],
+            rows,
+        )
     for runs in presets.values():
         show(console, runs)
 
@@ -234,23 +295,39 @@ def show(console: Console, runs: dict[str, tuple[float, list[Row]]]) -> None:
     for index, (scheme, row) in enumerate(means.items()):
         gaps = [rows[index].gap_bpb for rows in by_run]
         spread = f"{statistics.stdev(gaps):.5f}" if len(gaps) > 1 else ""
-        table.add_row(scheme, f"{row.num_bytes:,}", f"{row.bpb:.5f}", f"{row.gap_bpb:+.5f}", spread, f"{row.seconds:.1f}")
+        table.add_row(
+            scheme,
+            f"{row.num_bytes:,}",
+            f"{row.bpb:.5f}",
+            f"{row.gap_bpb:+.5f}",
+            spread,
+            f"{row.seconds:.1f}",
+        )
     console.print(table)
     for goal, found, met in verdicts(by_run):
         console.print(f"{'met' if met else 'MISSED'}: {goal}: {found}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quantizers", description="Every quantizer on the same trained weights.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quantizers", description="Every quantizer on the same trained weights."
+    )
     parser.add_argument("runs", nargs="*", help="runs of the store, by name or id: the seeds of one preset")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="only the tables, of what --json wrote; a table for each preset")
+    parser.add_argument(
+        "--show",
+        type=Path,
+        metavar="FILE",
+        help="only the tables, of what --json wrote; a table for each preset",
+    )
     parser.add_argument("--store", default=".fairway", help="folder of the store (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="append the figures to this file, a JSON line for each run")
     options = parser.parse_args()
     console = Console(markup=False)
     if options.show:
-        show_recorded(console, [json.loads(line) for line in options.show.read_text(encoding="utf-8").splitlines()])
+        show_recorded(
+            console, [json.loads(line) for line in options.show.read_text(encoding="utf-8").splitlines()]
+        )
         return
     if not options.runs:
         parser.error("RUN: name the runs to measure, or --show FILE")
@@ -259,7 +336,9 @@ def main() -> None:
     for run in options.runs:
         subject = load_subject(store, run)
         console.print(f"{subject.name}: {subject.bpb:.5f} bpb unquantized")
-        rows = compare(subject, lambda row: console.print(f"  {row.scheme}: {row.num_bytes:,} bytes, {row.gap_bpb:+.5f}"))
+        rows = compare(
+            subject, lambda row: console.print(f"  {row.scheme}: {row.num_bytes:,} bytes, {row.gap_bpb:+.5f}")
+        )
         by_name[subject.name] = (subject.bpb, rows)
         if options.json:
             line = circumstances() | {

@@ -1,11 +1,13 @@
-"""How work scales: one and two processes, corpora from 10 MB to 1 GB, and what checkpoints of a `record` model keep training waiting.
+"""How work scales: one and two processes, corpora from 10 MB to 1 GB, and what checkpoints of a `record`
+model keep training waiting.
 
-    python -m benchmarks.scaling [--runs 5] [--megabytes 10 30 100 300 1000] [--plot docs/images/tokenization-scaling.png] [--json …]
+    python -m benchmarks.scaling [--runs 5] [--megabytes 10 30 100 300 1000] [--plot FILE.png] [--json …]
 
-Processes: the demo's training and sliding evaluation under torchrun, as the stages start it. Tokenization: the stage with two threads
-and a ready tokenizer, each size in a process of its own, so that its peak memory is its own. Checkpoints: the 25.2-million-
-parameter model trains a few steps here with a snapshot and a checkpoint at each, and what held the loop is set against `record`'s
-600 s, with its snapshots and a checkpoint every 30 s.
+Processes: the demo's training and sliding evaluation under torchrun, as the stages start it.
+Tokenization: the stage with two threads and a ready tokenizer, each size in a process of its own, so that
+its peak memory is its own. Checkpoints: the 25.2-million-parameter model trains a few steps here with a
+snapshot and a checkpoint at each, and what held the loop is set against `record`'s 600 s, with its snapshots
+and a checkpoint every 30 s.
 """
 
 import argparse
@@ -55,10 +57,18 @@ def processes(runs: int) -> list[Figure]:
         alone = statistics.median(rates[work, LAYOUTS[0]])
         for layout in LAYOUTS:
             rate = statistics.median(rates[work, layout])
-            what = f"{'training' if work == 'train' else 'sliding evaluation'}, {layout[0]} process(es) × {layout[1]} thread(s)"
+            what = (
+                f"{'training' if work == 'train' else 'sliding evaluation'}, {layout[0]} "
+                f"process(es) × {layout[1]} thread(s)"
+            )
             figures.append(
                 Figure(
-                    "scaling", what, f"{rate:,.0f} {unit}", f"one core: {alone:,.0f}", rate / alone, details={"rates": rates[work, layout]}
+                    "scaling",
+                    what,
+                    f"{rate:,.0f} {unit}",
+                    f"one core: {alone:,.0f}",
+                    rate / alone,
+                    details={"rates": rates[work, layout]},
                 )
             )
     return figures
@@ -68,7 +78,17 @@ def _under_torchrun(work: str, num_processes: int, threads: int) -> float:
     with tempfile.TemporaryDirectory() as name:
         told = Path(name) / "told.json"
         compute = settle(ComputeSettings(num_processes=num_processes, threads_per_process=threads))
-        program = ["-m", "benchmarks.scaling", "--rank", work, "--told", str(told), "--layout", str(num_processes), str(threads)]
+        program = [
+            "-m",
+            "benchmarks.scaling",
+            "--rank",
+            work,
+            "--told",
+            str(told),
+            "--layout",
+            str(num_processes),
+            str(threads),
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         run_torchrun(program, Path(name), compute, no_progress, None, env=environment, cwd=ROOT)
         return float(json.loads(told.read_text(encoding="utf-8")))
@@ -80,7 +100,9 @@ def one_rank(work: str, told: Path, num_processes: int, threads: int) -> None:
 
     if work == "train":
         batch_tokens, micro_batch, num_steps = BATCH
-        settings = settings_for(batch_tokens, micro_batch // num_processes, num_steps, 1337, num_processes, threads)
+        settings = settings_for(
+            batch_tokens, micro_batch // num_processes, num_steps, 1337, num_processes, threads
+        )
         wall, _, _ = train_ours(settings, shard_paths("train"))
         # Only the first process hears of steps.
         rate = num_steps * batch_tokens / (wall[-1] - wall[UNTIMED_STEPS - 1]) if wall else 0.0
@@ -133,7 +155,12 @@ def tokenization(megabytes: list[int], plot: Path | None) -> list[Figure]:
             write_corpus(corpus, size * 1_000_000)
             command = [sys.executable, "-m", "benchmarks.scaling", "--tokenize", str(corpus), str(model)]
             done = subprocess.run(
-                command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True, check=True
+                command,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
             )
             measured.append(json.loads(done.stdout.splitlines()[-1]))
             corpus.unlink()
@@ -145,9 +172,20 @@ def tokenization(megabytes: list[int], plot: Path | None) -> list[Figure]:
     ends = ((sizes[0], seconds[0]), (sizes[-1], seconds[-1]))
     rates = ", ".join(f"{size / time_ / 1e6:.0f} MB/s at {size / 1e6:.0f} MB" for size, time_ in ends)
     met = SLOPE[0] <= slope <= SLOPE[1]
-    linear = Figure("scaling", "tokenization time ~ sizeᵏ", f"k = {slope:.2f}", rates, None, "k = 0.9 to 1.1", met, {"measured": measured})
+    linear = Figure(
+        "scaling",
+        "tokenization time ~ sizeᵏ",
+        f"k = {slope:.2f}",
+        rates,
+        None,
+        "k = 0.9 to 1.1",
+        met,
+        {"measured": measured},
+    )
     memory = Figure(
-        "scaling", "tokenization, peak memory", f"{max(peaks) / 1e6:.0f} MB", f"{peaks[0] / 1e6:.0f} MB for the smallest", None, "< 1 GB",
+        "scaling", "tokenization, peak memory", (f"{max(peaks) / 1e6:.0f} "
+                                                "MB"), (f"{peaks[0] / 1e6:.0f} MB for the "
+                                                       "smallest"), None, "< 1 GB",
         max(peaks) < PEAK_LIMIT_BYTES,
     )  # fmt: skip
     return [linear, memory]
@@ -157,13 +195,17 @@ def _tokenize_one(corpus: Path, model: Path) -> None:
     import resource
 
     with tempfile.TemporaryDirectory(dir=corpus.parent) as folder:
-        (seconds, _), _ = timed(lambda: run_ours(spec_for(corpus, TokenizerSpec(model_path=str(model))), Path(folder), 2))
+        (seconds, _), _ = timed(
+            lambda: run_ours(spec_for(corpus, TokenizerSpec(model_path=str(model))), Path(folder), 2)
+        )
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"text_bytes": corpus.stat().st_size, "seconds": seconds, "peak_bytes": peak}))
 
 
 def _slope(sizes: list[float], seconds: list[float]) -> float:
-    """Exponent k of seconds ~ sizeᵏ, by least squares over the sizes from 100 MB (all, where there are fewer than two of those)."""
+    """Exponent k of seconds ~ sizeᵏ, by least squares over the sizes from 100 MB (all, where there are
+    fewer than two of those).
+    """
     points = [(math.log(x), math.log(y)) for x, y in zip(sizes, seconds, strict=True)]
     large = [point for point, x in zip(points, sizes, strict=True) if x >= 9e7]
     return statistics.linear_regression(*zip(*(large if len(large) > 1 else points), strict=True)).slope
@@ -178,11 +220,19 @@ def _draw(sizes: list[float], seconds: list[float], peaks: list[float], path: Pa
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     megabytes = [size / 1e6 for size in sizes]
     axes.loglog(megabytes, seconds, "o-", label="seconds (left)")
-    axes.loglog(megabytes, [seconds[-1] * size / sizes[-1] for size in sizes], ":", color="gray", label="proportional to the last")
+    axes.loglog(
+        megabytes,
+        [seconds[-1] * size / sizes[-1] for size in sizes],
+        ":",
+        color="gray",
+        label="proportional to the last",
+    )
     axes.set_xlabel("corpus, MB")
     axes.set_ylabel("seconds")
     memory = axes.twinx()
-    memory.plot(megabytes, [peak / 1e6 for peak in peaks], "s--", color="tab:orange", label="peak memory, MB (right)")
+    memory.plot(
+        megabytes, [peak / 1e6 for peak in peaks], "s--", color="tab:orange", label="peak memory, MB (right)"
+    )
     memory.set_ylim(0, PEAK_LIMIT_BYTES / 1e6)
     memory.set_ylabel("MB")
     figure.legend(loc="outside upper center", ncols=3)
@@ -191,7 +241,9 @@ def _draw(sizes: list[float], seconds: list[float], peaks: list[float], path: Pa
 
 
 def checkpoints(num_steps: int) -> Figure:
-    """What one snapshot and one checkpoint keep the loop of the `record` model waiting, on this CPU, times how many a run writes."""
+    """What one snapshot and one checkpoint keep the loop of the `record` model waiting, on this CPU,
+    times how many a run writes.
+    """
     from stages.core.trainer import Hooks, Trainer
     from stages.training.files import TrainingFiles
 
@@ -199,7 +251,13 @@ def checkpoints(num_steps: int) -> Figure:
     settings = replace(
         record,
         # Every step is below the first snapshot's learning rate but the first.
-        schedule=replace(record.schedule, max_steps=num_steps, max_seconds=None, warmdown_fraction=1.0, compile_warmup_steps=0),
+        schedule=replace(
+            record.schedule,
+            max_steps=num_steps,
+            max_seconds=None,
+            warmdown_fraction=1.0,
+            compile_warmup_steps=0,
+        ),
         data=replace(record.data, batch_tokens=512, sequence_length=512, micro_batch_sequences=1),
         snapshots=replace(record.snapshots, start_lr_scale=1.0, every_steps=1),
         qat=replace(record.qat, start_lr_scale=0.0),
@@ -244,10 +302,20 @@ def checkpoints(num_steps: int) -> Figure:
 
 def main() -> None:
     parser = parser_for("scaling", "Processes, corpus sizes, checkpoints.")
-    parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 30, 100, 300, 1000], help="corpora (default: 10 to 1000)")
+    parser.add_argument(
+        "--megabytes",
+        type=int,
+        nargs="+",
+        default=[10, 30, 100, 300, 1000],
+        help="corpora (default: 10 to 1000)",
+    )
     parser.add_argument("--plot", type=Path, help="draw tokenization's time and memory here")
-    parser.add_argument("--steps", type=int, default=12, help="steps of the record model (default: %(default)s)")
-    parser.add_argument("--checkpoints", action="store_true", help="only what snapshots and checkpoints cost, in this process")
+    parser.add_argument(
+        "--steps", type=int, default=12, help="steps of the record model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--checkpoints", action="store_true", help="only what snapshots and checkpoints cost, in this process"
+    )
     parser.add_argument("--tokenize", type=Path, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--rank", choices=("train", "evaluate"), help=argparse.SUPPRESS)
     parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
@@ -264,7 +332,9 @@ def main() -> None:
         # In a process with the environment of a stage's: how threads wait, memory that is kept.
         command = [sys.executable, "-m", "benchmarks.scaling", "--checkpoints", "--steps", str(options.steps)]
         command += ["--json", str(options.json)] if options.json else []
-        subprocess.run(command, cwd=ROOT, env={**os.environ, **our_environment(), "PYTHONPATH": str(ROOT)}, check=True)
+        subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **our_environment(), "PYTHONPATH": str(ROOT)}, check=True
+        )
 
 
 if __name__ == "__main__":

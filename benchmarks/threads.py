@@ -1,9 +1,10 @@
-"""How OpenMP's threads should wait at barriers: the demo's training alone on the machine and beside one busy process.
+"""How OpenMP's threads should wait at barriers: the demo's training alone on the machine and beside one
+busy process.
 
     python -m benchmarks.threads [--runs 5] [--json results.jsonl]
 
-Each way of waiting is an environment of our training process; stages/processes/launch.py chooses between two of them by what the
-cores do. No part of `make bench`: it informs docs/decisions/0007-threads-spin-or-wait.md.
+Each way of waiting is an environment of our training process; stages/processes/launch.py chooses between two
+of them by what the cores do. No part of `make bench`: it informs docs/decisions/0007-threads-spin-or-wait.md.
 """
 
 import subprocess
@@ -18,7 +19,10 @@ from stages.processes.launch import MEMORY, WAIT
 
 WAYS = {
     "passive": {**MEMORY, **WAIT},
-    **{f"spins {count:,} times": {**MEMORY, "GOMP_SPINCOUNT": str(count)} for count in (100, 500, 2_000, 10_000)},
+    **{
+        f"spins {count:,} times": {**MEMORY, "GOMP_SPINCOUNT": str(count)}
+        for count in (100, 500, 2_000, 10_000)
+    },
     "default": MEMORY,
 }
 
@@ -46,7 +50,12 @@ def main() -> None:
         for there in (False, True):
             with busy(there):
                 for run in range(options.runs):
-                    told = worker.ask(batch_tokens=2_048, micro_batch=8, num_steps=options.steps, seed=SEEDS[run % len(SEEDS)])
+                    told = worker.ask(
+                        batch_tokens=2_048,
+                        micro_batch=8,
+                        num_steps=options.steps,
+                        seed=SEEDS[run % len(SEEDS)],
+                    )
                     samples[way, there].wall.append(told["wall"] / options.steps)
         worker.close()
     figures = []
@@ -54,7 +63,14 @@ def main() -> None:
         base = samples["passive", there].median
         what = f"{'beside a busy process' if there else 'idle'}: {way}"
         figures.append(
-            Figure("threads", what, f"{1000 * sample.median:.0f} ms a step", "", base / sample.median, details={"seconds": sample.wall})
+            Figure(
+                "threads",
+                what,
+                f"{1000 * sample.median:.0f} ms a step",
+                "",
+                base / sample.median,
+                details={"seconds": sample.wall},
+            )
         )
     report(figures, options.json)
 

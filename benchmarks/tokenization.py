@@ -1,13 +1,14 @@
-"""Tokenization from a text file to shards on disk: the stage against SentencePiece's own `encode` of whole documents.
+"""Tokenization from a text file to shards on disk: the stage against SentencePiece's own `encode` of
+whole documents.
 
     python -m benchmarks.tokenization [--runs 5] [--megabytes 100] [--threads 1 2] [--json results.jsonl]
     python -m benchmarks.tokenization --gigabyte [--json results.jsonl]
 
-Both sides read one JSON-lines file and leave shards, with the same ids, which is checked in every run. The peer gives
-batches of whole documents to `encode(…, num_threads=N)` in its fastest form (arrays); ours is the stage with N threads,
-with everything it does beside: hashing the corpus, splitting, counting bytes. The text is the embedded corpus,
-its paragraphs repeated and shuffled into new documents. Runs alternate; figures are medians. `--gigabyte` runs the stage
-alone, tokenizer training included, on 1 GB and prints its peak memory.
+Both sides read one JSON-lines file and leave shards, with the same ids, which is checked in every run. The
+peer gives batches of whole documents to `encode(…, num_threads=N)` in its fastest form (arrays); ours is the
+stage with N threads, with everything it does beside: hashing the corpus, splitting, counting bytes. The text
+is the embedded corpus, its paragraphs repeated and shuffled into new documents. Runs alternate; figures are
+medians. `--gigabyte` runs the stage alone, tokenizer training included, on 1 GB and prints its peak memory.
 """
 
 import json
@@ -27,7 +28,14 @@ import sentencepiece
 
 from benchmarks.common import Figure, alternate, compared, parser_for, report, timed
 from schemas.runtime import RunOptions
-from schemas.tokenize_corpus import FilesCorpus, FirstDocuments, SotuCorpus, TokenizedCorpus, TokenizerSpec, TokenizeSpec
+from schemas.tokenize_corpus import (
+    FilesCorpus,
+    FirstDocuments,
+    SotuCorpus,
+    TokenizedCorpus,
+    TokenizerSpec,
+    TokenizeSpec,
+)
 from stages.core.shards import BOS_ID, ShardWriter, open_shard
 from stages.corpora import documents, locate
 from stages.store.hashing import FileHashes
@@ -43,7 +51,9 @@ _NUM_VAL_DOCUMENTS = 10
 
 
 def write_corpus(path: Path, num_bytes: int, seed: int = 0) -> None:
-    """A JSON-lines file of at least `num_bytes`: paragraphs of the embedded corpus, drawn at random, in new documents."""
+    """A JSON-lines file of at least `num_bytes`: paragraphs of the embedded corpus, drawn at random, in
+    new documents.
+    """
     spec = TokenizeSpec(corpus=SotuCorpus())
     paragraphs = [line for text in documents(spec.corpus, locate(spec)) for line in text.split("\n") if line]
     generator = random.Random(seed)
@@ -103,7 +113,9 @@ def compare(corpus: Path, num_threads: int, runs: int) -> Figure:
         samples = alternate({"ours": ours, "peer": peer}, runs)
     megabytes = corpus.stat().st_size / 1e6
     what = f"{megabytes:.0f} MB of text to shards, {num_threads} thread(s), identical ids"
-    figure = compared("tokenization", what, samples["ours"], samples["peer"], LIMIT_RATIO, text_bytes=corpus.stat().st_size)
+    figure = compared(
+        "tokenization", what, samples["ours"], samples["peer"], LIMIT_RATIO, text_bytes=corpus.stat().st_size
+    )
     rates = {side: f"{megabytes / sample.median:.1f} MB/s" for side, sample in samples.items()}
     return replace(figure, ours=rates["ours"], peer=rates["peer"])
 
@@ -130,8 +142,14 @@ def gigabyte(corpus: Path, folder: Path) -> Figure:
 def main() -> None:
     parser = parser_for("tokenization", "The stage against SentencePiece's own encode.")
     parser.add_argument("--megabytes", type=int, default=100, help="size of the text (default: %(default)s)")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="threads of each side (default: 1 2)")
-    parser.add_argument("--gigabyte", action="store_true", help="run the stage on 1 GB of text and print its time and peak memory")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], help="threads of each side (default: 1 2)"
+    )
+    parser.add_argument(
+        "--gigabyte",
+        action="store_true",
+        help="run the stage on 1 GB of text and print its time and peak memory",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         corpus = Path(name) / "corpus.jsonl"
@@ -140,7 +158,10 @@ def main() -> None:
             command = [
                 sys.executable,
                 "-c",
-                "import sys; from pathlib import Path; import benchmarks.tokenization as b; b.write_corpus(Path(sys.argv[1]), 10**9)",
+                (
+                    "import sys; from pathlib import Path; import benchmarks.tokenization as b; "
+                    "b.write_corpus(Path(sys.argv[1]), 10**9)"
+                ),
             ]
             subprocess.run([*command, str(corpus)], check=True)
             (folder := Path(name) / "out").mkdir()

@@ -1,10 +1,12 @@
-"""Training on the CPU: our loop against the plain script (benchmarks/plain_script.py), tokens per second at the same shapes.
+"""Training on the CPU: our loop against the plain script (benchmarks/plain_script.py), tokens per second
+at the same shapes.
 
     python -m benchmarks.training [--runs 5] [--json results.jsonl]
 
-Both start from the same weights and see the same batches, in the precision that `auto` means here, with fp32 weights; each run
-is another seed, and the first three steps of it are not timed. The plain script runs with OpenMP's default or with threads
-that wait, whichever is faster in a trial. After equal tokens the losses must agree to within the spread between seeds.
+Both start from the same weights and see the same batches, in the precision that `auto` means here, with fp32
+weights; each run is another seed, and the first three steps of it are not timed. The plain script runs with
+OpenMP's default or with threads that wait, whichever is faster in a trial. After equal tokens the losses must
+agree to within the spread between seeds.
 """
 
 import argparse
@@ -30,7 +32,9 @@ SEEDS = (1337, 1, 2, 3, 4, 5, 6, 7)
 LR_SCALE, MOMENTUM = 1.0, 0.95
 
 
-def settings_for(batch_tokens: int, micro_batch: int, num_steps: int, seed: int, processes: int = 1, threads: int = 2) -> TrainSettings:
+def settings_for(
+    batch_tokens: int, micro_batch: int, num_steps: int, seed: int, processes: int = 1, threads: int = 2
+) -> TrainSettings:
     """The demo's model and optimizer, constant learning rate and momentum, neither snapshots nor QAT."""
     base = settle(load_preset("demo").train)
     return replace(
@@ -60,7 +64,9 @@ def train_ours(settings: TrainSettings, shards: list[Path]) -> tuple[list[float]
     return wall, cpu, losses
 
 
-def train_plainly(settings: TrainSettings, shards: list[Path]) -> tuple[list[float], list[float], list[float]]:
+def train_plainly(
+    settings: TrainSettings, shards: list[Path]
+) -> tuple[list[float], list[float], list[float]]:
     """The same of the plain script."""
     import torch
 
@@ -99,7 +105,9 @@ def answer_as(side: str) -> Any:
     return answer
 
 
-def compare(team: dict[str, Worker], batch_tokens: int, micro_batch: int, num_steps: int, runs: int) -> list[Figure]:
+def compare(
+    team: dict[str, Worker], batch_tokens: int, micro_batch: int, num_steps: int, runs: int
+) -> list[Figure]:
     request = {"batch_tokens": batch_tokens, "micro_batch": micro_batch, "num_steps": num_steps}
     trial = {**request, "num_steps": max(2, num_steps // 4), "seed": SEEDS[0]}
     team["ours"].ask(**trial)
@@ -114,7 +122,9 @@ def compare(team: dict[str, Worker], batch_tokens: int, micro_batch: int, num_st
             final[side].append(statistics.fmean(told["losses"][-5:]))
     tokens = num_steps * batch_tokens
     what = f"training, {batch_tokens:,} tokens a step"
-    speed = compared("training", what, samples["ours"], samples[peer], GOAL_RATIO, tokens=tokens, peer_threads=peer)
+    speed = compared(
+        "training", what, samples["ours"], samples[peer], GOAL_RATIO, tokens=tokens, peer_threads=peer
+    )
     rates = {side: f"{tokens / sample.median:,.0f} tokens/s" for side, sample in samples.items()}
     differences = [a - b for a, b in zip(final["ours"], final[peer], strict=True)]
     spread = statistics.stdev(final["ours"]) if runs > 1 else 0.0
@@ -146,7 +156,9 @@ def main() -> None:
     figures = []
     with workers("training", sides(options.quick)) as team:
         for batch_tokens, micro_batch, num_steps in SHAPES:
-            figures += compare(team, batch_tokens, micro_batch, 3 if options.quick else num_steps, options.runs)
+            figures += compare(
+                team, batch_tokens, micro_batch, 3 if options.quick else num_steps, options.runs
+            )
     report(figures, options.json)
 
 

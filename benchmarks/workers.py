@@ -1,7 +1,8 @@
-"""One long-lived process for each side of a comparison, asked in turn: imports and warm-up are paid once, and each side has its own
-environment, as it would have when run alone.
+"""One long-lived process for each side of a comparison, asked in turn: imports and warm-up are paid once,
+and each side has its own environment, as it would have when run alone.
 
-A benchmark module calls `serve` when it is started with `--worker SIDE`; its main process holds a `Worker` for each side.
+A benchmark module calls `serve` when it is started with `--worker SIDE`; its main process holds a `Worker`
+for each side.
 """
 
 import json
@@ -28,7 +29,9 @@ class Worker:
     """`ask` sends a request and waits for the answer; the other workers sleep meanwhile."""
 
     def __init__(self, module: str, side: str, threads: int, environment: dict[str, str]) -> None:
-        clean = {key: value for key, value in os.environ.items() if key not in {*MEMORY, *SPIN_BRIEFLY, *WAIT}}
+        clean = {
+            key: value for key, value in os.environ.items() if key not in {*MEMORY, *SPIN_BRIEFLY, *WAIT}
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"benchmarks.{module}", "--worker", side],
             stdin=subprocess.PIPE,
@@ -80,16 +83,22 @@ def our_environment() -> dict[str, str]:
 
 
 def sides(quick: bool) -> dict[str, dict[str, str]]:
-    """Ours, and the plain script's two ways: OpenMP's default of spinning at barriers, and waiting, which helps on a busy machine."""
+    """Ours, and the plain script's two ways: OpenMP's default of spinning at barriers, and waiting, which
+    helps on a busy machine.
+    """
     return {"ours": our_environment(), **({} if quick else {"spinning": {}}), "waiting": WAIT}
 
 
 def demo_tokens() -> tuple[Store, TokenizedCorpus]:
-    """The demo's shards of the embedded corpus, made in the store that FAIRWAY_STORE names where it lacks them."""
+    """The demo's shards of the embedded corpus, made in the store that FAIRWAY_STORE names where it lacks
+    them.
+    """
     store = Store(os.environ.get("FAIRWAY_STORE") or ROOT / ".fairway")
     spec = load_preset("demo").tokenize
     manifest = locate(spec, store.hashes)
-    outcome = run_stage(store, "tokenize_corpus", spec, {"manifest": manifest}, RunOptions(store=str(store.root)))
+    outcome = run_stage(
+        store, "tokenize_corpus", spec, {"manifest": manifest}, RunOptions(store=str(store.root))
+    )
     return store, outcome.record.result
 
 

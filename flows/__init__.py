@@ -1,3 +1,6 @@
-"""Prefect, and only here. `FLOW_NAMES` are the flows as the server knows them; importing this imports no Prefect."""
+"""Prefect, and only here.
+
+`FLOW_NAMES` are the flows as the server knows them; importing this imports no Prefect.
+"""
 
 FLOW_NAMES = ("pipeline", "requantize", "requantized", "frontier", "ablate", "seed-validation", "export")

@@ -1,9 +1,10 @@
-"""Train an earlier run's configuration without some of its techniques, with the same seeds, and give the differences with intervals.
+"""Train an earlier run's configuration without some of its techniques, with the same seeds, and give the
+differences with intervals.
 
     fairway ablate last --off xsa,ve --seeds 3
 
-Each seed of each variant is a run of the pipeline of its own. A seed does the same to the data order of all variants, so the
-differences are taken seed by seed.
+Each seed of each variant is a run of the pipeline of its own. A seed does the same to the data order of all
+variants, so the differences are taken seed by seed.
 """
 
 import logging
@@ -38,14 +39,19 @@ def _run_name() -> str:
 
 
 @flow(name="ablate", flow_run_name=_run_name, persist_result=False)
-def ablate(run: str, off: tuple[str, ...], num_seeds: int = 3, options: RunOptions | None = None) -> tuple[list[Row], list[PipelineReport]]:
+def ablate(
+    run: str, off: tuple[str, ...], num_seeds: int = 3, options: RunOptions | None = None
+) -> tuple[list[Row], list[PipelineReport]]:
     """Train the configuration of `run` with and without each technique of `off`, and compare.
 
     Args:
-        run: The earlier run: its name or id, the beginning of either, or "last" for the newest. Its seed is the first that is used.
-        off: Techniques to leave out, a variant each; `xsa+ve` leaves both out of one variant, `all` stands for every one that is on.
+        run: The earlier run: its name or id, the beginning of either, or "last" for the newest. Its seed is
+            the first that is used.
+        off: Techniques to leave out, a variant each; `xsa+ve` leaves both out of one variant, `all` stands
+            for every one that is on.
         num_seeds: Seeds of each variant. One gives a difference without interval.
-        options: Where and how the stages run; never changes a result. None: the store that FAIRWAY_STORE names, three retries.
+        options: Where and how the stages run; never changes a result. None: the store that FAIRWAY_STORE
+            names, three retries.
     """
     stream_logs()
     options = run_options(options)
@@ -68,9 +74,16 @@ def ablate(run: str, off: tuple[str, ...], num_seeds: int = 3, options: RunOptio
     with only_shown("the table of the ablation"):
         described = f"{earlier.name} without each technique, {len(seeds)} seeds"
         create_table_artifact(key="ablation", table=rows, description=described)
-    failed = [f"{item.name}, seed {seed}: {why}" for item in variants for seed, why in item.reports.items() if isinstance(why, str)]
+    failed = [
+        f"{item.name}, seed {seed}: {why}"
+        for item in variants
+        for seed, why in item.reports.items()
+        if isinstance(why, str)
+    ]
     if failed:
-        raise StageError("\n".join(["these runs failed; the same command tries them again and keeps the others", *failed]))
+        raise StageError(
+            "\n".join(["these runs failed; the same command tries them again and keeps the others", *failed])
+        )
     return rows, [report for item in variants for report in item.completed().values()]
 
 

@@ -1,4 +1,7 @@
-"""A finished run as a submission folder, from a form: the deployment `export`. `fairway export` does the same in a terminal."""
+"""A finished run as a submission folder, from a form: the deployment `export`.
+
+`fairway export` does the same in a terminal.
+"""
 
 import logging
 from pathlib import Path
@@ -33,7 +36,8 @@ def export(
     only_this_seed: bool = False,
     options: Options = None,
 ) -> str:
-    """Write a finished run as a submission folder of the official shape, and check it against the published rules.
+    """Write a finished run as a submission folder of the official shape, and check it against the
+    published rules.
 
     Args:
         author: Your name, as submission.json and the README shall have it.
@@ -41,18 +45,27 @@ def export(
         name: Title of the submission, one line.
         run: The run: its name or id, the beginning of either, or "last" for the last successful one.
         blurb: One or two sentences about it. Empty: made from the settings.
-        folder: Where to write it on the worker's machine. Empty: submissions/ and the run's name, in the store.
+        folder: Where to write it on the worker's machine. Empty: submissions/ and the run's name, in the
+            store.
         only_this_seed: Leave out the other seeds of the same settings and code.
         options: Where the store is; retries and times count for nothing here.
     """
     stream_logs()
     store = Store(run_options(options).store)
-    made = write_submission(store, run, about_of(author, github_id, name, blurb), Path(folder) if folder else None, only_this_seed)
+    made = write_submission(
+        store, run, about_of(author, github_id, name, blurb), Path(folder) if folder else None, only_this_seed
+    )
     with only_shown("rules and README of the submission"):
         rows = [{"rule": rule.rule, "verdict": rule.verdict, "reason": rule.reason} for rule in made.rules]
-        create_table_artifact(key="submission-rules", table=rows, description="the published rules, applied to the folder")
+        create_table_artifact(
+            key="submission-rules", table=rows, description="the published rules, applied to the folder"
+        )
         readme = (made.folder / "README.md").read_text(encoding="utf-8")
-        create_markdown_artifact(key="submission", markdown=f"Folder: `{made.folder}`\n\n{readme}", description="the folder's README")
+        create_markdown_artifact(
+            key="submission",
+            markdown=f"Folder: `{made.folder}`\n\n{readme}",
+            description="the folder's README",
+        )
     broken = [f"{rule.rule}: {rule.reason}" for rule in made.rules if rule.verdict == "fail"]
     if broken:
         raise StageError(f"{made.folder} is written, but breaks rules:\n" + "\n".join(broken))

@@ -2,8 +2,8 @@
 
     fairway frontier last
 
-Each scheme is the chain quantize → package → check_size → evaluate through the store, so nothing is computed twice: an interrupted call
-goes on with the scheme it was at, and a second call computes nothing.
+Each scheme is the chain quantize → package → check_size → evaluate through the store, so nothing is computed
+twice: an interrupted call goes on with the scheme it was at, and a second call computes nothing.
 """
 
 import base64
@@ -52,14 +52,18 @@ def _run_name() -> str:
 
 @with_empty_fields
 @flow(name="frontier", flow_run_name=_run_name, persist_result=False)
-def frontier(run: str = "last", schemes: tuple[SchemeName, ...] = (), folder: str = "", options: Options = None) -> Frontier:
-    """Quantize the merged model of a run in every way, package and score each result, and draw bits per byte against bytes.
+def frontier(
+    run: str = "last", schemes: tuple[SchemeName, ...] = (), folder: str = "", options: Options = None
+) -> Frontier:
+    """Quantize the merged model of a run in every way, package and score each result, and draw bits per
+    byte against bytes.
 
     Args:
         run: The run: its name or id, the beginning of either, or "last" for the newest.
-        schemes: Quantizations as METHOD:SETTING: gptq:int5, round_to_nearest:int6, ecsq:0.001 (nats a token), reference; a method alone
-            stands for several of its settings. None given: twelve of all methods.
-        folder: Where table and plots are written on the worker's machine. Empty: frontiers/ and the run's name, in the store.
+        schemes: Quantizations as METHOD:SETTING: gptq:int5, round_to_nearest:int6, ecsq:0.001 (nats a token),
+            reference; a method alone stands for several of its settings. None given: twelve of all methods.
+        folder: Where table and plots are written on the worker's machine. Empty: frontiers/ and the run's
+            name, in the store.
         options: Where and how the stages run; never changes a result.
     """
     stream_logs()
@@ -72,7 +76,9 @@ def frontier(run: str = "last", schemes: tuple[SchemeName, ...] = (), folder: st
     make_folder(out)
     log.info("%s: %d quantizations of the merged model", earlier.name, len(names))
     # The windows and the precision with which the unquantized model was scored.
-    scoring = EvaluateSpec(scoring=replace(earlier.spec.merge.scoring, stride=0), compute=earlier.spec.merge.compute)
+    scoring = EvaluateSpec(
+        scoring=replace(earlier.spec.merge.scoring, stride=0), compute=earlier.spec.merge.compute
+    )
     points, failed = [], dict[str, str]()
     for index, name in enumerate(names):
         settings = scheme_settings(name, earlier.spec.quantize, earlier.merged.model.num_layers)
@@ -83,7 +89,13 @@ def frontier(run: str = "last", schemes: tuple[SchemeName, ...] = (), folder: st
             failed[name] = " ".join(str(error).split())
             log.warning("%s: %s", name, failed[name])
             continue
-        log.info("%s: %s bytes, %.5f bpb (%+.5f)", name, f"{points[-1].total_bytes:,}", points[-1].bpb, points[-1].gap_bpb)
+        log.info(
+            "%s: %s bytes, %.5f bpb (%+.5f)",
+            name,
+            f"{points[-1].total_bytes:,}",
+            points[-1].bpb,
+            points[-1].gap_bpb,
+        )
     if not points:
         raise StageError("\n".join(f"{name}: {why}" for name, why in failed.items()))
     shipped = _score(stage_runner(options, f"{earlier.name}-shipped", []), scoring, earlier)
@@ -96,7 +108,9 @@ def frontier(run: str = "last", schemes: tuple[SchemeName, ...] = (), folder: st
         num_targets=shipped.non_overlapping.num_targets,
         sequence_length=scoring.scoring.sequence_length,
         precision=scoring.compute.precision,
-        shipped=_point(SHIPPED, earlier.packed, earlier.size, shipped, earlier, _seconds_of(earlier, "quantize")),
+        shipped=_point(
+            SHIPPED, earlier.packed, earlier.size, shipped, earlier, _seconds_of(earlier, "quantize")
+        ),
         points=tuple(points),
         failed=failed,
     )
@@ -106,7 +120,13 @@ def frontier(run: str = "last", schemes: tuple[SchemeName, ...] = (), folder: st
     return found
 
 
-def _measure(name: str, settings: QuantizerSettings, scoring: EvaluateSpec, earlier: PipelineReport, options: RunOptions) -> FrontierPoint:
+def _measure(
+    name: str,
+    settings: QuantizerSettings,
+    scoring: EvaluateSpec,
+    earlier: PipelineReport,
+    options: RunOptions,
+) -> FrontierPoint:
     outcomes = list[Outcome]()
     run = stage_runner(options, f"{earlier.name}-{name}", outcomes)
     spec = earlier.spec.derive(quantize=settings)
@@ -122,7 +142,12 @@ def _score(run: Callable[..., Evaluation], scoring: EvaluateSpec, report: Pipeli
 
 
 def _point(
-    name: str, packed: PackedModel, size: SizeReport, scores: Evaluation, earlier: PipelineReport, quantize_seconds: float
+    name: str,
+    packed: PackedModel,
+    size: SizeReport,
+    scores: Evaluation,
+    earlier: PipelineReport,
+    quantize_seconds: float,
 ) -> FrontierPoint:
     return FrontierPoint(
         scheme=name,
@@ -144,9 +169,19 @@ def _seconds_of(report: PipelineReport, stage: str) -> float:
 def _check_files(store: Store, earlier: PipelineReport) -> None:
     """Refuse a run whose files are gone, before anything is computed."""
     tokenized, package = earlier.tokenized, earlier.package
-    needed = (earlier.merged.weights, tokenized.train_shards, tokenized.val_shards, tokenized.tokenizer, package.script, package.blob)
+    needed = (
+        earlier.merged.weights,
+        tokenized.train_shards,
+        tokenized.val_shards,
+        tokenized.tokenizer,
+        package.script,
+        package.blob,
+    )
     for problem in store.problems(needed):
-        raise SpecError(f"run = {earlier.name}: {problem}. Run the pipeline with its settings again: what is missing is made again")
+        raise SpecError(
+            f"run = {earlier.name}: {problem}. Run the pipeline with its settings again: what is "
+            "missing is made again"
+        )
 
 
 @contextmanager
@@ -160,7 +195,12 @@ def _overall_progress(index: int, total: int, name: str) -> Iterator[None]:
     def tell(stage: str, done: float, of: float, unit: str) -> None:
         if stage in _HALVES and of > 0:
             # Never whole: that is said once, after the last scheme.
-            listener("frontier", min(index + _HALVES[stage] + 0.5 * done / of, total - 0.01), total, f"schemes, {name}: {stage}")
+            listener(
+                "frontier",
+                min(index + _HALVES[stage] + 0.5 * done / of, total - 0.01),
+                total,
+                f"schemes, {name}: {stage}",
+            )
 
     token = stage_progress.set(tell)
     try:
@@ -175,7 +215,9 @@ def _tell_done(total: int) -> None:
 
 
 def _publish(found: Frontier, svg: str) -> None:
-    create_table_artifact(key="frontier", table=frontier_rows(found), description=f"quantizations of {found.run_name}")
+    create_table_artifact(
+        key="frontier", table=frontier_rows(found), description=f"quantizations of {found.run_name}"
+    )
     picture = base64.b64encode(svg.encode()).decode()
     create_markdown_artifact(
         key="frontier-plot",

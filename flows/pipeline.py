@@ -12,7 +12,17 @@ from typing import Annotated, Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.inputs.form import AS_IT_IS, Assignment, BitsOrNone, ClipGrid, FormatOrNone, Options, Preset, setting_field, with_empty_fields
+from flows.inputs.form import (
+    AS_IT_IS,
+    Assignment,
+    BitsOrNone,
+    ClipGrid,
+    FormatOrNone,
+    Options,
+    Preset,
+    setting_field,
+    with_empty_fields,
+)
 from flows.inputs.specs import check_quantizer, quantize_spec, resolve, run_label, run_options
 from flows.results.run_report import over_limit_message, pipeline_report, publish_artifacts, publish_spec
 from flows.tasks.showing import only_shown
@@ -60,12 +70,13 @@ def pipeline(
     """Text in, a scored, quantized and size-checked artifact out.
 
     Args:
-        preset: What to start from: smoke (seconds), demo and medium (minutes on two cores), record and reference (eight GPUs).
+        preset: What to start from: smoke (seconds), demo and medium (minutes on two cores), record and
+            reference (eight GPUs).
         bits: Format of the matrices, in training under QAT and in the blob. "as it is": the preset's (int6).
         edge_bits: The same for the matrices of the first and last blocks. "as it is": the preset's (int8).
         embedding_format: The same for the token embedding. "as it is": the preset's (fp16).
-        clip_candidates: Clip ratios above 0 up to 1 that gptq_lite tries for each row, with commas, as 1.0, 0.95, 0.9.
-            Empty: the preset's (eleven from 1.0 to 0.7).
+        clip_candidates: Clip ratios above 0 up to 1 that gptq_lite tries for each row, with commas, as 1.0,
+            0.95, 0.9. Empty: the preset's (eleven from 1.0 to 0.7).
         overrides: Any other setting, one an entry, as dotted.name=value; `fairway describe PRESET` lists all.
         options: Where and how the stages run; never changes a result.
     """
@@ -75,7 +86,11 @@ def pipeline(
     store, outcomes = Store(options.store), list[Outcome]()
     run = stage_runner(options, run_label(preset, spec), outcomes)
 
-    tokenized = run("tokenize_corpus", spec.tokenize, manifest=locate(spec.tokenize, store.hashes, store.root / "cache" / "hub"))
+    tokenized = run(
+        "tokenize_corpus",
+        spec.tokenize,
+        manifest=locate(spec.tokenize, store.hashes, store.root / "cache" / "hub"),
+    )
     check_quantizer(spec, tokenized)
     trained = run("train", spec.train, tokenized=tokenized)
     merged = run("merge", spec.merge, trained=trained, tokenized=tokenized)
@@ -93,7 +108,9 @@ def ship(
     outcomes: list[Outcome],
     started: datetime,
 ) -> PipelineReport:
-    """The chain's second half, from the merged model to the saved report. `outcomes` holds what came before, and gets the rest.
+    """The chain's second half, from the merged model to the saved report.
+
+    `outcomes` holds what came before, and gets the rest.
 
     Raises StageError when the artifact is over its limit, after the report is saved.
     """

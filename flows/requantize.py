@@ -57,7 +57,9 @@ MAX_VARIANTS = 32
 
 @dataclass(frozen=True)
 class Variation:
-    """A variant: its name, the settings of each field that makes it, and all of its settings, as dotted.name=value."""
+    """A variant: its name, the settings of each field that makes it, and all of its settings, as
+    dotted.name=value.
+    """
 
     name: str
     fields: Mapping[str, Sequence[str]]
@@ -66,7 +68,9 @@ class Variation:
 
 def _run_name() -> str:
     given = flow_run.parameters
-    return named_after(Store(run_options(given["options"]).store).root, given["run"], "requantized", fitting=True)
+    return named_after(
+        Store(run_options(given["options"]).store).root, given["run"], "requantized", fitting=True
+    )
 
 
 @with_empty_fields
@@ -79,7 +83,9 @@ def requantize(
     clip_grids: tuple[ClipGrid, ...] = (),
     methods: tuple[QuantizeMethod, ...] = (),
     limit_bytes: Annotated[int | None, Field(ge=1), number_field("integer", minimum=1)] = None,
-    zstd_level: Annotated[int | None, Field(ge=1, le=22), number_field("integer", minimum=1, maximum=22)] = None,
+    zstd_level: Annotated[
+        int | None, Field(ge=1, le=22), number_field("integer", minimum=1, maximum=22)
+    ] = None,
     overrides: tuple[Assignment, ...] = (),
     at_once: Annotated[int, Field(ge=1, le=8)] = 2,
     options: Options = None,
@@ -90,12 +96,16 @@ def requantize(
         run: The earlier run: its name or id, the beginning of either, or "last" for the last successful one.
         bits: Formats of the matrices. Several: one variant each. None chosen: as the run had it.
         edge_bits: Format of the matrices of the first and last blocks, in every variant.
-        embedding_format: Format of the token embedding, in every variant. "as it is" with nothing but ecsq: coded like the matrices.
-        clip_grids: Clip ratios above 0 up to 1 that gptq_lite tries, with commas, as 1.0, 0.95, 0.9. Several entries: one variant each.
+        embedding_format: Format of the token embedding, in every variant. "as it is" with nothing but ecsq:
+            coded like the matrices.
+        clip_grids: Clip ratios above 0 up to 1 that gptq_lite tries, with commas, as 1.0, 0.95, 0.9. Several
+            entries: one variant each.
         methods: How matrices are quantized. Several: one variant each. None chosen: as the run had it.
-        limit_bytes: The best quantization whose package, script included, is at most so many bytes (method ecsq). Empty: no fitting.
+        limit_bytes: The best quantization whose package, script included, is at most so many bytes (method
+            ecsq). Empty: no fitting.
         zstd_level: Compression of the blob, 1 to 22. Empty: as the run had it.
-        overrides: Any other setting of quantize, package, check_size, evaluate or publish, as dotted.name=value.
+        overrides: Any other setting of quantize, package, check_size, evaluate or publish, as
+            dotted.name=value.
         at_once: Variants that run side by side, 1 to 8.
         options: Where and how the stages run; never changes a result.
     """
@@ -105,26 +115,49 @@ def requantize(
     earlier = find_run(store.root, run, fitting=True)
     common = [] if zstd_level is None else [f"quantize.zstd_level={zstd_level}"]
     if limit_bytes is not None:
-        common += ["quantize.method=ecsq", f"quantize.fit.limit_bytes={limit_bytes}", "quantize.fit.code_bytes=null"]
+        common += [
+            "quantize.method=ecsq",
+            f"quantize.fit.limit_bytes={limit_bytes}",
+            "quantize.fit.code_bytes=null",
+        ]
         if bits or clip_grids or set(methods) - {"ecsq"}:
             raise SpecError(
-                f"limit_bytes = {limit_bytes}: is met by the method ecsq, which takes neither bits nor clip_grids; choose none of them and "
+                f"limit_bytes = {limit_bytes}: is met by the method ecsq, which takes neither bits "
+                "nor clip_grids; choose none of them and "
                 "no other method"
             )
     rules = earlier.spec.quantize.rules
-    asked = {name: wanted for name, wanted in (("edge_bits", edge_bits), ("embedding_format", embedding_format)) if wanted != AS_IT_IS}
-    fields = {f"{name} = {wanted}": format_overrides("quantize.rules", rules, {name: wanted}) for name, wanted in asked.items()}
+    asked = {
+        name: wanted
+        for name, wanted in (("edge_bits", edge_bits), ("embedding_format", embedding_format))
+        if wanted != AS_IT_IS
+    }
+    fields = {
+        f"{name} = {wanted}": format_overrides("quantize.rules", rules, {name: wanted})
+        for name, wanted in asked.items()
+    }
     common += [setting for settings in fields.values() for setting in settings]
     if "embedding_format" not in asked and (limit_bytes is not None or set(methods) == {"ecsq"}):
         common += format_overrides("quantize.rules", rules, {"embedding_format": ANY_INTEGER})
     variants = _variants(earlier, bits, clip_grids, methods, [*common, *overrides])
     if limit_bytes is not None:
-        variants = [Variation(f"at most {limit_bytes:,} bytes", item.fields, item.settings) for item in variants]
+        variants = [
+            Variation(f"at most {limit_bytes:,} bytes", item.fields, item.settings) for item in variants
+        ]
     _check(store, earlier, variants, fields, overrides)
-    log.info("%s: %d variants of the quantization, %d side by side", earlier.name, len(variants), min(at_once, len(variants)))
-    states = _run_variants([partial(_run_variant, earlier.run_id, item.settings, options) for item in variants], at_once)
+    log.info(
+        "%s: %d variants of the quantization, %d side by side",
+        earlier.name,
+        len(variants),
+        min(at_once, len(variants)),
+    )
+    states = _run_variants(
+        [partial(_run_variant, earlier.run_id, item.settings, options) for item in variants], at_once
+    )
     reports = [load_report(store.root, str(state.state_details.flow_run_id)) for state in states]
-    compared = [(item.name, report, state) for item, report, state in zip(variants, reports, states, strict=True)]
+    compared = [
+        (item.name, report, state) for item, report, state in zip(variants, reports, states, strict=True)
+    ]
     rows = comparison_rows(earlier, compared)
     with only_shown("table and plot of the comparison"):
         publish_comparison(earlier, compared, rows)
@@ -137,7 +170,9 @@ def requantize(
 
 @flow(name="requantized", flow_run_name="{name}", persist_result=False)
 def requantized(run_id: str, overrides: list[str], options: RunOptions, name: str) -> PipelineReport:
-    """One variant: the chain from `quantize` on, with the earlier results of the run `run_id` as they lie in the store."""
+    """One variant: the chain from `quantize` on, with the earlier results of the run `run_id` as they lie
+    in the store.
+    """
     started, store = datetime.now(UTC), Store(options.store)
     earlier = find_run(store.root, run_id)
     spec = with_changes(earlier.spec, overrides)
@@ -146,11 +181,26 @@ def requantized(run_id: str, overrides: list[str], options: RunOptions, name: st
         if done.stage in BEFORE_QUANTIZE and (record := store.record(STAGES[done.stage], done.key)):
             outcomes.append(Outcome(record, cached=True, seconds=0.0))
     run = stage_runner(options, name, outcomes)
-    return ship(run, store, earlier.preset, spec, earlier.tokenized, earlier.trained, earlier.merged, outcomes, started)
+    return ship(
+        run,
+        store,
+        earlier.preset,
+        spec,
+        earlier.tokenized,
+        earlier.trained,
+        earlier.merged,
+        outcomes,
+        started,
+    )
 
 
-def _run_variants(variants: Sequence[Callable[[], State[PipelineReport]]], at_once: int) -> list[State[PipelineReport]]:
-    """Run all, `at_once` side by side, each in a copy of this context. A cancel or Ctrl-C here ends them as well."""
+def _run_variants(
+    variants: Sequence[Callable[[], State[PipelineReport]]], at_once: int
+) -> list[State[PipelineReport]]:
+    """Run all, `at_once` side by side, each in a copy of this context.
+
+    A cancel or Ctrl-C here ends them as well.
+    """
     stop = Stopping()
     with ThreadPoolExecutor(at_once) as pool:
         running = [pool.submit(stop.here(variant)) for variant in variants]
@@ -169,29 +219,50 @@ def _run_variant(run_id: str, overrides: list[str], options: RunOptions) -> Stat
 
 
 def _variants(
-    earlier: PipelineReport, bits: Sequence[str], clip_grids: Sequence[str], methods: Sequence[str], common: list[str]
+    earlier: PipelineReport,
+    bits: Sequence[str],
+    clip_grids: Sequence[str],
+    methods: Sequence[str],
+    common: list[str],
 ) -> list[Variation]:
     """Every combination of what was chosen, each with `common`."""
     rules = earlier.spec.quantize.rules
     axes = [
-        [(wanted, f"bits = {wanted}", format_overrides("quantize.rules", rules, {"bits": wanted})) for wanted in bits],
-        [(f"clips {grid.strip()}", f"clip_grids = {grid}", [clip_override(grid)]) for grid in clip_grids if grid.strip()],
+        [
+            (wanted, f"bits = {wanted}", format_overrides("quantize.rules", rules, {"bits": wanted}))
+            for wanted in bits
+        ],
+        [
+            (f"clips {grid.strip()}", f"clip_grids = {grid}", [clip_override(grid)])
+            for grid in clip_grids
+            if grid.strip()
+        ],
         [(method, f"methods = {method}", _method_settings(method, earlier)) for method in methods],
     ]
     variants = []
     for combination in product(*(axis for axis in axes if axis)):
         name = ", ".join(label for label, _, _ in combination) or ", ".join(common) or "the same settings"
         fields = {field: settings for _, field, settings in combination}
-        variants.append(Variation(name, fields, [setting for settings in fields.values() for setting in settings] + common))
+        variants.append(
+            Variation(
+                name, fields, [setting for settings in fields.values() for setting in settings] + common
+            )
+        )
     if len(variants) > MAX_VARIANTS:
-        raise SpecError(f"bits × clip_grids × methods = {len(variants)} variants: at most {MAX_VARIANTS} at once; choose fewer")
+        raise SpecError(
+            f"bits × clip_grids × methods = {len(variants)} variants: at most {MAX_VARIANTS} at "
+            "once; choose fewer"
+        )
     return variants
 
 
 def _method_settings(method: str, earlier: PipelineReport) -> list[str]:
     """The method, and without the earlier run's limit where it has no steps to fit."""
     fitted = earlier.spec.quantize.fit.limit_bytes is not None
-    return [f"quantize.method={method}", *(["quantize.fit.limit_bytes=null"] if fitted and method != "ecsq" else [])]
+    return [
+        f"quantize.method={method}",
+        *(["quantize.fit.limit_bytes=null"] if fitted and method != "ecsq" else []),
+    ]
 
 
 def _check(
@@ -201,17 +272,21 @@ def _check(
     fields: Mapping[str, Sequence[str]],
     overrides: Sequence[str],
 ) -> None:
-    """Refuse settings that this flow would not carry out, and an earlier run whose files are gone, before anything runs.
+    """Refuse settings that this flow would not carry out, and an earlier run whose files are gone, before
+    anything runs.
 
-    `fields`: the filled fields that all variants share, with their settings. A field must count in every variant that has
-    it; an override of all variants is refused where no variant has a use for it.
+    `fields`: the filled fields that all variants share, with their settings. A field must count in every
+    variant that has it; an override of all variants is refused where no variant has a use for it.
     """
     specs = [with_changes(earlier.spec, item.settings) for item in variants]
     for item, spec in zip(variants, specs, strict=True):
         for section in ("tokenize", "train", "merge"):
             if getattr(spec, section) != getattr(earlier.spec, section):
                 named = next(change for change in item.settings if change.startswith(f"{section}."))
-                raise SpecError(f"{named}: is decided before quantization; requantize changes {', '.join(CHANGEABLE)}. Use `fairway run`")
+                raise SpecError(
+                    f"{named}: is decided before quantization; requantize changes "
+                    f"{', '.join(CHANGEABLE)}. Use `fairway run`"
+                )
         refuse_ignored(earlier.spec, spec, {**item.fields, **fields})
     for given, settings in as_given(overrides).items():
         if all(why_ignored(earlier.spec, spec, settings[0]) for spec in specs):
@@ -224,4 +299,7 @@ def _check(
         earlier.trained.metrics,
     )
     for problem in store.problems(needed):
-        raise SpecError(f"run = {earlier.name}: {problem}. Run the pipeline with its settings again: what is missing is made again")
+        raise SpecError(
+            f"run = {earlier.name}: {problem}. Run the pipeline with its settings again: what is "
+            "missing is made again"
+        )

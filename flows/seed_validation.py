@@ -1,8 +1,12 @@
-"""Train the next seeds of one configuration, keep their figures in a ledger, and say what all seeds together show.
+"""Train the next seeds of one configuration, keep their figures in a ledger, and say what all seeds
+together show.
 
-    fairway validate-seeds --preset demo --mark 2.90          trains the next seed; a weekly schedule does the same
+    fairway validate-seeds --preset demo --mark 2.90          trains the next seed
 
-Every seed is a run of the pipeline of its own. A failed one is kept as failed, and the next firing tries it again.
+A weekly schedule does the same.
+
+Every seed is a run of the pipeline of its own. A failed one is kept as failed, and the next firing tries it
+again.
 """
 
 import logging
@@ -52,7 +56,9 @@ def seed_validation(
     new_seeds_per_run: Annotated[int, Field(ge=0, le=100)] = 1,
     max_seeds: Annotated[int, Field(ge=2, le=1000)] = 10,
     first_seed: Annotated[int, Field(ge=0)] = 1,
-    mark_nats: Annotated[float | None, Field(gt=0, allow_inf_nan=False), number_field("number", exclusiveMinimum=0)] = None,
+    mark_nats: Annotated[
+        float | None, Field(gt=0, allow_inf_nan=False), number_field("number", exclusiveMinimum=0)
+    ] = None,
     against: str = "",
     margin_nats: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.005,
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01,
@@ -62,24 +68,30 @@ def seed_validation(
     """Train the next seeds of a configuration and say what all of them together show.
 
     Args:
-        preset: What to start from: smoke (seconds), demo and medium (minutes on two cores), record and reference (eight GPUs).
+        preset: What to start from: smoke (seconds), demo and medium (minutes on two cores), record and
+            reference (eight GPUs).
         overrides: Settings that differ from the preset, one an entry, as dotted.name=value; not the seed.
-        ledger: Name of the ledger, in small letters. Empty: the preset's. Each configuration has its own ledger under the name.
+        ledger: Name of the ledger, in small letters. Empty: the preset's. Each configuration has its own
+            ledger under the name.
         new_seeds_per_run: New seeds that this run trains, 0 to 100; failed ones are tried again besides.
-        max_seeds: Seeds at most, 2 to 1000. Declared before the first one and then fixed: a plan changed after looking spoils the test.
+        max_seeds: Seeds at most, 2 to 1000. Declared before the first one and then fixed: a plan changed
+            after looking spoils the test.
         first_seed: The first seed; the next ones follow it.
         mark_nats: The loss to beat, in nats a token (not bits per byte). Empty: no mark.
         against: A ledger to beat instead of a mark, by the beginning of its name.
         margin_nats: Nats a token by which the mark has to be beaten, 0 or more.
         alpha: The p below which it counts as beaten, between 0 and 1.
-        recheck_seed: Train this seed again instead of new ones, on the CPU with nothing cached; other figures fail the run.
+        recheck_seed: Train this seed again instead of new ones, on the CPU with nothing cached; other figures
+            fail the run.
         options: Where and how the stages run; never changes a result.
     """
     stream_logs()
     options = run_options(options)
     store = Store(options.store)
     spec = _without_seed(preset, overrides)
-    wanted = Ledger(name=ledger or preset, configuration=fingerprint(spec), first_seed=first_seed, max_seeds=max_seeds)
+    wanted = Ledger(
+        name=ledger or preset, configuration=fingerprint(spec), first_seed=first_seed, max_seeds=max_seeds
+    )
     other = find_ledger(store.root, against) if against else None
     with claim(store.root, wanted) as book:
         _name_others(store.root, book, spec)
@@ -106,12 +118,15 @@ def _without_seed(preset: str, overrides: tuple[str, ...]) -> PipelineSpec:
 
 
 def _name_others(store: Path, book: Ledger, spec: PipelineSpec) -> None:
-    """Say of a new ledger which ones of its name there are already: another machine's `auto` may have begun one."""
+    """Say of a new ledger which ones of its name there are already: another machine's `auto` may have
+    begun one.
+    """
     labels = [path.parent.name for path in ledger_files(store)]
     others = [label for label in labels if label.rpartition("-")[0] == book.name and label != book.label]
     if not book.entries and others:
         log.warning(
-            "ledger %s is new. Of its name there are %s, of other settings; where only the machine is another, the precision differs: "
+            "ledger %s is new. Of its name there are %s, of other settings; where only the machine "
+            "is another, the precision differs: "
             "here it is %s",
             book.label,
             ", ".join(others),
@@ -119,9 +134,17 @@ def _name_others(store: Path, book: Ledger, spec: PipelineSpec) -> None:
         )
 
 
-def _train(book: Ledger, seed: int, preset: Preset, overrides: tuple[str, ...], options: RunOptions) -> SeedEntry:
+def _train(
+    book: Ledger, seed: int, preset: Preset, overrides: tuple[str, ...], options: RunOptions
+) -> SeedEntry:
     """The entry of a seed after a run of the pipeline; a run that failed gives a failed entry."""
-    log.info("ledger %s: seed %d (%d of at most %d are done)", book.label, seed, len(book.completed()), book.max_seeds)
+    log.info(
+        "ledger %s: seed %d (%d of at most %d are done)",
+        book.label,
+        seed,
+        len(book.completed()),
+        book.max_seeds,
+    )
     changes = (*overrides, f"train.seed={seed}")
     state = pipeline(preset, overrides=changes, options=options, return_state=True)
     run_id, before = str(state.state_details.flow_run_id), book.entry(seed)
@@ -140,19 +163,31 @@ def _train(book: Ledger, seed: int, preset: Preset, overrides: tuple[str, ...], 
     )
 
 
-def _recheck(book: Ledger, seed: int, preset: Preset, overrides: tuple[str, ...], options: RunOptions) -> Ledger:
-    """Compute a completed seed again where nothing is cached. Raises StageError when it gives other figures."""
+def _recheck(
+    book: Ledger, seed: int, preset: Preset, overrides: tuple[str, ...], options: RunOptions
+) -> Ledger:
+    """Compute a completed seed again where nothing is cached.
+
+    Raises StageError when it gives other figures.
+    """
     entry = book.entry(seed)
     if entry is None or entry.status != "completed":
         done = ", ".join(str(item.seed) for item in book.completed()) or "none"
-        raise SpecError(f"recheck_seed = {seed}: not a completed seed of ledger {book.label}; completed: {done}")
+        raise SpecError(
+            f"recheck_seed = {seed}: not a completed seed of ledger {book.label}; completed: {done}"
+        )
     compute = resolve(preset, overrides).train.compute
     if compute.device != "cpu":
-        raise SpecError(f"recheck_seed = {seed}: equal figures are promised on the CPU only; this configuration trains on {compute.device}")
+        raise SpecError(
+            f"recheck_seed = {seed}: equal figures are promised on the CPU only; this configuration "
+            f"trains on {compute.device}"
+        )
     if entry.machine and entry.machine != (here := machine_kind(compute)):
         raise SpecError(
-            f"recheck_seed = {seed}: was trained on another kind of machine ({entry.machine}) than this one ({here}). Equal figures are "
-            "promised on one kind only: check it again on such a machine, or train its seed here in a ledger of another name"
+            f"recheck_seed = {seed}: was trained on another kind of machine ({entry.machine}) than "
+            f"this one ({here}). Equal figures are "
+            "promised on one kind only: check it again on such a machine, or train its seed here in "
+            "a ledger of another name"
         )
     scratch = Path(options.store) / "recheck" / f"{book.label}-seed{seed}"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -163,10 +198,17 @@ def _recheck(book: Ledger, seed: int, preset: Preset, overrides: tuple[str, ...]
         assert entry.figures is not None
         assert again.figures is not None
         before, now = entry.figures.model_dump(), again.figures.model_dump()
-        differences = "; ".join(f"{name} was {before[name]}, is {now[name]}" for name in before if before[name] != now[name])
-        code = "the same code" if again.code_sha256 == entry.code_sha256 else f"code {entry.code_sha256[:12]}, now {again.code_sha256[:12]}"
+        differences = "; ".join(
+            f"{name} was {before[name]}, is {now[name]}" for name in before if before[name] != now[name]
+        )
+        code = (
+            "the same code"
+            if again.code_sha256 == entry.code_sha256
+            else f"code {entry.code_sha256[:12]}, now {again.code_sha256[:12]}"
+        )
         raise StageError(
-            f"seed {seed} of ledger {book.label} is not reproducible ({code}): {differences}. Its new results lie in {scratch}"
+            f"seed {seed} of ledger {book.label} is not reproducible ({code}): {differences}. Its "
+            f"new results lie in {scratch}"
         )
     shutil.rmtree(scratch)
     log.info("ledger %s: seed %d gave the same figures again, to the last bit", book.label, seed)
@@ -177,4 +219,13 @@ def _recheck(book: Ledger, seed: int, preset: Preset, overrides: tuple[str, ...]
 
 def _code() -> str:
     """Digest of the code that decides figures: of every stage but the two that only look at results."""
-    return code_digest(sorted({root for stage in STAGES.values() if stage.name not in ("audit", "publish") for root in stage.code_roots}))
+    return code_digest(
+        sorted(
+            {
+                root
+                for stage in STAGES.values()
+                if stage.name not in ("audit", "publish")
+                for root in stage.code_roots
+            }
+        )
+    )

@@ -9,7 +9,13 @@ from presets.record import record, reference
 from schemas.errors import SpecError
 from schemas.pipeline import PipelineSpec
 
-PRESETS: dict[str, Callable[[], PipelineSpec]] = {"smoke": smoke, "demo": demo, "medium": medium, "record": record, "reference": reference}
+PRESETS: dict[str, Callable[[], PipelineSpec]] = {
+    "smoke": smoke,
+    "demo": demo,
+    "medium": medium,
+    "record": record,
+    "reference": reference,
+}
 
 
 def load_preset(name: str) -> PipelineSpec:

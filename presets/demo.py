@@ -1,4 +1,6 @@
-"""Presets for a machine without GPU, on the embedded corpus: `demo` learns visibly in minutes, `smoke` runs in seconds."""
+"""Presets for a machine without GPU, on the embedded corpus: `demo` learns visibly in minutes, `smoke`
+runs in seconds.
+"""
 
 from dataclasses import replace
 
@@ -36,7 +38,11 @@ def demo() -> PipelineSpec:
     """Every technique on, a small model, a minute or two of training on two cores."""
     scoring = ScoringSettings(sequence_length=256, stride=64, batch_tokens=16_384)
     return PipelineSpec(
-        tokenize=TokenizeSpec(corpus=SotuCorpus(), tokenizer=TokenizerSpec(vocab_size=1024), split=HashFraction(val_fraction=0.04)),
+        tokenize=TokenizeSpec(
+            corpus=SotuCorpus(),
+            tokenizer=TokenizerSpec(vocab_size=1024),
+            split=HashFraction(val_fraction=0.04),
+        ),
         train=TrainSettings(
             model=ModelSettings(
                 num_layers=4,
@@ -49,7 +55,8 @@ def demo() -> PipelineSpec:
                 value_embedding_dim=48,
                 value_embedding_layers=(2, 3),
             ),
-            # A short run: momentum with the horizon of a run of thousands of steps would average over a fifth of it (docs/log.md).
+            # A short run: momentum with the horizon of a run of thousands of steps would average over a fifth
+            # of it (docs/log.md).
             optimizer=OptimizerSettings(muon_lr=0.05, muon_momentum=0.9, muon_momentum_start=0.85),
             schedule=ScheduleSettings(max_steps=440, warmdown_fraction=0.8),
             data=DataSettings(batch_tokens=2_048, sequence_length=256, micro_batch_sequences=8),
@@ -97,11 +104,15 @@ def smoke() -> PipelineSpec:
     )
     return base.derive(
         tokenize=base.tokenize.derive(
-            corpus=SotuCorpus(max_documents=6), tokenizer=TokenizerSpec(vocab_size=320), split=HashFraction(val_fraction=0.3)
+            corpus=SotuCorpus(max_documents=6),
+            tokenizer=TokenizerSpec(vocab_size=320),
+            split=HashFraction(val_fraction=0.3),
         ),
         train=train,
         merge=base.merge.derive(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring),
-        quantize=replace(base.quantize, rules=rules, calibration=CalibrationSettings(num_sequences=32, sequence_length=64)),
+        quantize=replace(
+            base.quantize, rules=rules, calibration=CalibrationSettings(num_sequences=32, sequence_length=64)
+        ),
         evaluate=base.evaluate.derive(scoring=scoring),
         audit=AuditOptions(gap_tokens=2_048),
         publish=PublishOptions(title="Fairway: smoke preset"),

@@ -1,4 +1,6 @@
-"""`medium`: the reference's recipe at 3.7 million parameters, for measurements that `demo` is too small for."""
+"""`medium`: the reference's recipe at 3.7 million parameters, for measurements that `demo` is too small
+for.
+"""
 
 from dataclasses import replace
 
@@ -6,12 +8,19 @@ from presets.demo import demo
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
 from schemas.quantizer_settings import FormatRule
-from schemas.settings import DataSettings, ModelSettings, OptimizerSettings, ScheduleSettings, SnapshotSettings
+from schemas.settings import (
+    DataSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    SnapshotSettings,
+)
 
 
 def medium() -> PipelineSpec:
-    """3.7 M parameters, 1.6 M tokens, three minutes of training on two idle cores; its weights have seen no grid, so that quantizers can
-    be compared on them."""
+    """3.7 M parameters, 1.6 M tokens, three minutes of training on two idle cores; its weights have seen
+    no grid, so that quantizers can be compared on them.
+    """
     base = demo()
     rules = (
         FormatRule("tok_emb.weight", "int8"),

@@ -1,7 +1,8 @@
 """Named quantizations of one trained model: what `fairway frontier` and benchmarks.quantizers compare.
 
-A name is METHOD:SETTING. The setting is the matrices' format (`gptq:int5`), for ecsq the loss to spend in nats a token
-(`ecsq:0.001`); `reference` has none. The token embedding is int8, but fp16 in the reference's scheme.
+A name is METHOD:SETTING. The setting is the matrices' format (`gptq:int5`), for ecsq the loss to spend in
+nats a token (`ecsq:0.001`); `reference` has none. The token embedding is int8, but fp16 in the reference's
+scheme.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,13 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from schemas.errors import SpecError
-from schemas.quantizer_settings import FitSettings, FormatRule, QuantizeMethod, QuantizerSettings, TensorFormat
+from schemas.quantizer_settings import (
+    FitSettings,
+    FormatRule,
+    QuantizeMethod,
+    QuantizerSettings,
+    TensorFormat,
+)
 
 SCHEMES = (
     "reference",
@@ -30,7 +37,8 @@ MATRIX_FORMATS: tuple[TensorFormat, ...] = ("int2", "int3", "int4", "int5", "int
 
 
 def choose_schemes(wanted: Sequence[str]) -> tuple[str, ...]:
-    """The names of `wanted`, each once; a method alone stands for all of its SCHEMES, and nothing for all of them.
+    """The names of `wanted`, each once; a method alone stands for all of its SCHEMES, and nothing for all
+    of them.
 
     Raises SpecError for what is no scheme.
     """
@@ -44,7 +52,8 @@ def choose_schemes(wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def scheme_settings(name: str, base: QuantizerSettings, num_layers: int) -> QuantizerSettings:
-    """The settings of the scheme for a model of `num_layers` blocks; what a name does not say is as in `base`.
+    """The settings of the scheme for a model of `num_layers` blocks; what a name does not say is as in
+    `base`.
 
     Raises SpecError for what is no scheme.
     """
@@ -58,13 +67,21 @@ def scheme_settings(name: str, base: QuantizerSettings, num_layers: int) -> Quan
                 return replace(base, method=by_bits, rules=format_rules(matrices, "int8"))
     if method == "ecsq":
         try:
-            return replace(base, method="ecsq", rules=format_rules("int8", "int8"), ecsq=replace(base.ecsq, loss_nats=float(setting)))
+            return replace(
+                base,
+                method="ecsq",
+                rules=format_rules("int8", "int8"),
+                ecsq=replace(base.ecsq, loss_nats=float(setting)),
+            )
         except ValueError as error:
-            raise SpecError(f"scheme = {name}: give the loss to spend in nats a token, above 0, as ecsq:0.001") from error
+            raise SpecError(
+                f"scheme = {name}: give the loss to spend in nats a token, above 0, as ecsq:0.001"
+            ) from error
     near = get_close_matches(name, SCHEMES, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise SpecError(
-        f"scheme = {name}: {hint}There are reference, ecsq:NATS, and {', '.join(METHODS_BY_BITS)} with int2 to int8, as gptq:int5"
+        f"scheme = {name}: {hint}There are reference, ecsq:NATS, and {', '.join(METHODS_BY_BITS)} "
+        "with int2 to int8, as gptq:int5"
     )
 
 
@@ -72,5 +89,12 @@ def format_rules(
     matrices: TensorFormat, embedding: TensorFormat, edges: TensorFormat | None = None, num_layers: int = 1
 ) -> tuple[FormatRule, ...]:
     """Matrices, token embedding and, where given, the first and last blocks; vectors as fp32."""
-    at_the_edges = [FormatRule(f"blocks.{layer}.*.weight", edges) for layer in (0, num_layers - 1)] if edges else []
-    return (FormatRule("tok_emb.weight", embedding), *at_the_edges, FormatRule("*.weight", matrices), FormatRule("*", "fp32"))
+    at_the_edges = (
+        [FormatRule(f"blocks.{layer}.*.weight", edges) for layer in (0, num_layers - 1)] if edges else []
+    )
+    return (
+        FormatRule("tok_emb.weight", embedding),
+        *at_the_edges,
+        FormatRule("*.weight", matrices),
+        FormatRule("*", "fp32"),
+    )

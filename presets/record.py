@@ -1,4 +1,6 @@
-"""The reference's model and recipe (parameter-golf pull request 543): mended (`record`) and as it really ran (`reference`)."""
+"""The reference's model and recipe (parameter-golf pull request 543): mended (`record`) and as it really
+ran (`reference`).
+"""
 
 from dataclasses import replace
 
@@ -7,7 +9,13 @@ from schemas.evaluate import EvaluateSpec
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
-from schemas.quantizer_settings import CalibrationSettings, FitSettings, FormatRule, QatSettings, QuantizerSettings
+from schemas.quantizer_settings import (
+    CalibrationSettings,
+    FitSettings,
+    FormatRule,
+    QatSettings,
+    QuantizerSettings,
+)
 from schemas.settings import (
     AveragingSettings,
     ComputeSettings,
@@ -26,11 +34,16 @@ EIGHT_GPUS = ComputeSettings(device="cuda", num_processes=8, threads_per_process
 
 
 def record() -> PipelineSpec:
-    """25,224,282 parameters, 600 s on eight GPUs; schedules follow progress, the steps of the quantization are fitted to the limit."""
+    """25,224,282 parameters, 600 s on eight GPUs; schedules follow progress, the steps of the
+    quantization are fitted to the limit.
+    """
     scoring = ScoringSettings(sequence_length=2048, stride=64, batch_tokens=131_072)
     return PipelineSpec(
         tokenize=TokenizeSpec(
-            corpus=ShardsCorpus(folder="data/datasets/fineweb10B_sp1024", tokenizer_model="data/tokenizers/fineweb_1024_bpe.model"),
+            corpus=ShardsCorpus(
+                folder="data/datasets/fineweb10B_sp1024",
+                tokenizer_model="data/tokenizers/fineweb_1024_bpe.model",
+            ),
             tokenizer=TokenizerSpec(vocab_size=1024),
             split=FirstDocuments(num_val_documents=50_000),
             compressor_baselines=False,
@@ -38,10 +51,13 @@ def record() -> PipelineSpec:
         train=TrainSettings(
             model=ModelSettings(),
             optimizer=OptimizerSettings(muon_momentum_warmup_fraction=0.25),
-            schedule=ScheduleSettings(max_steps=20_000, max_seconds=600.0, warmdown_fraction=0.5, compile_warmup_steps=3),
+            schedule=ScheduleSettings(
+                max_steps=20_000, max_seconds=600.0, warmdown_fraction=0.5, compile_warmup_steps=3
+            ),
             data=DataSettings(batch_tokens=786_432, sequence_length=2048, micro_batch_sequences=48),
             snapshots=SnapshotSettings(start_lr_scale=0.2, every_fraction=None, every_steps=50),
-            # ecsq's steps come from calibration after training: there is no grid that training could round to.
+            # ecsq's steps come from calibration after training: there is no grid that training could round
+            # to.
             qat=QatSettings(start_lr_scale=0.0, rules=CODED_RULES),
             compute=replace(EIGHT_GPUS, compile=True, fused_kernels=True),
         ),
@@ -49,7 +65,9 @@ def record() -> PipelineSpec:
         quantize=QuantizerSettings(
             method="ecsq",
             rules=CODED_RULES,
-            calibration=CalibrationSettings(num_sequences=64, sequence_length=1024, batch_sequences=2, threads=8),
+            calibration=CalibrationSettings(
+                num_sequences=64, sequence_length=1024, batch_sequences=2, threads=8
+            ),
             fit=FitSettings(limit_bytes=SIZE_LIMIT_BYTES),
         ),
         evaluate=EvaluateSpec(scoring=scoring, compute=EIGHT_GPUS),
@@ -58,7 +76,9 @@ def record() -> PipelineSpec:
 
 
 def reference() -> PipelineSpec:
-    """The reference as it really ran, as far as settings go: idle scales, an untrained value embedding, no AdamW decay, step counts."""
+    """The reference as it really ran, as far as settings go: idle scales, an untrained value embedding,
+    no AdamW decay, step counts.
+    """
     base = record()
     train = replace(
         base.train,
@@ -75,5 +95,7 @@ def reference() -> PipelineSpec:
         qat=QatSettings(start_lr_scale=0.1),
     )
     return base.derive(
-        train=train, quantize=QuantizerSettings(method="reference"), publish=PublishOptions(title="Fairway: reference preset")
+        train=train,
+        quantize=QuantizerSettings(method="reference"),
+        publish=PublishOptions(title="Fairway: reference preset"),
     )

@@ -1,6 +1,8 @@
-"""The technique audit: every record of a run in; for each technique and each rule what was measured, and a verdict, out.
+"""The technique audit: every record of a run in; for each technique and each rule what was measured, and
+a verdict, out.
 
-The stage's spec is the run's whole PipelineSpec: it says what was switched on. Everything else in a finding is measured.
+The stage's spec is the run's whole PipelineSpec: it says what was switched on. Everything else in a finding
+is measured.
 """
 
 from typing import Literal
@@ -11,21 +13,29 @@ from schemas.base import Schema
 from schemas.gap import GapByCause
 
 Verdict = Literal["took effect", "in part", "no effect", "holds", "broken", "off"]
-"""The first three are about techniques, `holds` and `broken` about rules, `off` about what the run did not ask for."""
+"""The first three are about techniques, `holds` and `broken` about rules, `off` about what the run did
+not ask for.
+"""
 
 
 class AuditOptions(Schema):
     """What the user decides about the audit."""
 
     gap_tokens: NonNegativeInt = Field(
-        16_384, description="validation tokens on which the gap of the quantization is measured by cause; 0 leaves it out"
+        16_384,
+        description=(
+            "validation tokens on which the gap of the quantization is measured by cause; 0 leaves it out"
+        ),
     )
 
 
 class Finding(Schema):
     """One technique or rule."""
 
-    key: str = Field(description="short name; of a technique the one that `fairway ablate --off` takes", pattern=r"^[a-z][a-z0-9-]*$")
+    key: str = Field(
+        description="short name; of a technique the one that `fairway ablate --off` takes",
+        pattern=r"^[a-z][a-z0-9-]*$",
+    )
     title: str
     verdict: Verdict
     evidence: str = Field(description="what was measured, in words")
@@ -41,8 +51,12 @@ class Audit(Schema):
     """All findings of a run."""
 
     findings: tuple[Finding, ...]
-    probe_tokens: NonNegativeInt = Field(description="validation tokens on which the shipped model was tried without each technique")
-    gap: GapByCause | None = Field(None, description="what quantization costs, by cause; None where it was not measured")
+    probe_tokens: NonNegativeInt = Field(
+        description="validation tokens on which the shipped model was tried without each technique"
+    )
+    gap: GapByCause | None = Field(
+        None, description="what quantization costs, by cause; None where it was not measured"
+    )
 
     @property
     def warnings(self) -> tuple[Finding, ...]:

@@ -1,7 +1,8 @@
 """Frozen pydantic base, and the identity that cache keys are made of.
 
-`fingerprint(value)` is stable across processes and field order. A file counts by its sha256 alone (not by where it
-lies), and a field marked `Volatile` (timings, hosts, logs) does not count, so equal bytes give equal keys.
+`fingerprint(value)` is stable across processes and field order. A file counts by its sha256 alone (not by
+where it lies), and a field marked `Volatile` (timings, hosts, logs) does not count, so equal bytes give equal
+keys.
 """
 
 import dataclasses
@@ -23,7 +24,9 @@ T = TypeVar("T")
 def known_version(version: int) -> int:
     """`version`, which must be the one that this Fairway reads. Raises ValueError."""
     if version != SCHEMA_VERSION:
-        raise ValueError(f"record has schema version {version}, this Fairway reads {SCHEMA_VERSION}: run the stage again")
+        raise ValueError(
+            f"record has schema version {version}, this Fairway reads {SCHEMA_VERSION}: run the stage again"
+        )
     return version
 
 
@@ -52,13 +55,17 @@ class Schema(BaseModel):
         return type(self).model_validate(values | changes)
 
     def keyed(self) -> Self:
-        """What of a spec belongs in the key of its stage: all, but for names of what is an input with its content."""
+        """What of a spec belongs in the key of its stage: all, but for names of what is an input with its
+        content.
+        """
         return self
 
     def identity(self) -> Any:
         """What this value is, as plain JSON types, without what merely describes how it came about."""
         return {
-            name: identity(getattr(self, name)) for name, field in sorted(type(self).model_fields.items()) if VOLATILE not in field.metadata
+            name: identity(getattr(self, name))
+            for name, field in sorted(type(self).model_fields.items())
+            if VOLATILE not in field.metadata
         }
 
 
@@ -76,7 +83,9 @@ def identity(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: identity(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): identity(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
+        return {
+            str(key): identity(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))
+        }
     if isinstance(value, (list, tuple)):
         return [identity(item) for item in value]
     if isinstance(value, (set, frozenset)):

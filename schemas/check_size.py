@@ -8,7 +8,9 @@ SIZE_LIMIT_BYTES = 16_000_000  # decimal, as the challenge counts
 
 
 class CheckSizeSpec(Schema):
-    limit_bytes: PositiveInt = Field(SIZE_LIMIT_BYTES, description="bytes that the shipped files may have together")
+    limit_bytes: PositiveInt = Field(
+        SIZE_LIMIT_BYTES, description="bytes that the shipped files may have together"
+    )
 
 
 class SizePart(Schema):
@@ -19,10 +21,16 @@ class SizePart(Schema):
 
 
 class TensorGroup(SizePart):
-    """Tensors of one role, their share of the blob, and what coding each stored number by itself would take."""
+    """Tensors of one role, their share of the blob, and what coding each stored number by itself would
+    take.
+    """
 
-    num_weights: NonNegativeInt = Field(0, description="0: the header, and reports from before this was counted")
-    entropy_bits: NonNegativeFloat = Field(0.0, description="order-0 entropy of the stored numbers of each tensor, bits a weight")
+    num_weights: NonNegativeInt = Field(
+        0, description="0: the header, and reports from before this was counted"
+    )
+    entropy_bits: NonNegativeFloat = Field(
+        0.0, description="order-0 entropy of the stored numbers of each tensor, bits a weight"
+    )
 
     @property
     def bits_per_weight(self) -> float:
@@ -31,7 +39,10 @@ class TensorGroup(SizePart):
 
 
 class SizeReport(Schema):
-    """Whether it fits. Over the limit is a result, not an error: the flow fails only after the report is written."""
+    """Whether it fits.
+
+    Over the limit is a result, not an error: the flow fails only after the report is written.
+    """
 
     limit_bytes: PositiveInt
     total_bytes: PositiveInt

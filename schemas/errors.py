@@ -1,4 +1,7 @@
-"""The two permanent kinds of error. Everything else that a stage raises counts as transient and is retried, also `StorageError`."""
+"""The two permanent kinds of error.
+
+Everything else that a stage raises counts as transient and is retried, also `StorageError`.
+"""
 
 import errno
 import shutil
@@ -14,28 +17,45 @@ class FairwayError(Exception):
 
 
 class SpecError(FairwayError):
-    """The user's input is wrong. The message names the field, the value and the remedy; raised before any work."""
+    """The user's input is wrong.
+
+    The message names the field, the value and the remedy; raised before any work.
+    """
 
 
 class StageError(FairwayError):
-    """A stage's own finding: a diverged loss, a bad shard, a submission over the limit. Retrying gives the same."""
+    """A stage's own finding: a diverged loss, a bad shard, a submission over the limit.
+
+    Retrying gives the same.
+    """
 
 
 class StorageError(OSError):
-    """The store cannot be written: no space, too large a file, no permission. Worth another try, once there is room."""
+    """The store cannot be written: no space, too large a file, no permission.
+
+    Worth another try, once there is room.
+    """
 
 
 @contextmanager
 def clear_storage_errors(folder: Path) -> Iterator[None]:
-    """Say an error of the disk that holds `folder` as one: what happened, how much room there is, what to do."""
+    """Say an error of the disk that holds `folder` as one: what happened, how much room there is, what to
+    do.
+    """
     try:
         yield
     except OSError as error:
-        elsewhere = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(folder) and error.errno == errno.EACCES
+        elsewhere = (
+            isinstance(error.filename, str)
+            and not Path(error.filename).is_relative_to(folder)
+            and error.errno == errno.EACCES
+        )
         if error.errno not in _STORAGE_ERRNOS or elsewhere or isinstance(error, StorageError):
             raise
         free = shutil.disk_usage(folder).free
         raise StorageError(
-            f"store: cannot write {error.filename or folder} ({error.strerror}; {free:,} bytes of space left there). Free some space "
-            "(`fairway gc` lists what no run needs), or give another store by --store or FAIRWAY_STORE; finished stages are kept"
+            f"store: cannot write {error.filename or folder} ({error.strerror}; {free:,} bytes of "
+            "space left there). Free some space "
+            "(`fairway gc` lists what no run needs), or give another store by --store or "
+            "FAIRWAY_STORE; finished stages are kept"
         ) from error

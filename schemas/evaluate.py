@@ -15,21 +15,30 @@ class Score(Schema):
     num_targets: PositiveInt
     num_bytes: PositiveInt = Field(description="UTF-8 bytes that the scored tokens stand for")
     num_bos_targets: NonNegativeInt
-    bos_nats_sum: float = Field(description="share of nll_nats_sum spent on predicting BOS, which stands for no byte")
+    bos_nats_sum: float = Field(
+        description="share of nll_nats_sum spent on predicting BOS, which stands for no byte"
+    )
     seconds: Volatile[NonNegativeFloat]
 
 
 def only_scores(compute: ComputeSettings) -> ComputeSettings:
-    """For stages that train nothing. Raises ValueError for what only training does: it would be ignored without a word."""
+    """For stages that train nothing.
+
+    Raises ValueError for what only training does: it would be ignored without a word.
+    """
     for name in ("compile", "fused_kernels"):
         if getattr(compute, name):
-            raise ValueError(f"{name} = true: only training does that, scoring never; leave {name} false here")
+            raise ValueError(
+                f"{name} = true: only training does that, scoring never; leave {name} false here"
+            )
     return compute
 
 
 class EvaluateSpec(Schema):
     scoring: ScoringSettings = Field(default_factory=ScoringSettings, description="windows")
-    compute: ComputeSettings = Field(default_factory=ComputeSettings, description="where the package is scored")
+    compute: ComputeSettings = Field(
+        default_factory=ComputeSettings, description="where the package is scored"
+    )
 
     _scores_only = field_validator("compute")(only_scores)
 
@@ -39,6 +48,10 @@ class Evaluation(Schema):
 
     non_overlapping: Score
     sliding: Score | None
-    text_utf8_bytes: NonNegativeInt | None = Field(description="validation text as it came; None for ready-made shards")
-    text_normalized_bytes: NonNegativeInt | None = Field(description="the same after the tokenizer's normalisation")
+    text_utf8_bytes: NonNegativeInt | None = Field(
+        description="validation text as it came; None for ready-made shards"
+    )
+    text_normalized_bytes: NonNegativeInt | None = Field(
+        description="the same after the tokenizer's normalisation"
+    )
     byte_account: str = Field(description="how the token bytes compare with the text")

@@ -22,7 +22,9 @@ StorePath = Annotated[str, AfterValidator(inside_the_store)]
 
 
 class FileRef(Schema):
-    """A file, named relative to the store's root so that a moved store still works, and identified by its content."""
+    """A file, named relative to the store's root so that a moved store still works, and identified by its
+    content.
+    """
 
     path: StorePath
     num_bytes: NonNegativeInt

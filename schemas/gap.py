@@ -10,9 +10,15 @@ class GapPart(Schema):
 
     cause: str
     bpb: float
-    standard_error_bpb: NonNegativeFloat = Field(description="over the sequences, both models scored on the same ones")
+    standard_error_bpb: NonNegativeFloat = Field(
+        description="over the sequences, both models scored on the same ones"
+    )
     divergence_nats: float | None = Field(
-        None, description="how far this step moves the predictions: Kullback-Leibler divergence, nats a token; None for what is no step"
+        None,
+        description=(
+            "how far this step moves the predictions: Kullback-Leibler divergence, nats a "
+            "token; None for what is no step"
+        ),
     )
 
 

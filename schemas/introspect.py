@@ -1,4 +1,6 @@
-"""What can be set: every field of a spec with value, unit, help and bounds, read from the schemas themselves."""
+"""What can be set: every field of a spec with value, unit, help and bounds, read from the schemas
+themselves.
+"""
 
 import dataclasses
 import json
@@ -37,7 +39,9 @@ class Child:
 
 @dataclass(frozen=True)
 class SettingInfo:
-    """One setting of a spec: `name` is dotted, `value` as plain JSON types, the rest is text and may be empty."""
+    """One setting of a spec: `name` is dotted, `value` as plain JSON types, the rest is text and may be
+    empty.
+    """
 
     name: str
     value: Any
@@ -51,12 +55,18 @@ class SettingInfo:
 
 
 def describe_fields(spec: Schema) -> list[SettingInfo]:
-    """Every setting of `spec`, depth first, in the order of declaration. Of a union, the variant that is chosen."""
+    """Every setting of `spec`, depth first, in the order of declaration.
+
+    Of a union, the variant that is chosen.
+    """
     return list(_walk("", Child(type(spec), ""), spec.model_dump(mode="json")))
 
 
 def find_setting(root: type, dotted: str) -> Child:
-    """The setting of that name as declared; of a union on the way the first variant. Raises KeyError for an unknown name."""
+    """The setting of that name as declared; of a union on the way the first variant.
+
+    Raises KeyError for an unknown name.
+    """
     found = Child(root, "")
     for name in dotted.split("."):
         found = children(found.hint, None)[name]
@@ -64,7 +74,10 @@ def find_setting(root: type, dotted: str) -> Child:
 
 
 def children(hint: Any, node: Mapping[str, Any] | None) -> Mapping[str, Child]:
-    """The fields of a section; of a union those of the variant that `node["kind"]` names. Empty for a plain value."""
+    """The fields of a section; of a union those of the variant that `node["kind"]` names.
+
+    Empty for a plain value.
+    """
     options = variants(hint)
     if options:
         chosen = (node or {}).get("kind")
@@ -97,7 +110,9 @@ def is_nullable(hint: Any) -> bool:
 def takes(hint: Any, kind: type) -> bool:
     """Whether a value of exactly the type `kind` may stand here."""
     for member in _members(hint):
-        if member is kind or (get_origin(member) is Literal and any(type(choice) is kind for choice in get_args(member))):
+        if member is kind or (
+            get_origin(member) is Literal and any(type(choice) is kind for choice in get_args(member))
+        ):
             return True
     return False
 
@@ -147,8 +162,12 @@ def _pydantic_child(name: str, field: FieldInfo) -> Child:
     found = list(field.metadata)
     for member in _raw_members(field.annotation):
         found += getattr(member, "__metadata__", ())
-    limits = tuple((key, getattr(item, key)) for item in found for key in _BOUNDS if getattr(item, key, None) is not None)
-    return Child(field.annotation, field.description or "", _unit(name), _bounds(field.annotation, limits), limits)
+    limits = tuple(
+        (key, getattr(item, key)) for item in found for key in _BOUNDS if getattr(item, key, None) is not None
+    )
+    return Child(
+        field.annotation, field.description or "", _unit(name), _bounds(field.annotation, limits), limits
+    )
 
 
 def _bounds(hint: Any, limits: tuple[tuple[str, float], ...]) -> str:

@@ -9,8 +9,12 @@ from schemas.settings import AveragingSettings, ComputeSettings, ModelSettings, 
 
 
 class MergeSpec(Schema):
-    averaging: AveragingSettings = Field(default_factory=AveragingSettings, description="which snapshots, and how")
-    scoring: ScoringSettings = Field(default_factory=ScoringSettings, description="how last iterate and merged model are scored")
+    averaging: AveragingSettings = Field(
+        default_factory=AveragingSettings, description="which snapshots, and how"
+    )
+    scoring: ScoringSettings = Field(
+        default_factory=ScoringSettings, description="how last iterate and merged model are scored"
+    )
     compute: ComputeSettings = Field(default_factory=ComputeSettings, description="where they are scored")
 
     _scores_only = field_validator("compute")(only_scores)
@@ -25,6 +29,8 @@ class MergedModel(Schema):
     steps: tuple[PositiveInt, ...] = Field(description="steps of the snapshots that were averaged")
     lr_scales: tuple[float, ...]
     num_with_qat: int = Field(description="averaged snapshots that were taken under QAT")
-    distance_from_last: NonNegativeFloat = Field(description="rms of merged minus last iterate over the last iterate's rms, all parameters")
+    distance_from_last: NonNegativeFloat = Field(
+        description="rms of merged minus last iterate over the last iterate's rms, all parameters"
+    )
     last: Volatile[Score]
     merged: Volatile[Score]

@@ -1,4 +1,6 @@
-"""Dotted settings: `apply_overrides(spec, ["quantize.method=round_to_nearest"])`, and the list of all that can be set."""
+"""Dotted settings: `apply_overrides(spec, ["quantize.method=round_to_nearest"])`, and the list of all
+that can be set.
+"""
 
 import difflib
 import json
@@ -9,7 +11,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from schemas.errors import SpecError
-from schemas.introspect import Child, SettingInfo, children, describe_fields, is_nullable, list_item, takes, variants
+from schemas.introspect import (
+    Child,
+    SettingInfo,
+    children,
+    describe_fields,
+    is_nullable,
+    list_item,
+    takes,
+    variants,
+)
 from schemas.pipeline import PipelineSpec
 
 _STARTS_WITH_NAME = re.compile(r"[a-z_][a-z0-9_]*( = |: )")
@@ -19,9 +30,10 @@ _PAIRED_ENDINGS = (("_fraction", "_steps"), ("_steps", "_fraction"))
 def apply_overrides(spec: PipelineSpec, overrides: Sequence[str]) -> PipelineSpec:
     """`spec` with every `dotted.name=value` of `overrides` applied, validated as a whole.
 
-    A value is read as JSON, otherwise as text; nothing after `=` empties an optional setting. A new `kind` takes the
-    other kind's fields away; `x_fraction` empties its partner `x_steps` and the other way round. Items of a list go by
-    index (`quantize.rules.0.format=int8`). Raises SpecError that names setting, value and remedy.
+    A value is read as JSON, otherwise as text; nothing after `=` empties an optional setting. A new `kind`
+    takes the other kind's fields away; `x_fraction` empties its partner `x_steps` and the other way round.
+    Items of a list go by index (`quantize.rules.0.format=int8`). Raises SpecError that names setting, value
+    and remedy.
     """
     assignments = [_split(text) for text in overrides]
     given = {name for name, _ in assignments}
@@ -36,9 +48,14 @@ def apply_overrides(spec: PipelineSpec, overrides: Sequence[str]) -> PipelineSpe
 
 
 def explain(error: ValidationError, tree: Any) -> str:
-    """The findings of pydantic as lines `dotted.name = value: what is allowed`. `tree` is what was validated."""
+    """The findings of pydantic as lines `dotted.name = value: what is allowed`.
+
+    `tree` is what was validated.
+    """
     infos = {info.name: info for info in describe_fields(PipelineSpec())}
-    return "\n".join(dict.fromkeys(_explain_one(finding, tree, infos) for finding in error.errors(include_url=False)))
+    return "\n".join(
+        dict.fromkeys(_explain_one(finding, tree, infos) for finding in error.errors(include_url=False))
+    )
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -59,7 +76,10 @@ def _assign(tree: dict[str, Any], dotted: str, text: str, given: set[str]) -> No
         if isinstance(parent, list):
             child, key = list_item(kind), _index(at, segment, parent)
         elif not isinstance(parent, dict):
-            raise SpecError(f"{dotted}: {at} is a single value ({json.dumps(parent)}) with no settings inside; write {at}=value")
+            raise SpecError(
+                f"{dotted}: {at} is a single value ({json.dumps(parent)}) with no settings inside; "
+                f"write {at}=value"
+            )
         else:
             level, key = children(kind, parent), segment
             if segment not in level:
@@ -79,7 +99,10 @@ def _assign(tree: dict[str, Any], dotted: str, text: str, given: set[str]) -> No
 def _index(at: str, segment: str, items: list[Any]) -> int:
     if not segment.isdecimal() or int(segment) >= len(items):
         allowed = f"0 to {len(items) - 1}" if items else "none, it is empty"
-        raise SpecError(f"{at}.{segment}: no such item; indices of {at}: {allowed}. For another length give the whole list: {at}=[…]")
+        raise SpecError(
+            f"{at}.{segment}: no such item; indices of {at}: {allowed}. For another length give the "
+            f"whole list: {at}=[…]"
+        )
     return int(segment)
 
 
@@ -95,7 +118,10 @@ def _unknown(at: str, segment: str, level: Iterable[str], kind: Any) -> str:
         hint = f" It belongs to {at}.kind = {' or '.join(owners)}."
     elif near or elsewhere:
         hint = f" Did you mean {' or '.join(near or elsewhere[:3])}?"
-    return f"{dotted}: there is no such setting.{hint} {f'Settings of {at}' if at else 'Sections'}: {', '.join(names)}"
+    return (
+        f"{dotted}: there is no such setting.{hint} {f'Settings of {at}' if at else 'Sections'}: "
+        f"{', '.join(names)}"
+    )
 
 
 def _read_value(dotted: str, text: str, child: Child) -> Any:
@@ -122,15 +148,25 @@ def _variant(dotted: str, value: Any, kind: Any) -> Any:
     known = variants(kind)
     if value not in known:
         near = difflib.get_close_matches(str(value), known, n=1)
-        raise SpecError(f"{dotted} = {value}: must be one of {', '.join(known)}." + (f" Did you mean {near[0]}?" if near else ""))
+        raise SpecError(
+            f"{dotted} = {value}: must be one of {', '.join(known)}."
+            + (f" Did you mean {near[0]}?" if near else "")
+        )
     return known[value]
 
 
 def _clear_partner(parent: Any, key: str, dotted: str, given: set[str]) -> None:
-    """Of a pair of which exactly one counts, giving one empties the other, unless both are given (which validation refuses)."""
+    """Of a pair of which exactly one counts, giving one empties the other, unless both are given (which
+    validation refuses).
+    """
     for ending, other in _PAIRED_ENDINGS:
         partner = key.removesuffix(ending) + other
-        if key.endswith(ending) and isinstance(parent, dict) and partner in parent and dotted.removesuffix(ending) + other not in given:
+        if (
+            key.endswith(ending)
+            and isinstance(parent, dict)
+            and partner in parent
+            and dotted.removesuffix(ending) + other not in given
+        ):
             parent[partner] = None
 
 
@@ -150,14 +186,24 @@ def _explain_one(finding: Any, tree: Any, infos: dict[str, SettingInfo]) -> str:
 
 
 def _in_words(finding: Any, name: str, infos: dict[str, SettingInfo]) -> str:
-    message, value = finding["msg"].removeprefix("Value error, "), json.dumps(finding["input"], default=str, ensure_ascii=False)
+    message, value = (
+        finding["msg"].removeprefix("Value error, "),
+        json.dumps(finding["input"], default=str, ensure_ascii=False),
+    )
     match finding["type"]:
         case "value_error":  # a schema's own check, which names the field first
-            return f"{name}.{message}" if name and _STARTS_WITH_NAME.match(message) else f"{name}: {message}".removeprefix(": ")
+            return (
+                f"{name}.{message}"
+                if name and _STARTS_WITH_NAME.match(message)
+                else f"{name}: {message}".removeprefix(": ")
+            )
         case "extra_forbidden" | "unexpected_keyword_argument":
             return f"{name}: there is no such setting"
         case "tuple_type":
-            return f"{name} = {value}: is a list; write it as JSON: {name}=[{value if isinstance(finding['input'], str) else '…'}]"
+            return (
+                f"{name} = {value}: is a list; write it as JSON: "
+                f"{name}=[{value if isinstance(finding['input'], str) else '…'}]"
+            )
         case "dataclass_type" | "model_type" | "model_attributes_type" | "dataclass_exact_type":
             return f"{name} = {value}: is a section; set the settings inside it, as {name}.setting=value"
     info = infos.get(name)

@@ -15,13 +15,17 @@ class PackageOptions(Schema):
     """What the user decides about the script."""
 
     keep_comments: bool = Field(True, description="keep comments and docstrings in the script")
-    compressed: bool = Field(False, description="ship the script xz-compressed behind a few lines that unpack it")
+    compressed: bool = Field(
+        False, description="ship the script xz-compressed behind a few lines that unpack it"
+    )
 
 
 class PackageSpec(PackageOptions):
     """The script's content; the pipeline fills in its own settings."""
 
-    recipe: Recipe | None = Field(None, description="settings of the whole run, which the script repeats; None: it only scores")
+    recipe: Recipe | None = Field(
+        None, description="settings of the whole run, which the script repeats; None: it only scores"
+    )
 
 
 class Package(Schema):

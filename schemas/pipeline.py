@@ -26,25 +26,36 @@ class PipelineSpec(Schema):
     train: TrainSpec = Field(default_factory=TrainSpec, description="shards to snapshots")
     merge: MergeSpec = Field(default_factory=MergeSpec, description="snapshots to one model")
     quantize: QuantizeSpec = Field(default_factory=QuantizeSpec, description="model to blob")
-    package: PackageOptions = Field(default_factory=PackageOptions, description="blob to the folder that ships")
+    package: PackageOptions = Field(
+        default_factory=PackageOptions, description="blob to the folder that ships"
+    )
     check_size: CheckSizeSpec = Field(default_factory=CheckSizeSpec, description="bytes against the limit")
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="bits per byte of what ships")
-    audit: AuditOptions = Field(default_factory=AuditOptions, description="what is measured of the finished model")
+    audit: AuditOptions = Field(
+        default_factory=AuditOptions, description="what is measured of the finished model"
+    )
     publish: PublishOptions = Field(default_factory=PublishOptions, description="the report")
 
     def recipe(self) -> Recipe:
         """What the program that ships repeats: everything from token shards to scores."""
-        return Recipe(self.train, self.merge.averaging, self.quantize, self.evaluate.scoring, self.evaluate.compute)
+        return Recipe(
+            self.train, self.merge.averaging, self.quantize, self.evaluate.scoring, self.evaluate.compute
+        )
 
     def audit_compute(self) -> ComputeSettings:
-        """What the audit computes with: the CPU, in float32, with as many threads as a process that scores."""
-        return ComputeSettings(threads_per_process=self.evaluate.compute.threads_per_process, precision="float32")
+        """What the audit computes with: the CPU, in float32, with as many threads as a process that
+        scores.
+        """
+        return ComputeSettings(
+            threads_per_process=self.evaluate.compute.threads_per_process, precision="float32"
+        )
 
     def package_spec(self) -> PackageSpec:
         return PackageSpec(**self.package.model_dump(), recipe=self.recipe())
 
     def with_qat_grid(self) -> "PipelineSpec":
-        """The spec with the quantizer's grid for late QAT, where QAT is on and no grid is named; otherwise as it is.
+        """The spec with the quantizer's grid for late QAT, where QAT is on and no grid is named;
+        otherwise as it is.
 
         Raises SpecError for a quantizer without a grid before training has ended.
         """
@@ -53,8 +64,10 @@ class PipelineSpec(Schema):
             return self
         if self.quantize.method not in GRID_OF_METHOD:
             raise SpecError(
-                f"train.qat.start_lr_scale = {qat.start_lr_scale} and quantize.method = {self.quantize.method}: its steps come from "
-                "calibration after training, so training cannot round to them; set train.qat.start_lr_scale=0, or choose another "
+                f"train.qat.start_lr_scale = {qat.start_lr_scale} and quantize.method = "
+                f"{self.quantize.method}: its steps come from "
+                "calibration after training, so training cannot round to them; set "
+                "train.qat.start_lr_scale=0, or choose another "
                 "quantize.method. (Weights that are trained already: `fairway requantize`)"
             )
         return self.derive(train=replace(self.train, qat=self._grid_of_quantizer()))
@@ -62,9 +75,15 @@ class PipelineSpec(Schema):
     def without_qat_grid(self) -> "PipelineSpec":
         """The inverse: the grid left to the quantizer where it is the quantizer's."""
         qat = self.train.qat
-        if qat.grid == "of_quantizer" or self.quantize.method not in GRID_OF_METHOD or qat != self._grid_of_quantizer():
+        if (
+            qat.grid == "of_quantizer"
+            or self.quantize.method not in GRID_OF_METHOD
+            or qat != self._grid_of_quantizer()
+        ):
             return self
-        return self.derive(train=replace(self.train, qat=replace(qat, grid="of_quantizer", clip_candidates=())))
+        return self.derive(
+            train=replace(self.train, qat=replace(qat, grid="of_quantizer", clip_candidates=()))
+        )
 
     def _grid_of_quantizer(self) -> QatSettings:
         grid = GRID_OF_METHOD[self.quantize.method]
@@ -74,10 +93,13 @@ class PipelineSpec(Schema):
     @model_validator(mode="after")
     def _stages_agree(self) -> "PipelineSpec":
         # A ready-made tokenizer brings its own size, which training checks once the file is read.
-        own_tokenizer = self.tokenize.tokenizer.model_path is None and not isinstance(self.tokenize.corpus, ShardsCorpus)
+        own_tokenizer = self.tokenize.tokenizer.model_path is None and not isinstance(
+            self.tokenize.corpus, ShardsCorpus
+        )
         if own_tokenizer and self.tokenize.tokenizer.vocab_size != self.train.model.vocab_size:
             raise ValueError(
-                f"tokenize.tokenizer.vocab_size = {self.tokenize.tokenizer.vocab_size} and train.model.vocab_size = "
+                f"tokenize.tokenizer.vocab_size = {self.tokenize.tokenizer.vocab_size} and "
+                "train.model.vocab_size = "
                 f"{self.train.model.vocab_size}: set both to the same number"
             )
         return self

@@ -21,7 +21,9 @@ class PublishOptions(Schema):
 
 
 class PublishSpec(PublishOptions):
-    """The report's content beside the results; the pipeline fills it in, a report made by hand may go without."""
+    """The report's content beside the results; the pipeline fills it in, a report made by hand may go
+    without.
+    """
 
     run_name: str = Field("", description="name of the run")
     settings: tuple[ReportedSetting, ...] = Field((), description="every setting of the run")

@@ -31,12 +31,18 @@ class TensorReport(Schema):
     num_elements: PositiveInt
     clips: tuple[ClipShare, ...] = Field(description="empty for tensors kept in floating point")
     rms_error: NonNegativeFloat = Field(description="root mean square of stored minus original")
-    rms_error_round_to_nearest: NonNegativeFloat = Field(description="the same with every row's clip ratio at 1")
+    rms_error_round_to_nearest: NonNegativeFloat = Field(
+        description="the same with every row's clip ratio at 1"
+    )
     relative_error: NonNegativeFloat = Field(description="rms_error over the tensor's own rms")
     entropy_bits: NonNegativeFloat = Field(description="order-0 entropy of the stored symbols, bits a weight")
     stored_bytes: NonNegativeInt = Field(description="before compression, scales included")
-    compressed_bytes: NonNegativeInt = Field(description="this tensor's payload compressed alone at the same level")
-    divergence_nats: float | None = Field(None, description="what coding this matrix alone moves the predictions by, nats a token")
+    compressed_bytes: NonNegativeInt = Field(
+        description="this tensor's payload compressed alone at the same level"
+    )
+    divergence_nats: float | None = Field(
+        None, description="what coding this matrix alone moves the predictions by, nats a token"
+    )
 
 
 class FitTry(Schema):
@@ -55,10 +61,18 @@ class PackedModel(Schema):
     stored_bytes: PositiveInt = Field(description="header and tensors before compression")
     header_bytes: PositiveInt = Field(description="JSON header before compression")
     blob_bytes: PositiveInt
-    blob_bytes_round_to_nearest: PositiveInt = Field(description="the same model with plain rounding, same rules and level")
+    blob_bytes_round_to_nearest: PositiveInt = Field(
+        description="the same model with plain rounding, same rules and level"
+    )
     divergence_nats: float | None = Field(
-        None, description="Kullback-Leibler divergence on training text from the merged model, nats a token; gptq and ecsq only"
+        None,
+        description=(
+            "Kullback-Leibler divergence on training text from the merged model, nats a "
+            "token; gptq and ecsq only"
+        ),
     )
     step_multiplier: float | None = Field(None, description="what ecsq multiplied all steps by")
-    fit_tries: tuple[FitTry, ...] = Field((), description="what the fit to a byte limit measured, in its order")
+    fit_tries: tuple[FitTry, ...] = Field(
+        (), description="what the fit to a byte limit measured, in its order"
+    )
     tensors: tuple[TensorReport, ...]

@@ -1,4 +1,7 @@
-"""Settings of the quantizer, and of the training that prepares for it. Standard library only: these classes ship in the submission."""
+"""Settings of the quantizer, and of the training that prepares for it.
+
+Standard library only: these classes ship in the submission.
+"""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,7 +15,10 @@ StoredFormat = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "
 
 @dataclass(frozen=True)
 class FormatRule(Settings):
-    """Tensors whose name matches `pattern` (shell wildcards) are stored as `format`. The first match counts."""
+    """Tensors whose name matches `pattern` (shell wildcards) are stored as `format`.
+
+    The first match counts.
+    """
 
     pattern: str = setting("*", "shell wildcards over tensor names")
     format: TensorFormat = setting("fp32", "how the tensor is stored")
@@ -39,18 +45,29 @@ class QatSettings(Settings):
     """Late quantization-aware training: straight-through rounding to the grid that the exporter will use."""
 
     start_lr_scale: float = setting(
-        0.1, "on once the learning-rate scale is below this; 0: never", unit="fraction of the peak", minimum=0, maximum=1
+        0.1,
+        "on once the learning-rate scale is below this; 0: never",
+        unit="fraction of the peak",
+        minimum=0,
+        maximum=1,
     )
     rules: tuple[FormatRule, ...] = setting(DEFAULT_RULES, "format of each tensor, as in quantize.rules")
     grid: QatGrid = setting(
-        "of_quantizer", "what it rounds to. of_quantizer: a run fills in that of quantize.method; training by itself takes round_to_nearest"
+        "of_quantizer",
+        (
+            "what it rounds to. of_quantizer: a run fills in that of quantize.method; training by "
+            "itself takes round_to_nearest"
+        ),
     )
-    clip_candidates: tuple[float, ...] = setting((), "ratios that grid gptq_lite tries; filled in with it", above=0, maximum=1)
+    clip_candidates: tuple[float, ...] = setting(
+        (), "ratios that grid gptq_lite tries; filled in with it", above=0, maximum=1
+    )
 
     def check(self) -> None:
         if (self.grid == "gptq_lite") != bool(self.clip_candidates):
             raise ValueError(
-                f"clip_candidates = {self.clip_candidates} and grid = {self.grid}: gptq_lite needs ratios and no other grid takes any; "
+                f"clip_candidates = {self.clip_candidates} and grid = {self.grid}: gptq_lite needs "
+                "ratios and no other grid takes any; "
                 "leave grid at of_quantizer, which fills in both"
             )
 
@@ -59,11 +76,17 @@ class QatSettings(Settings):
 class CalibrationSettings(Settings):
     """The text of the training split from which gptq and ecsq learn what an error in each weight costs."""
 
-    num_sequences: int = setting(128, "sequences, drawn from the whole training split by the seed", unit="sequences", minimum=1)
+    num_sequences: int = setting(
+        128, "sequences, drawn from the whole training split by the seed", unit="sequences", minimum=1
+    )
     sequence_length: int = setting(256, "tokens in each", unit="tokens", minimum=2)
     batch_sequences: int = setting(16, "sequences in one forward pass", unit="sequences", minimum=1)
-    damping: float = setting(0.01, "added to the Hessian's diagonal", unit="share of its mean", above=0, maximum=1)
-    seed: int = setting(0, "which sequences, and the targets drawn from the model's predictions", minimum=0, maximum=2**63 - 1)
+    damping: float = setting(
+        0.01, "added to the Hessian's diagonal", unit="share of its mean", above=0, maximum=1
+    )
+    seed: int = setting(
+        0, "which sequences, and the targets drawn from the model's predictions", minimum=0, maximum=2**63 - 1
+    )
     threads: int = setting(2, "CPU threads of the quantization", minimum=1, maximum=256)
 
     def sequences_in(self, num_tokens: int) -> int:
@@ -71,40 +94,62 @@ class CalibrationSettings(Settings):
         return max(num_tokens - 1, 0) // self.sequence_length
 
     def check_text(self, num_tokens: int) -> None:
-        """Raises ValueError, which begins with the setting's name, where a training split of so many tokens is too short."""
+        """Raises ValueError, which begins with the setting's name, where a training split of so many
+        tokens is too short.
+        """
         there = self.sequences_in(num_tokens)
         if there < self.num_sequences:
             raise ValueError(
-                f"calibration.num_sequences = {self.num_sequences}: the training split has {there} sequences of "
+                f"calibration.num_sequences = {self.num_sequences}: the training split has {there} "
+                "sequences of "
                 f"{self.sequence_length} tokens; ask for fewer or shorter ones"
             )
 
 
 @dataclass(frozen=True)
 class EcsqSettings(Settings):
-    """Entropy-constrained quantization: one number decides all steps, their shares come from the calibration text."""
+    """Entropy-constrained quantization: one number decides all steps, their shares come from the
+    calibration text.
+    """
 
     loss_nats: float = setting(
-        0.001, "growth of the loss to spend, by the Fisher estimate; not used when fit.limit_bytes is set", unit="nats a token", above=0
+        0.001,
+        "growth of the loss to spend, by the Fisher estimate; not used when fit.limit_bytes is set",
+        unit="nats a token",
+        above=0,
     )
     measured_shares: bool = setting(
-        False, "correct the estimate for each matrix by the divergence that quantizing it alone makes on training text"
+        False,
+        (
+            "correct the estimate for each matrix by the divergence that quantizing it alone makes on "
+            "training text"
+        ),
     )
-    floors: tuple[FormatRule, ...] = setting((), "matrices that may be no coarser, in mean square, than this integer format for each row")
+    floors: tuple[FormatRule, ...] = setting(
+        (), "matrices that may be no coarser, in mean square, than this integer format for each row"
+    )
 
     def check(self) -> None:
         for rule in self.floors:
             if not rule.format.startswith("int"):
-                raise ValueError(f"floors: {rule.pattern} = {rule.format}: give an integer format, int2 to int8")
+                raise ValueError(
+                    f"floors: {rule.pattern} = {rule.format}: give an integer format, int2 to int8"
+                )
 
 
 @dataclass(frozen=True)
 class FitSettings(Settings):
     """Find the finest steps whose package is within a limit."""
 
-    limit_bytes: int | None = setting(None, "bytes of script and blob together; empty: no fitting", unit="bytes", minimum=1)
-    code_bytes: int | None = setting(None, "bytes of the script; empty: the pipeline measures it", unit="bytes", minimum=0)
-    tolerance_fraction: float = setting(0.001, "stop once the package is this close below the limit", unit="share", above=0, maximum=0.5)
+    limit_bytes: int | None = setting(
+        None, "bytes of script and blob together; empty: no fitting", unit="bytes", minimum=1
+    )
+    code_bytes: int | None = setting(
+        None, "bytes of the script; empty: the pipeline measures it", unit="bytes", minimum=0
+    )
+    tolerance_fraction: float = setting(
+        0.001, "stop once the package is this close below the limit", unit="share", above=0, maximum=0.5
+    )
 
 
 QuantizeMethod = Literal["gptq_lite", "round_to_nearest", "reference", "gptq", "ecsq"]
@@ -113,16 +158,24 @@ CALIBRATED_METHODS = ("gptq", "ecsq")
 
 @dataclass(frozen=True)
 class QuantizerSettings(Settings):
-    """Post-training quantization. One symmetric integer grid per row with fp16 scales, or (ecsq) entropy-coded steps."""
+    """Post-training quantization.
+
+    One symmetric integer grid per row with fp16 scales, or (ecsq) entropy-coded steps.
+    """
 
     method: QuantizeMethod = setting(
         "gptq_lite",
-        "round_to_nearest: the largest value of each row as it is; gptq_lite: clip search for each row; reference: the reference's own; "
-        "gptq: error feedback on calibration text; ecsq: error feedback, steps by what errors cost, coded by rANS",
+        "round_to_nearest: the largest value of each row as it is; gptq_lite: clip search for each "
+        "row; reference: the reference's own; "
+        "gptq: error feedback on calibration text; ecsq: error feedback, steps by what errors cost, "
+        "coded by rANS",
     )
     rules: tuple[FormatRule, ...] = setting(
         DEFAULT_RULES,
-        "format of each tensor; the first match counts. ecsq codes whatever an integer format is given, with steps of its own",
+        (
+            "format of each tensor; the first match counts. ecsq codes whatever an integer format is "
+            "given, with steps of its own"
+        ),
     )
     clip_candidates: tuple[float, ...] = setting(
         (1.0, 0.99, 0.98, 0.97, 0.95, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7),
@@ -141,7 +194,10 @@ class QuantizerSettings(Settings):
         if not self.rules or self.rules[-1].pattern != "*":
             raise ValueError('rules: the last pattern must be "*", so that every tensor has a format')
         if self.fit.limit_bytes is not None and self.method != "ecsq":
-            raise ValueError(f"fit.limit_bytes = {self.fit.limit_bytes}: method {self.method} has no steps to fit; set method to ecsq")
+            raise ValueError(
+                f"fit.limit_bytes = {self.fit.limit_bytes}: method {self.method} has no steps to "
+                "fit; set method to ecsq"
+            )
 
 
 def format_for(name: str, rules: tuple[FormatRule, ...]) -> TensorFormat:

@@ -14,8 +14,13 @@ class RunOptions(Schema):
     log_every_seconds: PositiveFloat = Field(5.0, description="seconds between training log lines")
     checkpoint_every_seconds: PositiveFloat = Field(30.0, description="seconds between training checkpoints")
     keep_checkpoints: PositiveInt = Field(2, description="training checkpoints kept")
-    stage_timeout_seconds: PositiveFloat | None = Field(None, description="a stage's process is ended after this; empty: never")
+    stage_timeout_seconds: PositiveFloat | None = Field(
+        None, description="a stage's process is ended after this; empty: never"
+    )
     retries: int = Field(3, ge=0, le=20, description="further tries after a transient error")
     encode_threads: int = Field(
-        0, ge=0, le=64, description="threads that encode text; 0: one for each core that this process may use, 4 at most"
+        0,
+        ge=0,
+        le=64,
+        description="threads that encode text; 0: one for each core that this process may use, 4 at most",
     )

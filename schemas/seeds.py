@@ -8,7 +8,10 @@ from schemas.base import Schema
 
 
 class SeedFigures(Schema):
-    """What one seed gave. Nats are per token and of the score that counts: sliding windows where they were scored."""
+    """What one seed gave.
+
+    Nats are per token and of the score that counts: sliding windows where they were scored.
+    """
 
     val_loss_nats: float = Field(description="nats a token")
     val_bpb_last: float
@@ -106,10 +109,14 @@ class Comparison(Schema):
     better_by: float = Field(description="mark minus mean; positive is better")
     low: float = Field(description="95 % interval of better_by")
     high: float
-    statistic: float | None = Field(description="None: all values are equal, and the test divides by their deviation")
+    statistic: float | None = Field(
+        description="None: all values are equal, and the test divides by their deviation"
+    )
     p_value: float
     alpha: PositiveFloat
-    look: PositiveInt = Field(description="sample sizes at which the ledger has been looked at, this one included")
+    look: PositiveInt = Field(
+        description="sample sizes at which the ledger has been looked at, this one included"
+    )
     planned_looks: PositiveInt
 
     @property
@@ -118,7 +125,9 @@ class Comparison(Schema):
 
     @property
     def alpha_each_look(self) -> float:
-        """Bonferroni: with this at every planned look, the chance of a false alarm over all of them stays below alpha."""
+        """Bonferroni: with this at every planned look, the chance of a false alarm over all of them stays
+        below alpha.
+        """
         return self.alpha / self.planned_looks
 
     @property

@@ -1,8 +1,10 @@
-"""What a group of settings is: fields with help, unit and bounds, checked whenever one is made. Standard library only: it ships.
+"""What a group of settings is: fields with help, unit and bounds, checked whenever one is made.
 
-Every field carries its help, unit and bounds as metadata; `Settings` checks types, choices and bounds whenever one is made,
-by pydantic, by `dataclasses.replace` or by hand, and says which field, which value and what is allowed. A number takes
-its field's type, so that 600 and 600.0 are one setting.
+Standard library only: it ships.
+
+Every field carries its help, unit and bounds as metadata; `Settings` checks types, choices and bounds
+whenever one is made, by pydantic, by `dataclasses.replace` or by hand, and says which field, which value and
+what is allowed. A number takes its field's type, so that 600 and 600.0 are one setting.
 """
 
 import dataclasses
@@ -95,7 +97,10 @@ def _of_type(name: str, hint: Any, value: Any) -> Any:
 
 
 def from_dict(cls: type[S], values: dict[str, Any]) -> S:
-    """Settings from plain JSON types (the inverse of `dataclasses.asdict`). Raises ValueError for an unknown field."""
+    """Settings from plain JSON types (the inverse of `dataclasses.asdict`).
+
+    Raises ValueError for an unknown field.
+    """
     hints = _type_hints(cls)  # type: ignore[arg-type]
     unknown = set(values) - {item.name for item in fields(cls)}
     if unknown:

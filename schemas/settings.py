@@ -1,4 +1,7 @@
-"""Settings of model, training, averaging and scoring. Standard library only: these classes ship in the submission."""
+"""Settings of model, training, averaging and scoring.
+
+Standard library only: these classes ship in the submission.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +13,9 @@ from schemas.setting import Settings, setting
 def _exactly_one(settings: Settings, first: str, second: str) -> None:
     a, b = getattr(settings, first), getattr(settings, second)
     if (a is None) == (b is None):
-        raise ValueError(f"{first} = {a} and {second} = {b}: give exactly one of them and leave the other empty")
+        raise ValueError(
+            f"{first} = {a} and {second} = {b}: give exactly one of them and leave the other empty"
+        )
 
 
 @dataclass(frozen=True)
@@ -23,17 +28,27 @@ class ModelSettings(Settings):
     num_heads: int = setting(8, "query heads", minimum=1)
     num_kv_heads: int = setting(4, "key and value heads (GQA)", minimum=1)
     mlp_hidden: int = setting(1408, "hidden width of the relu² MLP", unit="dims", minimum=1)
-    rope_dims: int = setting(16, "dims of each head that rotate; the rest pass through", unit="dims", minimum=0)
+    rope_dims: int = setting(
+        16, "dims of each head that rotate; the rest pass through", unit="dims", minimum=0
+    )
     rope_base: float = setting(10_000.0, "base of the rotary frequencies", above=0)
     q_gain_init: float = setting(1.5, "initial gain of each query head", above=0)
     logit_softcap: float = setting(30.0, "logits are cap·tanh(z/cap)", above=0)
-    xsa_layers: int = setting(4, "last layers with exclusive self-attention; 0 turns it off", unit="layers", minimum=0)
+    xsa_layers: int = setting(
+        4, "last layers with exclusive self-attention; 0 turns it off", unit="layers", minimum=0
+    )
     ln_scale: bool = setting(True, "scale the norm before layer i by 1/sqrt(i+1)")
     smear_gate: bool = setting(True, "mix each input with the one before it")
     smear_stops_at_bos: bool = setting(True, "do not mix across the start of a document")
-    unet_skips: bool = setting(True, "second half of the layers adds the first half's outputs, weighted per dim")
-    value_embedding_dim: int = setting(128, "width of the shared value embedding; 0 turns it off", unit="dims", minimum=0)
-    value_embedding_layers: tuple[int, ...] = setting((9, 10), "layers that add the value embedding to v", minimum=0)
+    unet_skips: bool = setting(
+        True, "second half of the layers adds the first half's outputs, weighted per dim"
+    )
+    value_embedding_dim: int = setting(
+        128, "width of the shared value embedding; 0 turns it off", unit="dims", minimum=0
+    )
+    value_embedding_layers: tuple[int, ...] = setting(
+        (9, 10), "layers that add the value embedding to v", minimum=0
+    )
     value_embedding_scale_every_layer: bool = setting(
         False, "give layers without value embedding an (idle) scale too, as the reference does"
     )
@@ -41,19 +56,30 @@ class ModelSettings(Settings):
 
     def check(self) -> None:
         if self.model_dim % self.num_heads:
-            raise ValueError(f"model_dim = {self.model_dim}: must be a multiple of num_heads = {self.num_heads}")
+            raise ValueError(
+                f"model_dim = {self.model_dim}: must be a multiple of num_heads = {self.num_heads}"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads = {self.num_kv_heads}: must divide num_heads = {self.num_heads}")
         if self.rope_dims % 2 or self.rope_dims > self.head_dim:
-            raise ValueError(f"rope_dims = {self.rope_dims}: must be even and at most the head's {self.head_dim} dims")
+            raise ValueError(
+                f"rope_dims = {self.rope_dims}: must be even and at most the head's {self.head_dim} dims"
+            )
         if self.xsa_layers > self.num_layers:
-            raise ValueError(f"xsa_layers = {self.xsa_layers}: must be at most num_layers = {self.num_layers}")
+            raise ValueError(
+                f"xsa_layers = {self.xsa_layers}: must be at most num_layers = {self.num_layers}"
+            )
         if self.value_embedding_dim and any(i >= self.num_layers for i in self.value_embedding_layers):
-            raise ValueError(f"value_embedding_layers = {self.value_embedding_layers}: layers count from 0 to {self.num_layers - 1}")
+            raise ValueError(
+                f"value_embedding_layers = {self.value_embedding_layers}: layers count from 0 to "
+                f"{self.num_layers - 1}"
+            )
         if len(set(self.value_embedding_layers)) != len(self.value_embedding_layers):
             raise ValueError(f"value_embedding_layers = {self.value_embedding_layers}: names a layer twice")
         if self.value_embedding_dim and not self.value_embedding_layers:
-            raise ValueError("value_embedding_layers = (): name a layer, or turn it off with value_embedding_dim = 0")
+            raise ValueError(
+                "value_embedding_layers = (): name a layer, or turn it off with value_embedding_dim = 0"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -66,11 +92,15 @@ class OptimizerSettings(Settings):
 
     muon_lr: float = setting(0.025, "learning rate of the matrices", minimum=0)
     muon_momentum: float = setting(0.99, "Nesterov momentum after its warm-up", minimum=0, maximum=0.9999)
-    muon_momentum_start: float = setting(0.92, "Nesterov momentum at the first step", minimum=0, maximum=0.9999)
+    muon_momentum_start: float = setting(
+        0.92, "Nesterov momentum at the first step", minimum=0, maximum=0.9999
+    )
     muon_momentum_warmup_fraction: float | None = setting(
         0.25, "share of progress over which momentum rises", unit="fraction of progress", minimum=0, maximum=1
     )
-    muon_momentum_warmup_steps: int | None = setting(None, "the same, counted in steps", unit="steps", minimum=0)
+    muon_momentum_warmup_steps: int | None = setting(
+        None, "the same, counted in steps", unit="steps", minimum=0
+    )
     muon_weight_decay: float = setting(0.04, "decoupled weight decay of the matrices", minimum=0)
     newton_schulz_steps: int = setting(5, "iterations of the orthogonalisation", minimum=1, maximum=20)
     embedding_lr: float = setting(0.035, "learning rate of the embeddings (AdamW)", minimum=0)
@@ -79,7 +109,9 @@ class OptimizerSettings(Settings):
     adam_beta2: float = setting(0.95, "AdamW's decay of the square", minimum=0, maximum=0.99999)
     adam_eps: float = setting(1e-8, "AdamW's denominator floor", above=0)
     adam_weight_decay: float = setting(0.04, "decoupled weight decay of the AdamW groups", minimum=0)
-    grad_clip_norm: float = setting(0.3, "gradients are scaled down to this norm; 0 turns clipping off", minimum=0)
+    grad_clip_norm: float = setting(
+        0.3, "gradients are scaled down to this norm; 0 turns clipping off", minimum=0
+    )
     frozen: tuple[str, ...] = setting((), "patterns of parameter names that get no updates on purpose")
 
     def check(self) -> None:
@@ -95,12 +127,18 @@ class ScheduleSettings(Settings):
         None, "training time at most, evaluation and warm-up excluded; empty: no cap", unit="seconds", above=0
     )
     warmdown_fraction: float | None = setting(
-        0.5, "last share of progress over which the learning rate falls to 0", unit="fraction of progress", minimum=0, maximum=1
+        0.5,
+        "last share of progress over which the learning rate falls to 0",
+        unit="fraction of progress",
+        minimum=0,
+        maximum=1,
     )
     warmdown_steps: int | None = setting(
         None, "the same, in steps (of their measured length when time is the cap)", unit="steps", minimum=0
     )
-    compile_warmup_steps: int = setting(0, "untimed passes that compile and leave all state untouched", unit="steps", minimum=0)
+    compile_warmup_steps: int = setting(
+        0, "untimed passes that compile and leave all state untouched", unit="steps", minimum=0
+    )
 
     def check(self) -> None:
         _exactly_one(self, "warmdown_fraction", "warmdown_steps")
@@ -110,14 +148,23 @@ class ScheduleSettings(Settings):
 class DataSettings(Settings):
     """How shards become batches. The global batch is the same whatever the number of processes."""
 
-    batch_tokens: int = setting(786_432, "tokens in one optimizer step over all processes", unit="tokens", minimum=1)
+    batch_tokens: int = setting(
+        786_432, "tokens in one optimizer step over all processes", unit="tokens", minimum=1
+    )
     sequence_length: int = setting(2048, "tokens in a training sequence", unit="tokens", minimum=2)
-    micro_batch_sequences: int = setting(48, "sequences in one forward pass of one process", unit="sequences", minimum=1)
-    order: Literal["shuffled", "sequential"] = setting("shuffled", "order of sequences: by seed, or as they lie in the shards")
+    micro_batch_sequences: int = setting(
+        48, "sequences in one forward pass of one process", unit="sequences", minimum=1
+    )
+    order: Literal["shuffled", "sequential"] = setting(
+        "shuffled", "order of sequences: by seed, or as they lie in the shards"
+    )
 
     def check(self) -> None:
         if self.batch_tokens % self.sequence_length:
-            raise ValueError(f"batch_tokens = {self.batch_tokens}: must be a multiple of sequence_length = {self.sequence_length}")
+            raise ValueError(
+                f"batch_tokens = {self.batch_tokens}: must be a multiple of sequence_length = "
+                f"{self.sequence_length}"
+            )
 
     @property
     def batch_sequences(self) -> int:
@@ -129,9 +176,15 @@ class SnapshotSettings(Settings):
     """When training writes weights for the averaging stage (tight SWA)."""
 
     start_lr_scale: float = setting(
-        0.2, "first snapshot once the learning-rate scale is below this; 0: none", unit="fraction of the peak", minimum=0, maximum=1
+        0.2,
+        "first snapshot once the learning-rate scale is below this; 0: none",
+        unit="fraction of the peak",
+        minimum=0,
+        maximum=1,
     )
-    every_fraction: float | None = setting(None, "progress between snapshots", unit="fraction of progress", above=0, maximum=1)
+    every_fraction: float | None = setting(
+        None, "progress between snapshots", unit="fraction of progress", above=0, maximum=1
+    )
     every_steps: int | None = setting(50, "steps between snapshots", unit="steps", minimum=1)
 
     def check(self) -> None:
@@ -150,7 +203,10 @@ class ComputeSettings(Settings):
     threads_per_process: int = setting(2, "CPU threads of each process", minimum=1, maximum=256)
     precision: Literal["auto", "bfloat16", "float32"] = setting(
         "auto",
-        "matrix products; master weights stay float32. auto: bfloat16 on a GPU and on a CPU with instructions for it, else float32",
+        (
+            "matrix products; master weights stay float32. auto: bfloat16 on a GPU and on a CPU with "
+            "instructions for it, else float32"
+        ),
     )
     compile: bool = setting(False, "torch.compile the model")
     fused_kernels: bool = setting(False, "train with our own Triton kernels; needs a Hopper GPU and bfloat16")
@@ -158,7 +214,8 @@ class ComputeSettings(Settings):
     def check(self) -> None:
         if self.fused_kernels and (self.device != "cuda" or self.precision == "float32"):
             raise ValueError(
-                f"fused_kernels = true: they are for device = 'cuda' and precision = 'bfloat16', not {self.device!r} and "
+                "fused_kernels = true: they are for device = 'cuda' and precision = 'bfloat16', "
+                f"not {self.device!r} and "
                 f"{self.precision!r}; leave fused_kernels false"
             )
 
@@ -179,7 +236,8 @@ class TrainSettings(Settings):
     def check(self) -> None:
         if self.data.batch_sequences % self.compute.num_processes:
             raise ValueError(
-                f"data.batch_tokens = {self.data.batch_tokens}: its {self.data.batch_sequences} sequences must divide evenly "
+                f"data.batch_tokens = {self.data.batch_tokens}: its {self.data.batch_sequences} "
+                "sequences must divide evenly "
                 f"over compute.num_processes = {self.compute.num_processes}"
             )
 
@@ -188,12 +246,20 @@ class TrainSettings(Settings):
 class AveragingSettings(Settings):
     """Which snapshots become the one model."""
 
-    method: Literal["swa", "ema", "last"] = setting("swa", "uniform mean, exponential mean, or the last iterate alone")
+    method: Literal["swa", "ema", "last"] = setting(
+        "swa", "uniform mean, exponential mean, or the last iterate alone"
+    )
     start_lr_scale: float = setting(
-        0.2, "snapshots taken below this learning-rate scale take part", unit="fraction of the peak", minimum=0, maximum=1
+        0.2,
+        "snapshots taken below this learning-rate scale take part",
+        unit="fraction of the peak",
+        minimum=0,
+        maximum=1,
     )
     every_nth: int = setting(1, "use every n-th snapshot of the window, counted from its end", minimum=1)
-    ema_decay: float = setting(0.7, "weight kept from one snapshot to the next (method ema)", minimum=0, maximum=0.9999)
+    ema_decay: float = setting(
+        0.7, "weight kept from one snapshot to the next (method ema)", minimum=0, maximum=0.9999
+    )
 
 
 @dataclass(frozen=True)
@@ -201,12 +267,16 @@ class ScoringSettings(Settings):
     """How a model is scored in bits per byte."""
 
     sequence_length: int = setting(2048, "context of an evaluation window", unit="tokens", minimum=2)
-    stride: int = setting(64, "targets that each sliding window adds; 0 leaves sliding evaluation out", unit="tokens", minimum=0)
+    stride: int = setting(
+        64, "targets that each sliding window adds; 0 leaves sliding evaluation out", unit="tokens", minimum=0
+    )
     batch_tokens: int = setting(65_536, "tokens in one forward pass of one process", unit="tokens", minimum=1)
 
     def check(self) -> None:
         if self.stride > self.sequence_length:
-            raise ValueError(f"stride = {self.stride}: must be at most sequence_length = {self.sequence_length}")
+            raise ValueError(
+                f"stride = {self.stride}: must be at most sequence_length = {self.sequence_length}"
+            )
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,12 @@ from schemas.train import Checkpoints, TrainSpec
 class Stage:
     """`inputs` maps each parameter of the stage function to the type of the result it takes.
 
-    `child_modules` run in processes of their own, so imports do not lead to them; `libraries` are used by what runs without
-    being imported here. `compute` says with what a stage of this spec computes: if not None, its result depends
-    on the kind of machine and is keyed by it. `reads` names volatile fields of inputs that count here,
-    because the result tells them. A resumable stage finds the files of an interrupted try in its output folder; what
-    only serves that (`scratch`) is not published. One that `ships_source` is keyed by its source to the letter.
+    `child_modules` run in processes of their own, so imports do not lead to them; `libraries` are used by
+    what runs without being imported here. `compute` says with what a stage of this spec computes: if not
+    None, its result depends on the kind of machine and is keyed by it. `reads` names volatile fields of
+    inputs that count here, because the result tells them. A resumable stage finds the files of an interrupted
+    try in its output folder; what only serves that (`scratch`) is not published. One that `ships_source` is
+    keyed by its source to the letter.
     """
 
     name: str
@@ -106,7 +107,9 @@ _ALL = (
         Package,
         {"packed": PackedModel},
         ("stages.core.program",),
-        compute=lambda spec: spec.recipe.train.compute if spec.recipe else None,  # whose machine stands in the script
+        compute=lambda spec: (
+            spec.recipe.train.compute if spec.recipe else None
+        ),  # whose machine stands in the script
         ships_source=True,
     ),
     Stage("check_size", CheckSizeSpec, SizeReport, {"package": Package, "packed": PackedModel}),
@@ -118,7 +121,15 @@ _ALL = (
         libraries=tuple(sorted(ALLOWED_PACKAGES)),  # of the packaged script, which is run and not imported
         compute=_own_compute,
     ),
-    Stage("audit", PipelineSpec, Audit, _RESULTS, ("stages.auditing.rank",), compute=PipelineSpec.audit_compute, reads=_READ_BY_AUDIT),
+    Stage(
+        "audit",
+        PipelineSpec,
+        Audit,
+        _RESULTS,
+        ("stages.auditing.rank",),
+        compute=PipelineSpec.audit_compute,
+        reads=_READ_BY_AUDIT,
+    ),
     Stage("publish", PublishSpec, PublishedReport, {**_RESULTS, "audit": Audit}, reads=_READ_BY_AUDIT),
 )
 

@@ -1,4 +1,6 @@
-"""A submission folder in the official repository's shape: what stands in submission.json, and what a check of any folder says."""
+"""A submission folder in the official repository's shape: what stands in submission.json, and what a
+check of any folder says.
+"""
 
 from typing import Literal
 
@@ -21,7 +23,12 @@ class About(Schema):
     author: str = Field(pattern=ONE_LINE, max_length=120, description="full name")
     github_id: str = Field(pattern=GITHUB_ID, description="account on GitHub")
     name: str = Field(pattern=ONE_LINE, max_length=120, description="title of the submission")
-    blurb: str = Field("", pattern=r"^[^\x00-\x1f]*$", max_length=1000, description="one or two sentences; empty: made from the settings")
+    blurb: str = Field(
+        "",
+        pattern=r"^[^\x00-\x1f]*$",
+        max_length=1000,
+        description="one or two sentences; empty: made from the settings",
+    )
 
 
 class SeedResult(Schema):
@@ -49,7 +56,9 @@ class SubmissionInfo(Schema):
     pre_quant_val_loss: float
     pre_quant_val_bpb: float
     post_quant_val_bpb_non_overlapping: float
-    step_stop: PositiveInt = Field(description="of the seed whose blob lies in the folder, as all that follows")
+    step_stop: PositiveInt = Field(
+        description="of the seed whose blob lies in the folder, as all that follows"
+    )
     wallclock_seconds: NonNegativeFloat
     eval_time_seconds: NonNegativeFloat
     bytes_total: PositiveInt
@@ -67,7 +76,10 @@ class SubmissionInfo(Schema):
 
 
 class RuleResult(Schema):
-    """One rule applied to a folder. `unknown`: the folder does not say, or it cannot be decided without running its code."""
+    """One rule applied to a folder.
+
+    `unknown`: the folder does not say, or it cannot be decided without running its code.
+    """
 
     rule: str
     verdict: Literal["pass", "fail", "unknown"]

@@ -1,6 +1,7 @@
 """The techniques that a run can have or go without: what each is called, and the settings that switch it off.
 
-The audit looks for the effect of each one that a run has switched on, and `fairway ablate --off KEY` trains without it.
+The audit looks for the effect of each one that a run has switched on, and `fairway ablate --off KEY` trains
+without it.
 """
 
 import json
@@ -15,7 +16,8 @@ from schemas.pipeline import PipelineSpec
 
 @dataclass(frozen=True)
 class Technique:
-    """`off` gives the settings, as dotted.name=value, that take the technique away from a run and leave the rest as it is.
+    """`off` gives the settings, as dotted.name=value, that take the technique away from a run and leave
+    the rest as it is.
 
     `instead` says what stands in its place, where that is not simply nothing.
     """
@@ -44,13 +46,19 @@ def _no_span(dotted: str, settings: object) -> tuple[str, ...]:
 
 
 def _plain_rounding(spec: PipelineSpec) -> tuple[str, ...]:
-    """Only ecsq has steps that can be fitted to a limit. Late QAT stays as it was: its grid would follow the quantizer."""
+    """Only ecsq has steps that can be fitted to a limit.
+
+    Late QAT stays as it was: its grid would follow the quantizer.
+    """
     changes = ["quantize.method=round_to_nearest"]
     if spec.quantize.fit.limit_bytes is not None:
         changes.append("quantize.fit.limit_bytes=null")
     qat = spec.train.qat
     if qat.grid != "of_quantizer":
-        changes += [f"train.qat.grid={qat.grid}", f"train.qat.clip_candidates={json.dumps(qat.clip_candidates)}"]
+        changes += [
+            f"train.qat.grid={qat.grid}",
+            f"train.qat.clip_candidates={json.dumps(qat.clip_candidates)}",
+        ]
     return tuple(changes)
 
 
@@ -58,15 +66,36 @@ TECHNIQUES = (
     Technique("xsa", "exclusive self-attention (XSA)", _set("train.model.xsa_layers=0")),
     Technique("ve", "shared value embedding", _set("train.model.value_embedding_dim=0")),
     Technique("smear", "SmearGate", _set("train.model.smear_gate=false")),
-    Technique("smear-bos", "SmearGate stops at BOS", lambda spec: ("train.model.smear_stops_at_bos=false",) * spec.train.model.smear_gate),
+    Technique(
+        "smear-bos",
+        "SmearGate stops at BOS",
+        lambda spec: ("train.model.smear_stops_at_bos=false",) * spec.train.model.smear_gate,
+    ),
     Technique("unet", "U-Net skips", _set("train.model.unet_skips=false")),
-    Technique("rope", "partial RoPE", lambda spec: (f"train.model.rope_dims={spec.train.model.head_dim // 2 * 2}",), "all dims rotate"),
+    Technique(
+        "rope",
+        "partial RoPE",
+        lambda spec: (f"train.model.rope_dims={spec.train.model.head_dim // 2 * 2}",),
+        "all dims rotate",
+    ),
     Technique("ln-scale", "LN scale", _set("train.model.ln_scale=false")),
     Technique("softcap", "logit softcap", _set("train.model.logit_softcap=1e6"), "a cap of 1e6"),
-    Technique("momentum", "momentum warm-up", lambda spec: _no_span("train.optimizer.muon_momentum_warmup", spec.train.optimizer)),
-    Technique("decay", "weight decay", _set("train.optimizer.muon_weight_decay=0", "train.optimizer.adam_weight_decay=0")),
+    Technique(
+        "momentum",
+        "momentum warm-up",
+        lambda spec: _no_span("train.optimizer.muon_momentum_warmup", spec.train.optimizer),
+    ),
+    Technique(
+        "decay",
+        "weight decay",
+        _set("train.optimizer.muon_weight_decay=0", "train.optimizer.adam_weight_decay=0"),
+    ),
     Technique("grad-clip", "gradient clipping", _set("train.optimizer.grad_clip_norm=0")),
-    Technique("warmdown", "learning-rate warmdown", lambda spec: _no_span("train.schedule.warmdown", spec.train.schedule)),
+    Technique(
+        "warmdown",
+        "learning-rate warmdown",
+        lambda spec: _no_span("train.schedule.warmdown", spec.train.schedule),
+    ),
     Technique("qat", "late QAT", _set("train.qat.start_lr_scale=0")),
     Technique("swa", "averaging of snapshots", _set("merge.averaging.method=last"), "the last iterate"),
     Technique("quantizer", "quantizer", _plain_rounding, "plain rounding"),
@@ -80,5 +109,7 @@ def find_technique(key: str) -> Technique:
     if found is None:
         keys = [technique.key for technique in TECHNIQUES]
         near = get_close_matches(key, keys, n=1)
-        raise SpecError(f"off = {key}: {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(keys)}")
+        raise SpecError(
+            f"off = {key}: {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(keys)}"
+        )
     return found

@@ -19,16 +19,22 @@ class Snapshot(Schema):
 
 
 class ParameterGroup(Schema):
-    """The parameters that one optimizer updates with one learning rate, as the optimizers themselves held them at the end.
+    """The parameters that one optimizer updates with one learning rate, as the optimizers themselves held
+    them at the end.
 
-    Every parameter is in exactly one group; one that no optimizer held is in a group whose optimizer is `none`.
+    Every parameter is in exactly one group; one that no optimizer held is in a group whose optimizer is
+    `none`.
     """
 
     name: str
     optimizer: str = Field(description="muon, adamw or none")
     lr: float = Field(description="peak")
     weight_decay: float
-    decay_factor: float = Field(description="what weight decay alone left of a weight: the product of 1 − lr·weight_decay over the steps")
+    decay_factor: float = Field(
+        description=(
+            "what weight decay alone left of a weight: the product of 1 − lr·weight_decay over the steps"
+        )
+    )
     parameters: tuple[str, ...]
     num_parameters: NonNegativeInt
 
@@ -41,8 +47,12 @@ class ParameterChange(Schema):
     initial_rms: float
     final_rms: float
     change_rms: float = Field(description="root mean square of final minus initial")
-    learned_rms: float = Field(description="of final minus what weight decay alone would have left: 0 for a tensor without gradient")
-    qat_bits: int | None = Field(description="grid that late QAT rounded it to in the forward pass; None: not under QAT")
+    learned_rms: float = Field(
+        description="of final minus what weight decay alone would have left: 0 for a tensor without gradient"
+    )
+    qat_bits: int | None = Field(
+        description="grid that late QAT rounded it to in the forward pass; None: not under QAT"
+    )
 
 
 class TrainTimings(Schema):

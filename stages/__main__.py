@@ -1,4 +1,6 @@
-"""One stage by hand, without Prefect: `python -m stages quantize --spec spec.json --input merged=…/record.json`."""
+"""One stage by hand, without Prefect: `python -m stages quantize --spec spec.json --input
+merged=…/record.json`.
+"""
 
 import argparse
 
@@ -6,8 +8,12 @@ from schemas.stages import STAGES
 from stages.execution.by_hand import main
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m stages", description="Run one stage alone, without Prefect.")
-    parser.add_argument("stage", choices=STAGES, help="the stage; `python -m stages STAGE --help` names its options")
+    parser = argparse.ArgumentParser(
+        prog="python -m stages", description="Run one stage alone, without Prefect."
+    )
+    parser.add_argument(
+        "stage", choices=STAGES, help="the stage; `python -m stages STAGE --help` names its options"
+    )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args()
     main(given.stage, given.arguments)

@@ -1,8 +1,10 @@
-"""Audit: what each technique that was switched on really did, and whether the rules hold, measured on records and files.
+"""Audit: what each technique that was switched on really did, and whether the rules hold, measured on
+records and files.
 
-    python -m stages audit --spec pipeline.json --input tokenized=…/record.json --input trained=…    (--help names all inputs)
+    python -m stages audit --spec pipeline.json --input tokenized=…/record.json --input trained=…
 
-The spec is the run's whole PipelineSpec. A technique without effect is a warning and no error: the run keeps its figures.
+`--help` names all inputs. The spec is the run's whole PipelineSpec. A technique without effect is a warning
+and no error: the run keeps its figures.
 """
 
 import logging
@@ -34,7 +36,9 @@ def audit(
     evaluation: Evaluation,
     work: Workspace,
 ) -> Audit:
-    """The findings, the model's first. Raises StageError when the training metrics lack a column or hold no step.
+    """The findings, the model's first.
+
+    Raises StageError when the training metrics lack a column or hold no step.
 
     Measured in a process of its own, with the threads that the spec names, and which can be cancelled.
     """
@@ -57,7 +61,15 @@ def audit(
         "runtime": work.runtime.model_dump(mode="json"),
     }
     timeout = work.runtime.stage_timeout_seconds
-    told = launch_module("stages.auditing.rank", job, work.out_dir, spec.audit_compute(), work.progress, timeout, torchrun=False)
+    told = launch_module(
+        "stages.auditing.rank",
+        job,
+        work.out_dir,
+        spec.audit_compute(),
+        work.progress,
+        timeout,
+        torchrun=False,
+    )
     found = Audit.model_validate(told)
     for finding in found.warnings:
         log.warning("%s: %s: %s", finding.title, finding.verdict, finding.evidence)

@@ -2,7 +2,8 @@
 
     python -m stages check_size --spec spec.json --input package=…/record.json --input packed=…/record.json
 
-Package and PackedModel → SizeReport. Over the limit is a result: `fits` is False, and what weighs most is named.
+Package and PackedModel → SizeReport. Over the limit is a result: `fits` is False, and what weighs most is
+named.
 """
 
 import logging
@@ -26,12 +27,16 @@ HEADER_GROUP = "header"
 
 
 def check_size(spec: CheckSizeSpec, package: Package, packed: PackedModel, work: Workspace) -> SizeReport:
-    """Bytes of every file in the package folder, whatever it is; the blob's bytes by tensor group; the largest of all.
+    """Bytes of every file in the package folder, whatever it is; the blob's bytes by tensor group; the
+    largest of all.
 
     Raises SpecError when `packed` describes another blob than the package holds.
     """
     if package.blob.sha256 != packed.blob.sha256:
-        raise SpecError("inputs package and packed: they hold different blobs; give the record that the package was made from")
+        raise SpecError(
+            "inputs package and packed: they hold different blobs; give the record that the package "
+            "was made from"
+        )
     blob = work.read(package.blob)
     folder = work.read(package.script).parent
     files = _files_of(folder)
@@ -61,11 +66,16 @@ def describe_size(report: SizeReport) -> str:
     if report.fits:
         return f"{report.total_bytes:,} bytes of {report.limit_bytes:,}: {report.margin_bytes:,} left"
     largest = ", ".join(f"{part.name} {part.num_bytes:,}" for part in report.largest)
-    return f"{report.total_bytes:,} bytes are {-report.margin_bytes:,} over the limit of {report.limit_bytes:,}; largest: {largest}"
+    return (
+        f"{report.total_bytes:,} bytes are {-report.margin_bytes:,} over the limit of "
+        f"{report.limit_bytes:,}; largest: {largest}"
+    )
 
 
 def apportion(total: int, weights: Sequence[int]) -> list[int]:
-    """`total` split in proportion to `weights` into whole numbers that sum to it (largest remainders first)."""
+    """`total` split in proportion to `weights` into whole numbers that sum to it (largest remainders
+    first).
+    """
     whole = max(1, sum(weights))
     shares = [total * weight // whole for weight in weights]
     by_remainder = sorted(range(len(weights)), key=lambda index: (-(total * weights[index] % whole), index))
@@ -76,7 +86,9 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
 
 def _files_of(folder: Path) -> tuple[SizePart, ...]:
     paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
-    return tuple(SizePart(name=path.relative_to(folder).as_posix(), num_bytes=path.stat().st_size) for path in paths)
+    return tuple(
+        SizePart(name=path.relative_to(folder).as_posix(), num_bytes=path.stat().st_size) for path in paths
+    )
 
 
 def _tensor_groups(packed: PackedModel, blob: bytes, model_bytes: int) -> tuple[TensorGroup, ...]:
@@ -84,13 +96,18 @@ def _tensor_groups(packed: PackedModel, blob: bytes, model_bytes: int) -> tuple[
     tensors: dict[str, list[TensorReport]] = {}
     for tensor in packed.tensors:
         tensors.setdefault(group_of(tensor.name), []).append(tensor)
-    alone = [len(compress_frame(header, 22)), *(sum(tensor.compressed_bytes for tensor in members) for members in tensors.values())]
+    alone = [
+        len(compress_frame(header, 22)),
+        *(sum(tensor.compressed_bytes for tensor in members) for members in tensors.values()),
+    ]
     header_share, *shares = apportion(model_bytes, alone)
     groups = [TensorGroup(name=HEADER_GROUP, num_bytes=header_share)]
     for (name, members), num_bytes in zip(tensors.items(), shares, strict=True):
         num_weights = sum(tensor.num_elements for tensor in members)
         entropy_bits = sum(tensor.num_elements * tensor.entropy_bits for tensor in members) / num_weights
-        groups.append(TensorGroup(name=name, num_bytes=num_bytes, num_weights=num_weights, entropy_bits=entropy_bits))
+        groups.append(
+            TensorGroup(name=name, num_bytes=num_bytes, num_weights=num_weights, entropy_bits=entropy_bits)
+        )
     return tuple(_by_size(groups))
 
 

@@ -1,7 +1,9 @@
-"""Evaluate: score what ships. By hand: python -m stages evaluate --spec spec.json --input package=… --input tokenized=…
+"""Evaluate: score what ships.
 
-The packaged script itself does it, isolated (`python -I`) and in fresh torchrun processes, so nothing of the training run
-or of this repository can leak into the score.
+By hand: python -m stages evaluate --spec spec.json --input package=… --input tokenized=…
+
+The packaged script itself does it, isolated (`python -I`) and in fresh torchrun processes, so nothing of the
+training run or of this repository can leak into the score.
 """
 
 from schemas.errors import StageError
@@ -45,7 +47,11 @@ def _account(token_bytes: int, tokenized: TokenizedCorpus) -> str:
         return f"{token_bytes:,} bytes by the token table; the text itself is not known (ready-made shards)"
     if token_bytes != normalized:
         raise StageError(
-            f"the scored tokens stand for {token_bytes:,} bytes, the normalised validation text has {normalized:,}: "
+            f"the scored tokens stand for {token_bytes:,} bytes, the normalised validation text has "
+            f"{normalized:,}: "
             "bits per byte would be wrong. The tokenizer or its byte table does not fit the shards"
         )
-    return f"{token_bytes:,} bytes by the token table = the normalised text; {raw:,} before normalisation ({(normalized - raw) / raw:+.2%})"
+    return (
+        f"{token_bytes:,} bytes by the token table = the normalised text; {raw:,} before "
+        f"normalisation ({(normalized - raw) / raw:+.2%})"
+    )

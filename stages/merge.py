@@ -17,7 +17,8 @@ from stages.store.workspace import Workspace
 
 
 def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, work: Workspace) -> MergedModel:
-    """Average the snapshots of the window in float64 and score last iterate and merged model (non-overlapping windows).
+    """Average the snapshots of the window in float64 and score last iterate and merged model
+    (non-overlapping windows).
 
     Raises SpecError when no snapshot lies in the window, StageError when snapshots do not fit together.
     """
@@ -28,7 +29,10 @@ def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, wor
 
     chosen = [trained.last]
     if spec.averaging.method != "last":
-        chosen = [trained.snapshots[i] for i in choose_snapshots([item.lr_scale for item in trained.snapshots], spec.averaging)]
+        chosen = [
+            trained.snapshots[i]
+            for i in choose_snapshots([item.lr_scale for item in trained.snapshots], spec.averaging)
+        ]
         if not chosen:
             raise SpecError(_nothing_to_average(spec, trained))
     states = (load_file(work.read(item.weights)) for item in chosen)
@@ -49,7 +53,14 @@ def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, wor
         "scoring": dataclasses.asdict(spec.scoring),
         "compute": dataclasses.asdict(spec.compute),
     }
-    scores = launch_module("stages.scoring.rank", job, work.out_dir, spec.compute, work.progress, work.runtime.stage_timeout_seconds)
+    scores = launch_module(
+        "stages.scoring.rank",
+        job,
+        work.out_dir,
+        spec.compute,
+        work.progress,
+        work.runtime.stage_timeout_seconds,
+    )
     return MergedModel(
         model=trained.model,
         weights=work.ref(path),
@@ -78,6 +89,7 @@ def _nothing_to_average(spec: MergeSpec, trained: Checkpoints) -> str:
         else "training left no snapshots"
     )
     return (
-        f"merge.averaging.start_lr_scale = {spec.averaging.start_lr_scale}: no snapshot was taken below it; {there}. "
+        f"merge.averaging.start_lr_scale = {spec.averaging.start_lr_scale}: no snapshot was taken "
+        f"below it; {there}. "
         "Widen the window, write more snapshots (train.snapshots) or set merge.averaging.method=last"
     )

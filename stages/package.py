@@ -1,9 +1,10 @@
-"""Build the folder that ships: one self-contained train_gpt.py with the run's settings in it, and the blob beside it.
+"""Build the folder that ships: one self-contained train_gpt.py with the run's settings in it, and the
+blob beside it.
 
     python -m stages package --spec spec.json --input packed=…/record.json
 
-PackedModel → Package and package/{train_gpt.py, model.fwz}. The script needs nothing of ours: Python's standard library, torch,
-numpy, sentencepiece and zstandard are all that it imports, which is checked here.
+PackedModel → Package and package/{train_gpt.py, model.fwz}. The script needs nothing of ours: Python's
+standard library, torch, numpy, sentencepiece and zstandard are all that it imports, which is checked here.
 """
 
 import hashlib
@@ -25,11 +26,13 @@ FOLDER_NAME = "package"
 def package(spec: PackageSpec, packed: PackedModel, work: Workspace) -> Package:
     """The script bundled from `stages.core.program`, and a verified copy of the blob, in one folder.
 
-    Raises StageError when the modules cannot become one script or it would import what a reviewer need not have, SpecError
-    for the recipe of another blob.
+    Raises StageError when the modules cannot become one script or it would import what a reviewer need not
+    have, SpecError for the recipe of another blob.
     """
     if spec.recipe is not None and spec.recipe.quantizer.method != packed.method:
-        raise SpecError(f"recipe.quantizer.method = {spec.recipe.quantizer.method}: the blob was made by {packed.method}")
+        raise SpecError(
+            f"recipe.quantizer.method = {spec.recipe.quantizer.method}: the blob was made by {packed.method}"
+        )
     source, modules = program(spec, spec.recipe)
     folder = work.out_dir / FOLDER_NAME
     folder.mkdir()

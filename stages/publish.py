@@ -1,6 +1,7 @@
 """Publish: every result of a run -> report.html, one page without outside requests, and the loss curve alone.
 
-python -m stages publish --spec spec.json --input tokenized=…/record.json --input trained=…    (--help names all inputs)
+python -m stages publish --spec spec.json --input tokenized=…/record.json --input trained=…    (--help names
+all inputs)
 """
 
 from pathlib import Path
@@ -56,7 +57,10 @@ def render(spec: PublishSpec, results: content.Results, metrics: Columns) -> str
     }
     changes = content.change_rows(results.trained)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("report")), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+        loader=FileSystemLoader(Path(__file__).with_name("report")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
     )
     return environment.get_template("page.html").render(
         **vars(results),
@@ -69,7 +73,9 @@ def render(spec: PublishSpec, results: content.Results, metrics: Columns) -> str
         gap_rows=content.gap_rows(results.audit.gap) if results.audit.gap else [],
         coding_rows=content.coding_rows(results.size),
         gain=content.quantization_gain(results.packed),
-        tensor_rows=list(zip(content.tensor_rows(results.packed), content.clip_bars(results.packed), strict=True)),
+        tensor_rows=list(
+            zip(content.tensor_rows(results.packed), content.clip_bars(results.packed), strict=True)
+        ),
         clip_texts=[content.clip_text(tensor) for tensor in results.packed.tensors],
         training_rows=content.training_rows(results.trained, spec.provenance),
         group_rows=content.group_rows(results.trained),

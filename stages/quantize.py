@@ -2,9 +2,9 @@
 
     python -m stages quantize --spec spec.json --input merged=…/record.json --input tokenized=…/record.json
 
-MergedModel → PackedModel and model.fwz. Of the text only shards of the training split are read, and those only by methods that
-calibrate. Plain rounding with the same rules and level is always made too: the record says what the chosen method gains over
-it, or that it gains nothing.
+MergedModel → PackedModel and model.fwz. Of the text only shards of the training split are read, and those
+only by methods that calibrate. Plain rounding with the same rules and level is always made too: the record
+says what the chosen method gains over it, or that it gains nothing.
 """
 
 import dataclasses
@@ -37,17 +37,23 @@ from stages.store.workspace import Workspace
 log = logging.getLogger(__name__)
 
 
-def quantize(spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus, work: Workspace) -> PackedModel:
-    """The blob of `merged`, and a row for each tensor in it. `tokenized` gives the calibration text of gptq and ecsq.
+def quantize(
+    spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus, work: Workspace
+) -> PackedModel:
+    """The blob of `merged`, and a row for each tensor in it.
 
-    Raises SpecError when the rules give a tensor a format that it cannot have, when there is too little text and when a limit
-    cannot be met, StageError for weights that no format holds.
+    `tokenized` gives the calibration text of gptq and ecsq.
+
+    Raises SpecError when the rules give a tensor a format that it cannot have, when there is too little text
+    and when a limit cannot be met, StageError for weights that no format holds.
     """
     with threads_of(quantize_compute(spec).threads_per_process):
         return _quantized_and_packed(spec, merged, tokenized, work)
 
 
-def _quantized_and_packed(spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus, work: Workspace) -> PackedModel:
+def _quantized_and_packed(
+    spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus, work: Workspace
+) -> PackedModel:
     state = load_file(work.read(merged.weights))
     metadata = {"model": dataclasses.asdict(merged.model), "method": spec.method}
     plain_spec = dataclasses.replace(spec, method="round_to_nearest", fit=FitSettings())
@@ -60,10 +66,15 @@ def _quantized_and_packed(spec: QuantizeSpec, merged: MergedModel, tokenized: To
         chosen = plain if spec.method == plain.method else _quantize(state, spec)
     header, payload = serialize(chosen, metadata)
 
-    # Each compression is single-threaded, so its bytes do not depend on the machine; zstd lets other threads run meanwhile.
+    # Each compression is single-threaded, so its bytes do not depend on the machine; zstd lets other threads
+    # run meanwhile.
     with ThreadPoolExecutor(max_workers=min(4, usable_cores())) as pool:
         blob_job = pool.submit(seal, header, payload, spec.zstd_level)
-        plain_job = blob_job if plain is chosen else pool.submit(pack, plain, metadata | {"method": plain.method}, spec.zstd_level)
+        plain_job = (
+            blob_job
+            if plain is chosen
+            else pool.submit(pack, plain, metadata | {"method": plain.method}, spec.zstd_level)
+        )
         alone = {tensor.name: pool.submit(_size_alone, tensor, spec.zstd_level) for tensor in chosen.tensors}
         jobs: set[Future[Any]] = {blob_job, plain_job, *alone.values()}
         for done, _ in enumerate(as_completed(jobs), start=1):
@@ -81,9 +92,13 @@ def _quantized_and_packed(spec: QuantizeSpec, merged: MergedModel, tokenized: To
         blob_bytes_round_to_nearest=len(plain_job.result()),
         divergence_nats=calibrated.divergence_nats if calibrated else None,
         step_multiplier=calibrated.multiplier if calibrated else None,
-        fit_tries=tuple(FitTry(step_multiplier=step, package_bytes=size) for step, size in calibrated.tries) if calibrated else (),
+        fit_tries=tuple(FitTry(step_multiplier=step, package_bytes=size) for step, size in calibrated.tries)
+        if calibrated
+        else (),
         tensors=tuple(
-            tensor_report(state[tensor.name], tensor, rounded, alone[tensor.name].result(), divergences.get(tensor.name))
+            tensor_report(
+                state[tensor.name], tensor, rounded, alone[tensor.name].result(), divergences.get(tensor.name)
+            )
             for tensor, rounded in zip(chosen.tensors, plain.tensors, strict=True)
         ),
     )
@@ -92,11 +107,20 @@ def _quantized_and_packed(spec: QuantizeSpec, merged: MergedModel, tokenized: To
 
 
 def _quantize_with_text(
-    spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus, work: Workspace, metadata: dict[str, Any]
+    spec: QuantizeSpec,
+    merged: MergedModel,
+    tokenized: TokenizedCorpus,
+    work: Workspace,
+    metadata: dict[str, Any],
 ) -> CalibratedModel:
-    """In a process of its own, whose threads wait as the machine's cores allow, and which can be cancelled."""
+    """In a process of its own, whose threads wait as the machine's cores allow, and which can be
+    cancelled.
+    """
     if spec.fit.limit_bytes is not None and spec.fit.code_bytes is None:
-        raise SpecError("quantize.fit.code_bytes: by hand, give the bytes of the script that ships beside the blob (0: fit the blob alone)")
+        raise SpecError(
+            "quantize.fit.code_bytes: by hand, give the bytes of the script that ships beside the "
+            "blob (0: fit the blob alone)"
+        )
     try:
         spec.calibration.check_text(tokenized.train.num_tokens)
     except ValueError as error:
@@ -109,7 +133,9 @@ def _quantize_with_text(
         "metadata": metadata,
     }
     timeout = work.runtime.stage_timeout_seconds
-    told = launch_module("stages.quantizing.rank", job, work.out_dir, quantize_compute(spec), work.progress, timeout)
+    told = launch_module(
+        "stages.quantizing.rank", job, work.out_dir, quantize_compute(spec), work.progress, timeout
+    )
     return read_calibrated(spec.method, work.out_dir, told)
 
 
@@ -127,16 +153,28 @@ def _size_alone(tensor: QuantizedTensor, level: int) -> int:
 
 
 def _log_gain(packed: PackedModel) -> None:
-    log.info("quantized %s parameters by %s into %s bytes", f"{packed.num_parameters:,}", packed.method, f"{packed.blob_bytes:,}")
+    log.info(
+        "quantized %s parameters by %s into %s bytes",
+        f"{packed.num_parameters:,}",
+        packed.method,
+        f"{packed.blob_bytes:,}",
+    )
     if packed.method == "ecsq":
         log.info("%.2f bits a parameter, everything included", 8 * packed.blob_bytes / packed.num_parameters)
     if packed.method in ("ecsq", "round_to_nearest"):
         return
     squared = sum(row.num_elements * row.rms_error**2 for row in packed.tensors if row.clips)
-    squared_plain = sum(row.num_elements * row.rms_error_round_to_nearest**2 for row in packed.tensors if row.clips)
+    squared_plain = sum(
+        row.num_elements * row.rms_error_round_to_nearest**2 for row in packed.tensors if row.clips
+    )
     error_change = math.sqrt(squared / squared_plain) - 1 if squared_plain else 0.0
     byte_change = packed.blob_bytes / packed.blob_bytes_round_to_nearest - 1
     # Equal errors are equal codes: a byte's difference is then the method's name in the header.
     in_vain = error_change == 0 or (error_change > 0 and byte_change >= 0)
     verdict = "no gain" if in_vain else "mixed" if error_change > 0 or byte_change > 0 else "a gain"
-    log.info("against plain rounding: error %+.2f %%, bytes %+.2f %%: %s", 100 * error_change, 100 * byte_change, verdict)
+    log.info(
+        "against plain rounding: error %+.2f %%, bytes %+.2f %%: %s",
+        100 * error_change,
+        100 * byte_change,
+        verdict,
+    )

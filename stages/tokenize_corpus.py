@@ -1,9 +1,10 @@
-"""Text to token shards: train or take a SentencePiece model, split the documents, encode them, count everything.
+"""Text to token shards: train or take a SentencePiece model, split the documents, encode them, count
+everything.
 
     python -m stages tokenize_corpus --spec spec.json
 
-CorpusManifest -> TokenizedCorpus. The corpus is streamed twice, once for the tokenizer and once for the shards; memory
-does not grow with it. Ready-made shards are verified and used where they lie.
+CorpusManifest -> TokenizedCorpus. The corpus is streamed twice, once for the tokenizer and once for the
+shards; memory does not grow with it. Ready-made shards are verified and used where they lie.
 """
 
 import hashlib
@@ -17,7 +18,14 @@ from typing import BinaryIO
 import numpy as np
 
 from schemas.errors import StageError
-from schemas.tokenize_corpus import CorpusManifest, FirstDocuments, ShardsCorpus, SplitCounts, TokenizedCorpus, TokenizeSpec
+from schemas.tokenize_corpus import (
+    CorpusManifest,
+    FirstDocuments,
+    ShardsCorpus,
+    SplitCounts,
+    TokenizedCorpus,
+    TokenizeSpec,
+)
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.shards import BOS_ID
 from stages.corpora import documents, shards
@@ -38,8 +46,9 @@ _REPORT_SECONDS = 0.5
 def tokenize_corpus(spec: TokenizeSpec, manifest: CorpusManifest, work: Workspace) -> TokenizedCorpus:
     """Shards of both splits, their tokenizer and their counts.
 
-    Raises SpecError for a corpus, split or vocabulary that cannot be used, with the field and the remedy, and StageError
-    for the same document in both splits, a bad ready-made shard, or a file that changed since it was hashed.
+    Raises SpecError for a corpus, split or vocabulary that cannot be used, with the field and the remedy, and
+    StageError for the same document in both splits, a bad ready-made shard, or a file that changed since it
+    was hashed.
     """
     if isinstance(spec.corpus, ShardsCorpus):
         return shards.verify(manifest, work.hashes, _Progress(manifest, work))
@@ -49,7 +58,12 @@ def tokenize_corpus(spec: TokenizeSpec, manifest: CorpusManifest, work: Workspac
     with tempfile.TemporaryFile(dir=work.out_dir) as val_text:
         train, val, normalized_bytes = _write_splits(spec, manifest, work, model_path, val_text)
         val_counts = _val_counts(val, normalized_bytes, val_text, spec.compressor_baselines)
-    log.info("%s: %s training and %s validation documents", manifest.source, f"{train.num_documents:,}", f"{val.num_documents:,}")
+    log.info(
+        "%s: %s training and %s validation documents",
+        manifest.source,
+        f"{train.num_documents:,}",
+        f"{val.num_documents:,}",
+    )
     tokenizer = work.ref(model_path)
     return TokenizedCorpus(
         tokenizer=tokenizer,
@@ -70,14 +84,18 @@ def _make_tokenizer(spec: TokenizeSpec, manifest: CorpusManifest, work: Workspac
             shutil.copyfile(ready_made, model_path)
         return
     texts = documents(spec.corpus, manifest, work.hashes)
-    training_texts = (text for index, text in enumerate(texts) if split_of(spec.split, index, text) == "train")
+    training_texts = (
+        text for index, text in enumerate(texts) if split_of(spec.split, index, text) == "train"
+    )
     started = time.perf_counter()
     try:
         model_path.write_bytes(train_tokenizer(spec.tokenizer, training_texts))
     except NoTrainingTextError:
         _explain_no_training_text(spec, manifest, work)
         raise
-    log.info("trained a tokenizer of %d pieces in %.1f s", spec.tokenizer.vocab_size, time.perf_counter() - started)
+    log.info(
+        "trained a tokenizer of %d pieces in %.1f s", spec.tokenizer.vocab_size, time.perf_counter() - started
+    )
 
 
 def _explain_no_training_text(spec: TokenizeSpec, manifest: CorpusManifest, work: Workspace) -> None:
@@ -114,7 +132,9 @@ def _write_splits(
     return train, val, normalized_bytes
 
 
-def _val_counts(val: SplitWriter, normalized_bytes: int, text: BinaryIO, with_compressors: bool) -> SplitCounts:
+def _val_counts(
+    val: SplitWriter, normalized_bytes: int, text: BinaryIO, with_compressors: bool
+) -> SplitCounts:
     if not with_compressors:
         return val.counts(normalized_bytes)
     num_bytes = text.tell()
@@ -122,7 +142,8 @@ def _val_counts(val: SplitWriter, normalized_bytes: int, text: BinaryIO, with_co
 
 
 class _CopyDetector:
-    """Finds a document of the validation split among the training documents: same ids, so same normalised text.
+    """Finds a document of the validation split among the training documents: same ids, so same normalised
+    text.
 
     Splits by hash need none of it: equal texts have equal hashes.
     """
@@ -136,8 +157,10 @@ class _CopyDetector:
             self._val.setdefault(digest, index)
         elif (copy := self._val.get(digest)) is not None:
             raise StageError(
-                f"document {index:,} of the training split has the same text as document {copy:,} of the validation split "
-                "(counted from 0). Remove one of them, or use split.kind = hash_fraction, which keeps equal documents together"
+                f"document {index:,} of the training split has the same text as document {copy:,} "
+                "of the validation split "
+                "(counted from 0). Remove one of them, or use split.kind = hash_fraction, which "
+                "keeps equal documents together"
             )
 
 

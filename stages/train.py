@@ -1,4 +1,6 @@
-"""Train: token shards -> snapshots, last iterate, metrics. By hand: python -m stages train --spec spec.json --input tokenized=…/record.json
+"""Train: token shards -> snapshots, last iterate, metrics.
+
+By hand: python -m stages train --spec spec.json --input tokenized=…/record.json
 
 The work happens in torchrun's processes (`stages.training.rank`), also when there is only one.
 """
@@ -24,23 +26,41 @@ def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Check
         "folder": str(work.out_dir),
         "runtime": work.runtime.model_dump(mode="json"),
     }
-    result = launch_module("stages.training.rank", job, work.out_dir, spec.compute, work.progress, work.runtime.stage_timeout_seconds)
-    snapshots = [Snapshot(weights=work.ref(work.out_dir / "snapshots" / item.pop("file")), **item) for item in result.pop("snapshots")]
+    result = launch_module(
+        "stages.training.rank",
+        job,
+        work.out_dir,
+        spec.compute,
+        work.progress,
+        work.runtime.stage_timeout_seconds,
+    )
+    snapshots = [
+        Snapshot(weights=work.ref(work.out_dir / "snapshots" / item.pop("file")), **item)
+        for item in result.pop("snapshots")
+    ]
     last = Snapshot(weights=work.ref(work.out_dir / "last.safetensors"), **result.pop("last"))
     return Checkpoints.model_validate(
-        {**result, "model": spec.model, "last": last, "snapshots": snapshots, "metrics": work.ref(work.out_dir / "metrics.parquet")}
+        {
+            **result,
+            "model": spec.model,
+            "last": last,
+            "snapshots": snapshots,
+            "metrics": work.ref(work.out_dir / "metrics.parquet"),
+        }
     )
 
 
 def _check(spec: TrainSpec, tokenized: TokenizedCorpus) -> None:
     if tokenized.vocab_size != spec.model.vocab_size:
         raise SpecError(
-            f"train.model.vocab_size = {spec.model.vocab_size}: the tokenizer has {tokenized.vocab_size} pieces; set it to that"
+            f"train.model.vocab_size = {spec.model.vocab_size}: the tokenizer has "
+            f"{tokenized.vocab_size} pieces; set it to that"
         )
     needed = spec.data.sequence_length + 1
     for name, split in (("training", tokenized.train), ("validation", tokenized.val)):
         if split.num_tokens < needed:
             raise SpecError(
-                f"train.data.sequence_length = {spec.data.sequence_length}: the {name} split has only {split.num_tokens} tokens, "
+                f"train.data.sequence_length = {spec.data.sequence_length}: the {name} split has "
+                f"only {split.num_tokens} tokens, "
                 f"fewer than one sequence ({needed}). Use more text or a shorter sequence"
             )

@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny tokenized corpus and a workspace, made without the tokenize stage.
 
-Before anything imports torch, threads are told to wait at barriers instead of spinning: tests beside other work stay fast.
+Before anything imports torch, threads are told to wait at barriers instead of spinning: tests beside other
+work stay fast.
 """
 
 import hashlib
@@ -56,7 +57,12 @@ def figure() -> Callable[..., None]:
     def tell(line: str, done: str, value: str, met: bool) -> None:
         if path := os.environ.get("FAIRWAY_FAULTS_OUT"):
             with Path(path).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"line": line, "done": done, "figure": value, "met": bool(met)}, ensure_ascii=False) + "\n")
+                file.write(
+                    json.dumps(
+                        {"line": line, "done": done, "figure": value, "met": bool(met)}, ensure_ascii=False
+                    )
+                    + "\n"
+                )
         assert met, f"{done}: {value}"
 
     return tell
@@ -64,7 +70,9 @@ def figure() -> Callable[..., None]:
 
 @pytest.fixture
 def make_workspace(tmp_path: Path) -> Callable[..., Workspace]:
-    """Makes the workspace of a stage, all in one store; what it writes can be read by the next one at once."""
+    """Makes the workspace of a stage, all in one store; what it writes can be read by the next one at
+    once.
+    """
 
     def make(name: str = "stage") -> Workspace:
         published_as = PurePosixPath("stages", name)
@@ -84,7 +92,9 @@ def smoke_training() -> TrainSettings:
 
 @pytest.fixture(scope="session")
 def tiny_tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenizedCorpus:
-    """Shards of 20,000 and 700 tokens, ids below 294, that a model can learn something from, and no real tokenizer."""
+    """Shards of 20,000 and 700 tokens, ids below 294, that a model can learn something from, and no real
+    tokenizer.
+    """
     folder = tmp_path_factory.mktemp("tokens")
     tokenizer = folder / "tokenizer.model"
     tokenizer.write_bytes(b"not read by training")
@@ -97,7 +107,11 @@ def tiny_tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenizedCorpus:
             writer.write(tokens)
         shards[split] = tuple(_source_file(path) for path in writer.paths)
         counts[split] = SplitCounts(
-            num_documents=num_tokens // 100, num_tokens=num_tokens, num_bos=num_tokens // 100, utf8_bytes=None, normalized_utf8_bytes=None
+            num_documents=num_tokens // 100,
+            num_tokens=num_tokens,
+            num_bos=num_tokens // 100,
+            utf8_bytes=None,
+            normalized_utf8_bytes=None,
         )
     reference = _source_file(tokenizer)
     return TokenizedCorpus(
@@ -123,7 +137,10 @@ def tiny_state() -> dict[str, torch.Tensor]:
     """Weights of TINY_MODEL, as if trained a little: nothing is all zeros any more."""
     generator = torch.Generator().manual_seed(0)
     state = GPT(TINY_MODEL).state_dict()
-    return {name: torch.randn(tensor.shape, generator=generator) * 0.1 + (tensor.dim() < 2) for name, tensor in state.items()}
+    return {
+        name: torch.randn(tensor.shape, generator=generator) * 0.1 + (tensor.dim() < 2)
+        for name, tensor in state.items()
+    }
 
 
 @pytest.fixture
@@ -132,7 +149,16 @@ def tiny_merged(make_workspace: Callable[..., Workspace], tiny_state: dict[str, 
     work = make_workspace("merge")
     path = work.out_dir / "model.safetensors"
     save_file(tiny_state, path)
-    score = Score(bpb=1.0, loss=1.0, nll_nats_sum=1.0, num_targets=1, num_bytes=1, num_bos_targets=0, bos_nats_sum=0.0, seconds=0.0)
+    score = Score(
+        bpb=1.0,
+        loss=1.0,
+        nll_nats_sum=1.0,
+        num_targets=1,
+        num_bytes=1,
+        num_bos_targets=0,
+        bos_nats_sum=0.0,
+        seconds=0.0,
+    )
     return MergedModel(
         model=TINY_MODEL,
         weights=work.ref(path),

@@ -1,4 +1,6 @@
-"""Contracts about imports that a list of forbidden names would leave holes in; the others are import-linter's, in pyproject.toml."""
+"""Contracts about imports that a list of forbidden names would leave holes in; the others are
+import-linter's, in pyproject.toml.
+"""
 
 import sys
 import tomllib
@@ -21,13 +23,19 @@ def graph() -> grimp.ImportGraph:
 
 def test_the_core_imports_its_settings_and_what_ships_and_nothing_else(graph: grimp.ImportGraph) -> None:
     shipped = {"stages.core", *graph.find_descendants("stages.core"), *SETTINGS}
-    imported = {name for module in shipped for name in graph.find_modules_directly_imported_by(module)} - shipped
+    imported = {
+        name for module in shipped for name in graph.find_modules_directly_imported_by(module)
+    } - shipped
     assert imported - set(sys.stdlib_module_names) == ALLOWED_PACKAGES | {"triton"}
-    users = {module for module in graph.find_modules_that_directly_import("triton") if module.startswith("stages")}
+    users = {
+        module for module in graph.find_modules_that_directly_import("triton") if module.startswith("stages")
+    }
     assert users == {"stages.core.fused_kernels"}
 
 
 def test_every_stage_is_in_the_layer_that_keeps_stages_apart() -> None:
-    contracts = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    contracts = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["tool"][
+        "importlinter"
+    ]["contracts"]
     [order] = [contract["layers"] for contract in contracts if contract.get("containers") == ["stages"]]
     assert set(STAGES) in [set(layer.split(" | ")) for layer in order]

@@ -1,4 +1,7 @@
-"""`make run` on a machine without .venv: what is said before anything is installed, and what is run. Nothing is downloaded."""
+"""`make run` on a machine without .venv: what is said before anything is installed, and what is run.
+
+Nothing is downloaded.
+"""
 
 import os
 import shutil
@@ -34,7 +37,9 @@ def checkout(tmp_path: Path) -> Path:
 def make(folder: Path, target: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "FAIRWAY"))}
     command = ["make", target, f"PYTHON={folder.parent / 'stand in'}"]
-    return subprocess.run(command, cwd=folder, env=clean | environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=clean | environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_sizes_and_times_are_said_before_pip_starts_and_pip_is_not_silenced(checkout: Path) -> None:
@@ -45,7 +50,9 @@ def test_sizes_and_times_are_said_before_pip_starts_and_pip_is_not_silenced(chec
     began = next(number for number, line in enumerate(lines) if line.startswith("ran: -m venv"))
     text = "\n".join(lines[about:began])
     assert all(word in text for word in ("3.0 GB from PyPI", "0.5 GB", "PIP_EXTRA_INDEX_URL=", "minutes"))
-    assert "ran: -m pip install --requirement ./requirements.lock" in lines  # without --quiet: pip shows its progress
+    assert (
+        "ran: -m pip install --requirement ./requirements.lock" in lines
+    )  # without --quiet: pip shows its progress
     assert lines[-1] == "ran: run --preset demo"
 
 

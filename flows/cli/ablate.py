@@ -25,11 +25,18 @@ from flows.cli.base import (
 
 @app.command()
 def ablate(
-    run: Annotated[str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")] = "last",
+    run: Annotated[
+        str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")
+    ] = "last",
     off: Annotated[
-        list[str] | None, typer.Option(help="techniques with commas, a variant each; xsa+ve leaves out both at once; all: every one")
+        list[str] | None,
+        typer.Option(
+            help="techniques with commas, a variant each; xsa+ve leaves out both at once; all: every one"
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="seeds of each variant, the run's own first")] = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=100, help="seeds of each variant, the run's own first")
+    ] = 3,
     store: StoreFolder = DEFAULT_STORE,
     retries: Retries = 3,
     timeout: Timeout = None,
@@ -37,7 +44,8 @@ def ablate(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train a run's configuration without some of its techniques, with the same seeds: what each is worth, with its interval.
+    """Train a run's configuration without some of its techniques, with the same seeds: what each is
+    worth, with its interval.
 
     Without --off it lists the techniques and trains nothing.
     """
@@ -53,7 +61,12 @@ def ablate(
         keys = tuple(key.strip() for group in off or () for key in group.split(",") if key.strip())
         if not keys:
             if json:
-                print_json([{"key": item.key, "title": item.title, "on": item.is_on(earlier.spec)} for item in TECHNIQUES])
+                print_json(
+                    [
+                        {"key": item.key, "title": item.title, "on": item.is_on(earlier.spec)}
+                        for item in TECHNIQUES
+                    ]
+                )
             else:
                 make_console().print(techniques_table(earlier.spec))
             return

@@ -17,12 +17,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="another value of a setting; may be repeated")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="another value of a setting; may be repeated"),
+]
 Seed = Annotated[int | None, typer.Option(help="short for --set train.seed=…")]
-Processes = Annotated[int | None, typer.Option(help="processes that train, merge and evaluate: sets ….compute.num_processes")]
+Processes = Annotated[
+    int | None, typer.Option(help="processes that train, merge and evaluate: sets ….compute.num_processes")
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda, for the same three: sets ….compute.device")]
-StoreFolder = Annotated[Path, typer.Option("--store", envvar="FAIRWAY_STORE", help="folder of the content-addressed store")]
-Json = Annotated[bool, typer.Option("--json", help="plain JSON on standard output; everything else goes to standard error")]
+StoreFolder = Annotated[
+    Path, typer.Option("--store", envvar="FAIRWAY_STORE", help="folder of the content-addressed store")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="plain JSON on standard output; everything else goes to standard error")
+]
 Retries = Annotated[int, typer.Option(help="further tries after a transient error")]
 Timeout = Annotated[float | None, typer.Option(help="end a stage's process after so many seconds")]
 CheckpointEvery = Annotated[float, typer.Option(help="seconds of training that a kill may cost")]
@@ -30,10 +39,15 @@ Debug = Annotated[bool, typer.Option("--debug", help="show stack traces and Pref
 
 DEFAULT_STORE = Path(".fairway")
 DEFAULT_CHECKPOINT_EVERY = 30.0
-_OPTION_OF: dict[Any, str] = {"stage_timeout_seconds": "timeout", "checkpoint_every_seconds": "checkpoint-every"}
+_OPTION_OF: dict[Any, str] = {
+    "stage_timeout_seconds": "timeout",
+    "checkpoint_every_seconds": "checkpoint-every",
+}
 
 
-def run_options_of(store: Path, retries: int, timeout: float | None, checkpoint_every: float = DEFAULT_CHECKPOINT_EVERY) -> Any:
+def run_options_of(
+    store: Path, retries: int, timeout: float | None, checkpoint_every: float = DEFAULT_CHECKPOINT_EVERY
+) -> Any:
     """RunOptions of what was given on the command line. Raises SpecError naming the option."""
     from pydantic import ValidationError
 
@@ -43,10 +57,16 @@ def run_options_of(store: Path, retries: int, timeout: float | None, checkpoint_
 
     try:
         return RunOptions(
-            store=str(Store(store).root), retries=retries, stage_timeout_seconds=timeout, checkpoint_every_seconds=checkpoint_every
+            store=str(Store(store).root),
+            retries=retries,
+            stage_timeout_seconds=timeout,
+            checkpoint_every_seconds=checkpoint_every,
         )
     except ValidationError as error:
-        said = (f"--{_OPTION_OF.get(item['loc'][0], item['loc'][0])} = {item['input']}: {item['msg']}" for item in error.errors())
+        said = (
+            f"--{_OPTION_OF.get(item['loc'][0], item['loc'][0])} = {item['input']}: {item['msg']}"
+            for item in error.errors()
+        )
         raise SpecError("; ".join(said)) from error
 
 
@@ -58,9 +78,15 @@ def run_flow(call: Callable[[], Any], options: Any, debug: bool) -> Any:
     from stages.processes.own_process import hangup_interrupts
 
     if not debug:
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # our own lines and messages say it all
+        os.environ.setdefault(
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"
+        )  # our own lines and messages say it all
     console = make_console(stderr=True)
-    with hangup_interrupts(), live_output(console) as show_progress, prefect_api(Path(options.store), waiting_on(console)):
+    with (
+        hangup_interrupts(),
+        live_output(console) as show_progress,
+        prefect_api(Path(options.store), waiting_on(console)),
+    ):
         token = stage_progress.set(show_progress)
         try:
             return call()
@@ -68,7 +94,9 @@ def run_flow(call: Callable[[], Any], options: Any, debug: bool) -> Any:
             stage_progress.reset(token)
 
 
-def option_overrides(given: list[str] | None, seed: int | None, processes: int | None, device: str | None) -> list[str]:
+def option_overrides(
+    given: list[str] | None, seed: int | None, processes: int | None, device: str | None
+) -> list[str]:
     short = [f"train.seed={seed}"] if seed is not None else []
     for name, value in (("num_processes", processes), ("device", device)):
         if value is not None:
@@ -78,7 +106,10 @@ def option_overrides(given: list[str] | None, seed: int | None, processes: int |
 
 @contextmanager
 def clear_errors(debug: bool) -> Iterator[None]:
-    """Errors as one message: status 2 for bad input, 1 for a failed run, 130 for Ctrl-C. `debug` lets the stack trace through."""
+    """Errors as one message: status 2 for bad input, 1 for a failed run, 130 for Ctrl-C.
+
+    `debug` lets the stack trace through.
+    """
     from schemas.errors import FairwayError, SpecError
     from schemas.printable import printable
 
@@ -97,7 +128,9 @@ def clear_errors(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        typer.echo(f"fairway: {type(error).__name__}: {printable(str(error))}\n(--debug shows where)", err=True)
+        typer.echo(
+            f"fairway: {type(error).__name__}: {printable(str(error))}\n(--debug shows where)", err=True
+        )
         raise typer.Exit(1) from None
 
 
@@ -119,4 +152,6 @@ def print_json(value: Any) -> None:
 
     # Where the output cannot hold every character, escapes keep the values exact.
     in_ascii = "utf" not in (sys.stdout.encoding or "").lower()
-    sys.stdout.write(printable_json(json.dumps(value, indent=1, ensure_ascii=in_ascii, allow_nan=False)) + "\n")
+    sys.stdout.write(
+        printable_json(json.dumps(value, indent=1, ensure_ascii=in_ascii, allow_nan=False)) + "\n"
+    )

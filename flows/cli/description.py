@@ -20,7 +20,10 @@ from stages.store.machine import precision_note
 
 
 def describe_spec(preset: str, label: str, spec: PipelineSpec) -> dict[str, Any]:
-    """Everything `fairway describe` says, as plain JSON types. Raises SpecError for a model that cannot be built."""
+    """Everything `fairway describe` says, as plain JSON types.
+
+    Raises SpecError for a model that cannot be built.
+    """
     train = spec.train
     try:
         size = measure_model(train.model, train.optimizer, spec.quantize)
@@ -81,7 +84,10 @@ def _summary(told: dict[str, Any]) -> Iterator[tuple[str, str, str | Text]]:
     yield "parameters", f"{told['parameters']:,}", ""
     for part, count in sorted(told["parameters_by_part"].items(), key=lambda item: -item[1]):
         yield f"  {part}", f"{count:,}", f"{count / told['parameters']:.1%}"
-    for kind, why in (("idle", "no forward pass uses them"), ("frozen", "get no updates, on purpose: train.optimizer.frozen")):
+    for kind, why in (
+        ("idle", "no forward pass uses them"),
+        ("frozen", "get no updates, on purpose: train.optimizer.frozen"),
+    ):
         if found := told[f"{kind}_parameters"]:
             yield f"{kind} parameters", f"{sum(found.values()):,}", f"{why}: {', '.join(found)}"
     cap = f", or as many as {told['max_seconds']:g} s of training hold" if told["max_seconds"] else ""
@@ -89,10 +95,22 @@ def _summary(told: dict[str, Any]) -> Iterator[tuple[str, str, str | Text]]:
     yield "tokens", f"{told['max_tokens']:,}", f"at most, {told['batch_tokens']:,} a step"
     yield "processes", f"{told['processes']}", told["device"]
     yield "precision", told["precision"], told["precision_note"].partition(": ")[2]
-    yield "artifact bytes, estimated", f"{told['estimated_artifact_bytes']:,}", f"of which code {told['code_bytes']:,}"
+    yield (
+        "artifact bytes, estimated",
+        f"{told['estimated_artifact_bytes']:,}",
+        f"of which code {told['code_bytes']:,}",
+    )
     if told["fitted_to_bytes"] is not None:
         unfitted = told["unfitted_blob_bytes"] + told["code_bytes"]
-        yield "fitted to", f"{told['fitted_to_bytes']:,}", f"about {unfitted:,} at quantize.ecsq.loss_nats, without the fit"
+        yield (
+            "fitted to",
+            f"{told['fitted_to_bytes']:,}",
+            f"about {unfitted:,} at quantize.ecsq.loss_nats, without the fit",
+        )
     margin = told["estimated_margin_bytes"]
     verdict = words("to spare") if margin >= 0 else words("OVER", "red")
-    yield "limit", f"{told['limit_bytes']:,}", Text.assemble(f"{abs(margin):,} ", verdict, ", by the estimate")
+    yield (
+        "limit",
+        f"{told['limit_bytes']:,}",
+        Text.assemble(f"{abs(margin):,} ", verdict, ", by the estimate"),
+    )

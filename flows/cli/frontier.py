@@ -23,19 +23,30 @@ from flows.cli.base import (
 
 @app.command()
 def frontier(
-    run: Annotated[str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")] = "last",
+    run: Annotated[
+        str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")
+    ] = "last",
     scheme: Annotated[
         list[str] | None,
-        typer.Option(help="METHOD or METHOD:SETTING, as ecsq, gptq:int5, ecsq:0.002 or reference; may be repeated. Empty: twelve of all"),
+        typer.Option(
+            help=(
+                "METHOD or METHOD:SETTING, as ecsq, gptq:int5, ecsq:0.002 or reference; may be "
+                "repeated. Empty: twelve of all"
+            )
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="folder for table and plots; empty: <store>/frontiers/<run's name>")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="folder for table and plots; empty: <store>/frontiers/<run's name>")
+    ] = None,
     store: StoreFolder = DEFAULT_STORE,
     retries: Retries = 3,
     timeout: Timeout = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Quantize a run's merged model in every way, score each package, and draw bits per byte against bytes. Training is not run."""
+    """Quantize a run's merged model in every way, score each package, and draw bits per byte against
+    bytes. Training is not run.
+    """
     with clear_errors(debug):
         from flows.cli.terminal import print_frontier
         from presets.quantizers import choose_schemes
@@ -59,4 +70,6 @@ def frontier(
         else:
             print_frontier(make_console(), found, folder)
         if found.failed:
-            raise StageError("\n".join(["these have no point; the same command tries them again", *found.failed]))
+            raise StageError(
+                "\n".join(["these have no point; the same command tries them again", *found.failed])
+            )

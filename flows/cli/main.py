@@ -24,7 +24,10 @@ from flows.cli.base import app
 
 
 def main() -> None:
-    """Entry point of `fairway`. Status 2 for surroundings in which nothing works, 141 when the reader of the output has gone."""
+    """Entry point of `fairway`.
+
+    Status 2 for surroundings in which nothing works, 141 when the reader of the output has gone.
+    """
     from schemas.errors import SpecError
     from stages.processes.own_process import standard_streams, surroundings
 

@@ -32,7 +32,9 @@ class FittingConsole(Console):
                 said = self._text(cell, str(row.style or ""))
                 header = self._text(column.header, "dim") if table.show_header else Text()
                 if said.plain.strip():
-                    super().print(Padding(Text.assemble(header, ": " if header.plain else "", said), (0, 0, 0, 2)))
+                    super().print(
+                        Padding(Text.assemble(header, ": " if header.plain else "", said), (0, 0, 0, 2))
+                    )
 
     def _text(self, item: Any, style: str) -> Text:
         text = item.copy() if isinstance(item, Text) else self.render_str(str(item))

@@ -25,14 +25,24 @@ from flows.cli.base import (
 @app.command()
 def requantize(
     run: Annotated[
-        str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the last successful one")
+        str,
+        typer.Argument(
+            help="id or name of a run, the beginning of either, or 'last' for the last successful one"
+        ),
     ] = "last",
-    bits: Annotated[list[str] | None, typer.Option(help="format of the matrices, int2 to int8; several are compared")] = None,
-    clip_grid: Annotated[list[str] | None, typer.Option(help="clip ratios with commas, as 1.0,0.95,0.9; several are compared")] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(help="round_to_nearest, gptq_lite, reference, gptq or ecsq; several are compared")
+    bits: Annotated[
+        list[str] | None, typer.Option(help="format of the matrices, int2 to int8; several are compared")
     ] = None,
-    limit_bytes: Annotated[int | None, typer.Option(min=1, help="the best package (script and blob) of at most so many bytes")] = None,
+    clip_grid: Annotated[
+        list[str] | None, typer.Option(help="clip ratios with commas, as 1.0,0.95,0.9; several are compared")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="round_to_nearest, gptq_lite, reference, gptq or ecsq; several are compared"),
+    ] = None,
+    limit_bytes: Annotated[
+        int | None, typer.Option(min=1, help="the best package (script and blob) of at most so many bytes")
+    ] = None,
     set_: Overrides = None,
     at_once: Annotated[int, typer.Option(min=1, max=8, help="variants that run side by side")] = 2,
     store: StoreFolder = DEFAULT_STORE,
@@ -53,7 +63,13 @@ def requantize(
         def call() -> Any:
             from flows.requantize import requantize as flow
 
-            asked = {"bits": bits, "clip_grids": clip_grid, "methods": method, "limit_bytes": limit_bytes, "overrides": set_}
+            asked = {
+                "bits": bits,
+                "clip_grids": clip_grid,
+                "methods": method,
+                "limit_bytes": limit_bytes,
+                "overrides": set_,
+            }
             given = {name: value for name, value in asked.items() if value}
             return flow(earlier.run_id, at_once=at_once, options=options, return_state=True, **given)
 

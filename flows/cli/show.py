@@ -46,12 +46,16 @@ def describe(
 
 @app.command()
 def show(
-    run: Annotated[str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")] = "last",
+    run: Annotated[
+        str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")
+    ] = "last",
     store: StoreFolder = DEFAULT_STORE,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """The figures of a finished run; of one that failed or is at work, what the configured Prefect server knows."""
+    """The figures of a finished run; of one that failed or is at work, what the configured Prefect server
+    knows.
+    """
     with clear_errors(debug):
         from flows.cli.terminal import print_report, print_server_run, report_json
         from flows.server.runs import configured_server, find_server_run, task_rows
@@ -79,7 +83,9 @@ def show(
 
 @app.command()
 def runs(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug = False) -> None:
-    """The finished runs in the store, and all others that the configured Prefect server knows, the newest last."""
+    """The finished runs in the store, and all others that the configured Prefect server knows, the newest
+    last.
+    """
     with clear_errors(debug):
         from flows.cli.terminal import print_runs, report_json
         from flows.server.runs import configured_server, server_runs
@@ -90,7 +96,9 @@ def runs(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug = 
         entries = []
         for report in list_reports(root):
             figures = {key: value for key, value in report_json(report, root).items() if key != "report"}
-            state = known.pop(report.run_id, {}).get("state") or ("Completed" if report.size.fits else "Failed")
+            state = known.pop(report.run_id, {}).get("state") or (
+                "Completed" if report.size.fits else "Failed"
+            )
             entries.append({**figures, "started": report.created_at, "state": state})
         entries = sorted([*entries, *known.values()], key=lambda entry: entry["started"] or "~")
         if json:

@@ -4,14 +4,29 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.base import DEFAULT_STORE, Debug, Json, StoreFolder, app, clear_errors, make_console, print_json
+from flows.cli.base import (
+    DEFAULT_STORE,
+    Debug,
+    Json,
+    StoreFolder,
+    app,
+    clear_errors,
+    make_console,
+    print_json,
+)
 
 
 @app.command()
 def gc(
-    remove: Annotated[bool, typer.Option("--remove", help="take it away; without this it is only listed")] = False,
-    keep_runs: Annotated[int | None, typer.Option(min=0, help="also give up all but so many runs and those in a ledger")] = None,
-    older_than: Annotated[float, typer.Option(min=0, help="hours that something must have lain untouched")] = 24.0,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="take it away; without this it is only listed")
+    ] = False,
+    keep_runs: Annotated[
+        int | None, typer.Option(min=0, help="also give up all but so many runs and those in a ledger")
+    ] = None,
+    older_than: Annotated[
+        float, typer.Option(min=0, help="hours that something must have lain untouched")
+    ] = 24.0,
     store: StoreFolder = DEFAULT_STORE,
     json: Json = False,
     debug: Debug = False,
@@ -25,8 +40,12 @@ def gc(
         opened = Store(store)
         found = (remove_unneeded if remove else find_unneeded)(opened, keep_runs, older_than)
         if json:
-            items = [{"path": str(item.path), "num_bytes": item.num_bytes, "reason": item.reason} for item in found]
-            print_json({"removed": remove, "num_bytes": sum(item.num_bytes for item in found), "items": items})
+            items = [
+                {"path": str(item.path), "num_bytes": item.num_bytes, "reason": item.reason} for item in found
+            ]
+            print_json(
+                {"removed": remove, "num_bytes": sum(item.num_bytes for item in found), "items": items}
+            )
         else:
             print_unneeded(make_console(), found, opened.root, remove)
 
@@ -47,7 +66,9 @@ def verify(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug 
             for problem in damage:
                 typer.echo(printable(problem))
             typer.echo(
-                f"{len(damage)} damaged; the same `fairway run` makes it again" if damage else f"{printable(str(opened.root))}: all sound"
+                f"{len(damage)} damaged; the same `fairway run` makes it again"
+                if damage
+                else f"{printable(str(opened.root))}: all sound"
             )
         if damage:
             raise typer.Exit(1)

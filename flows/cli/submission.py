@@ -5,25 +5,43 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.base import DEFAULT_STORE, Debug, Json, StoreFolder, app, clear_errors, make_console, print_json
+from flows.cli.base import (
+    DEFAULT_STORE,
+    Debug,
+    Json,
+    StoreFolder,
+    app,
+    clear_errors,
+    make_console,
+    print_json,
+)
 
 
 @app.command()
 def export(
     run: Annotated[
-        str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the last successful one")
+        str,
+        typer.Argument(
+            help="id or name of a run, the beginning of either, or 'last' for the last successful one"
+        ),
     ] = "last",
     author: Annotated[str, typer.Option(help="your name")] = ...,  # type: ignore[assignment]
     github_id: Annotated[str, typer.Option(help="your account on GitHub")] = ...,  # type: ignore[assignment]
     name: Annotated[str, typer.Option(help="title of the submission")] = ...,  # type: ignore[assignment]
     blurb: Annotated[str, typer.Option(help="one or two sentences; empty: made from the settings")] = "",
-    out: Annotated[Path | None, typer.Option(help="folder to write; empty: <store>/submissions/<run's name>")] = None,
-    only_this_seed: Annotated[bool, typer.Option("--only-this-seed", help="leave out other seeds of the same settings and code")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write; empty: <store>/submissions/<run's name>")
+    ] = None,
+    only_this_seed: Annotated[
+        bool, typer.Option("--only-this-seed", help="leave out other seeds of the same settings and code")
+    ] = False,
     store: StoreFolder = DEFAULT_STORE,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a finished run as a submission folder of the official shape, and check it; status 1 if a rule is broken."""
+    """Write a finished run as a submission folder of the official shape, and check it; status 1 if a rule
+    is broken.
+    """
     with clear_errors(debug):
         from flows.cli.terminal import log_to, print_rules
         from stages.store.store import Store
@@ -34,7 +52,13 @@ def export(
             made = write_submission(Store(store), run, about, out, only_this_seed)
         if json:
             told = made.info.model_dump(mode="json")
-            print_json({"folder": str(made.folder), "submission": told, "rules": [rule.model_dump() for rule in made.rules]})
+            print_json(
+                {
+                    "folder": str(made.folder),
+                    "submission": told,
+                    "rules": [rule.model_dump() for rule in made.rules],
+                }
+            )
         else:
             print_rules(make_console(), str(made.folder), made.rules)
         if any(rule.verdict == "fail" for rule in made.rules):
@@ -43,11 +67,18 @@ def export(
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="submission folder: README.md, submission.json, train_gpt.py, logs, perhaps the model")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="submission folder: README.md, submission.json, train_gpt.py, logs, perhaps the model"
+        ),
+    ],
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Apply the published rules to any submission folder, running nothing of it; status 1 if one is broken."""
+    """Apply the published rules to any submission folder, running nothing of it; status 1 if one is
+    broken.
+    """
     with clear_errors(debug):
         from flows.cli.terminal import print_rules
         from schemas.printable import one_line
@@ -65,18 +96,33 @@ def check(
 @app.command()
 def rescore(
     folder: Annotated[Path, typer.Argument(help="folder that holds model.fwz")],
-    shards: Annotated[str, typer.Option(help="glob of the validation shards")] = ...,  # type: ignore[assignment]
-    tokenizer: Annotated[Path | None, typer.Option(help="SentencePiece model; empty: the only *.model beside the shards")] = None,
-    sequence_length: Annotated[int | None, typer.Option(help="tokens in a window; empty: as submission.json says, or 2048")] = None,
-    stride: Annotated[int | None, typer.Option(help="targets that each sliding window adds; 0 leaves them out")] = None,
+    shards: Annotated[str, typer.Option(help=("glob of the validation "
+                                              "shards"))] = ...,  # type: ignore[assignment]
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="SentencePiece model; empty: the only *.model beside the shards")
+    ] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(help="tokens in a window; empty: as submission.json says, or 2048")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="targets that each sliding window adds; 0 leaves them out")
+    ] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="tokens in one forward pass")] = None,
     processes: Annotated[int, typer.Option(min=1, max=8, help="processes that score")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    precision: Annotated[str, typer.Option(help="bfloat16, float32, or auto: whichever this machine has instructions for")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="bfloat16, float32, or auto: whichever this machine has instructions for")
+    ] = "auto",
     run_its_script: Annotated[
-        bool, typer.Option("--run-its-script", help="score with the folder's own train_gpt.py: this runs a stranger's code as you")
+        bool,
+        typer.Option(
+            "--run-its-script",
+            help="score with the folder's own train_gpt.py: this runs a stranger's code as you",
+        ),
     ] = False,
-    timeout: Annotated[float | None, typer.Option(min=1, help="end the scoring after so many seconds")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, help="end the scoring after so many seconds")
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

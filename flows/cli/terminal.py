@@ -9,7 +9,15 @@ from typing import Any
 from rich.box import HEAVY_HEAD, Box
 from rich.console import Console, JustifyMethod
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -26,13 +34,18 @@ from stages.store.housekeeping import Unneeded
 
 
 def is_screen(console: Console) -> bool:
-    """Whether a person watches: a terminal indeed, and not only FORCE_COLOR, by which a file gets colours too."""
+    """Whether a person watches: a terminal indeed, and not only FORCE_COLOR, by which a file gets colours
+    too.
+    """
     return console.is_terminal and console.file.isatty()
 
 
 @contextmanager
 def live_output(console: Console) -> Iterator[StageProgress]:
-    """Log lines and, on a terminal, a bar for the stage at work. Gives the function that is told how far a stage is."""
+    """Log lines and, on a terminal, a bar for the stage at work.
+
+    Gives the function that is told how far a stage is.
+    """
     progress = Progress(
         TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
@@ -53,7 +66,8 @@ def live_output(console: Console) -> Iterator[StageProgress]:
             progress.start()
         progress.update(bars[stage], completed=done, total=total, amount=_amount(done, total, unit))
         if done >= total:
-            # Nothing to show until the next stage reports; an empty display would only blank the line again and again.
+            # Nothing to show until the next stage reports; an empty display would only blank the line again
+            # and again.
             progress.stop()
             progress.remove_task(bars.pop(stage))
 
@@ -65,7 +79,9 @@ def live_output(console: Console) -> Iterator[StageProgress]:
 
 
 def waiting_on(console: Console) -> Waiting:
-    """A function to be entered around a wait: on a terminal a line with the seconds so far, elsewhere a log line."""
+    """A function to be entered around a wait: on a terminal a line with the seconds so far, elsewhere a
+    log line.
+    """
 
     @contextmanager
     def wait(what: str) -> Iterator[None]:
@@ -99,7 +115,13 @@ def log_to(console: Console) -> Iterator[None]:
 def _handler(console: Console) -> logging.Handler:
     handler: logging.Handler
     if is_screen(console):
-        handler = RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
+        handler = RichHandler(
+            console=console,
+            show_path=False,
+            show_level=False,
+            omit_repeated_times=False,
+            log_time_format="%H:%M:%S",
+        )
         handler.setFormatter(_PrintableFormatter("%(message)s"))
     else:
         handler = logging.StreamHandler(console.file)
@@ -113,7 +135,9 @@ class _PrintableFormatter(logging.Formatter):
 
 
 def print_report(console: Console, report: PipelineReport, store: Path, techniques: bool = False) -> None:
-    """The table that ends a run, warnings, and where things lie; with `techniques` also what each of them did."""
+    """The table that ends a run, warnings, and where things lie; with `techniques` also what each of them
+    did.
+    """
     console.print()
     console.print(rows_table(f"{report.name}  ({report.created_at})", result_rows(report), {"value"}))
     total = words(f"{report.seconds:.1f} s in all", "dim")
@@ -123,7 +147,10 @@ def print_report(console: Console, report: PipelineReport, store: Path, techniqu
         console.print(audit_table(report))
         print_gap(console, report)
     for finding in report.audit.warnings:
-        console.print(words(f"warning: {finding.title}: {finding.verdict}: {finding.evidence}", "yellow"), soft_wrap=True)
+        console.print(
+            words(f"warning: {finding.title}: {finding.verdict}: {finding.evidence}", "yellow"),
+            soft_wrap=True,
+        )
     for name, path in (("report", report.published.html.path), ("package", report.package.folder)):
         console.print(Text.assemble(words(f"{name:8}", "bold"), words(str(store / path))), soft_wrap=True)
 
@@ -135,20 +162,33 @@ def print_gap(console: Console, report: PipelineReport) -> None:
 
 
 def audit_table(report: PipelineReport) -> Table:
-    """What each technique did; what was on and had no effect, or a rule that is broken, stands first and in yellow."""
+    """What each technique did; what was on and had no effect, or a rule that is broken, stands first and
+    in yellow.
+    """
     rows = audit_rows(report)
-    styles = ["yellow" if row["verdict"].startswith("⚠") else "dim" if row["verdict"] == "off" else "" for row in rows]
+    styles = [
+        "yellow" if row["verdict"].startswith("⚠") else "dim" if row["verdict"] == "off" else ""
+        for row in rows
+    ]
     return rows_table("Techniques and rules", rows, no_wrap={"verdict"}, styles=styles)
 
 
 def print_comparison(console: Console, earlier: str, rows: list[Row]) -> None:
     """The variants of a requantization."""
-    console.print(rows_table(f"Quantizations of {earlier}", rows, {"val_bpb", "sliding", "gap to merged", "bytes"}))
+    console.print(
+        rows_table(f"Quantizations of {earlier}", rows, {"val_bpb", "sliding", "gap to merged", "bytes"})
+    )
 
 
 def print_ablation(console: Console, earlier: str, rows: list[Row]) -> None:
     """A configuration with and without techniques."""
-    console.print(rows_table(f"{earlier} without techniques (positive: worse without)", rows, set(rows[0]) - {"variant", "finding"}))
+    console.print(
+        rows_table(
+            f"{earlier} without techniques (positive: worse without)",
+            rows,
+            set(rows[0]) - {"variant", "finding"},
+        )
+    )
 
 
 def print_frontier(console: Console, found: Frontier, folder: Path) -> None:
@@ -175,7 +215,9 @@ def techniques_table(spec: PipelineSpec) -> Table:
 def print_seeds(console: Console, label: str, rows: list[Row], said: list[str]) -> None:
     """A ledger of seeds and what it shows."""
     if rows:
-        console.print(rows_table(f"Seeds of {label}", rows, {"seed", "nats a token", "val_bpb", "sliding", "bytes"}))
+        console.print(
+            rows_table(f"Seeds of {label}", rows, {"seed", "nats a token", "val_bpb", "sliding", "bytes"})
+        )
     for sentence in said:
         console.print(words(sentence.replace("**", "")), soft_wrap=True)
 
@@ -184,7 +226,11 @@ def print_runs(console: Console, entries: list[dict[str, Any]]) -> None:
     """One line a run, the newest last. One without report has no figures yet, or never will."""
     names = ("name", "id", "state", "started", "quantized", "sliding", "bytes", "fits", "seconds")
     rows = [dict(zip(names, _run_cells(entry), strict=True)) for entry in entries]
-    console.print(rows_table("Runs", rows, {"quantized", "sliding", "bytes", "seconds"}, columns=names, no_wrap={"name"}))
+    console.print(
+        rows_table(
+            "Runs", rows, {"quantized", "sliding", "bytes", "seconds"}, columns=names, no_wrap={"name"}
+        )
+    )
 
 
 def _run_cells(entry: dict[str, Any]) -> Iterator[str | Text]:
@@ -201,7 +247,8 @@ def print_rules(console: Console, folder: str, rules: Sequence[RuleResult]) -> N
     """Every rule with its verdict and reason."""
     styles = {"pass": "green", "fail": "bold red", "unknown": "yellow"}
     rows: list[dict[str, str | Text]] = [
-        {"rule": rule.rule, "verdict": words(rule.verdict, styles[rule.verdict]), "reason": rule.reason} for rule in rules
+        {"rule": rule.rule, "verdict": words(rule.verdict, styles[rule.verdict]), "reason": rule.reason}
+        for rule in rules
     ]
     console.print(rows_table(f"Rules, {folder}", rows, columns=("rule", "verdict", "reason")))
 
@@ -228,10 +275,18 @@ def print_rescored(console: Console, folder: str, made: Rescored) -> None:
 def print_unneeded(console: Console, items: list[Unneeded], store: Path, removed: bool) -> None:
     """What housekeeping found, or took away."""
     names = ("path in the store", "bytes", "what it is")
-    rows = [dict(zip(names, (str(item.path.relative_to(store)), f"{item.num_bytes:,}", item.reason), strict=True)) for item in items]
+    rows = [
+        dict(zip(names, (str(item.path.relative_to(store)), f"{item.num_bytes:,}", item.reason), strict=True))
+        for item in items
+    ]
     console.print(rows_table("Removed" if removed else "No run needs", rows, {"bytes"}, columns=names))
     total = f"{len(items)} in all, {sum(item.num_bytes for item in items):,} bytes"
-    console.print(total if removed or not items else f"{total}. Nothing was removed: `fairway gc --remove` takes it away", soft_wrap=True)
+    console.print(
+        total
+        if removed or not items
+        else f"{total}. Nothing was removed: `fairway gc --remove` takes it away",
+        soft_wrap=True,
+    )
 
 
 def print_server_run(console: Console, run: dict[str, Any], stages: list[Row]) -> None:
@@ -257,14 +312,16 @@ def rows_table(
 ) -> Table:
     """Rows with equal keys as a table; every table is made here, so that no cell is read as markup.
 
-    `columns` names the keys where there may be no row, `right` those at the right margin, `no_wrap` those that stay on one
-    line. `styles` holds a style for each row. A cell is plain text, or one of `words`.
+    `columns` names the keys where there may be no row, `right` those at the right margin, `no_wrap` those
+    that stay on one line. `styles` holds a style for each row. A cell is plain text, or one of `words`.
     """
     table = Table(title=words(title, "bold"), title_justify="left", box=box, show_header=header)
     for name in columns or rows[0]:
         whole = name in no_wrap
         justify: JustifyMethod = "right" if name in right else "left"
-        table.add_column(words(name), justify=justify, no_wrap=whole, overflow="ellipsis" if whole else "fold")
+        table.add_column(
+            words(name), justify=justify, no_wrap=whole, overflow="ellipsis" if whole else "fold"
+        )
     for row, style in zip(rows, styles or [""] * len(rows), strict=True):
         table.add_row(*(words(cell) if isinstance(cell, str) else cell for cell in row.values()), style=style)
     return table
@@ -288,7 +345,9 @@ def report_json(report: PipelineReport, store: Path) -> dict[str, Any]:
         "total_bytes": report.size.total_bytes,
         "limit_bytes": report.size.limit_bytes,
         "fits": report.size.fits,
-        "warnings": [f"{finding.title}: {finding.verdict}: {finding.evidence}" for finding in report.audit.warnings],
+        "warnings": [
+            f"{finding.title}: {finding.verdict}: {finding.evidence}" for finding in report.audit.warnings
+        ],
         "seconds": report.seconds,
         "cached_stages": [stage.stage for stage in report.stages if stage.cached],
         "report_html": str(store / report.published.html.path),

@@ -20,16 +20,27 @@ from flows.cli.base import (
 @app.command()
 def up(
     port: Annotated[
-        int, typer.Option(min=1, max=65_534, help="port of the Prefect server on the loopback interface; the next is for reports")
+        int,
+        typer.Option(
+            min=1,
+            max=65_534,
+            help="port of the Prefect server on the loopback interface; the next is for reports",
+        ),
     ] = 4200,
     heartbeat_seconds: Annotated[
-        int, typer.Option(min=30, max=86_400, help="seconds between a run's heartbeats; after three it counts as crashed")
+        int,
+        typer.Option(
+            min=30, max=86_400, help="seconds between a run's heartbeats; after three it counts as crashed"
+        ),
     ] = 180,
     store: StoreFolder = DEFAULT_STORE,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Start the Prefect server, deployments and a worker, and say where the browser finds them. Ctrl-C ends all of it."""
+    """Start the Prefect server, deployments and a worker, and say where the browser finds them.
+
+    Ctrl-C ends all of it.
+    """
     with clear_errors(debug):
         from rich.console import Console
 
@@ -48,7 +59,10 @@ def up(
                     print_json({"ui": address, "api": url, "store": str(root)})
                     sys.stdout.flush()
                 else:
-                    typer.echo(f"ready: {address}   (store {printable(str(root))}; Ctrl-C ends server, worker and runs)")
+                    typer.echo(
+                        f"ready: {address}   (store {printable(str(root))}; Ctrl-C ends server, "
+                        "worker and runs)"
+                    )
                     typer.echo(f"for runs from a terminal: export PREFECT_API_URL={url}")
                 wait_for_the_end()
         except KeyboardInterrupt:

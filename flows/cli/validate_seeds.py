@@ -28,14 +28,20 @@ def validate_seeds(
     preset: Annotated[str, typer.Option(help="smoke, demo, medium, record or reference")] = "demo",
     set_: Overrides = None,
     ledger: Annotated[str, typer.Option(help="name of the ledger; empty: the preset's")] = "",
-    new: Annotated[int, typer.Option(min=0, max=100, help="new seeds to train now; failed ones are tried again besides")] = 1,
-    max_seeds: Annotated[int, typer.Option(min=2, max=1000, help="seeds at most; declared before the first one and then fixed")] = 10,
+    new: Annotated[
+        int, typer.Option(min=0, max=100, help="new seeds to train now; failed ones are tried again besides")
+    ] = 1,
+    max_seeds: Annotated[
+        int, typer.Option(min=2, max=1000, help="seeds at most; declared before the first one and then fixed")
+    ] = 10,
     first_seed: Annotated[int, typer.Option(min=0, help="the first seed; the next ones follow it")] = 1,
     mark: Annotated[float | None, typer.Option(help="the loss to beat, in nats a token")] = None,
     against: Annotated[str, typer.Option(help="a ledger to beat instead, by the beginning of its name")] = "",
     margin: Annotated[float, typer.Option(min=0, help="nats a token by which it has to be beaten")] = 0.005,
     alpha: Annotated[float, typer.Option(help="the p below which it counts as beaten")] = 0.01,
-    recheck_seed: Annotated[int | None, typer.Option(min=0, help="train this seed again instead and compare, to the last bit")] = None,
+    recheck_seed: Annotated[
+        int | None, typer.Option(min=0, help="train this seed again instead and compare, to the last bit")
+    ] = None,
     store: StoreFolder = DEFAULT_STORE,
     retries: Retries = 3,
     timeout: Timeout = None,

@@ -1,6 +1,8 @@
-"""What the run forms ask: flat fields for the settings that people change, bounded and described by the schemas.
+"""What the run forms ask: flat fields for the settings that people change, bounded and described by the
+schemas.
 
-A field left empty means the preset's value. `form_settings` turns the filled ones into dotted settings, which `resolve` applies.
+A field left empty means the preset's value. `form_settings` turns the filled ones into dotted settings, which
+`resolve` applies.
 """
 
 import inspect
@@ -47,32 +49,45 @@ _FORMATS = {"bits": "*.weight", "edge_bits": "blocks.*", "embedding_format": "to
 
 
 def setting_field(field: str) -> WithJsonSchema:
-    """How a form shows the field: a plain number box, with its setting's help, unit, range, and what each preset has.
+    """How a form shows the field: a plain number box, with its setting's help, unit, range, and what each
+    preset has.
 
-    (As the union that `int | None` is, it would be a pair of tabs.) Values from elsewhere are checked where they become settings.
+    (As the union that `int | None` is, it would be a pair of tabs.) Values from elsewhere are checked where
+    they become settings.
     """
     dotted = SETTINGS[field][0]
     setting = find_setting(PipelineSpec, dotted)
-    infos = {preset: {info.name: info.value for info in describe_fields(make())} for preset, make in PRESETS.items()}
+    infos = {
+        preset: {info.name: info.value for info in describe_fields(make())}
+        for preset, make in PRESETS.items()
+    }
     values = ", ".join(f"{preset} {number(told[dotted]) or 'none'}" for preset, told in infos.items())
     limits: dict[str, Any] = {_LIMITS[bound]: value for bound, value in setting.limits}
     kind = "number" if takes(setting.hint, float) else "integer"
-    return WithJsonSchema({"type": kind, **limits, "description": f"{setting.summary}. Empty: the preset's ({values})."})
+    return WithJsonSchema(
+        {"type": kind, **limits, "description": f"{setting.summary}. Empty: the preset's ({values})."}
+    )
 
 
 def number_field(kind: Literal["integer", "number"], **limits: float) -> WithJsonSchema:
-    """The same for a number that is no setting: `minimum`, `maximum`, `exclusiveMinimum`. Validated by its own annotation as well."""
+    """The same for a number that is no setting: `minimum`, `maximum`, `exclusiveMinimum`.
+
+    Validated by its own annotation as well.
+    """
     return WithJsonSchema({"type": kind, **limits})
 
 
 def with_empty_fields(form: F) -> F:
     """For a flow: its form shows an optional number as an empty field, and takes it back empty.
 
-    A schema that says `default: null` makes the form send null, which is no integer. So the signature that Prefect makes the
-    form's schema from has no such default; the one that is called keeps it.
+    A schema that says `default: null` makes the form send null, which is no integer. So the signature that
+    Prefect makes the form's schema from has no such default; the one that is called keeps it.
     """
     signature = inspect.signature(form)
-    shown = [item.replace(default=MISSING) if _starts_empty(item) else item for item in signature.parameters.values()]
+    shown = [
+        item.replace(default=MISSING) if _starts_empty(item) else item
+        for item in signature.parameters.values()
+    ]
     form.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
     return form
 
@@ -80,10 +95,13 @@ def with_empty_fields(form: F) -> F:
 def form_settings(spec: PipelineSpec, fields: Mapping[str, Any]) -> dict[str, list[str]]:
     """Each filled field as the dotted settings of `spec` that it stands for.
 
-    Bits count for training under QAT as well as for the blob. Raises SpecError where `spec` has no rule for a format.
+    Bits count for training under QAT as well as for the blob. Raises SpecError where `spec` has no rule for a
+    format.
     """
     filled = {name: value for name, value in fields.items() if value not in (None, "", AS_IT_IS)}
-    found = {name: [f"{dotted}={filled[name]}" for dotted in SETTINGS[name]] for name in SETTINGS if name in filled}
+    found = {
+        name: [f"{dotted}={filled[name]}" for dotted in SETTINGS[name]] for name in SETTINGS if name in filled
+    }
     if "clip_candidates" in filled:
         found["clip_candidates"] = [clip_override(filled["clip_candidates"])]
     for name in _FORMATS:
@@ -107,31 +125,58 @@ def format_overrides(dotted: str, rules: Sequence[FormatRule], chosen: Mapping[s
     changes = []
     for field, wanted in chosen.items():
         pattern = _FORMATS[field]
-        matching = [i for i, rule in enumerate(rules) if rule.pattern == pattern or rule.pattern.startswith(pattern.rstrip("*"))]
+        matching = [
+            i
+            for i, rule in enumerate(rules)
+            if rule.pattern == pattern or rule.pattern.startswith(pattern.rstrip("*"))
+        ]
         if not matching:
             known = ", ".join(rule.pattern for rule in rules)
-            raise SpecError(f"{field} = {wanted}: {dotted} has no rule for {pattern} (it has {known}); give the whole list: {dotted}=[…]")
+            raise SpecError(
+                f"{field} = {wanted}: {dotted} has no rule for {pattern} (it has {known}); give the "
+                f"whole list: {dotted}=[…]"
+            )
         changes += [f"{dotted}.{index}.format={wanted}" for index in matching]
     return changes
 
 
 def _starts_empty(parameter: inspect.Parameter) -> bool:
-    return parameter.default is None and any(isinstance(item, WithJsonSchema) for item in get_args(parameter.annotation))
+    return parameter.default is None and any(
+        isinstance(item, WithJsonSchema) for item in get_args(parameter.annotation)
+    )
 
 
 def _options_schema() -> WithJsonSchema:
-    """The run options as a group of plain fields, without the default values: what a form fills in by itself counts as chosen."""
+    """The run options as a group of plain fields, without the default values: what a form fills in by
+    itself counts as chosen.
+    """
     fields = {}
     for name, field in RunOptions.model_json_schema()["properties"].items():
-        kind: dict[str, Any] = next((branch for branch in field.pop("anyOf", ()) if branch["type"] != "null"), {})
+        kind: dict[str, Any] = next(
+            (branch for branch in field.pop("anyOf", ()) if branch["type"] != "null"), {}
+        )
         default = field.pop("default", None)
-        told = "none" if default is None else "the store that FAIRWAY_STORE names" if name == "store" else default
-        fields[name] = kind | field | {"title": name, "description": f"{field['description'].split('; empty:')[0]}. Empty: {told}."}
+        told = (
+            "none"
+            if default is None
+            else "the store that FAIRWAY_STORE names"
+            if name == "store"
+            else default
+        )
+        fields[name] = (
+            kind
+            | field
+            | {"title": name, "description": f"{field['description'].split('; empty:')[0]}. Empty: {told}."}
+        )
     return WithJsonSchema({"type": "object", "properties": fields, "additionalProperties": False})
 
 
 def _without_empty(given: Any) -> Any:
-    return {name: value for name, value in given.items() if value not in (None, "")} if isinstance(given, Mapping) else given
+    return (
+        {name: value for name, value in given.items() if value not in (None, "")}
+        if isinstance(given, Mapping)
+        else given
+    )
 
 
 Options = Annotated[RunOptions | None, BeforeValidator(_without_empty), _options_schema()]

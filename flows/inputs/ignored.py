@@ -1,4 +1,5 @@
-"""Settings that the chosen methods ignore: one that a user gave is refused, because it would change a key and no number.
+"""Settings that the chosen methods ignore: one that a user gave is refused, because it would change a key
+and no number.
 
 Looks at the spec as all fields and overrides together make it. Imports neither Prefect nor torch.
 """
@@ -19,7 +20,9 @@ _RULE_FORMAT = re.compile(r"quantize\.rules\.(\d+)\.format")
 
 @dataclass(frozen=True)
 class _Conditional:
-    """The setting or section `name` counts only where `counts` is true; `why` says why not, from the spec, and the remedy."""
+    """The setting or section `name` counts only where `counts` is true; `why` says why not, from the
+    spec, and the remedy.
+    """
 
     name: str
     counts: Callable[[PipelineSpec], bool]
@@ -33,23 +36,33 @@ _CONDITIONAL = (
     _Conditional(
         "quantize.clip_candidates",
         lambda spec: spec.quantize.method == "gptq_lite",
-        lambda spec: f"method {spec.quantize.method} searches no clip ratios; leave it out, or take the method gptq_lite alone",
+        lambda spec: (
+            f"method {spec.quantize.method} searches no clip ratios; leave it out, or take the "
+            "method gptq_lite alone"
+        ),
     ),
     _Conditional(
         "quantize.calibration",
         lambda spec: spec.quantize.method in CALIBRATED_METHODS,
-        lambda spec: f"method {spec.quantize.method} reads no calibration text; leave it out, or take {' or '.join(CALIBRATED_METHODS)}",
+        lambda spec: (
+            f"method {spec.quantize.method} reads no calibration text; leave it out, or take "
+            f"{' or '.join(CALIBRATED_METHODS)}"
+        ),
     ),
     _Conditional(
         "quantize.ecsq",
         lambda spec: spec.quantize.method == "ecsq",
-        lambda spec: f"method {spec.quantize.method} takes no settings of ecsq; leave it out, or set quantize.method=ecsq",
+        lambda spec: (
+            f"method {spec.quantize.method} takes no settings of ecsq; leave it out, or set "
+            "quantize.method=ecsq"
+        ),
     ),
     _Conditional(
         "quantize.ecsq.loss_nats",
         lambda spec: spec.quantize.fit.limit_bytes is None or spec.quantize.ecsq.measured_shares,
         lambda spec: (
-            f"quantize.fit.limit_bytes = {spec.quantize.fit.limit_bytes} decides the steps; leave it out, or empty the limit: "
+            f"quantize.fit.limit_bytes = {spec.quantize.fit.limit_bytes} decides the steps; leave "
+            "it out, or empty the limit: "
             "quantize.fit.limit_bytes="
         ),
     ),
@@ -57,7 +70,9 @@ _CONDITIONAL = (
         _Conditional(
             f"quantize.fit.{name}",
             lambda spec: spec.quantize.fit.limit_bytes is not None,
-            lambda spec: "no limit is fitted; leave it out, or set quantize.method=ecsq and quantize.fit.limit_bytes",
+            lambda spec: (
+                "no limit is fitted; leave it out, or set quantize.method=ecsq and quantize.fit.limit_bytes"
+            ),
         )
         for name in ("code_bytes", "tolerance_fraction")
     ),
@@ -65,14 +80,18 @@ _CONDITIONAL = (
         "merge.averaging.ema_decay",
         lambda spec: spec.merge.averaging.method == "ema",
         lambda spec: (
-            f"merge.averaging.method = {spec.merge.averaging.method} has no decay; leave it out, or set merge.averaging.method=ema"
+            f"merge.averaging.method = {spec.merge.averaging.method} has no decay; leave it out, or "
+            "set merge.averaging.method=ema"
         ),
     ),
     *(
         _Conditional(
             f"merge.averaging.{name}",
             lambda spec: spec.merge.averaging.method != "last",
-            lambda spec: "merge.averaging.method = last averages no snapshots; leave it out, or set merge.averaging.method to swa or ema",
+            lambda spec: (
+                "merge.averaging.method = last averages no snapshots; leave it out, or set "
+                "merge.averaging.method to swa or ema"
+            ),
         )
         for name in ("start_lr_scale", "every_nth")
     ),
@@ -88,10 +107,13 @@ _CONDITIONAL = (
 
 
 def refuse_ignored(before: PipelineSpec, after: PipelineSpec, asked: Mapping[str, Sequence[str]]) -> None:
-    """Refuse what changes no result. `asked`: what the user gave -> the settings, as dotted.name=value, that it stands for.
+    """Refuse what changes no result.
 
-    `before` is the spec without, `after` the spec with all that was asked. Something that stands for several settings is
-    refused where none of them counts. Raises SpecError that names it, why it is ignored, and the remedy.
+    `asked`: what the user gave -> the settings, as dotted.name=value, that it stands for.
+
+    `before` is the spec without, `after` the spec with all that was asked. Something that stands for several
+    settings is refused where none of them counts. Raises SpecError that names it, why it is ignored, and the
+    remedy.
     """
     for given, settings in asked.items():
         reasons = [why_ignored(before, after, setting) for setting in settings]
@@ -105,7 +127,9 @@ def as_given(overrides: Sequence[str]) -> dict[str, list[str]]:
 
 
 def why_ignored(before: PipelineSpec, after: PipelineSpec, setting: str) -> str | None:
-    """Why the setting, as dotted.name=value, changes no result of `after`; None where it counts, or only empties a value."""
+    """Why the setting, as dotted.name=value, changes no result of `after`; None where it counts, or only
+    empties a value.
+    """
     name, _, value = (part.strip() for part in setting.partition("="))
     if value in ("", "null"):
         return None
@@ -122,12 +146,19 @@ def without_ignored(before: PipelineSpec, settings: Sequence[str]) -> tuple[str,
 
 
 _CHOOSES_STEPS = (
-    "method ecsq chooses its steps itself; leave it out, and say what they may cost: quantize.fit.limit_bytes=… or "
+    "method ecsq chooses its steps itself; leave it out, and say what they may cost: "
+    "quantize.fit.limit_bytes=… or "
     "quantize.ecsq.loss_nats=…"
 )
 
 
 def _is_coded_anew(before: PipelineSpec, index: int) -> bool:
-    """Whether an integer format of this rule means something to ecsq: coded instead of floating point, or the embedding as well."""
+    """Whether an integer format of this rule means something to ecsq: coded instead of floating point, or
+    the embedding as well.
+    """
     rules = before.quantize.rules
-    return index >= len(rules) or not rules[index].format.startswith("int") or rules[index].pattern.startswith("tok_emb")
+    return (
+        index >= len(rules)
+        or not rules[index].format.startswith("int")
+        or rules[index].pattern.startswith("tok_emb")
+    )

@@ -1,4 +1,7 @@
-"""What a run is asked to do: preset, form fields, overrides -> the spec, its name, its options. Imports neither Prefect nor torch."""
+"""What a run is asked to do: preset, form fields, overrides -> the spec, its name, its options.
+
+Imports neither Prefect nor torch.
+"""
 
 import json
 import os
@@ -22,14 +25,16 @@ from stages.store.machine import settle
 
 
 def resolve(preset: str, overrides: Sequence[str], fields: Mapping[str, Any] | None = None) -> PipelineSpec:
-    """The preset with the filled form fields and then the overrides applied, the quantizer's grid for late QAT, and the precision
-    that `auto` means on this machine.
+    """The preset with the filled form fields and then the overrides applied, the quantizer's grid for
+    late QAT, and the precision that `auto` means on this machine.
 
     Raises SpecError for an unknown preset, setting or value, and for one that the chosen methods ignore.
     """
     base, given = load_preset(preset), dict(fields or {})
     of_fields = form_settings(base, given)
-    spec = with_changes(base, [*(setting for settings in of_fields.values() for setting in settings), *overrides])
+    spec = with_changes(
+        base, [*(setting for settings in of_fields.values() for setting in settings), *overrides]
+    )
     asked = {f"{name} = {given[name]}": settings for name, settings in of_fields.items()}
     refuse_ignored(base, spec, asked | as_given(overrides))
     return spec.with_qat_grid()
@@ -42,7 +47,10 @@ def with_changes(spec: PipelineSpec, overrides: Sequence[str]) -> PipelineSpec:
 
 
 def settings_between(preset: str, spec: PipelineSpec) -> tuple[str, ...]:
-    """The settings, as dotted.name=value, that make `spec` of the preset. Raises SpecError if there are none that do."""
+    """The settings, as dotted.name=value, that make `spec` of the preset.
+
+    Raises SpecError if there are none that do.
+    """
     base = settle(load_preset(preset))
     before = {info.name: info.value for info in describe_fields(base)}
     changes = [
@@ -52,7 +60,10 @@ def settings_between(preset: str, spec: PipelineSpec) -> tuple[str, ...]:
     ]
     # Not `resolve`: an earlier run may have a setting that its methods ignore.
     if fingerprint(apply_overrides(base, changes).with_qat_grid()) != fingerprint(spec):
-        raise SpecError(f"run: its configuration cannot be made of its preset again ({', '.join(changes)}). Run the pipeline anew")
+        raise SpecError(
+            f"run: its configuration cannot be made of its preset again ({', '.join(changes)}). Run "
+            "the pipeline anew"
+        )
     return tuple(changes)
 
 
@@ -62,7 +73,9 @@ def run_label(preset: str, spec: PipelineSpec) -> str:
 
 
 def quantize_spec(spec: PipelineSpec) -> QuantizeSpec:
-    """The quantization's settings; where a limit is to be met, with the bytes of the script that will ship beside the blob."""
+    """The quantization's settings; where a limit is to be met, with the bytes of the script that will
+    ship beside the blob.
+    """
     fit = spec.quantize.fit
     if fit.limit_bytes is None or fit.code_bytes is not None:
         return spec.quantize
@@ -71,7 +84,9 @@ def quantize_spec(spec: PipelineSpec) -> QuantizeSpec:
 
 
 def check_quantizer(spec: PipelineSpec, tokenized: TokenizedCorpus) -> None:
-    """Raises SpecError for what the quantization would only find out after training: too little text, less room than the script takes."""
+    """Raises SpecError for what the quantization would only find out after training: too little text,
+    less room than the script takes.
+    """
     quantizer = quantize_spec(spec)
     if quantizer.method in CALIBRATED_METHODS:
         try:
@@ -81,7 +96,8 @@ def check_quantizer(spec: PipelineSpec, tokenized: TokenizedCorpus) -> None:
     limit_bytes, code_bytes = quantizer.fit.limit_bytes, quantizer.fit.code_bytes or 0
     if limit_bytes is not None and code_bytes >= limit_bytes:
         raise SpecError(
-            f"quantize.fit.limit_bytes = {limit_bytes}: the script alone has {code_bytes:,} bytes; allow more, or ship it smaller with "
+            f"quantize.fit.limit_bytes = {limit_bytes}: the script alone has {code_bytes:,} bytes; "
+            "allow more, or ship it smaller with "
             "package.compressed=true"
         )
 

@@ -1,4 +1,5 @@
-"""A configuration with and without some of its techniques: which variants there are, and what their runs show.
+"""A configuration with and without some of its techniques: which variants there are, and what their runs
+show.
 
 Imports neither Prefect nor torch.
 """
@@ -19,7 +20,9 @@ _ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Variant:
-    """A configuration, the settings that make it of the run's, and of each seed the report, or why its run failed."""
+    """A configuration, the settings that make it of the run's, and of each seed the report, or why its
+    run failed.
+    """
 
     name: str
     changes: tuple[str, ...]
@@ -30,19 +33,29 @@ class Variant:
 
 
 def plan_variants(spec: PipelineSpec, off: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
-    """Name and settings of each variant. Raises SpecError for an unknown technique and for one that `spec` has off already."""
+    """Name and settings of each variant.
+
+    Raises SpecError for an unknown technique and for one that `spec` has off already.
+    """
     wanted = [key for key in off if key != EVERY_ONE]
     if EVERY_ONE in off:
         wanted += [technique.key for technique in TECHNIQUES if technique.is_on(spec)]
     if not wanted:
-        raise SpecError(f"off: name at least one technique, or {EVERY_ONE}; there are {', '.join(item.key for item in TECHNIQUES)}")
+        raise SpecError(
+            f"off: name at least one technique, or {EVERY_ONE}; there are "
+            f"{', '.join(item.key for item in TECHNIQUES)}"
+        )
     plan = {}
     for name in wanted:
         techniques = [find_technique(key) for key in name.split("+")]
         for technique in techniques:
             if not technique.is_on(spec):
-                raise SpecError(f"off = {technique.key}: the run has {technique.title} off already; leave it out")
-        plan[f"without {name}"] = tuple(setting for technique in techniques for setting in technique.off(spec))
+                raise SpecError(
+                    f"off = {technique.key}: the run has {technique.title} off already; leave it out"
+                )
+        plan[f"without {name}"] = tuple(
+            setting for technique in techniques for setting in technique.off(spec)
+        )
         apply_overrides(spec, plan[f"without {name}"])
     return list(plan.items())
 
@@ -63,7 +76,9 @@ def _row(variant: Variant, whole: dict[int, PipelineReport]) -> Row:
         "difference": "",
         "95 % interval": "",
         "nats a token": "",
-        "bytes": f"{_mean([report.size.total_bytes for report in reports.values()]):,.0f}" if reports else "–",
+        "bytes": f"{_mean([report.size.total_bytes for report in reports.values()]):,.0f}"
+        if reports
+        else "–",
         "finding": "",
     }
     if not variant.changes or not both:
@@ -75,7 +90,10 @@ def _row(variant: Variant, whole: dict[int, PipelineReport]) -> Row:
     found = paired_difference(ours, theirs)
     if found is None:
         return row | {"finding": "one seed shows no spread: take more (--seeds)"}
-    return row | {"95 % interval": f"{found.low:+.5f} to {found.high:+.5f}", "finding": _finding(found.mean, found.std, found.is_shown)}
+    return row | {
+        "95 % interval": f"{found.low:+.5f} to {found.high:+.5f}",
+        "finding": _finding(found.mean, found.std, found.is_shown),
+    }
 
 
 def _finding(mean: float, std: float, is_shown: bool) -> str:
@@ -84,7 +102,10 @@ def _finding(mean: float, std: float, is_shown: bool) -> str:
     if mean == 0:
         return "no difference at all"
     needed = seeds_needed(abs(mean), std, _ALPHA, two_sided=True)
-    return f"not shown: 0 is in the interval; {f'about {needed}' if needed else 'more than 10,000'} seeds would show this difference"
+    return (
+        f"not shown: 0 is in the interval; {f'about {needed}' if needed else 'more than 10,000'} "
+        "seeds would show this difference"
+    )
 
 
 def _score(report: PipelineReport) -> float:

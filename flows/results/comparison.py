@@ -15,13 +15,21 @@ Variant = tuple[str, PipelineReport | None, State]
 
 def comparison_rows(earlier: PipelineReport, variants: Sequence[Variant]) -> list[Row]:
     """The earlier run and each variant: scores, what quantization costs, bytes and whether they fit."""
-    return [_row("the earlier run", earlier, earlier.name), *(_row(name, report, state.name or "") for name, report, state in variants)]
+    return [
+        _row("the earlier run", earlier, earlier.name),
+        *(_row(name, report, state.name or "") for name, report, state in variants),
+    ]
 
 
 def publish_comparison(earlier: PipelineReport, variants: Sequence[Variant], rows: list[Row]) -> None:
     """Table (`rows`) and plot as artifacts of the present flow run."""
-    create_table_artifact(key="comparison", table=rows, description=f"variants of the quantization of {earlier.name}")
-    reports = [("the earlier run", earlier), *((name, report) for name, report, _ in variants if report is not None)]
+    create_table_artifact(
+        key="comparison", table=rows, description=f"variants of the quantization of {earlier.name}"
+    )
+    reports = [
+        ("the earlier run", earlier),
+        *((name, report) for name, report, _ in variants if report is not None),
+    ]
     points = [(name, report.size.total_bytes, report.val_bpb_quantized) for name, report in reports]
     picture = base64.b64encode(tradeoff(points, earlier.merged.merged.bpb).encode()).decode()
     create_markdown_artifact(
@@ -33,7 +41,16 @@ def publish_comparison(earlier: PipelineReport, variants: Sequence[Variant], row
 
 def _row(name: str, report: PipelineReport | None, state: str) -> Row:
     if report is None:
-        return {"variant": name, "val_bpb": "–", "sliding": "–", "gap to merged": "–", "bytes": "–", "fits": "–", "run": state, "id": "–"}
+        return {
+            "variant": name,
+            "val_bpb": "–",
+            "sliding": "–",
+            "gap to merged": "–",
+            "bytes": "–",
+            "fits": "–",
+            "run": state,
+            "id": "–",
+        }
     sliding = report.val_bpb_quantized_sliding
     return {
         "variant": name,

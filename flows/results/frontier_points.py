@@ -1,4 +1,7 @@
-"""What `fairway frontier` leaves: rows of a table, and frontier.json, frontier.png and frontier.svg. Imports neither Prefect nor torch."""
+"""What `fairway frontier` leaves: rows of a table, and frontier.json, frontier.png and frontier.svg.
+
+Imports neither Prefect nor torch.
+"""
 
 import os
 from pathlib import Path
@@ -12,8 +15,12 @@ EFFICIENT = "best at its size"
 
 
 def frontier_rows(found: Frontier) -> list[Row]:
-    """The unquantized model, what the run ships, and every scheme by method and falling bytes; what failed last."""
-    unquantized = dict.fromkeys(("package bytes", "model bytes", "bits a parameter", "gap", "quantize, s"), "") | {
+    """The unquantized model, what the run ships, and every scheme by method and falling bytes; what
+    failed last.
+    """
+    unquantized = dict.fromkeys(
+        ("package bytes", "model bytes", "bits a parameter", "gap", "quantize, s"), ""
+    ) | {
         "scheme": "not quantized",
         "val_bpb": bpb(found.unquantized_bpb),
         "": "",
@@ -21,7 +28,10 @@ def frontier_rows(found: Frontier) -> list[Row]:
     methods = list(dict.fromkeys(point.method for point in found.points))
     ordered = sorted(found.points, key=lambda point: (methods.index(point.method), -point.total_bytes))
     rows = [_row(found, point) for point in (found.shipped, *ordered)]
-    lacking = [dict.fromkeys(rows[0], "") | {"scheme": name, "": f"failed: {why}"} for name, why in found.failed.items()]
+    lacking = [
+        dict.fromkeys(rows[0], "") | {"scheme": name, "": f"failed: {why}"}
+        for name, why in found.failed.items()
+    ]
     return [{name: unquantized[name] for name in rows[0]}, *rows, *lacking]
 
 
@@ -37,7 +47,10 @@ def make_folder(folder: Path) -> None:
 
 def write_frontier(found: Frontier, folder: Path) -> str:
     """Write the three files into `folder`; returns the SVG."""
-    from stages.report.frontier_plot import frontier_png, frontier_svg  # matplotlib, which a mere table does without
+    from stages.report.frontier_plot import (
+        frontier_png,
+        frontier_svg,
+    )  # matplotlib, which a mere table does without
 
     svg = frontier_svg(found)
     (folder / JSON_NAME).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")

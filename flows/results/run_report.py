@@ -1,4 +1,6 @@
-"""What a run shows when it is done: the report record, and Prefect's artifacts (tables and the loss curve)."""
+"""What a run shows when it is done: the report record, and Prefect's artifacts (tables and the loss
+curve).
+"""
 
 import base64
 import os
@@ -9,7 +11,15 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.results.tables import audit_rows, budget_rows, decomposition_rows, gap_rows, quantization_rows, result_rows, stage_rows
+from flows.results.tables import (
+    audit_rows,
+    budget_rows,
+    decomposition_rows,
+    gap_rows,
+    quantization_rows,
+    result_rows,
+    stage_rows,
+)
 from schemas.base import Schema
 from schemas.check_size import SizeReport
 from schemas.introspect import number
@@ -21,7 +31,10 @@ from stages.execution.runner import Outcome
 
 def publish_spec(spec: PipelineSpec, label: str, outcomes: Sequence[Outcome]) -> PublishSpec:
     """What the report says beside the results: the run's settings and where each result came from."""
-    settings = tuple(ReportedSetting(name=info.name, value=number(info.value), unit=info.unit) for info in describe_fields(spec))
+    settings = tuple(
+        ReportedSetting(name=info.name, value=number(info.value), unit=info.unit)
+        for info in describe_fields(spec)
+    )
     provenance = tuple(outcome.record.provenance for outcome in outcomes)
     return PublishSpec(title=spec.publish.title, run_name=label, settings=settings, provenance=provenance)
 
@@ -64,39 +77,79 @@ def over_limit_message(size: SizeReport) -> str:
     """By how much the submission is over the limit, and what takes the most."""
     largest = ", ".join(f"{part.name} {part.num_bytes:,}" for part in size.largest)
     return (
-        f"the submission is over the limit by {-size.margin_bytes:,} bytes ({size.total_bytes:,} of {size.limit_bytes:,}). "
-        f"The largest parts: {largest}. Store tensors in fewer bits (quantize.rules) or make the model smaller (train.model)"
+        f"the submission is over the limit by {-size.margin_bytes:,} bytes ({size.total_bytes:,} of "
+        f"{size.limit_bytes:,}). "
+        f"The largest parts: {largest}. Store tensors in fewer bits (quantize.rules) or make the "
+        "model smaller (train.model)"
     )
 
 
 def publish_artifacts(report: PipelineReport, store: Path) -> None:
     """Tables and the loss curve as artifacts of the present flow run."""
-    create_link_artifact(key="report", link=_report_address(report, store), description="the whole report, one page")
-    create_markdown_artifact(key="result", markdown=_result_markdown(report, store), description="bits per byte, bytes and seconds")
-    create_table_artifact(key="byte-budget", table=budget_rows(report), description="what the limit is spent on")
-    create_table_artifact(key="quantization", table=quantization_rows(report), description="each tensor in the blob")
-    create_table_artifact(key="bpb-decomposition", table=decomposition_rows(report), description="what each step does to the score")
+    create_link_artifact(
+        key="report", link=_report_address(report, store), description="the whole report, one page"
+    )
+    create_markdown_artifact(
+        key="result", markdown=_result_markdown(report, store), description="bits per byte, bytes and seconds"
+    )
+    create_table_artifact(
+        key="byte-budget", table=budget_rows(report), description="what the limit is spent on"
+    )
+    create_table_artifact(
+        key="quantization", table=quantization_rows(report), description="each tensor in the blob"
+    )
+    create_table_artifact(
+        key="bpb-decomposition",
+        table=decomposition_rows(report),
+        description="what each step does to the score",
+    )
     create_table_artifact(key="techniques", table=audit_rows(report), description=_audit_summary(report))
     if by_cause := gap_rows(report):
-        create_table_artifact(key="quantization-gap", table=by_cause, description="what quantization costs, by cause")
+        create_table_artifact(
+            key="quantization-gap", table=by_cause, description="what quantization costs, by cause"
+        )
     curve = base64.b64encode((store / report.published.loss_curve.path).read_bytes()).decode()
     picture = f"# Loss\n\n![loss](data:image/svg+xml;base64,{curve})"
     create_markdown_artifact(key="loss-curve", markdown=picture, description="training loss")
 
 
 def _report_address(report: PipelineReport, store: Path) -> str:
-    """Where a browser finds the report: FAIRWAY_REPORTS_URL serves the reports of the store, otherwise a file of this machine."""
+    """Where a browser finds the report: FAIRWAY_REPORTS_URL serves the reports of the store, otherwise a
+    file of this machine.
+    """
     html = store / report.published.html.path
     served = os.environ.get("FAIRWAY_REPORTS_URL")
-    return f"{served.rstrip('/')}/{html.relative_to(store / 'stages' / 'publish').as_posix()}" if served else html.as_uri()
+    return (
+        f"{served.rstrip('/')}/{html.relative_to(store / 'stages' / 'publish').as_posix()}"
+        if served
+        else html.as_uri()
+    )
 
 
 def _result_markdown(report: PipelineReport, store: Path) -> str:
     fits = "fits" if report.size.fits else "**does not fit**"
-    lines = [f"# {report.name}", "", f"The artifact {fits}: {report.size.total_bytes:,} of {report.size.limit_bytes:,} bytes.", ""]
-    lines += [f"**{finding.title}: {finding.verdict}.** {finding.evidence}.\n" for finding in report.audit.warnings]
-    lines += [*_markdown_table(result_rows(report)), "", "## Stages", "", *_markdown_table(stage_rows(report))]
-    lines += ["", f"Report: `{store / report.published.html.path}`", "", f"Package: `{store / report.package.folder}`"]
+    lines = [
+        f"# {report.name}",
+        "",
+        f"The artifact {fits}: {report.size.total_bytes:,} of {report.size.limit_bytes:,} bytes.",
+        "",
+    ]
+    lines += [
+        f"**{finding.title}: {finding.verdict}.** {finding.evidence}.\n" for finding in report.audit.warnings
+    ]
+    lines += [
+        *_markdown_table(result_rows(report)),
+        "",
+        "## Stages",
+        "",
+        *_markdown_table(stage_rows(report)),
+    ]
+    lines += [
+        "",
+        f"Report: `{store / report.published.html.path}`",
+        "",
+        f"Package: `{store / report.package.folder}`",
+    ]
     return "\n".join(lines)
 
 

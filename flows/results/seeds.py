@@ -1,4 +1,6 @@
-"""What a ledger of seeds shows: table, statistics, verdict and a word on repeated looks, as artifacts and for the terminal."""
+"""What a ledger of seeds shows: table, statistics, verdict and a word on repeated looks, as artifacts and
+for the terminal.
+"""
 
 import base64
 import math
@@ -37,17 +39,22 @@ def seed_rows(book: Ledger) -> list[Row]:
             "status": entry.status,
             "nats a token": f"{entry.figures.val_loss_nats:.5f}" if entry.figures else "–",
             "val_bpb": bpb(entry.figures.val_bpb_quantized) if entry.figures else "–",
-            "sliding": bpb(entry.figures.val_bpb_quantized_sliding) if entry.figures and entry.figures.val_bpb_quantized_sliding else "–",
+            "sliding": bpb(entry.figures.val_bpb_quantized_sliding)
+            if entry.figures and entry.figures.val_bpb_quantized_sliding
+            else "–",
             "bytes": f"{entry.figures.total_bytes:,}" if entry.figures else "–",
             "code": entry.code_sha256[:12],
             "run": entry.run_name,
-            "note": entry.error.partition("\n")[0] or (f"same figures again on {entry.rechecked_at}" if entry.rechecked_at else ""),
+            "note": entry.error.partition("\n")[0]
+            or (f"same figures again on {entry.rechecked_at}" if entry.rechecked_at else ""),
         }
         for entry in book.entries
     ]
 
 
-def conclusions(book: Ledger, other: Ledger | None, mark: float | None, margin: float, alpha: float) -> list[str]:
+def conclusions(
+    book: Ledger, other: Ledger | None, mark: float | None, margin: float, alpha: float
+) -> list[str]:
     """Sentences: the mean and its spread, the verdict, repeated looks, and whatever weakens it."""
     failed = [entry.seed for entry in book.entries if entry.status == "failed"]
     counts = f"{len(book.completed())} of at most {book.max_seeds} seeds are done"
@@ -63,13 +70,19 @@ def conclusions(book: Ledger, other: Ledger | None, mark: float | None, margin: 
     bits = summarize([figures.val_bpb_quantized_sliding or figures.val_bpb_quantized for figures in scores])
     if bits:
         said.append(
-            f"In bits per byte: mean {bits.mean:.5f}, standard deviation {bits.std:.5f}, 95 % interval {bits.low:.5f} to {bits.high:.5f}."
+            f"In bits per byte: mean {bits.mean:.5f}, standard deviation {bits.std:.5f}, 95 % "
+            f"interval {bits.low:.5f} to {bits.high:.5f}."
         )
     if len({entry.code_sha256 for entry in book.completed()}) > 1:
-        said.append("The seeds were trained by more than one version of the code (column `code`): their spread is not of seeds alone.")
+        said.append(
+            "The seeds were trained by more than one version of the code (column `code`): their "
+            "spread is not of seeds alone."
+        )
     if len(trained_on := _machines(book)) > 1:
         where = "; ".join(f"{kind} (seed {', '.join(map(str, seeds))})" for kind, seeds in trained_on.items())
-        said.append(f"The seeds were trained on more than one kind of machine, whose last digits differ: {where}.")
+        said.append(
+            f"The seeds were trained on more than one kind of machine, whose last digits differ: {where}."
+        )
     looks = book.max_seeds - 1
     comparison = None
     if other is not None:
@@ -77,11 +90,25 @@ def conclusions(book: Ledger, other: Ledger | None, mark: float | None, margin: 
     elif mark is not None:
         comparison = beats_mark(losses, mark, margin, alpha, looks)
     if comparison:
-        spreads = [summary.std] if other is None else [found.std for found in (summary, summarize(other.losses())) if found]
+        spreads = (
+            [summary.std]
+            if other is None
+            else [found.std for found in (summary, summarize(other.losses())) if found]
+        )
         std = math.sqrt(math.fsum(spread**2 for spread in spreads) / len(spreads))
         verdict = _verdict(comparison, f"ledger {other.label}" if other else "the mark")
-        return [*said, verdict[0], _in_bits(comparison, scores[0]), *verdict[1:], _power_note(comparison, std, len(spreads))]
-    why = f"ledger {other.label} has fewer than two completed seeds" if other else "neither mark_nats nor against was given"
+        return [
+            *said,
+            verdict[0],
+            _in_bits(comparison, scores[0]),
+            *verdict[1:],
+            _power_note(comparison, std, len(spreads)),
+        ]
+    why = (
+        f"ledger {other.label} has fewer than two completed seeds"
+        if other
+        else "neither mark_nats nor against was given"
+    )
     return [*said, f"No verdict: {why}."]
 
 
@@ -100,7 +127,9 @@ def publish_seeds(book: Ledger, said: list[str], bar: float | None) -> None:
         points = [(entry.seed, entry.figures.val_loss_nats) for entry in book.completed() if entry.figures]
         svg = seeds_plot(points, summary.mean, (summary.low, summary.high), bar)
         lines += ["", f"![seeds](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"]
-    create_markdown_artifact(key="seed-validation", markdown="\n".join(lines), description=f"what the seeds of {book.label} show")
+    create_markdown_artifact(
+        key="seed-validation", markdown="\n".join(lines), description=f"what the seeds of {book.label} show"
+    )
     if book.entries:
         create_table_artifact(key="seeds", table=seed_rows(book), description=f"every seed of {book.label}")
 
@@ -109,36 +138,56 @@ def _verdict(comparison: Comparison, what: str) -> list[str]:
     direction = "better" if comparison.better_by >= 0 else "worse"
     sign = "<" if comparison.passed else "≥"
     return [
-        f"Against {what} ({comparison.mark:.5f} nats a token): {abs(comparison.better_by):.5f} nats {direction}, asked for "
-        f"{comparison.margin:g}. One-sided {comparison.test} test: p = {comparison.p_value:.4g} {sign} {comparison.alpha:g}: "
+        f"Against {what} ({comparison.mark:.5f} nats a token): {abs(comparison.better_by):.5f} nats "
+        f"{direction}, asked for "
+        f"{comparison.margin:g}. One-sided {comparison.test} test: p = {comparison.p_value:.4g} "
+        f"{sign} {comparison.alpha:g}: "
         f"**{'beaten' if comparison.passed else 'not beaten'}**.",
-        f"This is look {comparison.look} of at most {comparison.planned_looks}. Each look is another chance of a false alarm; over all of "
-        f"them it stays below {comparison.alpha:g} if p is below {comparison.alpha_each_look:.2g} at one of them (Bonferroni): "
+        f"This is look {comparison.look} of at most {comparison.planned_looks}. Each look is "
+        "another chance of a false alarm; over all of "
+        f"them it stays below {comparison.alpha:g} if p is below {comparison.alpha_each_look:.2g} "
+        "at one of them (Bonferroni): "
         f"{'it is' if comparison.passed_for_all_looks else 'it is not'}.",
     ]
 
 
 def _in_bits(comparison: Comparison, figures: SeedFigures) -> str:
-    """The mark, its margin and the difference as bits per byte: exact, because every seed is scored over the same text."""
+    """The mark, its margin and the difference as bits per byte: exact, because every seed is scored over
+    the same text.
+    """
 
     def bits(nats: float) -> float:
         return nats_to_bpb(nats, figures.num_targets, figures.num_bytes)
 
     return (
-        f"In bits per byte, at {figures.num_bytes / figures.num_targets:.4f} bytes a token: mark {bits(comparison.mark):.5f}, margin "
-        f"{bits(comparison.margin):.5f}, difference {bits(comparison.better_by):+.5f} (95 % interval {bits(comparison.low):+.5f} to "
+        f"In bits per byte, at {figures.num_bytes / figures.num_targets:.4f} bytes a token: mark "
+        f"{bits(comparison.mark):.5f}, margin "
+        f"{bits(comparison.margin):.5f}, difference {bits(comparison.better_by):+.5f} (95 % "
+        f"interval {bits(comparison.low):+.5f} to "
         f"{bits(comparison.high):+.5f}; positive is better)."
     )
 
 
 def _power_note(comparison: Comparison, std: float, samples: int) -> str:
-    """How many seeds would show a difference at the spread seen: the margin's own size, and what was seen beyond the margin."""
+    """How many seeds would show a difference at the spread seen: the margin's own size, and what was seen
+    beyond the margin.
+    """
     excess = comparison.better_by - comparison.margin
     wanted = {"of 0.005": 0.005, f"of {excess:.5f}, as seen,": excess}
-    needed = {name: seeds_needed(value, std, comparison.alpha, samples=samples) for name, value in wanted.items() if value > 0}
+    needed = {
+        name: seeds_needed(value, std, comparison.alpha, samples=samples)
+        for name, value in wanted.items()
+        if value > 0
+    }
     each = " in each ledger" if samples == 2 else ""
-    said = "; ".join(f"{name} nats beyond the margin takes {count or 'more than 10,000'} seeds{each}" for name, count in needed.items())
-    return f"Power: at the spread seen ({std:.5f} nats) a true difference {said}, to be found in {POWER:.0%} of such experiments."
+    said = "; ".join(
+        f"{name} nats beyond the margin takes {count or 'more than 10,000'} seeds{each}"
+        for name, count in needed.items()
+    )
+    return (
+        f"Power: at the spread seen ({std:.5f} nats) a true difference {said}, to be found in "
+        f"{POWER:.0%} of such experiments."
+    )
 
 
 def _machines(book: Ledger) -> dict[str, list[int]]:
@@ -151,10 +200,16 @@ def _machines(book: Ledger) -> dict[str, list[int]]:
 
 def _comparable(book: Ledger, other: Ledger) -> list[float]:
     """The other ledger's losses. Nats a token compare only over the same tokens of the same text."""
-    texts = {(e.figures.num_targets, e.figures.num_bytes) for ledger in (book, other) for e in ledger.completed() if e.figures}
+    texts = {
+        (e.figures.num_targets, e.figures.num_bytes)
+        for ledger in (book, other)
+        for e in ledger.completed()
+        if e.figures
+    }
     if len(texts) > 1:
         raise SpecError(
-            f"against = {other.label}: its losses are over other tokens or another text than those of {book.label}; nats a token do not "
+            f"against = {other.label}: its losses are over other tokens or another text than those "
+            f"of {book.label}; nats a token do not "
             "compare. Compare configurations with the same corpus, tokenizer and scoring"
         )
     return other.losses()

@@ -1,4 +1,7 @@
-"""A run's figures as rows of text, the same for terminal and Prefect artifacts. Imports neither Prefect nor torch."""
+"""A run's figures as rows of text, the same for terminal and Prefect artifacts.
+
+Imports neither Prefect nor torch.
+"""
 
 from schemas.pipeline import PipelineReport
 
@@ -12,20 +15,46 @@ def result_rows(report: PipelineReport) -> list[Row]:
     merged, sliding, val = report.merged, report.evaluation.sliding, report.tokenized.val
     rows = [
         _row("val_bpb last iterate", bpb(report.val_bpb_last), "non-overlapping windows"),
-        _row("val_bpb merged", bpb(report.val_bpb_merged), f"{merged.method} of {len(merged.steps)}, {merged.num_with_qat} under QAT"),
+        _row(
+            "val_bpb merged",
+            bpb(report.val_bpb_merged),
+            f"{merged.method} of {len(merged.steps)}, {merged.num_with_qat} under QAT",
+        ),
         _row("val_bpb quantized", bpb(report.val_bpb_quantized), f"{report.packed.method}, what ships"),
-        _row("val_bpb quantized, sliding", bpb(sliding.bpb) if sliding else "–", f"stride {report.spec.evaluate.scoring.stride}"),
-        _row("gap quantized − merged", f"{report.val_bpb_quantized - report.val_bpb_merged:+.5f}", "bpb, the same windows"),
+        _row(
+            "val_bpb quantized, sliding",
+            bpb(sliding.bpb) if sliding else "–",
+            f"stride {report.spec.evaluate.scoring.stride}",
+        ),
+        _row(
+            "gap quantized − merged",
+            f"{report.val_bpb_quantized - report.val_bpb_merged:+.5f}",
+            "bpb, the same windows",
+        ),
     ]
     for name, packed_bytes in (("zstd -22", val.zstd_bytes), ("xz -9", val.xz_bytes)):
         if packed_bytes and val.utf8_bytes:
-            rows.append(_row(f"{name} on the validation text", bpb(8 * packed_bytes / val.utf8_bytes), "bits per byte, for comparison"))
+            rows.append(
+                _row(
+                    f"{name} on the validation text",
+                    bpb(8 * packed_bytes / val.utf8_bytes),
+                    "bits per byte, for comparison",
+                )
+            )
     size = report.size
     return [
         *rows,
         _row("parameters", f"{report.packed.num_parameters:,}", ""),
-        _row("artifact bytes", f"{size.total_bytes:,}", f"{size.model_bytes:,} model + {size.code_bytes:,} code"),
-        _row("limit", f"{size.limit_bytes:,}", f"{abs(size.margin_bytes):,} bytes {'to spare' if size.fits else 'OVER'}"),
+        _row(
+            "artifact bytes",
+            f"{size.total_bytes:,}",
+            f"{size.model_bytes:,} model + {size.code_bytes:,} code",
+        ),
+        _row(
+            "limit",
+            f"{size.limit_bytes:,}",
+            f"{abs(size.margin_bytes):,} bytes {'to spare' if size.fits else 'OVER'}",
+        ),
     ]
 
 
@@ -43,11 +72,15 @@ def stage_rows(report: PipelineReport) -> list[Row]:
 
 
 def budget_rows(report: PipelineReport) -> list[Row]:
-    """What the bytes go to: code, then the blob by tensor group beside its order-0 entropy, then the total and the limit."""
+    """What the bytes go to: code, then the blob by tensor group beside its order-0 entropy, then the
+    total and the limit.
+    """
     size = report.size
     rows = [_budget_row("code", size.code_bytes, size.limit_bytes)]
     for group in size.tensor_groups:
-        bits = (f"{group.bits_per_weight:.2f}", f"{group.entropy_bits:.2f}") if group.num_weights else ("", "")
+        bits = (
+            (f"{group.bits_per_weight:.2f}", f"{group.entropy_bits:.2f}") if group.num_weights else ("", "")
+        )
         rows.append(_budget_row(group.name, group.num_bytes, size.limit_bytes, *bits))
     rows.append(_budget_row("total", size.total_bytes, size.limit_bytes))
     return [*rows, _budget_row("margin", size.margin_bytes, size.limit_bytes)]
@@ -60,10 +93,14 @@ def quantization_rows(report: PipelineReport) -> list[Row]:
             "tensor": tensor.name,
             "shape": "×".join(map(str, tensor.shape)),
             "format": tensor.format,
-            "rows clipped": f"{sum(clip.num_rows for clip in tensor.clips if clip.clip_ratio != 1):,}" if tensor.clips else "",
+            "rows clipped": f"{sum(clip.num_rows for clip in tensor.clips if clip.clip_ratio != 1):,}"
+            if tensor.clips
+            else "",
             "relative error": f"{tensor.relative_error:.4%}",
             "error / plain rounding": (
-                f"{tensor.rms_error / tensor.rms_error_round_to_nearest:.4f}" if tensor.rms_error_round_to_nearest else "–"
+                f"{tensor.rms_error / tensor.rms_error_round_to_nearest:.4f}"
+                if tensor.rms_error_round_to_nearest
+                else "–"
             ),
             "entropy bits": f"{tensor.entropy_bits:.3f}",
             "stored bytes": f"{tensor.stored_bytes:,}",
@@ -102,7 +139,11 @@ def gap_rows(report: PipelineReport) -> list[Row]:
 
 def decomposition_rows(report: PipelineReport) -> list[Row]:
     """The score after each step and what the step did to it: one gap, one effect."""
-    steps = [("last iterate", report.val_bpb_last), ("merged", report.val_bpb_merged), ("quantized", report.val_bpb_quantized)]
+    steps = [
+        ("last iterate", report.val_bpb_last),
+        ("merged", report.val_bpb_merged),
+        ("quantized", report.val_bpb_quantized),
+    ]
     if report.evaluation.sliding:
         steps.append(("sliding windows", report.evaluation.sliding.bpb))
     before = [None, *(value for _, value in steps)]
@@ -128,4 +169,10 @@ def _row(name: str, value: str, note: str) -> Row:
 
 def _budget_row(part: str, num_bytes: int, limit_bytes: int, bits: str = "", entropy: str = "") -> Row:
     share = f"{num_bytes / limit_bytes:.2%}"
-    return {"part": part, "bytes": f"{num_bytes:,}", "share of the limit": share, "bits a weight": bits, "order-0 entropy": entropy}
+    return {
+        "part": part,
+        "bytes": f"{num_bytes:,}",
+        "share of the limit": share,
+        "bits a weight": bits,
+        "order-0 entropy": entropy,
+    }

@@ -1,7 +1,8 @@
-"""Prefect's surroundings: our own home, nothing that calls outside, and a server, running already or only for one run.
+"""Prefect's surroundings: our own home, nothing that calls outside, and a server, running already or only
+for one run.
 
-`settings_first` must come before Prefect is imported, because Prefect reads its environment once. prefect.toml says the same
-for plain `prefect` commands in the checkout; a test keeps the two equal.
+`settings_first` must come before Prefect is imported, because Prefect reads its environment once.
+prefect.toml says the same for plain `prefect` commands in the checkout; a test keeps the two equal.
 """
 
 import errno
@@ -23,7 +24,13 @@ from schemas.errors import SpecError
 from stages.processes.launch import guarded
 from stages.processes.locks import try_lock
 from stages.processes.process_tree import end_trees
-from stages.processes.surroundings import for_children, importing_ours, leave_out_unusable_proxies, proxy_variables, reach_loopback
+from stages.processes.surroundings import (
+    for_children,
+    importing_ours,
+    leave_out_unusable_proxies,
+    proxy_variables,
+    reach_loopback,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +42,9 @@ SETTINGS = {
     "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
-_OWN_SERVER_ONLY = {"PREFECT_SERVER_EPHEMERAL_ENABLED": "false"}  # Prefect's own temporary server outlives a killed run
+_OWN_SERVER_ONLY = {
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "false"
+}  # Prefect's own temporary server outlives a killed run
 SERVER_START_SECONDS = 90.0
 SERVER_START_USUAL = "3 to 20 s"
 SERVER_STOP_SECONDS = 5.0
@@ -49,7 +58,9 @@ Waiting = Callable[[str], AbstractContextManager[None]]
 
 
 def settings_first(home: Path) -> None:
-    """Put Prefect's settings into the environment, those of the user first. `home` is where Prefect keeps its files.
+    """Put Prefect's settings into the environment, those of the user first.
+
+    `home` is where Prefect keeps its files.
 
     Raises SpecError when that folder cannot be written.
     """
@@ -76,15 +87,26 @@ def _users_profiles() -> Path | None:
 
 
 def _check_profiles() -> None:
-    """Leave out a file of profiles that Prefect could not read: it would end every command with a decoder's message."""
+    """Leave out a file of profiles that Prefect could not read: it would end every command with a
+    decoder's message.
+    """
     path = _profiles_path()
     try:
         tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        log.warning("%s: Prefect's profiles are left out, because they cannot be read (%s). Correct or remove the file", path, error)
-        os.environ["PREFECT_PROFILES_PATH"] = str(Path(os.environ["PREFECT_HOME"]).expanduser() / "no-profiles.toml")
+        log.warning(
+            (
+                "%s: Prefect's profiles are left out, because they cannot be read (%s). Correct or "
+                "remove the file"
+            ),
+            path,
+            error,
+        )
+        os.environ["PREFECT_PROFILES_PATH"] = str(
+            Path(os.environ["PREFECT_HOME"]).expanduser() / "no-profiles.toml"
+        )
 
 
 def _profiles_path() -> Path:
@@ -97,10 +119,13 @@ def _make_home(home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError(
-            f"PREFECT_HOME = {home}: Prefect's folder cannot be made ({error.strerror}). Set it to one that you may write"
+            f"PREFECT_HOME = {home}: Prefect's folder cannot be made ({error.strerror}). Set it to "
+            "one that you may write"
         ) from error
     if not os.access(home, os.W_OK):
-        raise SpecError(f"PREFECT_HOME = {home}: Prefect's folder cannot be written. Set it to one that you may write")
+        raise SpecError(
+            f"PREFECT_HOME = {home}: Prefect's folder cannot be written. Set it to one that you may write"
+        )
 
 
 def check_settings() -> None:
@@ -116,10 +141,14 @@ def check_settings() -> None:
         first = error.errors()[0]
         field = "_".join(str(part) for part in first["loc"]).upper()
         refused = str(first["input"]).casefold()
-        names = [name for name, value in os.environ.items() if _may_be(name, field) and value.casefold() == refused]
+        names = [
+            name for name, value in os.environ.items() if _may_be(name, field) and value.casefold() == refused
+        ]
         name = " or ".join(names) or f"{error.title}.{field.lower()}"
         value = os.environ[names[0]] if names else first["input"]
-        raise SpecError(f"{name} = {value}: Prefect refuses this setting: {first['msg']}. Correct or unset it") from error
+        raise SpecError(
+            f"{name} = {value}: Prefect refuses this setting: {first['msg']}. Correct or unset it"
+        ) from error
     except ValueError as error:  # prefect.toml or .env of the working folder
         raise SpecError(f"{error}. Correct or remove what is wrong there") from error
 
@@ -139,13 +168,19 @@ def say_waiting(what: str) -> Iterator[None]:
 def prefect_api(store: Path, waiting: Waiting = say_waiting) -> Iterator[str]:
     """Address of a Prefect API for the time of the block: the configured server's, else a temporary one's.
 
-    `waiting` is entered while the temporary server starts, with what is waited for and how long that takes. The server
-    keeps its database under `<store>/prefect/temporary-N`, one N for each run at the same time, and ends with the block, or
-    with this process however that ends. Raises SpecError when the configured server is silent.
+    `waiting` is entered while the temporary server starts, with what is waited for and how long that takes.
+    The server keeps its database under `<store>/prefect/temporary-N`, one N for each run at the same time,
+    and ends with the block, or with this process however that ends. Raises SpecError when the configured
+    server is silent.
     """
     settings_first(store / "prefect" / "home")
     check_settings()
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_HOME,
+        temporary_settings,
+    )
 
     if url := PREFECT_API_URL.value():
         require_answer(url, "to run with a temporary one")
@@ -154,8 +189,11 @@ def prefect_api(store: Path, waiting: Waiting = say_waiting) -> Iterator[str]:
     with (
         _free_home(store / "prefect") as (home, lock),
         _server(home, lock, waiting) as url,
-        # Nobody watches this server for lost heartbeats, and waiting for the heartbeat thread costs every flow a second.
-        temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: home, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+        # Nobody watches this server for lost heartbeats, and waiting for the heartbeat thread costs every
+        # flow a second.
+        temporary_settings(
+            {PREFECT_API_URL: url, PREFECT_HOME: home, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+        ),
     ):
         _check_client(url)
         try:
@@ -165,7 +203,9 @@ def prefect_api(store: Path, waiting: Waiting = say_waiting) -> Iterator[str]:
 
 
 def _check_client(url: str) -> None:
-    """Raise SpecError when Prefect's client cannot reach the temporary server: flows would try for minutes."""
+    """Raise SpecError when Prefect's client cannot reach the temporary server: flows would try for
+    minutes.
+    """
     for _ in range(_TRIES):
         if (reason := client_problem()) is None:
             return
@@ -183,7 +223,9 @@ def is_healthy(url: str) -> bool:
 
 
 def require_answer(url: str, why_unset: str) -> None:
-    """Raise SpecError, within seconds, unless Prefect's client is answered at `url`, the configured PREFECT_API_URL."""
+    """Raise SpecError, within seconds, unless Prefect's client is answered at `url`, the configured
+    PREFECT_API_URL.
+    """
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: url}):
@@ -193,13 +235,21 @@ def require_answer(url: str, why_unset: str) -> None:
     by_variable = bool(os.environ.get("PREFECT_API_URL"))
     source = "" if by_variable else f" (from {_profiles_path()}, or prefect.toml or .env of this folder)"
     unset = "unset it" if by_variable else "set PREFECT_API_URL= to nothing"
-    raise SpecError(f"PREFECT_API_URL = {url}{source}: no Prefect server answers there: {reason}. Start it, or {unset} {why_unset}")
+    raise SpecError(
+        f"PREFECT_API_URL = {url}{source}: no Prefect server answers there: {reason}. Start it, or "
+        f"{unset} {why_unset}"
+    )
 
 
 def client_problem() -> str | None:
     """Why Prefect's own client gets no answer from the API that is set; None when it gets one."""
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_REQUEST_TIMEOUT,
+        PREFECT_API_URL,
+        PREFECT_CLIENT_MAX_RETRIES,
+        temporary_settings,
+    )
 
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: _ANSWER_SECONDS}):
         try:
@@ -219,8 +269,16 @@ def _by_proxy(url: str) -> str:
     host = address.hostname or ""
     if urllib.request.proxy_bypass(host):
         return ""
-    asked = [name for name in proxy_variables(os.environ) if name.upper() in (f"{address.scheme.upper()}_PROXY", "ALL_PROXY")]
-    return f". {' and '.join(asked)} sent the request to a proxy: add {host} to NO_PROXY to go without" if asked else ""
+    asked = [
+        name
+        for name in proxy_variables(os.environ)
+        if name.upper() in (f"{address.scheme.upper()}_PROXY", "ALL_PROXY")
+    ]
+    return (
+        f". {' and '.join(asked)} sent the request to a proxy: add {host} to NO_PROXY to go without"
+        if asked
+        else ""
+    )
 
 
 def _send_what_is_queued() -> None:
@@ -234,7 +292,9 @@ def _send_what_is_queued() -> None:
 
 @contextmanager
 def _free_home(parent: Path) -> Iterator[tuple[Path, int]]:
-    """The first home that no other run uses, and the descriptor whose flock keeps it: two servers on one SQLite file block each other."""
+    """The first home that no other run uses, and the descriptor whose flock keeps it: two servers on one
+    SQLite file block each other.
+    """
     for number in count():
         home = parent / f"temporary-{number}"
         home.mkdir(parents=True, exist_ok=True)
@@ -266,13 +326,21 @@ def _server(home: Path, lock: int, waiting: Waiting = say_waiting) -> Iterator[s
         tail = "\n".join(server_log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         if _PORT_TAKEN not in tail.lower():
             break  # only another port can make a difference
-    what = f"did not answer within {SERVER_START_SECONDS:.0f} s" if ended is None else f"ended with status {ended} before it answered"
+    what = (
+        f"did not answer within {SERVER_START_SECONDS:.0f} s"
+        if ended is None
+        else f"ended with status {ended} before it answered"
+    )
     raise RuntimeError(f"the temporary Prefect server {what}; {server_log} ends with:\n{tail}")
 
 
 def server_environment(home: Path) -> dict[str, str]:
     """The environment of a temporary server: without the database, login or address of the user's own."""
-    others = {name: value for name, value in importing_ours(for_children(os.environ)).items() if not name.startswith("PREFECT_")}
+    others = {
+        name: value
+        for name, value in importing_ours(for_children(os.environ)).items()
+        if not name.startswith("PREFECT_")
+    }
     return {
         **others,
         **SETTINGS,
@@ -286,7 +354,16 @@ def server_environment(home: Path) -> dict[str, str]:
 
 
 def _start(home: Path, port: int, lock: int, server_log: Path) -> subprocess.Popen:
-    command = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        "-m",
+        "uvicorn",
+        "--factory",
+        "prefect.server.api.server:create_app",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     with server_log.open("ab") as output:
         return subprocess.Popen(
             [*guarded("SIGTERM"), *command, "--log-level", "error", "--lifespan", "on"],
@@ -326,7 +403,9 @@ def port_is_free(port: int) -> bool:
 
     Both families are looked at: `localhost` in a browser may be ::1.
     """
-    return _is_free(socket.AF_INET, "127.0.0.1", port) and (not socket.has_ipv6 or _is_free(socket.AF_INET6, "::1", port))
+    return _is_free(socket.AF_INET, "127.0.0.1", port) and (
+        not socket.has_ipv6 or _is_free(socket.AF_INET6, "::1", port)
+    )
 
 
 def _is_free(family: socket.AddressFamily, host: str, port: int) -> bool:
@@ -337,5 +416,8 @@ def _is_free(family: socket.AddressFamily, host: str, port: int) -> bool:
     except OverflowError:
         return False
     except OSError as error:
-        return error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # this machine has no such family: nobody listens there
+        return error.errno in (
+            errno.EAFNOSUPPORT,
+            errno.EADDRNOTAVAIL,
+        )  # this machine has no such family: nobody listens there
     return True

@@ -1,4 +1,6 @@
-"""Runs as the configured Prefect server knows them: also those that are at work, wait or failed, of which the store has no report."""
+"""Runs as the configured Prefect server knows them: also those that are at work, wait or failed, of which
+the store has no report.
+"""
 
 import os
 import tempfile
@@ -14,7 +16,10 @@ MAX_RUNS = 200
 
 
 def configured_server(store: Path) -> str | None:
-    """Address of the API that the environment or a profile names; None when there is none. Raises SpecError when it is silent."""
+    """Address of the API that the environment or a profile names; None when there is none.
+
+    Raises SpecError when it is silent.
+    """
     settings_first(Path(os.environ.get("PREFECT_HOME") or _home(store)))
     check_settings()
     from prefect.settings import PREFECT_API_URL
@@ -36,7 +41,9 @@ def _home(store: Path) -> Path:
 
 
 def server_runs() -> list[dict[str, Any]]:
-    """The latest runs of our flows that have begun or been asked for, the newest last, as plain JSON types."""
+    """The latest runs of our flows that have begun or been asked for, the newest last, as plain JSON
+    types.
+    """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowFilter
     from prefect.client.schemas.sorting import FlowRunSort
@@ -44,7 +51,9 @@ def server_runs() -> list[dict[str, Any]]:
     with get_client(sync_client=True) as client:
         ours = FlowFilter(name={"any_": list(FLOW_NAMES)})
         names = {flow.id: flow.name for flow in client.read_flows(flow_filter=ours)}
-        found = client.read_flow_runs(flow_filter=ours, limit=MAX_RUNS, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
+        found = client.read_flow_runs(
+            flow_filter=ours, limit=MAX_RUNS, sort=FlowRunSort.EXPECTED_START_TIME_DESC
+        )
     return [
         {
             "run_id": str(run.id),
@@ -62,7 +71,11 @@ def server_runs() -> list[dict[str, Any]]:
 def find_server_run(wanted: str) -> dict[str, Any] | None:
     """The newest run whose id or name begins so, or `last`; None when there is none."""
     runs = server_runs()
-    fitting = [run for run in runs if wanted == "last" or run["run_id"].startswith(wanted) or run["name"].startswith(wanted)]
+    fitting = [
+        run
+        for run in runs
+        if wanted == "last" or run["run_id"].startswith(wanted) or run["name"].startswith(wanted)
+    ]
     return fitting[-1] if fitting else None
 
 

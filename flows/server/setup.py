@@ -1,4 +1,5 @@
-"""What Fairway needs on a Prefect server: the work pool, one training at a time, lost runs noticed, and left-over runs settled.
+"""What Fairway needs on a Prefect server: the work pool, one training at a time, lost runs noticed, and
+left-over runs settled.
 
 `fairway up` does all of it; `python -m flows.server` does it alone, for a server that runs as a service.
 """
@@ -38,7 +39,10 @@ DEFAULT_HEARTBEAT_SECONDS = 180
 
 
 def prepare(heartbeat_seconds: int) -> None:
-    """Make the work pool, the limit of one training at a time and the automation, where they are missing. What a user changed stays."""
+    """Make the work pool, the limit of one training at a time and the automation, where they are missing.
+
+    What a user changed stays.
+    """
     with get_client(sync_client=True) as client:
         try:
             client.read_work_pool(POOL)
@@ -54,13 +58,16 @@ def prepare(heartbeat_seconds: int) -> None:
 
 
 def worker_name(checkout: Path = _CHECKOUT) -> str:
-    """Name of a checkout's worker on this machine; two checkouts never share one, even with equal folder names."""
+    """Name of a checkout's worker on this machine; two checkouts never share one, even with equal folder
+    names.
+    """
     path = checkout.resolve()
     return f"{platform.node()} {path.name} {hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
 
 
 def settle() -> int:
-    """Mark runs that an earlier worker left unfinished as crashed or cancelled: they would hold slots for ever. Returns how many.
+    """Mark runs that an earlier worker left unfinished as crashed or cancelled: they would hold slots for
+    ever. Returns how many.
 
     Only runs of our pool and what they called, and only while no other worker of the pool is at work.
     """
@@ -69,12 +76,16 @@ def settle() -> int:
             log.info("another worker of the pool %r is at work: left-over runs are not settled", POOL)
             return 0
         unfinished = FlowRunFilter(state={"type": {"any_": _UNFINISHED}})
-        stale = client.read_flow_runs(flow_run_filter=unfinished, work_pool_filter=WorkPoolFilter(name={"any_": [POOL]}))
+        stale = client.read_flow_runs(
+            flow_run_filter=unfinished, work_pool_filter=WorkPoolFilter(name={"any_": [POOL]})
+        )
         parents = list(stale)
         while parents:
             ids = [run.id for run in parents]
             parents = client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(state={"type": {"any_": _UNFINISHED}}, parent_flow_run_id={"any_": ids})
+                flow_run_filter=FlowRunFilter(
+                    state={"type": {"any_": _UNFINISHED}}, parent_flow_run_id={"any_": ids}
+                )
             )
             stale += parents
         for run in stale:
@@ -101,12 +112,21 @@ def who_trains() -> list[str]:
 
 def _settle_one(client: SyncPrefectClient, run: FlowRun) -> None:
     cancelled = run.state is not None and run.state.type == StateType.CANCELLING
-    message = "The worker stopped before this run ended. Run it again: finished stages are kept, training goes on from its last checkpoint"
+    message = (
+        "The worker stopped before this run ended. Run it again: finished stages are kept, "
+        "training goes on from its last checkpoint"
+    )
     of_run = FlowRunFilter(id={"any_": [run.id]})
-    for task in client.read_task_runs(flow_run_filter=of_run, task_run_filter=TaskRunFilter(state={"type": {"any_": _UNFINISHED}})):
+    for task in client.read_task_runs(
+        flow_run_filter=of_run, task_run_filter=TaskRunFilter(state={"type": {"any_": _UNFINISHED}})
+    ):
         client.set_task_run_state(task.id, Crashed(message=message), force=True)
     client.set_flow_run_state(
-        run.id, Cancelled(message="Cancelled; settled after its worker stopped") if cancelled else Crashed(message=message), force=True
+        run.id,
+        Cancelled(message="Cancelled; settled after its worker stopped")
+        if cancelled
+        else Crashed(message=message),
+        force=True,
     )
 
 
@@ -117,11 +137,16 @@ def _another_worker_is_at_work(client: SyncPrefectClient) -> bool:
         return False
     since = datetime.now(UTC) - timedelta(seconds=_ONLINE_SECONDS)
     others = [worker for worker in client.read_workers_for_work_pool(POOL) if worker.name != worker_name()]
-    return any(worker.last_heartbeat_time is not None and worker.last_heartbeat_time > since for worker in others)
+    return any(
+        worker.last_heartbeat_time is not None and worker.last_heartbeat_time > since for worker in others
+    )
 
 
 def _lost_runs_crash(client: SyncPrefectClient, within_seconds: int) -> None:
-    """Make the automation where it is missing. One of ours with other seconds is brought up to date; a user's own stays."""
+    """Make the automation where it is missing.
+
+    One of ours with other seconds is brought up to date; a user's own stays.
+    """
     found = client.read_automations_by_name(AUTOMATION)
     if not found:
         client.create_automation(_automation(within_seconds))

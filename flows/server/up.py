@@ -1,4 +1,6 @@
-"""`fairway up`: server, work pool, limit, automation, deployments and a worker on this machine, all of which end together."""
+"""`fairway up`: server, work pool, limit, automation, deployments and a worker on this machine, all of
+which end together.
+"""
 
 import logging
 import os
@@ -37,13 +39,18 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[str]:
-    """Start what is missing; gives the API's address once a worker is at work. What was started ends with the block.
+    """Start what is missing; gives the API's address once a worker is at work.
 
-    The reports get the port after `port`. A server that answers at PREFECT_API_URL or on `port` is used as it is. Raises
-    SpecError when a port, the Prefect home or this checkout's worker is taken, RuntimeError when a part does not start.
+    What was started ends with the block.
+
+    The reports get the port after `port`. A server that answers at PREFECT_API_URL or on `port` is used as it
+    is. Raises SpecError when a port, the Prefect home or this checkout's worker is taken, RuntimeError when a
+    part does not start.
     """
     if not (ROOT / "prefect.yaml").is_file():
-        raise SpecError(f"{ROOT} holds no prefect.yaml: run `fairway up` of a checkout (pip install --editable)")
+        raise SpecError(
+            f"{ROOT} holds no prefect.yaml: run `fairway up` of a checkout (pip install --editable)"
+        )
     settings_first(ROOT / ".prefect")
     home = Path(os.environ["PREFECT_HOME"]).expanduser()
     os.environ["FAIRWAY_STORE"] = str(store)
@@ -65,7 +72,9 @@ def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[st
         if answers:
             log.info("a Prefect server answers at %s already: using it", url)
         else:
-            stack.enter_context(_only_one(home / "up.lock", f"PREFECT_HOME = {home}: `fairway up` runs there already"))
+            stack.enter_context(
+                _only_one(home / "up.lock", f"PREFECT_HOME = {home}: `fairway up` runs there already")
+            )
             stack.enter_context(_server(home, url, port))
         settle()
         prepare(heartbeat_seconds)
@@ -75,24 +84,48 @@ def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[st
         reports.mkdir(parents=True, exist_ok=True)
         os.environ["FAIRWAY_REPORTS_URL"] = f"http://127.0.0.1:{port + 1}"
         stack.enter_context(
-            _process("reports", home, 5.0, ["http.server", str(port + 1), "--bind", "127.0.0.1", "--directory", str(reports)])
+            _process(
+                "reports",
+                home,
+                5.0,
+                ["http.server", str(port + 1), "--bind", "127.0.0.1", "--directory", str(reports)],
+            )
         )
-        command = ["prefect", "--no-prompt", "worker", "start", "--pool", POOL, "--type", "process", "--name", worker_name()]
+        command = [
+            "prefect",
+            "--no-prompt",
+            "worker",
+            "start",
+            "--pool",
+            POOL,
+            "--type",
+            "process",
+            "--name",
+            worker_name(),
+        ]
         stack.enter_context(_process("worker", home, WORKER_STOP_SECONDS, command))
         yield url
 
 
 def wait_for_the_end() -> None:
-    """Wait for Ctrl-C or SIGTERM, which raise KeyboardInterrupt. Raises RuntimeError when server or worker ended by itself."""
+    """Wait for Ctrl-C or SIGTERM, which raise KeyboardInterrupt.
+
+    Raises RuntimeError when server or worker ended by itself.
+    """
     while True:
         time.sleep(_CHECK_SECONDS)
         for name, process, log_path in _started:
             if process.poll() is not None:
-                raise RuntimeError(f"the {name} ended with status {process.returncode}; {log_path} ends with:\n{_tail(log_path)}")
+                raise RuntimeError(
+                    f"the {name} ended with status {process.returncode}; {log_path} ends "
+                    f"with:\n{_tail(log_path)}"
+                )
 
 
 def one_interrupt() -> None:
-    """From now on Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt once; later ones do not disturb the ending."""
+    """From now on Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt once; later ones do not disturb the
+    ending.
+    """
 
     def interrupt(*_: Any) -> None:
         for number in _ENDING:
@@ -112,9 +145,13 @@ def _is_local(url: str, port: int) -> bool:
 
 
 def _check_ports(port: int, for_server: bool) -> None:
-    """Raises SpecError for a taken port before anything is started: the reports' one, and `for_server` the server's."""
+    """Raises SpecError for a taken port before anything is started: the reports' one, and `for_server`
+    the server's.
+    """
     if for_server and not port_is_free(port):
-        raise SpecError(f"--port = {port}: another program listens there. Give another one, for example --port {port + 2}")
+        raise SpecError(
+            f"--port = {port}: another program listens there. Give another one, for example --port {port + 2}"
+        )
     if not port_is_free(port + 1):
         taken = f"--port = {port}: the next one is for the reports, and another program listens there"
         raise SpecError(f"{taken}. Give another --port, at most {MAX_PORT}")
@@ -127,14 +164,21 @@ def _server(home: Path, url: str, port: int) -> Iterator[None]:
     command = ["prefect", "--no-prompt", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with _process("server", home, 10.0, command) as (process, log_path):
         if not comes_up(process, url):
-            raise RuntimeError(f"the Prefect server did not start (its port is {port}); {log_path} ends with:\n{_tail(log_path)}")
+            raise RuntimeError(
+                f"the Prefect server did not start (its port is {port}); {log_path} ends "
+                f"with:\n{_tail(log_path)}"
+            )
         log.info("Prefect server ready in %.1f s", time.perf_counter() - began)
         yield
 
 
 @contextmanager
-def _process(name: str, home: Path, grace_seconds: float, command: list[str]) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """A Python module as a program in a session of its own, so that Ctrl-C reaches only us and the order of ending is ours."""
+def _process(
+    name: str, home: Path, grace_seconds: float, command: list[str]
+) -> Iterator[tuple[subprocess.Popen, Path]]:
+    """A Python module as a program in a session of its own, so that Ctrl-C reaches only us and the order
+    of ending is ours.
+    """
     log_path = home / f"{name}.log"
     with log_path.open("ab") as output:
         process = subprocess.Popen(
@@ -156,7 +200,10 @@ def _process(name: str, home: Path, grace_seconds: float, command: list[str]) ->
 
 
 def _deploy(home: Path) -> None:
-    """Make the deployments of prefect.yaml. Raises RuntimeError when Prefect fails or takes more than DEPLOY_SECONDS."""
+    """Make the deployments of prefect.yaml.
+
+    Raises RuntimeError when Prefect fails or takes more than DEPLOY_SECONDS.
+    """
     began = time.perf_counter()
     log.info("making the deployments of prefect.yaml, 5 to 30 s")
     with _process("deploy", home, 10.0, ["prefect", "--no-prompt", "deploy", "--all"]) as (process, log_path):
@@ -165,7 +212,11 @@ def _deploy(home: Path) -> None:
         except subprocess.TimeoutExpired:
             status = None
     if status != 0:
-        how = f"ended with status {status}" if status is not None else f"did not end within {DEPLOY_SECONDS:.0f} s"
+        how = (
+            f"ended with status {status}"
+            if status is not None
+            else f"did not end within {DEPLOY_SECONDS:.0f} s"
+        )
         raise RuntimeError(f"`prefect deploy --all` {how}; {log_path} ends with:\n{_tail(log_path)}")
     log.info("deployments of prefect.yaml made in %.1f s", time.perf_counter() - began)
 
@@ -174,7 +225,8 @@ def _deploy(home: Path) -> None:
 def _only_one(path: Path, taken: str) -> Iterator[Any]:
     """Hold the lock file `path` for the time of the block. The kernel drops the lock when its holder dies.
 
-    Two servers on one SQLite file block each other. Raises SpecError, which begins with `taken`, when another process holds it.
+    Two servers on one SQLite file block each other. Raises SpecError, which begins with `taken`, when another
+    process holds it.
     """
     if (file := try_lock(path)) is None:
         raise SpecError(f"{taken} (process {holder(path)}); stop it first")

@@ -1,4 +1,6 @@
-"""How a stage at work reaches whoever watches: log lines under these names, and one function that hears how far it is."""
+"""How a stage at work reaches whoever watches: log lines under these names, and one function that hears
+how far it is.
+"""
 
 from collections.abc import Callable
 from contextvars import ContextVar

@@ -1,4 +1,6 @@
-"""How far a stage is, as an artifact of its task run: one that is updated in place, seldom enough for any length of run."""
+"""How far a stage is, as an artifact of its task run: one that is updated in place, seldom enough for any
+length of run.
+"""
 
 import logging
 import time
@@ -16,7 +18,10 @@ SECONDS_BETWEEN = 2.0
 
 
 def progress_artifact(stage: str) -> Callable[[float, float, str], None]:
-    """A function that hears done, total and unit. Call this in the task; the function may be called from other threads of it."""
+    """A function that hears done, total and unit.
+
+    Call this in the task; the function may be called from other threads of it.
+    """
     context, key = copy_context(), f"progress-{stage.replace('_', '-')}"
     shown: dict[str, UUID] = {}
     last = float("-inf")
@@ -31,13 +36,19 @@ def progress_artifact(stage: str) -> Callable[[float, float, str], None]:
         words = f"{stage}: {done:,.0f} of {total:,.0f} {unit}" if unit != "%" else f"{stage}: {done:.0f} %"
         try:
             if "id" in shown:
-                context.copy().run(update_progress_artifact, artifact_id=shown["id"], progress=percent, description=words)
+                context.copy().run(
+                    update_progress_artifact, artifact_id=shown["id"], progress=percent, description=words
+                )
             else:
-                made = context.copy().run(create_progress_artifact, progress=percent, key=key, description=words)
+                made = context.copy().run(
+                    create_progress_artifact, progress=percent, key=key, description=words
+                )
                 assert isinstance(made, UUID)  # not a coroutine: nothing here is asynchronous
                 shown["id"] = made
         except SERVER_ERRORS as error:
-            last = now + 30 * SECONDS_BETWEEN  # the stage is worth more than its progress: try again in a minute
+            last = (
+                now + 30 * SECONDS_BETWEEN
+            )  # the stage is worth more than its progress: try again in a minute
             log.warning("%s: the server did not take the progress (%s)", stage, type(error).__name__)
 
     return show

@@ -14,7 +14,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def only_shown(what: str) -> Iterator[None]:
-    """Around calls to the server that no result depends on: when it refuses or is silent, a log line says what is not shown."""
+    """Around calls to the server that no result depends on: when it refuses or is silent, a log line says
+    what is not shown.
+    """
     try:
         yield
     except SERVER_ERRORS as error:

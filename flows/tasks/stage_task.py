@@ -1,6 +1,8 @@
-"""Stage → Prefect task: name, retries of transient errors, streamed log lines, progress, and `Cached` from the store.
+"""Stage → Prefect task: name, retries of transient errors, streamed log lines, progress, and `Cached`
+from the store.
 
-The store decides what is cached (docs/decisions/0001-the-store-is-the-cache.md); Prefect shows it and retries.
+The store decides what is cached (docs/decisions/0001-the-store-is-the-cache.md); Prefect shows it and
+retries.
 """
 
 import logging
@@ -40,9 +42,11 @@ _running: dict[UUID, Context] = {}  # by task run id, the contexts of the tasks 
 
 
 def stage_runner(options: RunOptions, label: str, outcomes: list[Outcome]) -> Callable[..., Any]:
-    """A function that runs a stage as a task and gives its result: `run("merge", spec, trained=…, tokenized=…)`.
+    """A function that runs a stage as a task and gives its result: `run("merge", spec, trained=…,
+    tokenized=…)`.
 
-    `label` goes into the names of the task runs; every Outcome is appended to `outcomes`. Raises what the stage raises.
+    `label` goes into the names of the task runs; every Outcome is appended to `outcomes`. Raises what the
+    stage raises.
     """
     stream_logs()
     store = Store(options.store)
@@ -68,7 +72,9 @@ def _say_who_trains(stage: str) -> None:
 
 
 def stage_task(stage: str, options: RunOptions) -> Task[..., Any]:
-    """The Prefect task of one stage, retried `options.retries` times with growing delays after a transient error."""
+    """The Prefect task of one stage, retried `options.retries` times with growing delays after a
+    transient error.
+    """
     decorate = task(
         name=stage,
         task_run_name="{stage}-{label}",
@@ -98,7 +104,8 @@ def is_transient(task: Any, task_run: TaskRun, state: State) -> bool:
 def stream_logs() -> None:
     """Send the lines of our loggers to the log of the run they belong to. Safe to call again.
 
-    A line from a thread without run context goes to the one task that runs in this process; with several it is kept local.
+    A line from a thread without run context goes to the one task that runs in this process; with several it
+    is kept local.
     """
     for name in OUR_LOGGERS:
         logger = logging.getLogger(name)
@@ -110,7 +117,9 @@ def stream_logs() -> None:
             logger.addHandler(handler)
 
 
-def _run_in_task(stage: str, spec: Any, inputs: dict[str, Schema], options: RunOptions, label: str) -> State[Outcome]:
+def _run_in_task(
+    stage: str, spec: Any, inputs: dict[str, Schema], options: RunOptions, label: str
+) -> State[Outcome]:
     listener, show = stage_progress.get(), progress_artifact(stage)
 
     stopping.get().check()
@@ -135,7 +144,9 @@ def _run_in_task(stage: str, spec: Any, inputs: dict[str, Schema], options: RunO
 
 
 def _belongs_to_a_run(handler: APILogHandler, record: logging.LogRecord) -> bool:
-    """Whether this thread's own context says which run the line is from; if not, it is sent from the only task's context."""
+    """Whether this thread's own context says which run the line is from; if not, it is sent from the only
+    task's context.
+    """
     if TaskRunContext.get() is not None or FlowRunContext.get() is not None:
         return True
     if len(_running) == 1:

@@ -1,1 +1,3 @@
-"""The parts of the technique audit: measurements on what ships, and the findings made of them and of the records."""
+"""The parts of the technique audit: measurements on what ships, and the findings made of them and of the
+records.
+"""

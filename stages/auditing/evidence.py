@@ -1,4 +1,6 @@
-"""Everything that the audit's findings are made of: the records of a run, and what is measured on its files for the audit alone."""
+"""Everything that the audit's findings are made of: the records of a run, and what is measured on its
+files for the audit alone.
+"""
 
 from dataclasses import dataclass, field
 
@@ -72,7 +74,9 @@ class ValidationCount:
 
 @dataclass(frozen=True)
 class ShippedModel:
-    """The blob decoded, and tried on a few windows with and without each technique that the model has (by key)."""
+    """The blob decoded, and tried on a few windows with and without each technique that the model has (by
+    key).
+    """
 
     windows: Windows
     whole: Probe
@@ -102,7 +106,9 @@ def gather(records: Records, work: Workspace) -> Evidence:
     counted = count_validation(tokens, table)
     state, _ = unpack(work.read(records.package.blob).read_bytes())
     merged = load_file(work.read(records.merged.weights))
-    windows = choose_windows(tokens, table, counted.bos_positions, records.spec.evaluate.scoring.sequence_length)
+    windows = choose_windows(
+        tokens, table, counted.bos_positions, records.spec.evaluate.scoring.sequence_length
+    )
     shipped = _try_out(records.spec, state, merged, windows)
     return Evidence(records, counted, shipped, {change.name: change for change in records.trained.changes})
 
@@ -122,7 +128,9 @@ def learned(change: ParameterChange) -> bool:
     return change.learned_rms > LEARNED_SHARE * change.initial_rms
 
 
-def _try_out(spec: PipelineSpec, state: dict[str, Tensor], merged: dict[str, Tensor], windows: Windows) -> ShippedModel:
+def _try_out(
+    spec: PipelineSpec, state: dict[str, Tensor], merged: dict[str, Tensor], windows: Windows
+) -> ShippedModel:
     settings = spec.train.model
     model = load_model(settings, state)
     whole = probe(model, windows)
@@ -131,11 +139,19 @@ def _try_out(spec: PipelineSpec, state: dict[str, Tensor], merged: dict[str, Ten
     return ShippedModel(
         windows=windows,
         whole=whole,
-        effects={key: effect_without(other, state, whole, windows) for key, other in without.items() if other != settings},
+        effects={
+            key: effect_without(other, state, whole, windows)
+            for key, other in without.items()
+            if other != settings
+        },
         own_value=own_value(model, windows),
         rotated_dims=rotated_dims(model, windows),
         norm_scales=tuple(block.norm_scale for block in model.modules() if isinstance(block, Block)),
         largest_raw_logit=settings.logit_softcap * float(torch.atanh(share)),
         state=state,
-        errors={name: float((tensor - state[name]).double().square().mean().sqrt()) for name, tensor in merged.items() if name in state},
+        errors={
+            name: float((tensor - state[name]).double().square().mean().sqrt())
+            for name, tensor in merged.items()
+            if name in state
+        },
     )

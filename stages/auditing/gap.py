@@ -1,13 +1,15 @@
-"""The gap between the shipped and the merged model by cause, measured: clipping, rounding of each tensor group, fp16 scales.
+"""The gap between the shipped and the merged model by cause, measured: clipping, rounding of each tensor
+group, fp16 scales.
 
 From the merged to the shipped weights there are three steps, each a set of weights that is scored:
 
     merged → clipped: every weight beyond its row's outermost level takes that level, nothing is rounded
-    clipped → rounded: to the nearest level, with row scales as they were before they became fp16; one tensor group at a time, and all
+    clipped → rounded: to the nearest level, with row scales as they were before they became fp16;
+        one tensor group at a time, and all together
     rounded → shipped: the blob, whose scales are fp16
 
-What all groups rounded together cost beyond the sum of each alone is their interaction, so the parts sum to the whole. Nothing is
-chosen by this. Shape legend: N sequences, T tokens, V vocabulary, R rows, C columns.
+What all groups rounded together cost beyond the sum of each alone is their interaction, so the parts sum to
+the whole. Nothing is chosen by this. Shape legend: N sequences, T tokens, V vocabulary, R rows, C columns.
 """
 
 import math
@@ -35,17 +37,26 @@ from stages.quantizing.tensor_groups import group_of
 State = dict[str, Tensor]
 
 _TOKENS_AT_ONCE = 4_096
-_CLIP_SLACK = 1 + 1e-6  # a row's largest weight over its own step is the outermost level only to float32's last bit
+_CLIP_SLACK = (
+    1 + 1e-6
+)  # a row's largest weight over its own step is the outermost level only to float32's last bit
 _MIN_SEQUENCES = 2  # one has no standard error
 NOTES = {
-    "gptq": "gptq clips nothing, and its error feedback makes up for the fp16 scales while it rounds: they are no part of their own",
-    "ecsq": "ecsq clips nothing, and its steps are powers of two in quarter octaves: there are no fp16 scales",
+    "gptq": (
+        "gptq clips nothing, and its error feedback makes up for the fp16 scales while it "
+        "rounds: they are no part of their own"
+    ),
+    "ecsq": (
+        "ecsq clips nothing, and its steps are powers of two in quarter octaves: there are no fp16 scales"
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """`ids` (N, T + 1) int64, inputs and targets in one, and the UTF-8 bytes that each row's targets stand for, int64 (N,)."""
+    """`ids` (N, T + 1) int64, inputs and targets in one, and the UTF-8 bytes that each row's targets
+    stand for, int64 (N,).
+    """
 
     ids: Tensor
     num_bytes: np.ndarray
@@ -53,16 +64,21 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Scored:
-    """`nats` float64 (N,): each sequence's nll; where they were kept, float32 log-probabilities (·, V) of every target's place;
-    and the mean divergence, nats a token, from each model that it was compared with."""
+    """`nats` float64 (N,): each sequence's nll; where they were kept, float32 log-probabilities (·, V) of
+    every target's place; and the mean divergence, nats a token, from each model that it was compared
+    with.
+    """
 
     nats: np.ndarray
     predictions: list[Tensor]
     divergences: list[float]
 
 
-def choose_sequences(tokens: TokenStream, table: TokenBytes, num_tokens: int, length: int) -> Sequences | None:
-    """Windows of `length` tokens without overlap, evenly spread, `num_tokens` in all at most; None when there is no room for two.
+def choose_sequences(
+    tokens: TokenStream, table: TokenBytes, num_tokens: int, length: int
+) -> Sequences | None:
+    """Windows of `length` tokens without overlap, evenly spread, `num_tokens` in all at most; None when
+    there is no room for two.
 
     A large vocabulary takes fewer: predictions stay within MAX_PROBE_LOGITS numbers.
     """
@@ -112,7 +128,9 @@ def gap_by_cause(
     of_clipped = scored(clipped, of_merged, keep=True) if clips else of_merged
     parts = []
     if settings.method in METHODS:
-        parts.append(part("clipping", of_clipped.nats - of_merged.nats, of_clipped.divergences[0] if clips else 0.0))
+        parts.append(
+            part("clipping", of_clipped.nats - of_merged.nats, of_clipped.divergences[0] if clips else 0.0)
+        )
     alone = np.zeros_like(of_merged.nats)
     for group, tensors in groups.items():
         found = scored({**clipped, **tensors}, of_clipped)
@@ -123,7 +141,13 @@ def gap_by_cause(
     of_rounded = of_rounded or of_shipped
     parts.append(part("rounding, interaction of the groups", of_rounded.nats - of_clipped.nats - alone))
     if settings.method in METHODS:
-        parts.append(part("fp16 scales", of_shipped.nats - of_rounded.nats, of_shipped.divergences[1] if fp16_scales else 0.0))
+        parts.append(
+            part(
+                "fp16 scales",
+                of_shipped.nats - of_rounded.nats,
+                of_shipped.divergences[1] if fp16_scales else 0.0,
+            )
+        )
     return GapByCause(
         total=part("quantized − merged", of_shipped.nats - of_merged.nats, of_shipped.divergences[0]),
         parts=tuple(parts),
@@ -134,7 +158,10 @@ def gap_by_cause(
 
 
 def take_apart(merged: State, shipped: State, settings: QuantizerSettings) -> tuple[State, State]:
-    """The clipped and the rounded weights between `merged` and `shipped`. Methods that calibrate have neither step: merged and shipped."""
+    """The clipped and the rounded weights between `merged` and `shipped`.
+
+    Methods that calibrate have neither step: merged and shipped.
+    """
     if settings.method not in METHODS:
         return merged, shipped
     clipped, rounded = dict(merged), dict(shipped)
@@ -148,7 +175,9 @@ def take_apart(merged: State, shipped: State, settings: QuantizerSettings) -> tu
 
 
 def _of_rows(weight: Tensor, tensor: QuantizedTensor, bits: int, method: str) -> tuple[Tensor, Tensor]:
-    """`weight` (R, C) clipped, and rounded on row scales (R, 1) in float32 as the method had them before it stored them."""
+    """`weight` (R, C) clipped, and rounded on row scales (R, 1) in float32 as the method had them before
+    it stored them.
+    """
     assert tensor.clip_ratios is not None
     level = max_level(bits)
     clip = (weight.abs().amax(dim=1) * tensor.clip_ratios).unsqueeze(1)
@@ -165,7 +194,9 @@ def _of_rows(weight: Tensor, tensor: QuantizedTensor, bits: int, method: str) ->
 
 
 def ratio_with_error(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Σ values / Σ weights over sequences, (N,) each, and its standard error (ratio estimator; Cochran, Sampling Techniques, 1977, 6.4)."""
+    """Σ values / Σ weights over sequences, (N,) each, and its standard error (ratio estimator; Cochran,
+    Sampling Techniques, 1977, 6.4).
+    """
     total = float(weights.sum())
     ratio = float(values.sum()) / total
     spread = values - ratio * weights
@@ -174,7 +205,9 @@ def ratio_with_error(values: np.ndarray, weights: np.ndarray) -> tuple[float, fl
 
 @torch.inference_mode()
 def _score(network: GPT, ids: Tensor, against: Sequence[Scored], keep: bool) -> Scored:
-    """`ids` (N, T + 1), compared place by place with models whose predictions were kept on the same sequences."""
+    """`ids` (N, T + 1), compared place by place with models whose predictions were kept on the same
+    sequences.
+    """
     nats, kept, sums = [], [], [0.0] * len(against)
     batches = ids.split(max(1, _TOKENS_AT_ONCE // (ids.size(1) - 1)))
     for index, batch in enumerate(batches):

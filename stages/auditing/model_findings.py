@@ -1,4 +1,6 @@
-"""Findings about the parts of the model: each is taken out of the shipped model, and its own parameters must have learned."""
+"""Findings about the parts of the model: each is taken out of the shipped model, and its own parameters
+must have learned.
+"""
 
 from collections.abc import Callable
 
@@ -27,7 +29,9 @@ def model_findings(evidence: Evidence) -> list[Finding]:
 
 
 def off(technique: Technique) -> Finding:
-    return Finding(key=technique.key, title=technique.title, verdict="off", evidence="not asked for", figures={})
+    return Finding(
+        key=technique.key, title=technique.title, verdict="off", evidence="not asked for", figures={}
+    )
 
 
 def learning_text(changes: list[ParameterChange]) -> str:
@@ -35,7 +39,11 @@ def learning_text(changes: list[ParameterChange]) -> str:
     still = [change.name for change in changes if not learned(change)]
     if still:
         return f"{len(still)} of its {count_of(len(changes), 'tensor')} never learned: {names_of(still)}"
-    sizes = ", ".join(_size(change) for change in changes) if len(changes) <= 3 else f"median {_median_share(changes):.0%} of their size"
+    sizes = (
+        ", ".join(_size(change) for change in changes)
+        if len(changes) <= 3
+        else f"median {_median_share(changes):.0%} of their size"
+    )
     return f"{f'all {len(changes)} of its tensors' if len(changes) > 1 else 'its tensor'} learned ({sizes})"
 
 
@@ -58,7 +66,10 @@ def _finding(technique: Technique, evidence: Evidence) -> Finding:
     changes = [evidence.changes[name] for name in effect.parameters if name in evidence.changes]
     detail, figures = _DETAILS.get(technique.key, _nothing_more)(evidence)
     changed = effect.logit_change > FLOAT_NOISE
-    taken_out = f"taken out of the shipped model: {f'{effect.bpb_change:+.4f} bpb' if changed else 'not one output changes'}"
+    taken_out = (
+        "taken out of the shipped model: "
+        f"{f'{effect.bpb_change:+.4f} bpb' if changed else 'not one output changes'}"
+    )
     parts = [detail, learning_text(changes) if changes else "", taken_out]
     return Finding(
         key=technique.key,
@@ -88,19 +99,24 @@ def _xsa(evidence: Evidence) -> tuple[str, dict[str, float]]:
     if own is None:
         return "no layer excludes", {}
     text = (
-        f"{count_of(own.num_layers, 'layer')}; {own.before:.2%} of a token's output lay along its own value before, {own.after:.2%} after"
+        f"{count_of(own.num_layers, 'layer')}; {own.before:.2%} of a token's output lay along "
+        f"its own value before, {own.after:.2%} after"
     )
     return text, {"self_projection_before": own.before, "self_projection_after": own.after}
 
 
 def _rope(evidence: Evidence) -> tuple[str, dict[str, float]]:
     rotated, dims = evidence.shipped.rotated_dims, evidence.records.spec.train.model.head_dim
-    return f"{rotated} of {dims} dims of a head rotate ({rotated / dims:.0%})", {"rotated_share": rotated / dims}
+    return f"{rotated} of {dims} dims of a head rotate ({rotated / dims:.0%})", {
+        "rotated_share": rotated / dims
+    }
 
 
 def _ln_scale(evidence: Evidence) -> tuple[str, dict[str, float]]:
     scales = evidence.shipped.norm_scales
-    return f"the norm is scaled by {scales[0]:.3g} in the first layer, {scales[-1]:.3g} in the last", {"last_layer_scale": scales[-1]}
+    return f"the norm is scaled by {scales[0]:.3g} in the first layer, {scales[-1]:.3g} in the last", {
+        "last_layer_scale": scales[-1]
+    }
 
 
 def _smear(evidence: Evidence) -> tuple[str, dict[str, float]]:
@@ -143,5 +159,7 @@ def _size(change: ParameterChange) -> str:
 
 
 def _median_share(changes: list[ParameterChange]) -> float:
-    shares = sorted(change.learned_rms / change.initial_rms if change.initial_rms else 1.0 for change in changes)
+    shares = sorted(
+        change.learned_rms / change.initial_rms if change.initial_rms else 1.0 for change in changes
+    )
     return shares[len(shares) // 2]

@@ -1,4 +1,5 @@
-"""The shipped model tried on a few validation windows, as it is and without each technique; nothing is trained.
+"""The shipped model tried on a few validation windows, as it is and without each technique; nothing is
+trained.
 
 Shape legend: B windows, T tokens, D model dim, H query heads, K key/value heads, E head dim, V vocabulary.
 """
@@ -52,10 +53,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class OwnValue:
-    """Mean |y·v̂|/‖y‖ over heads, tokens and the layers with XSA: how much of a token's attention output y lies along its own value v.
+    """Mean |y·v̂|/‖y‖ over heads, tokens and the layers with XSA: how much of a token's attention output
+    y lies along its own value v.
 
-    `after` has the output after the exclusion in the product, and the norm from before it, so that a first token, whose whole
-    output is its own value, counts with the 0 that is left of it.
+    `after` has the output after the exclusion in the product, and the norm from before it, so that a first
+    token, whose whole output is its own value, counts with the 0 that is left of it.
     """
 
     num_layers: int
@@ -73,10 +75,11 @@ class Effect:
 
 
 def choose_windows(tokens: TokenStream, table: TokenBytes, bos_positions: np.ndarray, length: int) -> Windows:
-    """At most MAX_PROBE_TOKENS tokens in windows of `length`: around document starts where there are enough, else evenly spread.
+    """At most MAX_PROBE_TOKENS tokens in windows of `length`: around document starts where there are
+    enough, else evenly spread.
 
-    bos_positions (documents,) int64: where in the stream BOS stands. A text that is one single document is put behind its own
-    end in one window, so that there is a document start to look at.
+    bos_positions (documents,) int64: where in the stream BOS stands. A text that is one single document is
+    put behind its own end in one window, so that there is a document start to look at.
     """
     num_targets = len(tokens) - 1
     limit = max(2, min(MAX_PROBE_TOKENS, MAX_PROBE_LOGITS // len(table.base_bytes), num_targets))
@@ -110,7 +113,9 @@ def probe(model: GPT, windows: Windows) -> Probe:
     return Probe(logits, float(nats) / math.log(2) / max(1, windows.num_bytes))
 
 
-def effect_without(settings: ModelSettings, state: dict[str, Tensor], whole: Probe, windows: Windows) -> Effect:
+def effect_without(
+    settings: ModelSettings, state: dict[str, Tensor], whole: Probe, windows: Windows
+) -> Effect:
     """The shipped weights in a model of `settings`, which lack one technique, against the `whole` model."""
     model = load_model(settings, state)
     found = probe(model, windows)
@@ -121,7 +126,9 @@ def effect_without(settings: ModelSettings, state: dict[str, Tensor], whole: Pro
 
 @torch.inference_mode()
 def own_value(model: GPT, windows: Windows) -> OwnValue | None:
-    """The self-projection that XSA takes out, measured on the attention modules themselves. None for a model without XSA.
+    """The self-projection that XSA takes out, measured on the attention modules themselves.
+
+    None for a model without XSA.
 
     Each module is called again with the arguments that it got, once with its exclusion off and once on.
     """
@@ -174,7 +181,9 @@ def _attention_output(layer: Attention, arguments: dict[str, Any]) -> Tensor:
 
 
 def _mean_projection(outputs: Tensor, values: Tensor, measure: Tensor, layer: Attention) -> float:
-    """Mean over heads of |output·v̂| over the head's norm in `measure`; outputs and measure (B, T, H·E), values (B, T, K·E)."""
+    """Mean over heads of |output·v̂| over the head's norm in `measure`; outputs and measure (B, T, H·E),
+    values (B, T, K·E).
+    """
     batch, tokens, _ = outputs.shape
     shape = (batch, tokens, layer.num_kv_heads, -1, layer.head_dim)
     direction = F.normalize(values.view(shape), dim=-1)

@@ -1,6 +1,7 @@
 """The process that measures for `audit`: python -m stages.auditing.rank JOB.json RESULT.json
 
-In: the run's spec and the results of its stages. Out: the findings. A process of its own has the thread count that the spec
+In: the run's spec and the results of its stages. Out: the findings. A process of its own has the thread count
+    that the spec
 names, whatever else the flow's process does, and so the same last digits.
 """
 
@@ -46,7 +47,9 @@ def main() -> None:
     runtime, folder = RunOptions.model_validate(job["runtime"]), Path(job["folder"])
     with child_result(Path(sys.argv[2])) as leave:
         compute_with(spec.audit_compute().threads_per_process, deterministic=True)
-        work = Workspace(Path(job["root"]), folder, PurePosixPath("audit"), runtime, FileHashes(None), say_progress)
+        work = Workspace(
+            Path(job["root"]), folder, PurePosixPath("audit"), runtime, FileHashes(None), say_progress
+        )
         trained = Checkpoints.model_validate(told["trained"])
         records = Records(
             spec,
@@ -65,15 +68,22 @@ def main() -> None:
 def measure(evidence: Evidence, work: Workspace) -> Audit:
     """All findings, and the gap by cause."""
     findings = tuple(all_findings(evidence))
-    return Audit(findings=findings, probe_tokens=evidence.shipped.windows.num_tokens, gap=_gap(evidence, work))
+    return Audit(
+        findings=findings, probe_tokens=evidence.shipped.windows.num_tokens, gap=_gap(evidence, work)
+    )
 
 
 def _gap(evidence: Evidence, work: Workspace) -> GapByCause | None:
-    """What quantization costs, by cause. None where it is off and where the validation text is too short for two sequences."""
+    """What quantization costs, by cause.
+
+    None where it is off and where the validation text is too short for two sequences.
+    """
     records = evidence.records
     tokens = TokenStream([work.read(ref) for ref in records.tokenized.val_shards])
     table = load_token_bytes(work.read(records.tokenized.tokenizer))
-    sequences = choose_sequences(tokens, table, records.spec.audit.gap_tokens, records.spec.merge.scoring.sequence_length)
+    sequences = choose_sequences(
+        tokens, table, records.spec.audit.gap_tokens, records.spec.merge.scoring.sequence_length
+    )
     if sequences is None:
         return None
     try:
@@ -86,7 +96,9 @@ def _gap(evidence: Evidence, work: Workspace) -> GapByCause | None:
             work.progress,
         )
     except ValueError as error:
-        raise StageError(f"the gap cannot be measured by cause: {error}. audit.gap_tokens=0 leaves it out") from error
+        raise StageError(
+            f"the gap cannot be measured by cause: {error}. audit.gap_tokens=0 leaves it out"
+        ) from error
 
 
 def all_findings(evidence: Evidence) -> list[Finding]:

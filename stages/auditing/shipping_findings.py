@@ -17,7 +17,10 @@ def shipping_findings(evidence: Evidence) -> list[Finding]:
     """The quantizer and sliding windows, then the rules."""
     spec = evidence.records.spec
     switched = {"quantizer": _quantizer, "sliding": _sliding}
-    found = [make(evidence, _BY_KEY[key]) if _BY_KEY[key].is_on(spec) else off(_BY_KEY[key]) for key, make in switched.items()]
+    found = [
+        make(evidence, _BY_KEY[key]) if _BY_KEY[key].is_on(spec) else off(_BY_KEY[key])
+        for key, make in switched.items()
+    ]
     return [*found, _blob(evidence), _targets(evidence), _bytes(evidence), _limit(evidence), _fit(evidence)]
 
 
@@ -36,8 +39,14 @@ def _quantizer(evidence: Evidence, technique: Technique) -> Finding:
     saved_bytes = packed.blob_bytes_round_to_nearest - packed.blob_bytes
     chosen = f"{clipped:,} of {searched:,} rows took a clip ratio other than 1; " if searched else ""
     if packed.method == "gptq":
-        chosen = f"error feedback on training text moved {len(differ)} of {count_of(len(rows), 'matrix', 'matrices')}; "
-    text = f"{packed.method}: {chosen}squared error {-saved:+.2%}, blob {-saved_bytes:+,} bytes against plain rounding"
+        chosen = (
+            f"error feedback on training text moved {len(differ)} of "
+            f"{count_of(len(rows), 'matrix', 'matrices')}; "
+        )
+    text = (
+        f"{packed.method}: {chosen}squared error {-saved:+.2%}, blob {-saved_bytes:+,} bytes "
+        "against plain rounding"
+    )
     if not differ:
         text = f"{packed.method}: {chosen}every tensor is what plain rounding gives"
     return Finding(
@@ -56,7 +65,9 @@ def _quantizer(evidence: Evidence, technique: Technique) -> Finding:
 
 
 def _coded(evidence: Evidence, technique: Technique) -> Finding:
-    """Bits of the coded matrices, as their section of the blob has them, beside the entropy of their codes; what was spent and on what."""
+    """Bits of the coded matrices, as their section of the blob has them, beside the entropy of their
+    codes; what was spent and on what.
+    """
     packed, ecsq = evidence.records.packed, evidence.records.spec.quantize.ecsq
     coded = [tensor for tensor in packed.tensors if tensor.format == "coded"]
     weights = sum(tensor.num_elements for tensor in coded)
@@ -71,8 +82,14 @@ def _coded(evidence: Evidence, technique: Technique) -> Finding:
     if coded:
         fitted = evidence.records.spec.quantize.fit.limit_bytes is not None
         asked = "by the limit" if fitted else f"asked for {ecsq.loss_nats:g}"
-        text = f"ecsq: {count_of(len(coded), 'matrix', 'matrices')} coded in {bits:.2f} bits a weight, steps and tables included"
-        text += f" (order-0 entropy of the codes {entropy:.2f}); steps × {multiplier:.3g}, {estimate:.3g} nats to spend ({asked})"
+        text = (
+            f"ecsq: {count_of(len(coded), 'matrix', 'matrices')} coded in {bits:.2f} bits a "
+            "weight, steps and tables included"
+        )
+        text += (
+            f" (order-0 entropy of the codes {entropy:.2f}); steps × {multiplier:.3g}, "
+            f"{estimate:.3g} nats to spend ({asked})"
+        )
         text += f"{_moved(packed)}; blob {-saved_bytes:+,} bytes against plain rounding"
     return Finding(
         key=technique.key,
@@ -92,7 +109,11 @@ def _coded(evidence: Evidence, technique: Technique) -> Finding:
 
 
 def _moved(packed: PackedModel) -> str:
-    return "" if packed.divergence_nats is None else f"; the predictions move by {packed.divergence_nats:.3g} nats a token of training text"
+    return (
+        ""
+        if packed.divergence_nats is None
+        else f"; the predictions move by {packed.divergence_nats:.3g} nats a token of training text"
+    )
 
 
 def _divergence(packed: PackedModel) -> dict[str, float]:
@@ -113,15 +134,23 @@ def _sliding(evidence: Evidence, technique: Technique) -> Finding:
 
 
 def _blob(evidence: Evidence) -> Finding:
-    """The blob, decoded by its own reader, against the merged weights and the error that quantization reported."""
+    """The blob, decoded by its own reader, against the merged weights and the error that quantization
+    reported.
+    """
     reported = {tensor.name: tensor.rms_error for tensor in evidence.records.packed.tensors}
     found = evidence.shipped.errors
-    wrong = [name for name in sorted(set(reported) | set(found)) if not _same(reported.get(name), found.get(name))]
+    wrong = [
+        name for name in sorted(set(reported) | set(found)) if not _same(reported.get(name), found.get(name))
+    ]
     count = sum(tensor.numel() for tensor in evidence.shipped.state.values())
     trained = evidence.records.trained.num_parameters
     holds = not wrong and count == trained
     text = f"{count:,} parameters decoded of {trained:,} trained"
-    text += f"; other than quantization reported: {names_of(wrong)}" if wrong else "; each tensor as far from the merged one as reported"
+    text += (
+        f"; other than quantization reported: {names_of(wrong)}"
+        if wrong
+        else "; each tensor as far from the merged one as reported"
+    )
     return Finding(
         key="blob",
         title="the blob holds the merged model",
@@ -132,18 +161,34 @@ def _blob(evidence: Evidence) -> Finding:
 
 
 def _targets(evidence: Evidence) -> Finding:
-    """Targets, bytes and BOS of every score against a count straight over the shards, which knows no windows."""
+    """Targets, bytes and BOS of every score against a count straight over the shards, which knows no
+    windows.
+    """
     counted = evidence.counted
     scores = _scores(evidence)
     expected = (counted.num_targets, counted.num_bytes, counted.num_bos_targets)
-    wrong = [name for name, score in scores.items() if (score.num_targets, score.num_bytes, score.num_bos_targets) != expected]
-    text = f"{counted.num_targets:,} targets that stand for {counted.num_bytes:,} bytes, in each of {len(scores)} scores"
+    wrong = [
+        name
+        for name, score in scores.items()
+        if (score.num_targets, score.num_bytes, score.num_bos_targets) != expected
+    ]
+    text = (
+        f"{counted.num_targets:,} targets that stand for {counted.num_bytes:,} bytes, in each of "
+        f"{len(scores)} scores"
+    )
     if wrong:
-        seen = ", ".join(f"{name}: {scores[name].num_targets:,} targets, {scores[name].num_bytes:,} bytes" for name in wrong)
+        seen = ", ".join(
+            f"{name}: {scores[name].num_targets:,} targets, {scores[name].num_bytes:,} bytes"
+            for name in wrong
+        )
         text = f"the shards have {counted.num_targets:,} targets, {counted.num_bytes:,} bytes; {seen}"
     text_bytes = evidence.records.tokenized.val.normalized_utf8_bytes
     fits = text_bytes in (None, counted.num_bytes)
-    text += "; the text itself is not known" if text_bytes is None else f"; the normalised text has {text_bytes:,}"
+    text += (
+        "; the text itself is not known"
+        if text_bytes is None
+        else f"; the normalised text has {text_bytes:,}"
+    )
     return Finding(
         key="targets",
         title="every validation target scored once",
@@ -161,12 +206,17 @@ def _bytes(evidence: Evidence) -> Finding:
     agree = {
         "the files and the total": files == size.total_bytes == size.code_bytes + size.model_bytes,
         "the blob's parts and the blob": groups == size.model_bytes,
-        "the blob and what quantization wrote": size.model_bytes == packed.blob_bytes == evidence.records.package.blob.num_bytes,
+        "the blob and what quantization wrote": size.model_bytes
+        == packed.blob_bytes
+        == evidence.records.package.blob.num_bytes,
         "limit, total and margin": size.limit_bytes - size.total_bytes == size.margin_bytes,
     }
     wrong = [what for what, same in agree.items() if not same]
     per_weight = 8 * packed.blob_bytes / packed.num_parameters
-    text = f"{size.total_bytes:,} = {size.model_bytes:,} model + {size.code_bytes:,} code; {per_weight:.2f} bits a parameter"
+    text = (
+        f"{size.total_bytes:,} = {size.model_bytes:,} model + {size.code_bytes:,} code; "
+        f"{per_weight:.2f} bits a parameter"
+    )
     return Finding(
         key="bytes",
         title="byte accounting",
@@ -189,16 +239,27 @@ def _limit(evidence: Evidence) -> Finding:
 
 
 def _fit(evidence: Evidence) -> Finding:
-    """The package that the search measured is the one that ships, and it is within the limit that was asked for."""
+    """The package that the search measured is the one that ships, and it is within the limit that was
+    asked for.
+    """
     packed, size, fit = evidence.records.packed, evidence.records.size, evidence.records.spec.quantize.fit
     if fit.limit_bytes is None:
-        return Finding(key="fit", title="fit to a byte limit", verdict="off", evidence="no limit to fit was set", figures={})
+        return Finding(
+            key="fit",
+            title="fit to a byte limit",
+            verdict="off",
+            evidence="no limit to fit was set",
+            figures={},
+        )
     code_bytes = size.code_bytes if fit.code_bytes is None else fit.code_bytes
     fitted_bytes = packed.blob_bytes + code_bytes
     measured = {item.step_multiplier: item.package_bytes for item in packed.fit_tries}
     meant = measured.get(packed.step_multiplier or 0.0)
     distance = 1 - fitted_bytes / fit.limit_bytes
-    text = f"{fitted_bytes:,} bytes of {fit.limit_bytes:,}, {distance:.3%} below, after {count_of(len(packed.fit_tries), 'try', 'tries')}"
+    text = (
+        f"{fitted_bytes:,} bytes of {fit.limit_bytes:,}, {distance:.3%} below, after "
+        f"{count_of(len(packed.fit_tries), 'try', 'tries')}"
+    )
     if fitted_bytes > fit.limit_bytes:
         text = f"{fitted_bytes:,} bytes, OVER {fit.limit_bytes:,}"
     elif distance > fit.tolerance_fraction:
@@ -212,7 +273,11 @@ def _fit(evidence: Evidence) -> Finding:
         title="fit to a byte limit",
         verdict="holds" if fitted_bytes <= fit.limit_bytes and meant == fitted_bytes else "broken",
         evidence=text,
-        figures={"limit_bytes": float(fit.limit_bytes), "below_share": distance, "tries": float(len(packed.fit_tries))},
+        figures={
+            "limit_bytes": float(fit.limit_bytes),
+            "below_share": distance,
+            "tries": float(len(packed.fit_tries)),
+        },
     )
 
 

@@ -1,4 +1,6 @@
-"""Findings about training: what the optimizers moved, what the schedules really did, what late QAT and averaging reached."""
+"""Findings about training: what the optimizers moved, what the schedules really did, what late QAT and
+averaging reached.
+"""
 
 import math
 
@@ -24,7 +26,10 @@ def training_findings(evidence: Evidence) -> list[Finding]:
         "swa": _averaging,
     }
     spec = evidence.records.spec
-    found = [make(evidence, _BY_KEY[key]) if _BY_KEY[key].is_on(spec) else off(_BY_KEY[key]) for key, make in switched.items()]
+    found = [
+        make(evidence, _BY_KEY[key]) if _BY_KEY[key].is_on(spec) else off(_BY_KEY[key])
+        for key, make in switched.items()
+    ]
     return [_parameters(evidence), *_optimizers(evidence), *found, _cap(evidence)]
 
 
@@ -36,20 +41,35 @@ def _parameters(evidence: Evidence) -> Finding:
     by_group: dict[str, list[str]] = {}
     for change in still:
         group = owners[change.name]
-        why = f"in no optimizer, group {group.name}" if group.optimizer == "none" else f"in {group.optimizer}, but without gradient"
+        why = (
+            f"in no optimizer, group {group.name}"
+            if group.optimizer == "none"
+            else f"in {group.optimizer}, but without gradient"
+        )
         by_group.setdefault(why, []).append(change.name)
     count = sum(math.prod(change.shape) for change in trained.changes if learned(change))
     text = (
-        f"{len(trained.changes) - len(still)} of {len(trained.changes)} tensors learned, {count:,} of {trained.num_parameters:,} parameters"
+        f"{len(trained.changes) - len(still)} of {len(trained.changes)} tensors learned, "
+        f"{count:,} of {trained.num_parameters:,} parameters"
     )
     text += "".join(f"; {why}: {names_of(names)}" for why, names in by_group.items())
-    verdict: Verdict = "took effect" if not still else "in part" if len(still) < len(trained.changes) else "no effect"
-    figures = {"tensors": float(len(trained.changes)), "tensors_without_learning": float(len(still)), "parameters_learned": float(count)}
-    return Finding(key="parameters", title="every parameter learns", verdict=verdict, evidence=text, figures=figures)
+    verdict: Verdict = (
+        "took effect" if not still else "in part" if len(still) < len(trained.changes) else "no effect"
+    )
+    figures = {
+        "tensors": float(len(trained.changes)),
+        "tensors_without_learning": float(len(still)),
+        "parameters_learned": float(count),
+    }
+    return Finding(
+        key="parameters", title="every parameter learns", verdict=verdict, evidence=text, figures=figures
+    )
 
 
 def _optimizers(evidence: Evidence) -> list[Finding]:
-    """Each optimizer's tensors, as it held them itself; one that did not learn is `_parameters`' to warn of."""
+    """Each optimizer's tensors, as it held them itself; one that did not learn is `_parameters`' to warn
+    of.
+    """
     found = []
     for key, title in (("muon", "Muon, for matrices"), ("adamw", "AdamW, for embeddings and scalars")):
         groups = [group for group in evidence.records.trained.groups if group.optimizer == key]
@@ -57,7 +77,11 @@ def _optimizers(evidence: Evidence) -> list[Finding]:
         rates = ", ".join(f"{group.name} at {group.lr:g}" for group in groups)
         verdict: Verdict = "took effect" if any(map(learned, changes)) else "no effect"
         text = f"{learning_text(changes)}; peak learning rates: {rates}" if groups else "holds no tensor"
-        found.append(Finding(key=key, title=title, verdict=verdict, evidence=text, figures={"tensors": float(len(changes))}))
+        found.append(
+            Finding(
+                key=key, title=title, verdict=verdict, evidence=text, figures={"tensors": float(len(changes))}
+            )
+        )
     return found
 
 
@@ -68,20 +92,27 @@ def _momentum(evidence: Evidence, technique: Technique) -> Finding:
         key=technique.key,
         title=technique.title,
         verdict="took effect" if rising else "no effect",
-        evidence=f"{momentum[0]:.3f} at the first step, {momentum[-1]:.3f} at the last; rose over {rising} steps",
+        evidence=(
+            f"{momentum[0]:.3f} at the first step, {momentum[-1]:.3f} at the last; rose over {rising} steps"
+        ),
         figures={"first": float(momentum[0]), "last": float(momentum[-1]), "rising_steps": float(rising)},
     )
 
 
 def _decay(evidence: Evidence, technique: Technique) -> Finding:
-    """What decay alone left of a weight, from the learning rate of every step and the decay that the optimizer held."""
+    """What decay alone left of a weight, from the learning rate of every step and the decay that the
+    optimizer held.
+    """
     groups = evidence.records.trained.groups
     applied = [group for group in groups if group.decay_factor < 1]
     spared = [group for group in groups if group.decay_factor >= 1]
     optimizer = evidence.records.spec.train.optimizer
     asked = {"muon": optimizer.muon_weight_decay, "adamw": optimizer.adam_weight_decay}
     missed = [group for group in spared if asked.get(group.optimizer)]
-    parts = [f"{group.name} × {group.decay_factor:.3f} over the run ({group.optimizer} {group.weight_decay:g})" for group in applied]
+    parts = [
+        f"{group.name} × {group.decay_factor:.3f} over the run ({group.optimizer} {group.weight_decay:g})"
+        for group in applied
+    ]
     parts += [f"none on {', '.join(group.name for group in spared)}"] if spared else []
     return Finding(
         key=technique.key,
@@ -99,7 +130,10 @@ def _grad_clip(evidence: Evidence, technique: Technique) -> Finding:
         key=technique.key,
         title=technique.title,
         verdict="took effect" if share else "no effect",
-        evidence=f"{share:.0%} of the steps had a gradient above {limit:g}; median norm {np.median(norms):.2f}, largest {norms.max():.2f}",
+        evidence=(
+            f"{share:.0%} of the steps had a gradient above {limit:g}; median norm "
+            f"{np.median(norms):.2f}, largest {norms.max():.2f}"
+        ),
         figures={"clipped_share": share, "median_norm": float(np.median(norms))},
     )
 
@@ -107,7 +141,12 @@ def _grad_clip(evidence: Evidence, technique: Technique) -> Finding:
 def _warmdown(evidence: Evidence, technique: Technique) -> Finding:
     scales = evidence.records.metrics["lr_scale"]
     falling = int((scales < scales.max()).sum())
-    parts = [f"scale {scales.max():.3f} at most, {scales[-1]:.4f} at the last step; falling for {falling / len(scales):.0%} of the steps"]
+    parts = [
+        (
+            f"scale {scales.max():.3f} at most, {scales[-1]:.4f} at the last step; falling for "
+            f"{falling / len(scales):.0%} of the steps"
+        )
+    ]
     parts += ["the full learning rate was never reached"] if scales.max() < 0.999 else []
     return Finding(
         key=technique.key,
@@ -119,7 +158,9 @@ def _warmdown(evidence: Evidence, technique: Technique) -> Finding:
 
 
 def _qat(evidence: Evidence, technique: Technique) -> Finding:
-    """Steps, and how many of the snapshots that were averaged into what ships came after the first of them."""
+    """Steps, and how many of the snapshots that were averaged into what ships came after the first of
+    them.
+    """
     records = evidence.records
     qat_on, steps = records.metrics["qat_on"].astype(bool), records.metrics["step"]
     under = [int(qat_on[steps <= step].sum()) for step in records.merged.steps]
@@ -140,7 +181,10 @@ def _qat(evidence: Evidence, technique: Technique) -> Finding:
             else f": the last one is of step {max(records.merged.steps)}, so nothing of it is in what ships"
         )
     if other_grid:
-        text += f"; {len(other_grid)} tensors ship on another grid than they were trained on: {names_of(other_grid)}"
+        text += (
+            f"; {len(other_grid)} tensors ship on another grid than they were trained on: "
+            f"{names_of(other_grid)}"
+        )
     text += mismatch
     reached = bool(saw_it and len(other_grid) < len(bits))
     whole = saw_it == len(records.merged.steps) and not other_grid and not mismatch
@@ -159,7 +203,9 @@ def _qat(evidence: Evidence, technique: Technique) -> Finding:
 
 
 def _other_quantizer(evidence: Evidence) -> str:
-    """How the grids that training rounded to differ from the quantizer's by more than their bits; empty: not at all."""
+    """How the grids that training rounded to differ from the quantizer's by more than their bits; empty:
+    not at all.
+    """
     spec, grid = evidence.records.spec, evidence.records.trained.qat_grid
     method = evidence.records.packed.method
     if grid != GRID_OF_METHOD.get(method):
@@ -173,14 +219,21 @@ def _averaging(evidence: Evidence, technique: Technique) -> Finding:
     merged = evidence.records.merged
     count, gain = len(merged.steps), merged.merged.bpb - merged.last.bpb
     text = f"{merged.method} of {count_of(count, 'snapshot')}"
-    text += f", steps {min(merged.steps)} to {max(merged.steps)}, lr scales {max(merged.lr_scales):.3f} to {min(merged.lr_scales):.3f}"
+    text += (
+        f", steps {min(merged.steps)} to {max(merged.steps)}, lr scales "
+        f"{max(merged.lr_scales):.3f} to {min(merged.lr_scales):.3f}"
+    )
     text += f"; {merged.distance_from_last:.2%} (rms) from the last iterate, {gain:+.5f} bpb against it"
     return Finding(
         key=technique.key,
         title=technique.title,
         verdict="took effect" if count > 1 and merged.distance_from_last > 0 else "no effect",
         evidence=text,
-        figures={"snapshots": float(count), "distance_from_last": merged.distance_from_last, "bpb_against_last": gain},
+        figures={
+            "snapshots": float(count),
+            "distance_from_last": merged.distance_from_last,
+            "bpb_against_last": gain,
+        },
     )
 
 

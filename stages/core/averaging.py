@@ -1,6 +1,7 @@
 """Averaging of weights: which snapshots take part, and their mean in float64.
 
-Sources: stochastic weight averaging, arXiv:1803.05407; in float64 because a sum in bfloat16 has been seen to ruin a model.
+Sources: stochastic weight averaging, arXiv:1803.05407; in float64 because a sum in bfloat16 has been seen to
+    ruin a model.
 """
 
 from collections.abc import Iterable
@@ -35,9 +36,14 @@ def average_states(states: Iterable[dict[str, Tensor]], shares: list[float]) -> 
         if not total:
             total = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in state.items()}
         if different := sorted(set(state) ^ set(total)):
-            raise ValueError(f"snapshot {index} and the first one do not both have the tensor {different[0]!r}")
+            raise ValueError(
+                f"snapshot {index} and the first one do not both have the tensor {different[0]!r}"
+            )
         for name, tensor in state.items():
             if tensor.shape != total[name].shape:
-                raise ValueError(f"tensor {name!r} of snapshot {index} has shape {tuple(tensor.shape)}, not {tuple(total[name].shape)}")
+                raise ValueError(
+                    f"tensor {name!r} of snapshot {index} has shape {tuple(tensor.shape)}, not "
+                    f"{tuple(total[name].shape)}"
+                )
             total[name].add_(tensor.double(), alpha=share)
     return {name: tensor.float() for name, tensor in total.items()}

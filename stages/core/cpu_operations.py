@@ -1,8 +1,9 @@
 """Operations of a training step with gradients of their own, for the CPU.
 
-PyTorch differentiates a CPU's RMS norm, squared ReLU and attention in blocks operation by operation, and each of these reads and
-writes whole activations. The gradients here make fewer passes. model.py has the same operations in plain PyTorch and takes
-these on a CPU while gradients are on (`python -m benchmarks.cpu_operations` compares both).
+PyTorch differentiates a CPU's RMS norm, squared ReLU and attention in blocks operation by operation, and each
+of these reads and writes whole activations. The gradients here make fewer passes. model.py has the same
+operations in plain PyTorch and takes these on a CPU while gradients are on (`python -m
+benchmarks.cpu_operations` compares both).
 
 Shape legend: B batch, T tokens, Q ≤ T queries, H query heads, K key/value heads, G = H/K, E head dim.
 """
@@ -51,17 +52,20 @@ class ReluSquared(torch.autograd.Function):
 
 
 class CausalAttention(torch.autograd.Function):
-    """softmax(q·k/√E) v over this and earlier positions, `block` queries at a time: a block's products end at its own last position.
+    """softmax(q·k/√E) v over this and earlier positions, `block` queries at a time: a block's products
+    end at its own last position.
 
-    q (B, Q, H, E), the queries of the last Q positions; k and v (B, T, K, E) -> (B, Q, H, E). The gradient keeps the shares, B·H·Q·T/2
-    numbers.
+    q (B, Q, H, E), the queries of the last Q positions; k and v (B, T, K, E) -> (B, Q, H, E). The gradient
+    keeps the shares, B·H·Q·T/2 numbers.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
         asked, tokens, group = q.size(1), k.size(1), q.size(2) // k.size(2)
         rows, keys, values = _by_kv_head(q, group), _by_kv_head(k * q.size(3) ** -0.5, 1), _by_kv_head(v, 1)
-        future = torch.full((block, block), float("-inf"), dtype=q.dtype).triu(1).repeat_interleave(group, dim=0)
+        future = (
+            torch.full((block, block), float("-inf"), dtype=q.dtype).triu(1).repeat_interleave(group, dim=0)
+        )
         y, kept = torch.empty_like(rows), []
         for start in range(0, asked, block):
             stop = min(start + block, asked)
@@ -78,7 +82,11 @@ class CausalAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         rows, keys, values, *kept = ctx.saved_tensors
         y_grad, group = _by_kv_head(grads[0], ctx.group), ctx.group
-        rows_grad, keys_grad, values_grad = torch.empty_like(rows), torch.zeros_like(keys), torch.zeros_like(values)
+        rows_grad, keys_grad, values_grad = (
+            torch.empty_like(rows),
+            torch.zeros_like(keys),
+            torch.zeros_like(values),
+        )
         for index, shares in enumerate(kept):
             start, seen = index * ctx.block * group, shares.size(2)
             mine = slice(start, start + shares.size(1))
@@ -88,7 +96,12 @@ class CausalAttention(torch.autograd.Function):
             keys_grad[:, :seen].baddbmm_(scores_grad.mT, rows[:, mine])
             values_grad[:, :seen].baddbmm_(shares.mT, y_grad[:, mine])
         q_grad = _by_position(rows_grad, ctx.batch, group)
-        return q_grad, _by_position(keys_grad.mul_(ctx.scale), ctx.batch, 1), _by_position(values_grad, ctx.batch, 1), None
+        return (
+            q_grad,
+            _by_position(keys_grad.mul_(ctx.scale), ctx.batch, 1),
+            _by_position(values_grad, ctx.batch, 1),
+            None,
+        )
 
 
 def _by_kv_head(x: Tensor, group: int) -> Tensor:

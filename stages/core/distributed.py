@@ -12,16 +12,22 @@ from schemas.settings import ComputeSettings
 def compute_dtype(settings: ComputeSettings) -> torch.dtype:
     """Raises ValueError for a precision that is not settled: it would mean something else on each machine."""
     if settings.precision == "auto":
-        raise ValueError("precision = auto: has to be settled, as bfloat16 or float32, before anything is computed")
+        raise ValueError(
+            "precision = auto: has to be settled, as bfloat16 or float32, before anything is computed"
+        )
     return torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for bfloat16 products that torch and oneDNN may use; without them float32 is many times faster."""
+    """Whether the CPU has instructions for bfloat16 products that torch and oneDNN may use; without them
+    float32 is many times faster.
+    """
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     # oneDNN takes any AVX-512 for good enough.
-    return not _on_x86() or (torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported())
+    return not _on_x86() or (
+        torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
+    )
 
 
 def machine_in_words(device: str) -> str:
@@ -42,12 +48,16 @@ def compute_with(threads: int, deterministic: bool) -> None:
     """CPU threads of this process, and whether every operation must give the same bits each time."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
-    # Deterministic mode would also write NaN into every new tensor, 5 % of a training step; we read nothing before it is written.
+    # Deterministic mode would also write NaN into every new tensor, 5 % of a training step; we read nothing
+    # before it is written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def join_processes(settings: ComputeSettings) -> tuple[int, int, torch.device]:
-    """Set threads and device, join the process group when torchrun started several. Returns rank, world size, device."""
+    """Set threads and device, join the process group when torchrun started several.
+
+    Returns rank, world size, device.
+    """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     compute_with(settings.threads_per_process, deterministic=settings.device == "cpu")
     if settings.device == "cuda":

@@ -1,13 +1,16 @@
-"""Triton kernels for the training step on a Hopper GPU; model.py has the same operations in plain PyTorch, as their reference.
+"""Triton kernels for the training step on a Hopper GPU; model.py has the same operations in plain
+PyTorch, as their reference.
 
-`prepare_heads` reads the product of q, k and v once and writes normalised, rotated and gained heads; `relu_squared_mlp` squares
-in the epilogue of the first product and keeps only the square, whose root is what its gradient needs; the gradient of a block's
-mix and norm is one pass. All compute in float32 between bfloat16 input and output; torch.compile sees opaque operators.
+`prepare_heads` reads the product of q, k and v once and writes normalised, rotated and gained heads;
+`relu_squared_mlp` squares in the epilogue of the first product and keeps only the square, whose root is what
+its gradient needs; the gradient of a block's mix and norm is one pass. All compute in float32 between
+bfloat16 input and output; torch.compile sees opaque operators.
 
-Triton comes with PyTorch's CUDA builds. Only training with `compute.fused_kernels` imports this module; a submission holds it, and
-needs Triton, exactly when its recipe has that setting.
-Shape legend: B batch, T tokens, N = B·T rows, D model dim, F hidden dim, H query heads, K key/value heads, E head dim.
-Persistent matrix products after Triton's tutorial 09 (https://triton-lang.org/main/getting-started/tutorials/09-persistent-matmul.html).
+Triton comes with PyTorch's CUDA builds. Only training with `compute.fused_kernels` imports this module; a
+submission holds it, and needs Triton, exactly when its recipe has that setting. Shape legend: B batch, T
+tokens, N = B·T rows, D model dim, F hidden dim, H query heads, K key/value heads, E head dim. Persistent
+matrix products after Triton's tutorial 09
+(https://triton-lang.org/main/getting-started/tutorials/09-persistent-matmul.html).
 """
 
 from typing import Any
@@ -23,21 +26,34 @@ from stages.core.model import GPT, Block, mix_and_norm
 
 ROWS_A_PROGRAM = 16
 MIX_ROWS, MIX_PROGRAMS, MIX_WARPS = 2, 16, 2  # rows at once, programs a multiprocessor, warps
-# Tiles of the MLP's products: rows, columns, depth, warps, stages, programs a multiprocessor. 128 divides the record's hidden width.
+# Tiles of the MLP's products: rows, columns, depth, warps, stages, programs a multiprocessor. 128 divides the
+# record's hidden width.
 UP_TILE = (128, 128, 64, 4, 3, 2)
 DOWN_BACKWARD_TILE = (128, 128, 32, 4, 4, 2)
 
 
 def use_fused_kernels(model: GPT, device: torch.device) -> None:
-    """Let `model` train with the kernels of this module. Raises ValueError when the GPU or the model's shapes do not allow it."""
+    """Let `model` train with the kernels of this module.
+
+    Raises ValueError when the GPU or the model's shapes do not allow it.
+    """
     settings = model.settings
     major, minor = torch.cuda.get_device_capability(device)
     remedy = "leave train.compute.fused_kernels false"
     if major != 9:
-        raise ValueError(f"compute.fused_kernels = true: needs a Hopper GPU (capability 9.0); this one has {major}.{minor}: {remedy}")
-    if settings.head_dim < 16 or settings.head_dim & (settings.head_dim - 1) or settings.model_dim % 8 or settings.mlp_hidden % 8:
         raise ValueError(
-            f"compute.fused_kernels = true: a head's {settings.head_dim} dims must be a power of two from 16, model_dim = "
+            "compute.fused_kernels = true: needs a Hopper GPU (capability 9.0); this one has "
+            f"{major}.{minor}: {remedy}"
+        )
+    if (
+        settings.head_dim < 16
+        or settings.head_dim & (settings.head_dim - 1)
+        or settings.model_dim % 8
+        or settings.mlp_hidden % 8
+    ):
+        raise ValueError(
+            f"compute.fused_kernels = true: a head's {settings.head_dim} dims must be a power of "
+            "two from 16, model_dim = "
             f"{settings.model_dim} and mlp_hidden = {settings.mlp_hidden} multiples of 8: {remedy}"
         )
     install(model)
@@ -47,7 +63,11 @@ def install(model: GPT) -> None:
     """Put the kernels in the places that the model has for them."""
     for block in model.blocks:
         assert isinstance(block, Block)
-        block.attn.fused_heads, block.mlp.fused, block.mix_and_norm = prepare_heads, relu_squared_mlp, mix_and_norm_with_gradient
+        block.attn.fused_heads, block.mlp.fused, block.mix_and_norm = (
+            prepare_heads,
+            relu_squared_mlp,
+            mix_and_norm_with_gradient,
+        )
 
 
 def _multiprocessors(device: torch.device) -> int:
@@ -71,7 +91,9 @@ def _prepare_heads_kernel(
         wide = own.to(tl.float32)
         root = tl.rsqrt(tl.sum(wide * wide, axis=1, keep_dims=True) / DIMS + eps)
         turns = inside & (dim < 2 * HALF)
-        partner = tl.load(source + tl.where(dim < HALF, dim + HALF, dim - HALF), mask=turns, other=0.0).to(tl.float32)
+        partner = tl.load(source + tl.where(dim < HALF, dim + HALF, dim - HALF), mask=turns, other=0.0).to(
+            tl.float32
+        )
         angle = (row % tokens) * HALF + tl.where(dim < HALF, dim, dim - HALF)
         c = tl.load(cos + angle, mask=turns, other=1.0)
         s = tl.load(sin + angle, mask=turns, other=0.0)
@@ -80,7 +102,11 @@ def _prepare_heads_kernel(
             turned *= tl.load(gain + head)
             tl.store(q + row * (HEADS * DIMS) + head * DIMS + dim, turned.to(q.dtype.element_ty), mask=inside)
         else:
-            tl.store(k + row * (KV_HEADS * DIMS) + (head - HEADS) * DIMS + dim, turned.to(k.dtype.element_ty), mask=inside)
+            tl.store(
+                k + row * (KV_HEADS * DIMS) + (head - HEADS) * DIMS + dim,
+                turned.to(k.dtype.element_ty),
+                mask=inside,
+            )
 
 
 @triton.jit
@@ -94,7 +120,9 @@ def _prepare_heads_backward_kernel(
     inside = row < rows
     place = row * ((HEADS + 2 * KV_HEADS) * DIMS) + head * DIMS + dim
     if head >= HEADS + KV_HEADS:
-        passed_on = tl.load(dv + row * (KV_HEADS * DIMS) + (head - HEADS - KV_HEADS) * DIMS + dim, mask=inside, other=0.0)
+        passed_on = tl.load(
+            dv + row * (KV_HEADS * DIMS) + (head - HEADS - KV_HEADS) * DIMS + dim, mask=inside, other=0.0
+        )
         tl.store(dqkv + place, passed_on, mask=inside)
     else:
         if head < HEADS:
@@ -107,7 +135,9 @@ def _prepare_heads_backward_kernel(
         normed = own * root
         turns = inside & (dim < 2 * HALF)
         grad = tl.load(grads + dim, mask=inside, other=0.0).to(tl.float32)
-        partner = tl.load(grads + tl.where(dim < HALF, dim + HALF, dim - HALF), mask=turns, other=0.0).to(tl.float32)
+        partner = tl.load(grads + tl.where(dim < HALF, dim + HALF, dim - HALF), mask=turns, other=0.0).to(
+            tl.float32
+        )
         angle = (row % tokens) * HALF + tl.where(dim < HALF, dim, dim - HALF)
         c = tl.load(cos + angle, mask=turns, other=1.0)
         s = tl.load(sin + angle, mask=turns, other=0.0)
@@ -194,7 +224,9 @@ def _mix_and_norm_backward_kernel(
 
 
 @torch.library.custom_op("fairway::prepare_heads", mutates_args=())
-def _prepare_heads(qkv: Tensor, cos: Tensor, sin: Tensor, gain: Tensor, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def _prepare_heads(
+    qkv: Tensor, cos: Tensor, sin: Tensor, gain: Tensor, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, width = qkv.shape
     heads = gain.numel()
     dims = width // (heads + 2 * kv_heads)
@@ -202,7 +234,8 @@ def _prepare_heads(qkv: Tensor, cos: Tensor, sin: Tensor, gain: Tensor, kv_heads
     k, v = (qkv.new_empty(batch, tokens, kv_heads, dims) for _ in range(2))
     rows = batch * tokens
     _prepare_heads_kernel[(triton.cdiv(rows, ROWS_A_PROGRAM), heads + 2 * kv_heads)](
-        qkv.contiguous(), cos, sin, gain, q, k, v, rows, tokens, RMS_EPS, heads, kv_heads, dims, cos.size(1), ROWS_A_PROGRAM
+        qkv.contiguous(), cos, sin, gain, q, k, v, rows, tokens, RMS_EPS,
+        heads, kv_heads, dims, cos.size(1), ROWS_A_PROGRAM
     )  # fmt: skip
     return q, k, v
 
@@ -225,14 +258,17 @@ def _prepare_heads_backward(
     dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     dgain = gain.new_empty(blocks, heads)
     _prepare_heads_backward_kernel[(blocks, heads + 2 * dk.size(2))](
-        dq.contiguous(), dk.contiguous(), dv.contiguous(), qkv.contiguous(), cos, sin, gain, dqkv, dgain, rows, tokens, RMS_EPS,
+        dq.contiguous(), dk.contiguous(), dv.contiguous(), qkv.contiguous(), cos, sin, gain,
+        dqkv, dgain, rows, tokens, RMS_EPS,
         heads, dk.size(2), dims, cos.size(1), ROWS_A_PROGRAM,
     )  # fmt: skip
     return dqkv, dgain.sum(0)
 
 
 @_prepare_heads_backward.register_fake
-def _(dq: Tensor, dk: Tensor, dv: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+def _(
+    dq: Tensor, dk: Tensor, dv: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, gain: Tensor
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(gain)
 
 
@@ -248,10 +284,14 @@ def _heads_gradients(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tens
 _prepare_heads.register_autograd(_heads_gradients, setup_context=_keep_for_heads)
 
 
-def prepare_heads(qkv: Tensor, rotation: tuple[Tensor, Tensor], gain: Tensor, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """qkv (B, T, (H+2K)·E) bfloat16, rotation cos and sin (T, rope_dims/2) float32, gain (H,) float32 -> q (B, T, H, E), k, v (B, T, K, E).
+def prepare_heads(
+    qkv: Tensor, rotation: tuple[Tensor, Tensor], gain: Tensor, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """qkv (B, T, (H+2K)·E) bfloat16, rotation cos and sin (T, rope_dims/2) float32, gain (H,) float32 ->
+    q (B, T, H, E), k, v (B, T, K, E).
 
-    q and k are RMS-normalised per head and partly rotated, q is multiplied by its head's gain, v is as it was.
+    q and k are RMS-normalised per head and partly rotated, q is multiplied by its head's gain, v is as it
+    was.
     """
     return _prepare_heads(qkv, *rotation, gain, kv_heads)
 
@@ -271,7 +311,13 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 @torch.library.custom_op("fairway::down_backward", mutates_args=())
 def _down_backward(dy: Tensor, weight: Tensor, square: Tensor) -> Tensor:
     out = torch.empty_like(square)
-    _launch(_down_backward_kernel, DOWN_BACKWARD_TILE, out, dy.size(1), [(dy, "rd"), (weight, "dc"), (square, "rh")])
+    _launch(
+        _down_backward_kernel,
+        DOWN_BACKWARD_TILE,
+        out,
+        dy.size(1),
+        [(dy, "rd"), (weight, "dc"), (square, "rh")],
+    )
     return out
 
 
@@ -280,17 +326,21 @@ def _(dy: Tensor, weight: Tensor, square: Tensor) -> Tensor:
     return torch.empty_like(square)
 
 
-def _launch(kernel: Any, tile: tuple[int, ...], out: Tensor, depth: int, inputs: list[tuple[Tensor, str]]) -> None:
+def _launch(
+    kernel: Any, tile: tuple[int, ...], out: Tensor, depth: int, inputs: list[tuple[Tensor, str]]
+) -> None:
     """Run a persistent product. `inputs`: each matrix and which sides its tiles have."""
     rows, columns, deep, warps, stages, resident = tile
     side = {"r": rows, "c": columns, "h": columns // 2, "d": deep}
     descriptors = [
-        TensorDescriptor.from_tensor(matrix.contiguous(), [side[name] for name in sides]) for matrix, sides in [*inputs, (out, "rh")]
+        TensorDescriptor.from_tensor(matrix.contiguous(), [side[name] for name in sides])
+        for matrix, sides in [*inputs, (out, "rh")]
     ]
     tiles = triton.cdiv(out.size(0), rows) * triton.cdiv(out.size(1), columns)
     programs = min(tiles, resident * _multiprocessors(out.device))
     kernel[(programs,)](
-        *descriptors, out.size(0), out.size(1), depth, programs, rows, columns, deep, num_warps=warps, num_stages=stages
+        *descriptors, out.size(0), out.size(1), depth, programs, rows, columns, deep,
+        num_warps=warps, num_stages=stages
     )  # fmt: skip
 
 
@@ -324,13 +374,16 @@ def _mix_and_norm_backward(
     dmix = mix.new_empty(programs, *mix.shape)
     big = [tensor.contiguous() for tensor in (dmixed, dnormed, mixed, x, x0)]
     _mix_and_norm_backward_kernel[(programs,)](
-        *big, mix, dx, dx0, dmix, rows, scale, RMS_EPS, dims, triton.next_power_of_2(dims), MIX_ROWS, num_warps=MIX_WARPS
+        *big, mix, dx, dx0, dmix, rows, scale, RMS_EPS, dims, triton.next_power_of_2(dims), MIX_ROWS,
+        num_warps=MIX_WARPS
     )  # fmt: skip
     return dx, dx0, dmix.sum(0)
 
 
 @_mix_and_norm_backward.register_fake
-def _(dmixed: Tensor, dnormed: Tensor, mixed: Tensor, x: Tensor, x0: Tensor, mix: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    dmixed: Tensor, dnormed: Tensor, mixed: Tensor, x: Tensor, x0: Tensor, mix: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     dx, dx0 = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2))
     return dx, dx0, torch.empty_like(mix)
 
@@ -348,8 +401,12 @@ class _MixAndNorm(torch.autograd.Function):
         return *_mix_and_norm_backward(dmixed, dnormed, *ctx.saved_tensors, ctx.scale), None
 
 
-def mix_and_norm_with_gradient(x: Tensor, x0: Tensor, resid_mix: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """`mix_and_norm`, left to the compiler, with a gradient in one pass: it sums over all tokens what the mix's own gradient needs
-    while it reads them for the rest, where the compiler's kernel spills its registers. x and x0 (B, T, D), resid_mix (2, D)."""
+def mix_and_norm_with_gradient(
+    x: Tensor, x0: Tensor, resid_mix: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`mix_and_norm`, left to the compiler, with a gradient in one pass: it sums over all tokens what the
+    mix's own gradient needs while it reads them for the rest, where the compiler's kernel spills its
+    registers. x and x0 (B, T, D), resid_mix (2, D).
+    """
     # The first layer's x is x0, and torch.compile takes no tensor twice here: a view is another tensor.
     return _MixAndNorm.apply(x, x0.view(x0.shape), resid_mix, scale)

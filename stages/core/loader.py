@@ -1,4 +1,7 @@
-"""Token shards -> batches. The batch of a step depends on seed and step alone, not on processes or on where one resumed."""
+"""Token shards -> batches.
+
+The batch of a step depends on seed and step alone, not on processes or on where one resumed.
+"""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -34,7 +37,9 @@ class TokenStream:
 
 
 class SequenceOrder:
-    """Which training sequence comes at which position: epoch after epoch, each a new permutation, or as they lie."""
+    """Which training sequence comes at which position: epoch after epoch, each a new permutation, or as
+    they lie.
+    """
 
     def __init__(self, num_sequences: int, seed: int, shuffled: bool) -> None:
         self.num_sequences, self._seed, self._shuffled = num_sequences, seed, shuffled
@@ -48,7 +53,9 @@ class SequenceOrder:
         result = np.empty_like(offsets)
         for epoch in np.unique(epochs):
             if epoch != self._epoch:
-                self._permutation = np.random.default_rng([self._seed, int(epoch)]).permutation(self.num_sequences)
+                self._permutation = np.random.default_rng([self._seed, int(epoch)]).permutation(
+                    self.num_sequences
+                )
                 self._epoch = int(epoch)
             result[epochs == epoch] = self._permutation[offsets[epochs == epoch]]
         return result
@@ -57,16 +64,25 @@ class SequenceOrder:
 class BatchLoader:
     """One process's share of each step's global batch, prepared a step ahead in a thread.
 
-    Sequence i is tokens [i·L, (i+1)·L], so neighbours share one token: the last target of one is the first input of the next.
-    Raises ValueError when the split is shorter than one sequence.
+    Sequence i is tokens [i·L, (i+1)·L], so neighbours share one token: the last target of one is the first
+    input of the next. Raises ValueError when the split is shorter than one sequence.
     """
 
     def __init__(
-        self, stream: TokenStream, settings: DataSettings, seed: int, rank: int = 0, num_processes: int = 1, pin: bool = False
+        self,
+        stream: TokenStream,
+        settings: DataSettings,
+        seed: int,
+        rank: int = 0,
+        num_processes: int = 1,
+        pin: bool = False,
     ) -> None:
         num_sequences = (len(stream) - 1) // settings.sequence_length
         if num_sequences < 1:
-            raise ValueError(f"the training split has {len(stream)} tokens, fewer than one sequence of {settings.sequence_length} + 1")
+            raise ValueError(
+                f"the training split has {len(stream)} tokens, fewer than one sequence of "
+                f"{settings.sequence_length} + 1"
+            )
         self._stream, self._settings, self._pin = stream, settings, pin
         self.order = SequenceOrder(num_sequences, seed, settings.order == "shuffled")
         self._share = settings.batch_sequences // num_processes
@@ -75,9 +91,11 @@ class BatchLoader:
         self._ahead: tuple[int, Future[list[Tensor]]] | None = None
 
     def batch(self, step: int) -> list[Tensor]:
-        """Micro-batches of step `step` (from 0), together this process's share: each (B, T+1) int64, inputs and targets in one.
+        """Micro-batches of step `step` (from 0), together this process's share: each (B, T+1) int64,
+        inputs and targets in one.
 
-        They stay in one piece because only a contiguous pinned tensor goes to a GPU without making the host wait.
+        They stay in one piece because only a contiguous pinned tensor goes to a GPU without making the host
+        wait.
         """
         if self._ahead is not None and self._ahead[0] == step:
             current = self._ahead[1].result()

@@ -1,8 +1,9 @@
-"""The transformer: GQA with partial RoPE, XSA, SmearGate, shared value embedding, U-Net skips, tied and softcapped head.
+"""The transformer: GQA with partial RoPE, XSA, SmearGate, shared value embedding, U-Net skips, tied and
+softcapped head.
 
-Shape legend: B batch, T tokens, D model dim, H query heads, K key/value heads, G = H/K, E head dim, V vocabulary.
-Sources: openai/parameter-golf pull request 543 and those it builds on; RoPE arXiv:2104.09864, GQA arXiv:2305.13245,
-primer's relu² arXiv:2109.08668, Gemma 2's logit softcap arXiv:2408.00118.
+Shape legend: B batch, T tokens, D model dim, H query heads, K key/value heads, G = H/K, E head dim, V
+vocabulary. Sources: openai/parameter-golf pull request 543 and those it builds on; RoPE arXiv:2104.09864, GQA
+arXiv:2305.13245, primer's relu² arXiv:2109.08668, Gemma 2's logit softcap arXiv:2408.00118.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,12 @@ def relu_squared(x: Tensor) -> Tensor:
 
 def _trains_on_cpu(x: Tensor) -> bool:
     """Whether the operations with gradients of their own pay; a compiler makes its own."""
-    eager = x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    eager = (
+        x.device.type == "cpu"
+        and x.requires_grad
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
     return eager and x.dtype != torch.float64
 
 
@@ -45,10 +51,12 @@ def mix_and_norm(x: Tensor, x0: Tensor, resid_mix: Tensor, scale: float) -> tupl
 
 
 class Matrix(nn.Module):
-    """A bias-free linear map or an embedding table: float32 master weight (rows, columns), cast to the input's dtype at use.
+    """A bias-free linear map or an embedding table: float32 master weight (rows, columns), cast to the
+    input's dtype at use.
 
-    Late QAT adds `qat_shift` = Q(w) − w, a constant for autograd, so the forward pass sees the quantized weight and the
-    gradient goes straight through (arXiv:1308.3432). A tensor's value switches it, so nothing is compiled again.
+    Late QAT adds `qat_shift` = Q(w) − w, a constant for autograd, so the forward pass sees the quantized
+    weight and the gradient goes straight through (arXiv:1308.3432). A tensor's value switches it, so nothing
+    is compiled again.
     """
 
     qat_shift: Tensor | None
@@ -64,8 +72,11 @@ class Matrix(nn.Module):
         return (weight if row_scale is None else weight * row_scale[:, None]).to(dtype)
 
     def forward(self, x: Tensor, row_scale: Tensor | None = None) -> Tensor:
-        """x (..., columns) -> (..., rows). `row_scale` (rows,) multiplies the output; it is folded into the weight, because a
-        product over rows × columns, and the sum for its gradient, cost nothing beside the same over every token."""
+        """x (..., columns) -> (..., rows).
+
+        `row_scale` (rows,) multiplies the output; it is folded into the weight, because a product over rows ×
+        columns, and the sum for its gradient, cost nothing beside the same over every token.
+        """
         return F.linear(x, self.current(x.dtype, row_scale))
 
     def look_up(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -74,9 +85,12 @@ class Matrix(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention of one layer. `exclusive` takes the component along each token's own value out (XSA).
+    """Causal self-attention of one layer.
 
-    `fused_heads`, where set, does the work of `heads` after one product for q, k and v (stages/core/fused_kernels.py).
+    `exclusive` takes the component along each token's own value out (XSA).
+
+    `fused_heads`, where set, does the work of `heads` after one product for q, k and v
+    (stages/core/fused_kernels.py).
     """
 
     fused_heads: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
@@ -84,7 +98,11 @@ class Attention(nn.Module):
     def __init__(self, settings: ModelSettings, exclusive: bool) -> None:
         super().__init__()
         kv_dim = settings.num_kv_heads * settings.head_dim
-        self.num_heads, self.num_kv_heads, self.head_dim = settings.num_heads, settings.num_kv_heads, settings.head_dim
+        self.num_heads, self.num_kv_heads, self.head_dim = (
+            settings.num_heads,
+            settings.num_kv_heads,
+            settings.head_dim,
+        )
         self.exclusive = exclusive
         self.q = Matrix(settings.model_dim, settings.model_dim)
         self.k = Matrix(kv_dim, settings.model_dim)
@@ -93,9 +111,15 @@ class Attention(nn.Module):
         self.q_gain = nn.Parameter(torch.full((settings.num_heads,), settings.q_gain_init))
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None, out_scale: Tensor, num_last: int | None = None
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        value_shift: Tensor | None,
+        out_scale: Tensor,
+        num_last: int | None = None,
     ) -> Tensor:
-        """x (B, T, D), rotation cos and sin (T, rope_dims/2), value_shift (B, T, K·E) or None, out_scale (D,) -> (B, T, D).
+        """x (B, T, D), rotation cos and sin (T, rope_dims/2), value_shift (B, T, K·E) or None, out_scale
+        (D,) -> (B, T, D).
 
         With `num_last` only the last positions ask: (B, num_last, D).
         """
@@ -110,7 +134,9 @@ class Attention(nn.Module):
         return self.out(y.reshape(batch, asked, -1), out_scale)
 
     def heads(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, D) -> q (B, T, H, E) with its gain, k and v (B, T, K, E); q and k normalised and rotated."""
+        """x (B, T, D) -> q (B, T, H, E) with its gain, k and v (B, T, K, E); q and k normalised and
+        rotated.
+        """
         if self.fused_heads is not None:
             weights = torch.cat([matrix.current(x.dtype) for matrix in (self.q, self.k, self.v)])
             return self.fused_heads(F.linear(x, weights), rotation, self.q_gain, self.num_kv_heads)
@@ -120,15 +146,18 @@ class Attention(nn.Module):
 
 
 def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q·k/√E) v over this and earlier positions. q (B, Q, H, E), k and v (B, T, K, E) -> (B, Q, H, E).
+    """softmax(q·k/√E) v over this and earlier positions. q (B, Q, H, E), k and v (B, T, K, E) -> (B, Q,
+    H, E).
 
-    The queries are those of the last Q ≤ T positions. On the CPU plain products in blocks are faster than the fused kernel
-    (benchmarks/cpu_operations.py), but in float32 without gradients only for short windows. With gradients they keep
-    T·T/2 shares a head, so only up to 1,024 tokens.
+    The queries are those of the last Q ≤ T positions. On the CPU plain products in blocks are faster than the
+    fused kernel (benchmarks/cpu_operations.py), but in float32 without gradients only for short windows. With
+    gradients they keep T·T/2 shares a head, so only up to 1,024 tokens.
     """
     asked, tokens = q.size(1), k.size(1)
     longest = 1024 if torch.is_grad_enabled() else 512
-    if q.device.type == "cpu" and (tokens <= longest or (q.dtype == torch.bfloat16 and not torch.is_grad_enabled())):
+    if q.device.type == "cpu" and (
+        tokens <= longest or (q.dtype == torch.bfloat16 and not torch.is_grad_enabled())
+    ):
         return CausalAttention.apply(q, k, v, 64 if tokens <= 512 else 128)
     gqa = k.size(2) < q.size(2)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -156,15 +185,22 @@ def rotate_partly(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def exclude_own_value(y: Tensor, v: Tensor) -> Tensor:
-    """XSA: y − (y·v̂)v̂ with v̂ = v/‖v‖ of the head's KV group. y (B, T, H, E), v (B, T, K, E) -> (B, T, H, E)."""
+    """XSA: y − (y·v̂)v̂ with v̂ = v/‖v‖ of the head's KV group. y (B, T, H, E), v (B, T, K, E) -> (B, T,
+    H, E).
+    """
     batch, tokens, heads, dims = y.shape
     direction = F.normalize(v, dim=-1).unsqueeze(3)  # (B, T, K, 1, E)
     grouped = y.view(batch, tokens, v.size(2), heads // v.size(2), dims)
-    return (grouped - (grouped * direction).sum(-1, keepdim=True) * direction).view(batch, tokens, heads, dims)
+    return (grouped - (grouped * direction).sum(-1, keepdim=True) * direction).view(
+        batch, tokens, heads, dims
+    )
 
 
 class Mlp(nn.Module):
-    """out_scale · relu(x W1)² W2. `fused`, where set, does it with the two matrices (stages/core/fused_kernels.py)."""
+    """out_scale · relu(x W1)² W2.
+
+    `fused`, where set, does it with the two matrices (stages/core/fused_kernels.py).
+    """
 
     fused: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
@@ -193,10 +229,17 @@ class Block(nn.Module):
         self.mlp = Mlp(settings)
         self.attn_scale = nn.Parameter(torch.ones(settings.model_dim))
         self.mlp_scale = nn.Parameter(torch.ones(settings.model_dim))
-        self.resid_mix = nn.Parameter(torch.stack((torch.ones(settings.model_dim), torch.zeros(settings.model_dim))))
+        self.resid_mix = nn.Parameter(
+            torch.stack((torch.ones(settings.model_dim), torch.zeros(settings.model_dim)))
+        )
 
     def forward(
-        self, x: Tensor, x0: Tensor, rotation: tuple[Tensor, Tensor], value_shift: Tensor | None, num_last: int | None = None
+        self,
+        x: Tensor,
+        x0: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        value_shift: Tensor | None,
+        num_last: int | None = None,
     ) -> Tensor:
         x, normed = self.mix_and_norm(x, x0, self.resid_mix, self.norm_scale)
         attended = self.attn(normed, rotation, value_shift, self.attn_scale, num_last)
@@ -205,7 +248,9 @@ class Block(nn.Module):
 
 
 class SmearGate(nn.Module):
-    """x_t ← (1−g)·x_t + g·x_{t−1}, g = sigmoid of a learned weight per dim; nothing comes before the first token."""
+    """x_t ← (1−g)·x_t + g·x_{t−1}, g = sigmoid of a learned weight per dim; nothing comes before the
+    first token.
+    """
 
     def __init__(self, dim: int, stops_at_bos: bool) -> None:
         super().__init__()
@@ -236,7 +281,10 @@ class ValueEmbedding(nn.Module):
 
 
 class GPT(nn.Module):
-    """The whole model. Construct, then `init_weights` or `load_state_dict`. `qat_grid` names the quantizer that late QAT goes by."""
+    """The whole model.
+
+    Construct, then `init_weights` or `load_state_dict`. `qat_grid` names the quantizer that late QAT goes by.
+    """
 
     qat_grid: str | None = None
     fake_quantize: FakeQuantizer
@@ -245,11 +293,17 @@ class GPT(nn.Module):
         super().__init__()
         self.settings = settings
         self.tok_emb = Matrix(settings.vocab_size, settings.model_dim)
-        self.smear = SmearGate(settings.model_dim, settings.smear_stops_at_bos) if settings.smear_gate else None
+        self.smear = (
+            SmearGate(settings.model_dim, settings.smear_stops_at_bos) if settings.smear_gate else None
+        )
         self.value_embedding = ValueEmbedding(settings) if settings.value_embedding_dim else None
         self.blocks = nn.ModuleList(Block(settings, layer) for layer in range(settings.num_layers))
         self.num_encoder_layers = settings.num_layers // 2
-        self.skip_weights = nn.Parameter(torch.ones(self.num_encoder_layers, settings.model_dim)) if settings.unet_skips else None
+        self.skip_weights = (
+            nn.Parameter(torch.ones(self.num_encoder_layers, settings.model_dim))
+            if settings.unet_skips
+            else None
+        )
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -272,7 +326,8 @@ class GPT(nn.Module):
     def hidden(self, ids: Tensor, dtype: torch.dtype = torch.float32, num_last: int | None = None) -> Tensor:
         """Token ids (B, T) int64 -> normalised output of the last layer (B, T, D) in `dtype`.
 
-        With `num_last` only that of the last positions, (B, num_last, D): the last layer attends and feeds forward for no other.
+        With `num_last` only that of the last positions, (B, num_last, D): the last layer attends and feeds
+        forward for no other.
         """
         settings = self.settings
         x = rms_norm(self.tok_emb.look_up(ids, dtype))
@@ -308,7 +363,9 @@ class GPT(nn.Module):
         if self.value_embedding is None:
             return []
         used = {str(layer) for layer in self.settings.value_embedding_layers}
-        return [f"value_embedding.scales.{layer}" for layer in self.value_embedding.scales if layer not in used]
+        return [
+            f"value_embedding.scales.{layer}" for layer in self.value_embedding.scales if layer not in used
+        ]
 
     def prepare_qat(self, settings: QatSettings) -> None:
         """Give every matrix that the rules store as integers its shift, 0 until `update_qat` is called."""
@@ -322,11 +379,20 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def update_qat(self) -> None:
-        """Set every shift to Q(w) − w of the present weights; called once an optimizer step while QAT is on."""
+        """Set every shift to Q(w) − w of the present weights; called once an optimizer step while QAT is
+        on.
+        """
         alike: dict[tuple[torch.Size, int], list[tuple[Tensor, Tensor]]] = {}
         for module in self.modules():
             if isinstance(module, Matrix) and module.qat_shift is not None:
-                alike.setdefault((module.weight.shape, module.qat_bits), []).append((module.weight, module.qat_shift))
-        for (_, bits), pairs in alike.items():  # together, because a GPU takes longer to start small work than to do it
+                alike.setdefault((module.weight.shape, module.qat_bits), []).append(
+                    (module.weight, module.qat_shift)
+                )
+        for (
+            _,
+            bits,
+        ), pairs in alike.items():  # together, because a GPU takes longer to start small work than to do it
             weights = torch.stack([weight for weight, _ in pairs])
-            torch._foreach_copy_([shift for _, shift in pairs], list((self.fake_quantize(weights, bits) - weights).unbind()))
+            torch._foreach_copy_(
+                [shift for _, shift in pairs], list((self.fake_quantize(weights, bits) - weights).unbind())
+            )

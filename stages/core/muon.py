@@ -1,8 +1,10 @@
-"""Muon: momentum whose update is orthogonalised by Newton-Schulz iterations, over stacked matrices of equal shape.
+"""Muon: momentum whose update is orthogonalised by Newton-Schulz iterations, over stacked matrices of
+equal shape.
 
-Source: Keller Jordan, https://kellerjordan.github.io/posts/muon/. Work is shared over processes: each orthogonalises
-its part of a stack, then one all-gather gives everyone all updates. Momentum is kept whole everywhere, so that one
-process can write the checkpoint.
+Source: Keller Jordan, https://kellerjordan.github.io/posts/muon/. Work is shared over processes: each
+    orthogonalises
+its part of a stack, then one all-gather gives everyone all updates. Momentum is kept whole everywhere, so
+that one process can write the checkpoint.
 """
 
 import torch
@@ -13,7 +15,9 @@ NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
-    """Nearest semi-orthogonal matrices, roughly: (N, R, C) -> (N, R, C), singular values near 1 (0.7 to 1.2)."""
+    """Nearest semi-orthogonal matrices, roughly: (N, R, C) -> (N, R, C), singular values near 1 (0.7 to
+    1.2).
+    """
     a, b, c = NEWTON_SCHULZ_COEFFICIENTS
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
@@ -31,9 +35,17 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: list[torch.nn.Parameter], lr: float, momentum: float, weight_decay: float, steps: int, work_dtype: torch.dtype
+        self,
+        params: list[torch.nn.Parameter],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        steps: int,
+        work_dtype: torch.dtype,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps}
+        )
         self.work_dtype = work_dtype
         for group in self.param_groups:
             for param in group["params"]:
@@ -56,7 +68,9 @@ class Muon(torch.optim.Optimizer):
                 updates = self._orthogonalize_shared(nesterov, group["steps"])
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                torch._foreach_add_(params, list(updates.to(params[0].dtype).unbind()), alpha=-group["lr"] * scale)
+                torch._foreach_add_(
+                    params, list(updates.to(params[0].dtype).unbind()), alpha=-group["lr"] * scale
+                )
 
     def _orthogonalize_shared(self, updates: tuple[Tensor, ...], steps: int) -> Tensor:
         """N matrices -> (N, R, C) orthogonalised, each process having done a share of them."""

@@ -1,4 +1,6 @@
-"""Which optimizer updates which parameter: every parameter is in exactly one group, checked when they are made."""
+"""Which optimizer updates which parameter: every parameter is in exactly one group, checked when they are
+made.
+"""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,7 +15,9 @@ from stages.core.muon import Muon
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Names of the parameters that share optimizer ("muon", "adamw" or "none"), learning rate and weight decay."""
+    """Names of the parameters that share optimizer ("muon", "adamw" or "none"), learning rate and weight
+    decay.
+    """
 
     name: str
     optimizer: str
@@ -25,12 +29,15 @@ class ParamGroup:
 def group_parameters(model: GPT, settings: OptimizerSettings) -> list[ParamGroup]:
     """Matrices to Muon, embeddings and everything else to AdamW, frozen and idle parameters to no optimizer.
 
-    Raises ValueError for a pattern in `frozen` that matches nothing, AssertionError if a parameter is in no group or in two.
+    Raises ValueError for a pattern in `frozen` that matches nothing, AssertionError if a parameter is in no
+    group or in two.
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in settings.frozen:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"optimizer.frozen: no parameter matches {pattern!r}; there are {', '.join(names[:8])}, …")
+            raise ValueError(
+                f"optimizer.frozen: no parameter matches {pattern!r}; there are {', '.join(names[:8])}, …"
+            )
     embeddings = {"tok_emb.weight", "value_embedding.table.weight"}
     idle = set(model.idle_parameters())
     frozen = {name for name in names if any(fnmatchcase(name, pattern) for pattern in settings.frozen)} - idle
@@ -69,7 +76,11 @@ def make_optimizers(
                 param.requires_grad_(False)
         elif group.optimizer == "muon":
             momentum = settings.muon_momentum_start
-            optimizers.append(Muon(members, group.lr, momentum, group.weight_decay, settings.newton_schulz_steps, work_dtype))
+            optimizers.append(
+                Muon(
+                    members, group.lr, momentum, group.weight_decay, settings.newton_schulz_steps, work_dtype
+                )
+            )
         else:
             adam_groups.append({"params": members, "lr": group.lr, "weight_decay": group.weight_decay})
     if adam_groups:

@@ -1,10 +1,12 @@
 """What ships: the whole run in one program, and the score of what it made in bits per byte.
 
-    DATA_PATH=data/datasets/fineweb10B_sp1024 TOKENIZER_PATH=data/tokenizers/fineweb_1024_bpe.model SEED=1337 \
-    torchrun --standalone --nproc_per_node=N train_gpt.py            train, merge, quantize, pack model.fwz, score it
-    torchrun --standalone --nproc_per_node=N train_gpt.py --eval     score the model.fwz beside this file, and nothing else
+    export DATA_PATH=data/datasets/fineweb10B_sp1024
+    export TOKENIZER_PATH=data/tokenizers/fineweb_1024_bpe.model SEED=1337
+    torchrun --standalone --nproc_per_node=N train_gpt.py          trains, merges, quantizes, packs, scores
+    torchrun --standalone --nproc_per_node=N train_gpt.py --eval   scores the model.fwz beside this file
 
-Needs torch, numpy, sentencepiece and zstandard only. With --eval it reads the blob, the validation shards and the tokenizer.
+Needs torch, numpy, sentencepiece and zstandard only. With --eval it reads the blob, the validation shards and
+the tokenizer.
 """
 
 import argparse
@@ -36,11 +38,16 @@ BLOB_FILE = "model.fwz"
 
 
 def load_packed_model(blob_path: Path, device: torch.device) -> GPT:
-    """The model of a blob with its dequantized weights. Raises BlobError for anything that is not a sound blob."""
+    """The model of a blob with its dequantized weights.
+
+    Raises BlobError for anything that is not a sound blob.
+    """
     state, metadata = unpack(blob_path.read_bytes())
     try:
         settings = from_dict(ModelSettings, metadata["model"])
-        with torch.device("meta"):  # a stranger's settings must not allocate anything before they fit the tensors
+        with torch.device(
+            "meta"
+        ):  # a stranger's settings must not allocate anything before they fit the tensors
             model = GPT(settings)
     except (KeyError, TypeError, ValueError) as error:
         raise BlobError(f"the blob does not describe a model: {error!r}") from error
@@ -48,12 +55,17 @@ def load_packed_model(blob_path: Path, device: torch.device) -> GPT:
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:
         name = sorted(dict(set(expected.items()) ^ set(found.items())))[0]
-        raise BlobError(f"tensor {name!r}: the settings ask for shape {expected.get(name)}, the blob has {found.get(name)}")
+        raise BlobError(
+            f"tensor {name!r}: the settings ask for shape {expected.get(name)}, the blob has "
+            f"{found.get(name)}"
+        )
     model.load_state_dict(state, assign=True)
     return model.to(device)
 
 
-def evaluate_blob(options: argparse.Namespace, blob_path: Path, say: Callable[[str], None]) -> dict[str, dict[str, float] | None]:
+def evaluate_blob(
+    options: argparse.Namespace, blob_path: Path, say: Callable[[str], None]
+) -> dict[str, dict[str, float] | None]:
     """Scores by kind: non_overlapping, and sliding when the stride is not 0."""
     compute = ComputeSettings(
         device=options.device,
@@ -85,12 +97,20 @@ def evaluate_blob(options: argparse.Namespace, blob_path: Path, say: Callable[[s
     return scores
 
 
-def train_blob(recipe: Recipe, options: argparse.Namespace, blob_path: Path, say: Callable[[str], None]) -> None:
-    """The recipe on this machine's processes, from the shards of `--train` to the blob. What only scoring needs is looked at first."""
+def train_blob(
+    recipe: Recipe, options: argparse.Namespace, blob_path: Path, say: Callable[[str], None]
+) -> None:
+    """The recipe on this machine's processes, from the shards of `--train` to the blob.
+
+    What only scoring needs is looked at first.
+    """
     _shards("--val", options.val)
     num_pieces = len(_token_bytes(options.tokenizer).base_bytes)
     if num_pieces != recipe.train.model.vocab_size:
-        raise SystemExit(f"--tokenizer {options.tokenizer}: has {num_pieces} pieces, the model {recipe.train.model.vocab_size}")
+        raise SystemExit(
+            f"--tokenizer {options.tokenizer}: has {num_pieces} pieces, the model "
+            f"{recipe.train.model.vocab_size}"
+        )
     compute = replace(
         recipe.train.compute,
         device=options.device,
@@ -99,11 +119,18 @@ def train_blob(recipe: Recipe, options: argparse.Namespace, blob_path: Path, say
     )
     say_machine(compute, say)
     if compute != recipe.train.compute:
-        meant, here = (f"{item.num_processes} × {item.device} in {item.precision}" for item in (recipe.train.compute, compute))
+        meant, here = (
+            f"{item.num_processes} × {item.device} in {item.precision}"
+            for item in (recipe.train.compute, compute)
+        )
         say(f"the recipe is for {meant}, here it is {here}: the last digits will be others")
-    train = replace(recipe.train, seed=recipe.train.seed if options.seed is None else options.seed, compute=compute)
+    train = replace(
+        recipe.train, seed=recipe.train.seed if options.seed is None else options.seed, compute=compute
+    )
     quantizer = knowing_its_code(recipe.quantizer, Path(__file__))
-    repeat_run(replace(recipe, train=train, quantizer=quantizer), _shards("--train", options.train), blob_path, say)
+    repeat_run(
+        replace(recipe, train=train, quantizer=quantizer), _shards("--train", options.train), blob_path, say
+    )
 
 
 def say_machine(compute: ComputeSettings, say: Callable[[str], None]) -> None:
@@ -115,11 +142,16 @@ def say_machine(compute: ComputeSettings, say: Callable[[str], None]) -> None:
     if MADE_ON and here != MADE_ON:
         say(f"the run was made on {MADE_ON}: here the last digits will be others")
     if compute.device == "cpu" and compute.precision == "bfloat16" and not cpu_multiplies_bfloat16():
-        say("this CPU has no bfloat16 instructions: it will take many times as long as with --precision float32")
+        say(
+            "this CPU has no bfloat16 instructions: it will take many times as long as with "
+            "--precision float32"
+        )
 
 
 def _precision(options: argparse.Namespace, otherwise: ComputeSettings) -> Literal["bfloat16", "float32"]:
-    """What was asked for, else that of the recipe; `auto` is settled by what this machine has instructions for."""
+    """What was asked for, else that of the recipe; `auto` is settled by what this machine has
+    instructions for.
+    """
     asked = options.precision or otherwise.precision
     if asked == "auto":
         return "bfloat16" if options.device == "cuda" or cpu_multiplies_bfloat16() else "float32"
@@ -127,7 +159,8 @@ def _precision(options: argparse.Namespace, otherwise: ComputeSettings) -> Liter
 
 
 def knowing_its_code(quantizer: QuantizerSettings, script: Path) -> QuantizerSettings:
-    """Where a byte limit is to be met, the settings with the bytes of this very script, unless they have a number.
+    """Where a byte limit is to be met, the settings with the bytes of this very script, unless they have
+    a number.
 
     The settings in the script cannot hold its length, which would depend on its own digits.
     """
@@ -138,23 +171,51 @@ def knowing_its_code(quantizer: QuantizerSettings, script: Path) -> QuantizerSet
 
 
 def submission_parser(recipe: Recipe | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Train, pack and score the model, or only score the packed one.")
+    parser = argparse.ArgumentParser(
+        description="Train, pack and score the model, or only score the packed one."
+    )
     data = glob.escape(os.environ.get("DATA_PATH", "data/datasets/fineweb10B_sp1024"))
     scoring = recipe.scoring if recipe else ScoringSettings()
-    compute = recipe.compute if recipe else ComputeSettings(device="cuda" if torch.cuda.is_available() else "cpu")
+    compute = (
+        recipe.compute if recipe else ComputeSettings(device="cuda" if torch.cuda.is_available() else "cpu")
+    )
     tokenizer = os.environ.get("TOKENIZER_PATH", "data/tokenizers/fineweb_1024_bpe.model")
     seed = os.environ.get("SEED")
     parser.add_argument("--eval", action="store_true", help="only score the blob")
-    parser.add_argument("--train", default=f"{data}/fineweb_train_*.bin", help="glob of the training shards (folder: DATA_PATH)")
-    parser.add_argument("--val", default=f"{data}/fineweb_val_*.bin", help="glob of the validation shards (folder: DATA_PATH)")
+    parser.add_argument(
+        "--train",
+        default=f"{data}/fineweb_train_*.bin",
+        help="glob of the training shards (folder: DATA_PATH)",
+    )
+    parser.add_argument(
+        "--val", default=f"{data}/fineweb_val_*.bin", help="glob of the validation shards (folder: DATA_PATH)"
+    )
     parser.add_argument("--tokenizer", default=tokenizer, help="SentencePiece model (TOKENIZER_PATH)")
-    parser.add_argument("--seed", type=int, default=int(seed) if seed else None, help="another seed than the recipe's (SEED)")
-    parser.add_argument("--sequence-length", type=int, default=scoring.sequence_length, help="tokens in a window")
-    parser.add_argument("--stride", type=int, default=scoring.stride, help="targets that each sliding window adds; 0 leaves them out")
-    parser.add_argument("--batch-tokens", type=int, default=scoring.batch_tokens, help="tokens in one forward pass")
+    parser.add_argument(
+        "--seed", type=int, default=int(seed) if seed else None, help="another seed than the recipe's (SEED)"
+    )
+    parser.add_argument(
+        "--sequence-length", type=int, default=scoring.sequence_length, help="tokens in a window"
+    )
+    parser.add_argument(
+        "--stride",
+        type=int,
+        default=scoring.stride,
+        help="targets that each sliding window adds; 0 leaves them out",
+    )
+    parser.add_argument(
+        "--batch-tokens", type=int, default=scoring.batch_tokens, help="tokens in one forward pass"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default=compute.device)
-    parser.add_argument("--precision", choices=("auto", "bfloat16", "float32"), help="of matrix products; empty: the recipe's")
-    parser.add_argument("--threads", type=int, default=compute.threads_per_process, help="CPU threads of each process that scores")
+    parser.add_argument(
+        "--precision", choices=("auto", "bfloat16", "float32"), help="of matrix products; empty: the recipe's"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=compute.threads_per_process,
+        help="CPU threads of each process that scores",
+    )
     parser.add_argument("--log-file", help="also write the log's lines to this file")
     parser.add_argument("--json", help="also write the scores to this file")
     parser.add_argument("--progress", action="store_true", help="print machine-readable progress lines")
@@ -167,7 +228,9 @@ def main() -> None:
     say = _log(options.log_file)
     if not options.eval:
         if RECIPE is None:
-            raise SystemExit("this script was packaged without the settings of its run: it can only score (--eval)")
+            raise SystemExit(
+                "this script was packaged without the settings of its run: it can only score (--eval)"
+            )
         train_blob(RECIPE, options, blob_path, say)
     evaluate_blob(options, blob_path, say)
     if dist.is_initialized():

@@ -1,4 +1,7 @@
-"""Settings of the run that this program repeats, and its machine. They stand here in a script that ships, and nowhere else."""
+"""Settings of the run that this program repeats, and its machine.
+
+They stand here in a script that ships, and nowhere else.
+"""
 
 from schemas.settings import Recipe
 

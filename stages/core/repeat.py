@@ -1,4 +1,6 @@
-"""From token shards to the blob: train, merge, quantize and pack, as the recipe says; on the CPU the same bytes each time."""
+"""From token shards to the blob: train, merge, quantize and pack, as the recipe says; on the CPU the same
+bytes each time.
+"""
 
 import hashlib
 import time
@@ -25,22 +27,34 @@ QUANTIZING_AT_MOST = timedelta(hours=2)
 
 
 def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callable[[str], None]) -> None:
-    """Train on `shards` and write the blob; the first process does all but the training. `say` gets the log's lines.
+    """Train on `shards` and write the blob; the first process does all but the training.
 
-    Raises ValueError for too little calibration text, before training, and when no snapshot lies in the averaging window;
-    DivergedError when the loss or its gradient is not finite, LimitTooSmallError as the quantizer does.
+    `say` gets the log's lines.
+
+    Raises ValueError for too little calibration text, before training, and when no snapshot lies in the
+    averaging window; DivergedError when the loss or its gradient is not finite, LimitTooSmallError as the
+    quantizer does.
     """
     if needs_text(recipe.quantizer):
         recipe.quantizer.calibration.check_text(len(TokenStream(shards)))
     began = time.perf_counter()
     snapshots: list[tuple[float, dict[str, Tensor]]] = []
-    hooks = Hooks(_narrator(recipe, say), lambda step, lr_scale, qat_on, weights: snapshots.append((lr_scale, weights)))
+    hooks = Hooks(
+        _narrator(recipe, say), lambda step, lr_scale, qat_on, weights: snapshots.append((lr_scale, weights))
+    )
     trainer = Trainer(recipe.train, shards, hooks)
     if trainer.rank == 0:
-        say(f"{sum(param.numel() for param in trainer.model.parameters()):,} parameters on {trainer.world} × {trainer.device.type}")
+        say(
+            f"{sum(param.numel() for param in trainer.model.parameters()):,} parameters on "
+            f"{trainer.world} × {trainer.device.type}"
+        )
         for group in trainer.groups:
-            say(f"group {group.name}: {len(group.names)} tensors, {group.optimizer}, lr {group.lr:g}, weight decay {group.weight_decay:g}")
-    # The first process quantizes while the others wait, maybe for longer than the ten minutes of NCCL's patience.
+            say(
+                f"group {group.name}: {len(group.names)} tensors, {group.optimizer}, lr "
+                f"{group.lr:g}, weight decay {group.weight_decay:g}"
+            )
+    # The first process quantizes while the others wait, maybe for longer than the ten minutes of NCCL's
+    # patience.
     waiting = dist.new_group(backend="gloo", timeout=QUANTIZING_AT_MOST) if dist.is_initialized() else None
     trained = trainer.run()
     if trainer.rank == 0:
@@ -48,22 +62,32 @@ def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callabl
         merged = _merge(recipe, snapshots, trained)
         metadata = {"model": asdict(recipe.train.model), "method": recipe.quantizer.method}
         if needs_text(recipe.quantizer):
-            quantized = quantize_with_text(merged, recipe.train.model, TokenStream(shards), recipe.quantizer, metadata, say).model
+            quantized = quantize_with_text(
+                merged, recipe.train.model, TokenStream(shards), recipe.quantizer, metadata, say
+            ).model
         else:
             quantized = quantize_state(merged, recipe.quantizer)
         blob = pack(quantized, metadata, recipe.quantizer.zstd_level)
         write_whole(blob_path, blob)
-        say(f"blob {len(blob)} bytes sha256 {hashlib.sha256(blob).hexdigest()} after {time.perf_counter() - began:.1f} s in all")
+        say(
+            f"blob {len(blob)} bytes sha256 {hashlib.sha256(blob).hexdigest()} after "
+            f"{time.perf_counter() - began:.1f} s in all"
+        )
     if waiting is not None:
         dist.barrier(group=waiting)
 
 
-def _merge(recipe: Recipe, snapshots: list[tuple[float, dict[str, Tensor]]], trained: TrainedModel) -> dict[str, Tensor]:
+def _merge(
+    recipe: Recipe, snapshots: list[tuple[float, dict[str, Tensor]]], trained: TrainedModel
+) -> dict[str, Tensor]:
     states = [{name: param.detach().to("cpu", copy=True) for name, param in trained.model.named_parameters()}]
     if recipe.averaging.method != "last":
         chosen = choose_snapshots([lr_scale for lr_scale, _ in snapshots], recipe.averaging)
         if not chosen:
-            raise ValueError(f"no snapshot was taken below the learning-rate scale {recipe.averaging.start_lr_scale}: nothing to average")
+            raise ValueError(
+                "no snapshot was taken below the learning-rate scale "
+                f"{recipe.averaging.start_lr_scale}: nothing to average"
+            )
         states = [snapshots[index][1] for index in chosen]
     return average_states(states, averaging_weights(len(states), recipe.averaging))
 

@@ -1,4 +1,6 @@
-"""Learning rate, momentum, snapshot and QAT windows as functions of progress; pure, so that plots and tests can ask it."""
+"""Learning rate, momentum, snapshot and QAT windows as functions of progress; pure, so that plots and
+tests can ask it.
+"""
 
 from dataclasses import dataclass
 
@@ -8,7 +10,9 @@ from schemas.settings import OptimizerSettings, ScheduleSettings, SnapshotSettin
 
 @dataclass(frozen=True)
 class Clock:
-    """Where training stands before a step: steps done and seconds of training, evaluation and warm-up excluded."""
+    """Where training stands before a step: steps done and seconds of training, evaluation and warm-up
+    excluded.
+    """
 
     steps: int
     seconds: float
@@ -53,7 +57,9 @@ def qat_on_at(lr_scale: float, settings: QatSettings) -> bool:
     return lr_scale < settings.start_lr_scale
 
 
-def snapshot_due(before: Clock, after: Clock, lr_scale: float, schedule: ScheduleSettings, settings: SnapshotSettings) -> bool:
+def snapshot_due(
+    before: Clock, after: Clock, lr_scale: float, schedule: ScheduleSettings, settings: SnapshotSettings
+) -> bool:
     """Whether the step from `before` to `after`, taken at `lr_scale`, ends with a snapshot."""
     if lr_scale >= settings.start_lr_scale:
         return False

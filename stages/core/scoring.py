@@ -1,4 +1,5 @@
-"""Bits per byte of a model on a token stream, by non-overlapping or sliding windows; every target is scored exactly once.
+"""Bits per byte of a model on a token stream, by non-overlapping or sliding windows; every target is
+scored exactly once.
 
 N = tokens − 1 targets; target t is token t+1, predicted from at most `sequence_length` tokens up to t.
 """
@@ -49,10 +50,11 @@ class ScoreSums:
 
 
 def plan_windows(num_targets: int, length: int, stride: int) -> list[Window]:
-    """Windows `stride` apart that together score each target once; stride == length gives non-overlapping windows.
+    """Windows `stride` apart that together score each target once; stride == length gives non-overlapping
+    windows.
 
-    The first window scores all its targets, each later one only its last `stride`; the last one may be shorter. Windows
-    end where start + length − stride would be past the last target.
+    The first window scores all its targets, each later one only its last `stride`; the last one may be
+    shorter. Windows end where start + length − stride would be past the last target.
     """
     windows = [Window(0, 0, min(length, num_targets))]
     start = stride
@@ -72,7 +74,10 @@ def score(
     dtype: torch.dtype,
     progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> ScoreSums:
-    """Score `tokens` with windows `stride` apart, shared evenly by all processes. Raises ValueError for fewer than two tokens."""
+    """Score `tokens` with windows `stride` apart, shared evenly by all processes.
+
+    Raises ValueError for fewer than two tokens.
+    """
     num_targets = len(tokens) - 1
     if num_targets < 1:
         raise ValueError(f"the validation split has {len(tokens)} tokens; scoring needs at least 2")
@@ -91,7 +96,9 @@ def score(
         previous, targets = rows[:, -num_scored - 1 : -1], rows[:, -num_scored:]
         is_bos = torch.from_numpy(targets == BOS_ID)
         num_bytes = int(count_bytes(table, previous, targets).sum())
-        sums += torch.tensor([nll.sum(), nll.numel(), num_bytes, is_bos.sum(), nll[is_bos].sum()], dtype=torch.float64)
+        sums += torch.tensor(
+            [nll.sum(), nll.numel(), num_bytes, is_bos.sum(), nll[is_bos].sum()], dtype=torch.float64
+        )
         done += len(batch)
         progress(done, len(mine), "windows")
     if world > 1:
@@ -102,11 +109,14 @@ def score(
 
 def _nll(model: GPT, ids: Tensor, num_scored: int, dtype: torch.dtype) -> Tensor:
     """Nats of the last `num_scored` targets of each row of ids (B, T+1) -> (B, num_scored)."""
-    # A GPU's causal attention takes as many queries as keys; another call there, with a mask, has not been measured.
+    # A GPU's causal attention takes as many queries as keys; another call there, with a mask, has not been
+    # measured.
     num_last = num_scored if ids.device.type == "cpu" else None
     hidden = model.hidden(ids[:, :-1], dtype, num_last)[:, -num_scored:]
     logits = model.logits(hidden)
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, -num_scored:].flatten(), reduction="none").view(len(ids), num_scored)
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, -num_scored:].flatten(), reduction="none").view(
+        len(ids), num_scored
+    )
 
 
 def _batches(windows: list[Window], size: int) -> list[list[Window]]:
@@ -131,6 +141,7 @@ def score_as_dict(sums: ScoreSums, seconds: float) -> dict[str, float]:
 def score_line(kind: str, scored: dict[str, float]) -> str:
     """The line of a log about one score; `scored` as `score_as_dict` gives it."""
     return (
-        f"val_bpb_{kind} {scored['bpb']:.8f} val_loss {scored['loss']:.8f} targets {scored['num_targets']} bytes {scored['num_bytes']} "
+        f"val_bpb_{kind} {scored['bpb']:.8f} val_loss {scored['loss']:.8f} targets "
+        f"{scored['num_targets']} bytes {scored['num_bytes']} "
         f"in {scored['seconds']:.1f} s"
     )

@@ -1,6 +1,8 @@
-"""Token shards in the official format: 256 little-endian int32 (20240520, 1, token count, zeros), then that many uint16 tokens.
+"""Token shards in the official format: 256 little-endian int32 (20240520, 1, token count, zeros), then
+that many uint16 tokens.
 
-The file is exactly 1024 + 2·count bytes long. A document may be cut by the end of a shard and go on in the next one.
+The file is exactly 1024 + 2·count bytes long. A document may be cut by the end of a shard and go on in the
+next one.
 """
 
 import os
@@ -31,14 +33,16 @@ def shard_name(split: str, index: int) -> str:
 def open_shard(path: Path) -> np.ndarray:
     """The tokens of a shard, memory-mapped read-only: (n,) uint16 little-endian, n ≥ 1.
 
-    Header and file size are checked before anything is mapped, so a false count allocates nothing. Raises ShardError for
-    a wrong magic number, version, count or size, OSError when the file cannot be read.
+    Header and file size are checked before anything is mapped, so a false count allocates nothing. Raises
+    ShardError for a wrong magic number, version, count or size, OSError when the file cannot be read.
     """
     with open(path, "rb") as file:
         file_bytes = os.fstat(file.fileno()).st_size
         header_bytes = file.read(SHARD_HEADER_BYTES)
     if len(header_bytes) < SHARD_HEADER_BYTES:
-        raise ShardError(f"{path}: has {file_bytes:,} bytes, fewer than the {SHARD_HEADER_BYTES:,} of a shard's header")
+        raise ShardError(
+            f"{path}: has {file_bytes:,} bytes, fewer than the {SHARD_HEADER_BYTES:,} of a shard's header"
+        )
     magic, version, num_tokens = (int(value) for value in np.frombuffer(header_bytes, "<i4", count=3))
     if magic != SHARD_MAGIC:
         raise ShardError(f"{path}: begins with {magic}, a token shard begins with {SHARD_MAGIC}")
@@ -48,19 +52,23 @@ def open_shard(path: Path) -> np.ndarray:
         raise ShardError(f"{path}: its header says {num_tokens:,} tokens, a shard holds at least one")
     expected_bytes = SHARD_HEADER_BYTES + 2 * num_tokens
     if file_bytes != expected_bytes:
-        raise ShardError(f"{path}: its header says {num_tokens:,} tokens, so {expected_bytes:,} bytes; the file has {file_bytes:,}")
+        raise ShardError(
+            f"{path}: its header says {num_tokens:,} tokens, so {expected_bytes:,} bytes; the file "
+            f"has {file_bytes:,}"
+        )
     return np.memmap(path, dtype="<u2", mode="r", offset=SHARD_HEADER_BYTES, shape=(num_tokens,))
 
 
 class ShardWriter:
-    """Writes a stream of tokens as shards of exactly `shard_tokens`, the last one shorter; memory stays that of one call.
+    """Writes a stream of tokens as shards of exactly `shard_tokens`, the last one shorter; memory stays
+    that of one call.
 
         with ShardWriter(folder, "train", 100_000_000) as writer:
             writer.write(tokens)
         writer.paths, writer.num_tokens
 
-    The header gets its count when the shard is closed: one that was not closed is refused by `open_shard`. Raises
-    ValueError for `shard_tokens` outside 1 … 100,000,000.
+    The header gets its count when the shard is closed: one that was not closed is refused by `open_shard`.
+    Raises ValueError for `shard_tokens` outside 1 … 100,000,000.
     """
 
     def __init__(self, folder: Path, split: str, shard_tokens: int = MAX_SHARD_TOKENS) -> None:
@@ -75,7 +83,9 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         elif self._file is not None:
@@ -85,7 +95,9 @@ class ShardWriter:
         """Append `tokens`, (n,) of any integer type with values 0 … 65,535; else raises ValueError."""
         if tokens.dtype != np.uint16:
             if tokens.size and (tokens.min() < 0 or tokens.max() > np.iinfo(np.uint16).max):
-                raise ValueError(f"token ids from {tokens.min()} to {tokens.max()}: a shard holds 0 to 65,535")
+                raise ValueError(
+                    f"token ids from {tokens.min()} to {tokens.max()}: a shard holds 0 to 65,535"
+                )
             tokens = tokens.astype(np.uint16)
         while tokens.size:
             file = self._file or self._open_next()

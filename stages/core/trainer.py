@@ -1,7 +1,10 @@
-"""The training loop: batches in; weights, snapshots and figures out. Writes no file: what to keep is its caller's business.
+"""The training loop: batches in; weights, snapshots and figures out.
 
-Every process runs this; all compute the same global step. The clock excludes only warm-up: what snapshots and checkpoints
-cost the loop counts. A run resumes bit for bit from the state that it handed to `Hooks.checkpoint`.
+Writes no file: what to keep is its caller's business.
+
+Every process runs this; all compute the same global step. The clock excludes only warm-up: what snapshots and
+checkpoints cost the loop counts. A run resumes bit for bit from the state that it handed to
+`Hooks.checkpoint`.
 """
 
 import math
@@ -47,8 +50,10 @@ def step_line(metrics: StepMetrics, schedule: ScheduleSettings) -> str:
     """The line of a training log about one step."""
     share = progress_at(Clock(metrics.step, metrics.seconds), schedule)
     return (
-        f"step {metrics.step}/{schedule.max_steps} ({share:.0%}) loss {metrics.loss:.4f} lr scale {metrics.lr_scale:.3f} "
-        f"grad norm {metrics.grad_norm:.2f} {metrics.seconds:.1f} s {metrics.tokens / max(metrics.seconds, 1e-9):.0f} tokens/s"
+        f"step {metrics.step}/{schedule.max_steps} ({share:.0%}) loss {metrics.loss:.4f} lr scale "
+        f"{metrics.lr_scale:.3f} "
+        f"grad norm {metrics.grad_norm:.2f} {metrics.seconds:.1f} s "
+        f"{metrics.tokens / max(metrics.seconds, 1e-9):.0f} tokens/s"
     )
 
 
@@ -66,10 +71,13 @@ class TrainState:
 
 @dataclass
 class Hooks:
-    """What the caller does at each event; called on the first process only. Tensors handed over are copies."""
+    """What the caller does at each event; called on the first process only.
+
+    Tensors handed over are copies.
+    """
 
     step: Callable[[StepMetrics], None] = lambda metrics: None
-    snapshot: Callable[[int, float, bool, dict[str, Tensor]], None] = lambda step, lr_scale, qat_on, weights: None
+    snapshot: Callable[[int, float, bool, dict[str, Tensor]], None] = lambda *what: None
     checkpoint_due: Callable[[], bool] = lambda: False
     checkpoint: Callable[[TrainState], None] = lambda state: None
 
@@ -95,12 +103,16 @@ class TrainedModel:
 class Trainer:
     """One run of `TrainSettings` over the training shards."""
 
-    def __init__(self, settings: TrainSettings, shards: list[Path], hooks: Hooks, resume: TrainState | None = None) -> None:
+    def __init__(
+        self, settings: TrainSettings, shards: list[Path], hooks: Hooks, resume: TrainState | None = None
+    ) -> None:
         self.settings, self.hooks = settings, hooks
         self.rank, self.world, self.device = join_processes(settings.compute)
         self.dtype = compute_dtype(settings.compute)
         stream = TokenStream(shards)
-        self.loader = BatchLoader(stream, settings.data, settings.seed, self.rank, self.world, pin=self.device.type == "cuda")
+        self.loader = BatchLoader(
+            stream, settings.data, settings.seed, self.rank, self.world, pin=self.device.type == "cuda"
+        )
         self.model = GPT(settings.model)
         self.model.init_weights(settings.seed)
         self.initial = {name: param.detach().clone() for name, param in self.model.named_parameters()}
@@ -110,7 +122,9 @@ class Trainer:
         if settings.qat.start_lr_scale > 0:
             self.model.prepare_qat(settings.qat)
         if settings.compute.fused_kernels:
-            from stages.core.fused_kernels import use_fused_kernels  # needs Triton, which only CUDA builds of PyTorch bring
+            from stages.core.fused_kernels import (
+                use_fused_kernels,
+            )  # needs Triton, which only CUDA builds of PyTorch bring
 
             use_fused_kernels(self.model, self.device)
         self.clock, self.qat_steps = Clock(0, 0.0), 0
@@ -119,12 +133,15 @@ class Trainer:
             self._load(resume)
         self.network: nn.Module = self.model
         if settings.compute.compile:
-            # DistributedDataParallel would cut the graph to exchange gradients earlier; it cannot cut around gradients of our own.
+            # DistributedDataParallel would cut the graph to exchange gradients earlier; it cannot cut around
+            # gradients of our own.
             torch._dynamo.config.optimize_ddp = False
             self.network = torch.compile(self.model, dynamic=False)  # type: ignore[assignment]
         if self.world > 1:
             device_ids = [self.device.index] if self.device.type == "cuda" else None
-            self.network = nn.parallel.DistributedDataParallel(self.network, device_ids=device_ids, gradient_as_bucket_view=True)
+            self.network = nn.parallel.DistributedDataParallel(
+                self.network, device_ids=device_ids, gradient_as_bucket_view=True
+            )
         self.trainable = [param for param in self.model.parameters() if param.requires_grad]
         self.hook_seconds = {"snapshot": 0.0, "checkpoint": 0.0}
 
@@ -149,9 +166,12 @@ class Trainer:
             self.clock = Clock(before.steps + 1, seconds)
             due = snapshot_due(before, self.clock, lr_scale, schedule, settings.snapshots)
             tokens = self.clock.steps * settings.data.batch_tokens
-            row = StepMetrics(self.clock.steps, math.nan, lr_scale, momentum, tokens, seconds, math.nan, qat_on, due)
+            row = StepMetrics(
+                self.clock.steps, math.nan, lr_scale, momentum, tokens, seconds, math.nan, qat_on, due
+            )
             pending.append((row, figures))
-            # On a GPU figures are read a few steps late, so that the host never waits for the step it has just launched.
+            # On a GPU figures are read a few steps late, so that the host never waits for the step it has
+            # just launched.
             self._settle(pending, keep=0 if due or self.device.type == "cpu" else 4)
             if due:
                 self._timed("snapshot", self._take_snapshot, lr_scale, qat_on)
@@ -177,7 +197,10 @@ class Trainer:
         )
 
     def weights(self) -> dict[str, Tensor]:
-        """Copies of all parameters on the CPU (float32). Cloned: on the CPU a plain `.cpu()` would alias the live weights."""
+        """Copies of all parameters on the CPU (float32).
+
+        Cloned: on the CPU a plain `.cpu()` would alias the live weights.
+        """
         return {name: param.detach().to("cpu", copy=True) for name, param in self.model.named_parameters()}
 
     def state(self) -> TrainState:
@@ -186,16 +209,31 @@ class Trainer:
         for optimizer in self.optimizers:
             for param, values in optimizer.state.items():
                 for key, value in values.items():
-                    tensors[f"optimizer/{names[param]}/{key}"] = torch.as_tensor(value).detach().to("cpu", copy=True)
+                    tensors[f"optimizer/{names[param]}/{key}"] = (
+                        torch.as_tensor(value).detach().to("cpu", copy=True)
+                    )
         tensors["rng"] = torch.get_rng_state()
-        return TrainState(tensors, self.clock.steps, self.clock.seconds, self.qat_steps, self.last_lr_scale, self.last_qat_on)
+        return TrainState(
+            tensors,
+            self.clock.steps,
+            self.clock.seconds,
+            self.qat_steps,
+            self.last_lr_scale,
+            self.last_qat_on,
+        )
 
     def _load(self, state: TrainState) -> None:
         params = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, param in params.items():
                 param.copy_(state.tensors[f"model/{name}"])
-        owners = {name: opt for opt in self.optimizers for group in opt.param_groups for name in params if _holds(group, params[name])}
+        owners = {
+            name: opt
+            for opt in self.optimizers
+            for group in opt.param_groups
+            for name in params
+            if _holds(group, params[name])
+        }
         for full_name, value in state.tensors.items():
             if full_name.startswith("optimizer/"):
                 _, name, key = full_name.split("/")
@@ -205,7 +243,9 @@ class Trainer:
         self.last_lr_scale, self.last_qat_on = state.last_lr_scale, state.last_qat_on
 
     def _step(self, step: int, lr_scale: float, momentum: float) -> tuple[Tensor, Tensor]:
-        """One optimizer step; returns the mean loss of the global batch and the gradient norm, still on the device."""
+        """One optimizer step; returns the mean loss of the global batch and the gradient norm, still on
+        the device.
+        """
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * lr_scale
@@ -235,7 +275,10 @@ class Trainer:
         return total / self.world
 
     def _warm_up(self) -> float:
-        """Forward and backward passes that only compile. Weights, optimizers, data order and clock stay as they are."""
+        """Forward and backward passes that only compile.
+
+        Weights, optimizers, data order and clock stay as they are.
+        """
         began = time.perf_counter()
         for _ in range(self.settings.schedule.compile_warmup_steps):
             self._backward(self.loader.batch(self.clock.steps))
@@ -244,8 +287,11 @@ class Trainer:
         return time.perf_counter() - began
 
     def _read_later(self, loss: Tensor, grad_norm: Tensor) -> Callable[[], list[float]]:
-        """What reads both figures. On a GPU they travel behind the step: `float` of a tensor there waits for all work launched so far,
-        and the GPU would then stand still until the host has launched more."""
+        """What reads both figures.
+
+        On a GPU they travel behind the step: `float` of a tensor there waits for all work launched so far,
+        and the GPU would then stand still until the host has launched more.
+        """
         if self.device.type == "cpu":
             return lambda: [float(loss), float(grad_norm)]
         figures, arrived = torch.empty(2, pin_memory=True), torch.cuda.Event()

@@ -8,9 +8,12 @@ TEMPORARY_FILES = ".*.tmp"  # a glob pattern: what a killed writer leaves beside
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replace the file at `path`. Its bytes reach the disk before its name does, and both before this returns.
+    """Replace the file at `path`.
 
-    Several processes may write one file at once: the last one counts. Raises OSError; the old file then stays.
+    Its bytes reach the disk before its name does, and both before this returns.
+
+    Several processes may write one file at once: the last one counts. Raises OSError; the old file then
+    stays.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:

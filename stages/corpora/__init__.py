@@ -1,9 +1,20 @@
-"""Where text comes from: one module a source. `locate` pins a corpus down by content, `documents` streams its text."""
+"""Where text comes from: one module a source.
+
+`locate` pins a corpus down by content, `documents` streams its text.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from schemas.tokenize_corpus import Corpus, CorpusManifest, FilesCorpus, HuggingFaceCorpus, ShardsCorpus, SotuCorpus, TokenizeSpec
+from schemas.tokenize_corpus import (
+    Corpus,
+    CorpusManifest,
+    FilesCorpus,
+    HuggingFaceCorpus,
+    ShardsCorpus,
+    SotuCorpus,
+    TokenizeSpec,
+)
 from stages.corpora import files, huggingface, shards, sotu
 from stages.corpora.sources import OnRead, ignore_read, source_file
 from stages.store.hashing import FileHashes
@@ -12,16 +23,22 @@ _READ_ANEW = FileHashes(None)
 
 
 def locate(spec: TokenizeSpec, hashes: FileHashes = _READ_ANEW, memory: Path | None = None) -> CorpusManifest:
-    """Every file that tokenization reads, with its sha256, in the order it is read; the ready-made tokenizer included.
+    """Every file that tokenization reads, with its sha256, in the order it is read; the ready-made
+    tokenizer included.
 
-    `hashes` remembers digests between runs, so that a large corpus is not hashed again; `memory` is a folder for what a
-    hub of datasets said. Raises SpecError when a file is missing, unreadable or of unknown kind, or when a dataset cannot
-    be found, ConnectionError when its hub cannot be reached and has never been asked.
+    `hashes` remembers digests between runs, so that a large corpus is not hashed again; `memory` is a folder
+    for what a hub of datasets said. Raises SpecError when a file is missing, unreadable or of unknown kind,
+    or when a dataset cannot be found, ConnectionError when its hub cannot be reached and has never been
+    asked.
     """
     corpus = spec.corpus
     if isinstance(corpus, ShardsCorpus):
         return shards.locate(corpus, spec.tokenizer.model_path, hashes)
-    model = None if spec.tokenizer.model_path is None else source_file(spec.tokenizer.model_path, hashes, "tokenizer.model_path")
+    model = (
+        None
+        if spec.tokenizer.model_path is None
+        else source_file(spec.tokenizer.model_path, hashes, "tokenizer.model_path")
+    )
     if isinstance(corpus, SotuCorpus):
         return sotu.locate(corpus, hashes).derive(tokenizer_model=model)
     if isinstance(corpus, FilesCorpus):
@@ -29,16 +46,22 @@ def locate(spec: TokenizeSpec, hashes: FileHashes = _READ_ANEW, memory: Path | N
     return huggingface.locate(corpus, hashes, memory).derive(tokenizer_model=model)
 
 
-def documents(corpus: Corpus, manifest: CorpusManifest, hashes: FileHashes = _READ_ANEW, on_read: OnRead = ignore_read) -> Iterator[str]:
+def documents(
+    corpus: Corpus, manifest: CorpusManifest, hashes: FileHashes = _READ_ANEW, on_read: OnRead = ignore_read
+) -> Iterator[str]:
     """The documents' texts in order, streamed: memory stays that of the largest document or Parquet batch.
 
-    Each file is checked against the manifest before it is read. `on_read` is told of every further piece of a file that
-    was read, in bytes of the file. Raises SpecError for text that cannot be used, with file and place, StageError for a
-    file that changed since the manifest was made.
+    Each file is checked against the manifest before it is read. `on_read` is told of every further piece of a
+    file that was read, in bytes of the file. Raises SpecError for text that cannot be used, with file and
+    place, StageError for a file that changed since the manifest was made.
     """
     if isinstance(corpus, ShardsCorpus):
         raise TypeError("ready-made shards have no text to read")
     column = "" if isinstance(corpus, SotuCorpus) else corpus.text_column
     for file, file_format in zip(manifest.files, manifest.formats, strict=True):
-        local = huggingface.fetch(corpus, manifest, file, hashes) if isinstance(corpus, HuggingFaceCorpus) else file
+        local = (
+            huggingface.fetch(corpus, manifest, file, hashes)
+            if isinstance(corpus, HuggingFaceCorpus)
+            else file
+        )
         yield from files.documents(local, file_format, column, hashes, on_read)

@@ -1,4 +1,5 @@
-"""What a file holds, by its first bytes and not by its name: text, compressed text, Parquet, or what cannot be read.
+"""What a file holds, by its first bytes and not by its name: text, compressed text, Parquet, or what
+cannot be read.
 
 gzip, zstd, bzip2 and xz are decompressed while they are read; a stream that is cut off or damaged is refused.
 """
@@ -130,8 +131,12 @@ class Content:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Content]:
-    """The file's content. Raises SpecError, naming the file, for what is neither text nor Parquet and for text not in UTF-8
-    as far as its first bytes tell; reading raises it for a damaged compressed stream. OSError when it cannot be read."""
+    """The file's content.
+
+    Raises SpecError, naming the file, for what is neither text nor Parquet and for text not in UTF-8 as far
+    as its first bytes tell; reading raises it for a damaged compressed stream. OSError when it cannot be
+    read.
+    """
     refuse_special(path, str(path))
     with io.BufferedReader(io.FileIO(path), _BUFFER_BYTES) as file:
         head = file.peek(_HEAD_BYTES)[:_HEAD_BYTES]
@@ -150,7 +155,9 @@ def opened(path: Path) -> Iterator[Content]:
             if inner is not None:
                 raise SpecError(f"{path}: holds {inner} inside {compression}. Decompress it once")
             if head.startswith(_PARQUET):
-                raise SpecError(f"{path}: is a Parquet file compressed with {compression} as a whole. Decompress it")
+                raise SpecError(
+                    f"{path}: is a Parquet file compressed with {compression} as a whole. Decompress it"
+                )
             _refuse_by_head(path, head)
             yield Content(path, compression, False, head, stream, lambda: raw.num_read)
 
@@ -161,7 +168,10 @@ def refuse_special(path: Path, said: str) -> None:
     if stat.S_ISREG(mode):
         return
     what = _SPECIAL.get(stat.S_IFMT(mode), "something else")
-    raise SpecError(f"{said}: is not a file but {what}. Give the path of a file; what a pipe gives must be written to one first")
+    raise SpecError(
+        f"{said}: is not a file but {what}. Give the path of a file; what a pipe gives must be "
+        "written to one first"
+    )
 
 
 def read_whole(content: Content) -> bytes:
@@ -169,7 +179,8 @@ def read_whole(content: Content) -> bytes:
     data = content.stream.read(MAX_DOCUMENT_BYTES + 1)
     if len(data) > MAX_DOCUMENT_BYTES:
         raise SpecError(
-            f"{content.path}: has more than {MAX_DOCUMENT_BYTES:,} bytes of text, and a text file is one document. "
+            f"{content.path}: has more than {MAX_DOCUMENT_BYTES:,} bytes of text, and a text file "
+            "is one document. "
             "Split it into files, or write its documents as JSON lines"
         )
     return data
@@ -181,11 +192,16 @@ def decode(data: bytes, path: Path, offset: int = 0) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         around = data[max(error.start - 1000, 0) : error.start + 1000]
-        raise SpecError(f"{path}: byte {offset + error.start:,} is not valid UTF-8 ({error.reason}). {_how_to_convert(around)}") from error
+        raise SpecError(
+            f"{path}: byte {offset + error.start:,} is not valid UTF-8 ({error.reason}). "
+            f"{_how_to_convert(around)}"
+        ) from error
 
 
 def other_encoding(head: bytes) -> str | None:
-    """UTF-16 or UTF-32, when a byte order mark or the places of NUL bytes in the first bytes of a text say so."""
+    """UTF-16 or UTF-32, when a byte order mark or the places of NUL bytes in the first bytes of a text
+    say so.
+    """
     marks = {
         b"\xff\xfe\0\0": "UTF-32",
         b"\0\0\xfe\xff": "UTF-32",
@@ -203,11 +219,13 @@ def other_encoding(head: bytes) -> str | None:
     if min(share[0], share[1]) > 0.9 and share[3] < 0.1:
         return "UTF-32BE"
     even, odd = (share[0] + share[2]) / 2, (share[1] + share[3]) / 2
-    # One NUL inside UTF-8 says nothing unless, among ASCII alone, it makes a space or a line end of two bytes; in bytes
-    # that are no UTF-8, a few at every other place are enough.
+    # One NUL inside UTF-8 says nothing unless, among ASCII alone, it makes a space or a line end of two
+    # bytes; in bytes that are no UTF-8, a few at every other place are enough.
     if (is_utf8 := _is_utf8(head)) and head.count(0) == 1:
         first = head.find(0) // 2 * 2 if head.isascii() else len(head)
-        return {b"\n\0": "UTF-16LE", b" \0": "UTF-16LE", b"\0\n": "UTF-16BE", b"\0 ": "UTF-16BE"}.get(head[first : first + 2])
+        return {b"\n\0": "UTF-16LE", b" \0": "UTF-16LE", b"\0\n": "UTF-16BE", b"\0 ": "UTF-16BE"}.get(
+            head[first : first + 2]
+        )
     least = 0.05 if is_utf8 else 0.001
     if odd > least and even < odd / 10:
         return "UTF-16LE"
@@ -220,7 +238,9 @@ def _refuse_by_head(path: Path, head: bytes) -> None:
             raise SpecError(f"{path}: byte 0: is {what}. {remedy}")
     if (encoding := other_encoding(head)) is not None:
         place = 0 if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:1] == b"\0" else head.find(b"\0")
-        raise SpecError(f"{path}: byte {place}: the text is {encoding}, not UTF-8. {_how_to_convert(head, encoding)}")
+        raise SpecError(
+            f"{path}: byte {place}: the text is {encoding}, not UTF-8. {_how_to_convert(head, encoding)}"
+        )
 
 
 def _how_to_convert(data: bytes, encoding: str | None = None) -> str:
@@ -231,7 +251,10 @@ def _how_to_convert(data: bytes, encoding: str | None = None) -> str:
         encoding = "WINDOWS-1252"
     if encoding is not None:
         return f"Convert to UTF-8, for example with: iconv -f {encoding} -t UTF-8"
-    return "Convert to UTF-8: iconv -f ENCODING -t UTF-8, from the encoding it was written in (file --mime-encoding may tell it)"
+    return (
+        "Convert to UTF-8: iconv -f ENCODING -t UTF-8, from the encoding it was written in (file "
+        "--mime-encoding may tell it)"
+    )
 
 
 def _is_utf8(head: bytes) -> bool:
@@ -245,7 +268,8 @@ def _is_utf8(head: bytes) -> bool:
 def _refuse_false_ending(path: Path) -> None:
     if path.suffix.lower() in COMPRESSED_ENDINGS:
         raise SpecError(
-            f"{path}: byte 0: its name says that it is compressed, its content is not; or it was cut off. Rename it, or fetch it again"
+            f"{path}: byte 0: its name says that it is compressed, its content is not; or it was "
+            "cut off. Rename it, or fetch it again"
         )
 
 
@@ -259,8 +283,8 @@ def _ends_as_parquet(path: Path) -> bool:
 class _Decompressed(io.RawIOBase):
     """The content of a compressed file: all members and frames of it, one after the other. Memory is bounded.
 
-    Every stream must come to its end, and nothing but NUL bytes may follow: Python's own readers stop in silence at some
-    of that.
+    Every stream must come to its end, and nothing but NUL bytes may follow: Python's own readers stop in
+    silence at some of that.
     """
 
     def __init__(self, file: "io.BufferedReader[Any]", compression: str, path: Path) -> None:
@@ -295,7 +319,8 @@ class _Decompressed(io.RawIOBase):
             self._decompressor = _DECOMPRESSORS[self._compression]()
         elif at_end:
             raise SpecError(
-                f"{self._path}: byte {self.num_read:,}: the file ends in the middle of its {self._compression} stream: "
+                f"{self._path}: byte {self.num_read:,}: the file ends in the middle of its "
+                f"{self._compression} stream: "
                 "it was cut off. Fetch or write it again"
             )
         piece, self._input = self._input, b""
@@ -303,7 +328,8 @@ class _Decompressed(io.RawIOBase):
             self._output = memoryview(self._decompressor.decompress(piece))
         except (zlib.error, zstandard.ZstdError, OSError, lzma.LZMAError) as error:
             raise SpecError(
-                f"{self._path}: byte {self.num_read:,}: its {self._compression} stream is damaged near there ({error}). "
+                f"{self._path}: byte {self.num_read:,}: its {self._compression} stream is damaged "
+                f"near there ({error}). "
                 "Fetch or write it again"
             ) from error
         if self._decompressor.eof:

@@ -1,7 +1,8 @@
 """Text, JSON and Parquet files, streamed. A text file is one document; an object or a row is one otherwise.
 
-All text is UTF-8. NUL and other control characters inside a text are text like any other: SentencePiece's normalisation
-drops most of them and the rest fall back to byte pieces. Missing texts (null) are empty documents, blank lines are none.
+All text is UTF-8. NUL and other control characters inside a text are text like any other: SentencePiece's
+normalisation drops most of them and the rest fall back to byte pieces. Missing texts (null) are empty
+documents, blank lines are none.
 """
 
 import logging
@@ -31,7 +32,8 @@ ENDINGS: dict[str, TextFormat] = {
 def locate(corpus: FilesCorpus, hashes: FileHashes) -> CorpusManifest:
     """The files that match, each once, sorted by path.
 
-    Raises SpecError when a pattern matches none, or a file is of unknown kind by its name and its first bytes.
+    Raises SpecError when a pattern matches none, or a file is of unknown kind by its name and its first
+    bytes.
     """
     if not corpus.paths:
         raise SpecError('corpus.paths = (): give at least one file or glob, for example "data/**/*.jsonl"')
@@ -49,18 +51,28 @@ def locate(corpus: FilesCorpus, hashes: FileHashes) -> CorpusManifest:
     )
 
 
-def documents(file: SourceFile, file_format: TextFormat, column: str, hashes: FileHashes, on_read: OnRead) -> Iterator[str]:
-    """The texts of one file, streamed. Raises SpecError for content that cannot be used, StageError for a changed file."""
+def documents(
+    file: SourceFile, file_format: TextFormat, column: str, hashes: FileHashes, on_read: OnRead
+) -> Iterator[str]:
+    """The texts of one file, streamed.
+
+    Raises SpecError for content that cannot be used, StageError for a changed file.
+    """
     with unchanged(file, hashes) as path:
         if file_format == "parquet":
             with opened(path) as content:
                 if content.compression is not None:
-                    raise SpecError(f"{path}: is compressed with {content.compression}, not Parquet. Set corpus.format, or rename the file")
+                    raise SpecError(
+                        f"{path}: is compressed with {content.compression}, not Parquet. Set "
+                        "corpus.format, or rename the file"
+                    )
             yield from parquet_texts.documents(path, file.num_bytes, column, on_read)
             return
         with opened(path) as content:
             if content.is_parquet:
-                raise SpecError(f"{path}: is a Parquet file, not {file_format}. Rename it, or set corpus.format = parquet")
+                raise SpecError(
+                    f"{path}: is a Parquet file, not {file_format}. Rename it, or set corpus.format = parquet"
+                )
             if file_format == "txt":
                 yield _text(read_whole(content), path)
                 on_read(file.num_bytes)
@@ -69,13 +81,17 @@ def documents(file: SourceFile, file_format: TextFormat, column: str, hashes: Fi
 
 
 def format_by_ending(path: str) -> TextFormat:
-    """Format of a file by its ending, behind that of a compressed file. Raises SpecError for an ending that is not known."""
+    """Format of a file by its ending, behind that of a compressed file.
+
+    Raises SpecError for an ending that is not known.
+    """
     try:
         return ENDINGS[data_ending(path)]
     except KeyError:
         compressed = f" (also compressed: {', '.join(COMPRESSED_ENDINGS)})"
         raise SpecError(
-            f"corpus.paths: {path} has none of the endings {', '.join(ENDINGS)}{compressed}. Rename it or set corpus.format"
+            f"corpus.paths: {path} has none of the endings {', '.join(ENDINGS)}{compressed}. Rename "
+            "it or set corpus.format"
         ) from None
 
 
@@ -91,11 +107,15 @@ def _format(path: str, corpus: FilesCorpus) -> TextFormat:
         with opened(Path(path)) as content:
             is_parquet = content.is_parquet
     except OSError as error:
-        raise SpecError(f"corpus.paths = {path}: cannot be read ({error.strerror or error}). Check its permissions") from error
+        raise SpecError(
+            f"corpus.paths = {path}: cannot be read ({error.strerror or error}). Check its permissions"
+        ) from error
     if corpus.format == "auto":
         return "parquet" if is_parquet else format_by_ending(path)
     if is_parquet and corpus.format != "parquet":
-        raise SpecError(f"corpus.format = {corpus.format}: {path} is a Parquet file. Set it to parquet or auto")
+        raise SpecError(
+            f"corpus.format = {corpus.format}: {path} is a Parquet file. Set it to parquet or auto"
+        )
     return corpus.format
 
 
@@ -115,7 +135,8 @@ def _text(data: bytes, path: Path) -> str:
     if text.endswith("\0"):
         end = len(data.rstrip(b"\0"))
         raise SpecError(
-            f"{path}: byte {end:,}: {len(data) - end:,} NUL bytes end the file: it was not written to its end. "
+            f"{path}: byte {end:,}: {len(data) - end:,} NUL bytes end the file: it was not written "
+            "to its end. "
             "Write it again, or remove them: tr -d '\\000'"
         )
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text

@@ -1,7 +1,9 @@
-"""A dataset repository on the Hugging Face hub: Parquet, JSON-lines or text files of one split, at one commit.
+"""A dataset repository on the Hugging Face hub: Parquet, JSON-lines or text files of one split, at one
+commit.
 
-Locating asks the hub for names and digests only. Files are downloaded, into the hub's own cache, when they are read.
-What the hub said is remembered: a commit is asked for once, a branch or tag is known without a network as it was last.
+Locating asks the hub for names and digests only. Files are downloaded, into the hub's own cache, when they
+are read. What the hub said is remembered: a commit is asked for once, a branch or tag is known without a
+network as it was last.
 """
 
 import hashlib
@@ -50,21 +52,27 @@ class Repository(Schema):
 
 
 def locate(corpus: HuggingFaceCorpus, hashes: FileHashes, memory: Path | None = None) -> CorpusManifest:
-    """The files of the split at the commit that `revision` means now, sorted; paths are relative to the repository.
+    """The files of the split at the commit that `revision` means now, sorted; paths are relative to the
+    repository.
 
-    `memory` is a folder for what the hub said. Raises SpecError when the dataset or revision does not exist or needs a
-    login, or no file belongs to the split, ConnectionError when the hub cannot be reached and `memory` has no answer of it.
+    `memory` is a folder for what the hub said. Raises SpecError when the dataset or revision does not exist
+    or needs a login, or no file belongs to the split, ConnectionError when the hub cannot be reached and
+    `memory` has no answer of it.
     """
     if not corpus.dataset:
-        raise SpecError("corpus.dataset = '': give the id of a dataset repository, for example HuggingFaceFW/fineweb")
+        raise SpecError(
+            "corpus.dataset = '': give the id of a dataset repository, for example HuggingFaceFW/fineweb"
+        )
     found = _repository(corpus, memory)
     files = {file.name: file for file in found.files}
     names = split_files(sorted(files), corpus.split, corpus.folder)
     if not names:
         under = f" under corpus.folder = {corpus.folder!r}" if corpus.folder else ""
         raise SpecError(
-            f"corpus.split = {corpus.split!r}: {corpus.dataset} has no {', '.join(ENDINGS)} file of that split{under}; "
-            f"its files are {', '.join(sorted(files)[:20]) or 'none'}. Set corpus.split or corpus.folder to match some"
+            f"corpus.split = {corpus.split!r}: {corpus.dataset} has no {', '.join(ENDINGS)} file of "
+            f"that split{under}; "
+            f"its files are {', '.join(sorted(files)[:20]) or 'none'}. Set corpus.split or "
+            "corpus.folder to match some"
         )
     return CorpusManifest(
         source=f"{corpus.dataset} at {found.commit}, split {corpus.split}: {len(names)} files",
@@ -74,8 +82,12 @@ def locate(corpus: HuggingFaceCorpus, hashes: FileHashes, memory: Path | None = 
     )
 
 
-def fetch(corpus: HuggingFaceCorpus, manifest: CorpusManifest, file: SourceFile, hashes: FileHashes) -> SourceFile:
-    """The file on this machine, downloaded at the manifest's commit unless the hub's cache has it undamaged."""
+def fetch(
+    corpus: HuggingFaceCorpus, manifest: CorpusManifest, file: SourceFile, hashes: FileHashes
+) -> SourceFile:
+    """The file on this machine, downloaded at the manifest's commit unless the hub's cache has it
+    undamaged.
+    """
     assert manifest.revision is not None
     local = _download(corpus, manifest.revision, file.path)
     if problem := hashes.problem_with(local, file.num_bytes, file.sha256):
@@ -85,16 +97,25 @@ def fetch(corpus: HuggingFaceCorpus, manifest: CorpusManifest, file: SourceFile,
 
 
 def split_files(names: list[str], split: str, folder: str = "") -> list[str]:
-    """Those data files whose folder or name contains `split` as a word; all of them for "train" when none names a split.
+    """Those data files whose folder or name contains `split` as a word; all of them for "train" when none
+    names a split.
 
-    The second rule is what the `datasets` library does with a repository that has no splits. Hidden files are none, and
-    `.json`, which most repositories have about their data, counts only where there is nothing else.
+    The second rule is what the `datasets` library does with a repository that has no splits. Hidden files are
+    none, and `.json`, which most repositories have about their data, counts only where there is nothing else.
     """
     prefix = folder.strip("/") + "/" if folder.strip("/") else ""
-    data = [name for name in names if data_ending(name) in ENDINGS and name.startswith(prefix) and not _is_about_data(name)]
+    data = [
+        name
+        for name in names
+        if data_ending(name) in ENDINGS and name.startswith(prefix) and not _is_about_data(name)
+    ]
     data = [name for name in data if data_ending(name) != ".json"] or data
     # A repository may have a file both as it is and compressed.
-    data = [name for name in data if PurePosixPath(name).suffix in ENDINGS or str(PurePosixPath(name).with_suffix("")) not in data]
+    data = [
+        name
+        for name in data
+        if PurePosixPath(name).suffix in ENDINGS or str(PurePosixPath(name).with_suffix("")) not in data
+    ]
     chosen = [name for name in data if _has_word(name, split)]
     unsplit = not any(_has_word(name, known) for name in data for known in _SPLIT_NAMES)
     return data if not chosen and split == "train" and unsplit else chosen
@@ -161,7 +182,10 @@ def _place(corpus: HuggingFaceCorpus, memory: Path) -> Path:
 
 
 def _dataset_info(corpus: HuggingFaceCorpus) -> Any:
-    """The hub's answer. Raises SpecError for what the hub refuses, ConnectionError after TRIES without an answer."""
+    """The hub's answer.
+
+    Raises SpecError for what the hub refuses, ConnectionError after TRIES without an answer.
+    """
     from huggingface_hub import errors
 
     dataset = f"corpus.dataset = {corpus.dataset}"
@@ -171,16 +195,28 @@ def _dataset_info(corpus: HuggingFaceCorpus) -> Any:
         except errors.HFValidationError as error:
             raise SpecError(f"{dataset}: is no repository id ({error}). Give OWNER/NAME") from error
         except errors.GatedRepoError as error:
-            raise SpecError(f"{dataset}: its owner grants access on request. Ask for it on its page, then log in: hf auth login") from error
+            raise SpecError(
+                f"{dataset}: its owner grants access on request. Ask for it on its page, then log "
+                "in: hf auth login"
+            ) from error
         except errors.RevisionNotFoundError as error:
-            raise SpecError(f"corpus.revision = {corpus.revision}: {corpus.dataset} has no such branch, tag or commit") from error
+            raise SpecError(
+                f"corpus.revision = {corpus.revision}: {corpus.dataset} has no such branch, tag or commit"
+            ) from error
         except errors.RepositoryNotFoundError as error:
             raise SpecError(
-                f"{dataset}: no such dataset, or it is private. Check the name; for a private one log in: hf auth login"
+                f"{dataset}: no such dataset, or it is private. Check the name; for a private one "
+                "log in: hf auth login"
             ) from error
         except (OSError, errors.HTTPError) as error:
             if again < TRIES and not isinstance(error, errors.OfflineModeIsEnabled):
-                log.warning("%s: the Hugging Face hub does not answer (%s). Try %d of %d follows", dataset, error, again + 1, TRIES)
+                log.warning(
+                    "%s: the Hugging Face hub does not answer (%s). Try %d of %d follows",
+                    dataset,
+                    error,
+                    again + 1,
+                    TRIES,
+                )
                 time.sleep(SECONDS_BETWEEN_TRIES * 2 ** (again - 1))
                 continue
             raise ConnectionError(
@@ -200,17 +236,30 @@ def _download(corpus: HuggingFaceCorpus, commit: str, name: str, force_download:
     from huggingface_hub import errors
 
     try:
-        return Path(_hub().hf_hub_download(corpus.dataset, name, repo_type="dataset", revision=commit, force_download=force_download))
+        return Path(
+            _hub().hf_hub_download(
+                corpus.dataset, name, repo_type="dataset", revision=commit, force_download=force_download
+            )
+        )
     except errors.RemoteEntryNotFoundError as error:
         raise StageError(f"{corpus.dataset}: {name} is gone from the repository at {commit}") from error
     except (errors.LocalEntryNotFoundError, errors.HTTPError) as error:
-        raise ConnectionError(f"{corpus.dataset}: {name} is not on this machine and cannot be downloaded ({error})") from error
+        raise ConnectionError(
+            f"{corpus.dataset}: {name} is not on this machine and cannot be downloaded ({error})"
+        ) from error
 
 
 def _hub() -> Any:
     proxies = proxy_variables(os.environ)
-    if (said := os.environ.get(UNUSABLE_PROXY)) and not {"HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"} & {*proxies}:
-        raise SpecError(f"{said}: the hub cannot be reached by it. Give a proxy of another kind by HTTPS_PROXY")
+    if (said := os.environ.get(UNUSABLE_PROXY)) and not {
+        "HTTPS_PROXY",
+        "https_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+    } & {*proxies}:
+        raise SpecError(
+            f"{said}: the hub cannot be reached by it. Give a proxy of another kind by HTTPS_PROXY"
+        )
     # Slow to import, and only this source needs it.
     from huggingface_hub import HfApi
 

@@ -1,7 +1,7 @@
 """Texts in JSON: one object a line, or one array of objects, streamed either way.
 
-The text is the value of one key; `meta.text` also means the key `text` of the object under `meta`. What else an object
-holds does no harm: numbers of any length, NaN, keys that come twice (the last one counts).
+The text is the value of one key; `meta.text` also means the key `text` of the object under `meta`. What else
+an object holds does no harm: numbers of any length, NaN, keys that come twice (the last one counts).
 """
 
 import codecs
@@ -20,12 +20,16 @@ _ONE_A_LINE = "Write one JSON object a line, for example with: jq -c . FILE, or 
 # A token that is cut off at the end of what was read begins so near to it, unless it is a string.
 _LONGEST_TOKEN = 16
 
-# Numbers are not used, and Python refuses to read those of more than 4,300 digits: their lengths stand for them.
+# Numbers are not used, and Python refuses to read those of more than 4,300 digits: their lengths stand for
+# them.
 _DECODER = json.JSONDecoder(parse_int=len)
 
 
 def documents(content: Content, key: str, on_read: OnRead) -> Iterator[str]:
-    """The text of each object. Raises SpecError with file, line and remedy for what is not an object with a text."""
+    """The text of each object.
+
+    Raises SpecError with file, line and remedy for what is not an object with a text.
+    """
     begins = content.head.removeprefix(BOM.encode()).lstrip()
     if begins.startswith(b"["):
         yield from _array(content, key, on_read)
@@ -38,7 +42,9 @@ def _lines(content: Content, key: str, on_read: OnRead) -> Iterator[str]:
     while line := content.stream.readline(MAX_DOCUMENT_BYTES + 1):
         number += 1
         if len(line) > MAX_DOCUMENT_BYTES:
-            raise SpecError(f"{path}:{number}: the line is longer than {MAX_DOCUMENT_BYTES:,} bytes. {_ONE_A_LINE}")
+            raise SpecError(
+                f"{path}:{number}: the line is longer than {MAX_DOCUMENT_BYTES:,} bytes. {_ONE_A_LINE}"
+            )
         if content.compression is None:
             on_read(len(line))
         else:
@@ -64,7 +70,10 @@ def _tell(content: Content, told: int, on_read: OnRead) -> int:
 
 
 def _second_look(text: str, place: str, error: ValueError | RecursionError) -> Any:
-    """What a line holds behind a byte order mark, which joined files have inside. Raises SpecError for a broken line."""
+    """What a line holds behind a byte order mark, which joined files have inside.
+
+    Raises SpecError for a broken line.
+    """
     if text.startswith(BOM):
         try:
             return _DECODER.decode(text.removeprefix(BOM))
@@ -76,24 +85,33 @@ def _second_look(text: str, place: str, error: ValueError | RecursionError) -> A
 def _reason(text: str, error: ValueError | RecursionError) -> str:
     if (first := text.find("\0")) >= 0:
         return (
-            f"{text.count(chr(0)):,} NUL bytes from character {first + 1:,} on: the file was not written to its end. "
+            f"{text.count(chr(0)):,} NUL bytes from character {first + 1:,} on: the file was not "
+            "written to its end. "
             "Write it again, or remove them: tr -d '\\000'"
         )
     if not isinstance(error, json.JSONDecodeError):
         return f"it is nested too deep ({error}). {_ONE_A_LINE}"
     if error.msg == "Extra data":
-        lines_of_mac = "; its lines end in CR alone, convert them: tr '\\r' '\\n'" if "\r" in text.rstrip() else ""
-        return f"a second value begins at character {error.pos + 1:,} of the line{lines_of_mac}. {_ONE_A_LINE}"
+        lines_of_mac = (
+            "; its lines end in CR alone, convert them: tr '\\r' '\\n'" if "\r" in text.rstrip() else ""
+        )
+        return (
+            f"a second value begins at character {error.pos + 1:,} of the line{lines_of_mac}. {_ONE_A_LINE}"
+        )
     if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
         return (
-            f"the line ends in the middle of a value ({error.msg} at character {error.pos + 1:,}): the file was cut off, "
+            f"the line ends in the middle of a value ({error.msg} at character {error.pos + 1:,}): "
+            "the file was cut off, "
             f"or one value goes over several lines. Fetch it again, or else: {_ONE_A_LINE}"
         )
     return f"{error.msg} at character {error.pos + 1:,} of the line. {_ONE_A_LINE}"
 
 
 def _array(content: Content, key: str, on_read: OnRead) -> Iterator[str]:
-    """The elements of one array, which may be spread over lines. The buffer holds the longest element at most twice."""
+    """The elements of one array, which may be spread over lines.
+
+    The buffer holds the longest element at most twice.
+    """
     reader = _Buffer(content, on_read)
     reader.skip_space()
     reader.position += 1  # [
@@ -104,7 +122,8 @@ def _array(content: Content, key: str, on_read: OnRead) -> Iterator[str]:
         value = reader.value(place, number)
         if character != "{":
             raise SpecError(
-                f"{place}: is a JSON list whose element {number:,} is a {type(value).__name__}, not an object with the text "
+                f"{place}: is a JSON list whose element {number:,} is a {type(value).__name__}, not "
+                "an object with the text "
                 f"under {key!r}. {_ONE_A_LINE}"
             )
         yield text_of(value, key, f"{place}: element {number:,}")
@@ -115,14 +134,16 @@ def _array(content: Content, key: str, on_read: OnRead) -> Iterator[str]:
         if following != ",":
             said = repr(following) if following else "the end of the file"
             raise SpecError(
-                f"{content.path}:{reader.line}: {said} follows element {number:,} of the array instead of , or ]: "
+                f"{content.path}:{reader.line}: {said} follows element {number:,} of the array "
+                "instead of , or ]: "
                 "the file is broken or cut off. Write it again"
             )
     else:
         reader.position += 1
     if following := reader.skip_space():
         raise SpecError(
-            f"{content.path}:{reader.line}: {'NUL bytes follow' if following == chr(0) else 'text follows'} the end of the array. "
+            f"{content.path}:{reader.line}: "
+            f"{'NUL bytes follow' if following == chr(0) else 'text follows'} the end of the array. "
             f"{_ONE_A_LINE}"
         )
 
@@ -152,23 +173,33 @@ class _Buffer:
                 return ""
 
     def value(self, place: str, number: int) -> Any:
-        """Element `number` of the array, which is passed. Raises SpecError, naming `place`, if it is broken or too long."""
+        """Element `number` of the array, which is passed.
+
+        Raises SpecError, naming `place`, if it is broken or too long.
+        """
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self.position)
             except RecursionError as error:
-                raise SpecError(f"{place}: is not valid JSON: element {number:,}: {_reason('', error)}") from error
+                raise SpecError(
+                    f"{place}: is not valid JSON: element {number:,}: {_reason('', error)}"
+                ) from error
             except json.JSONDecodeError as error:
-                maybe_cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _LONGEST_TOKEN
+                maybe_cut = (
+                    error.msg.startswith("Unterminated string")
+                    or error.pos >= len(self._text) - _LONGEST_TOKEN
+                )
                 if not maybe_cut or not self._read(max(_READ_BYTES, len(self._text) - self.position)):
                     line = self.line + self._text.count("\n", self.position, error.pos)
                     raise SpecError(
-                        f"{place}: is not valid JSON: element {number:,} of the array: {error.msg}, in line {line}. "
+                        f"{place}: is not valid JSON: element {number:,} of the array: {error.msg}, "
+                        f"in line {line}. "
                         "The file is broken or cut off: write it again"
                     ) from error
                 if len(self._text) - self.position > MAX_DOCUMENT_BYTES:
                     raise SpecError(
-                        f"{place}: element {number:,} is longer than {MAX_DOCUMENT_BYTES:,} characters. {_ONE_A_LINE}"
+                        f"{place}: element {number:,} is longer than {MAX_DOCUMENT_BYTES:,} "
+                        f"characters. {_ONE_A_LINE}"
                     ) from error
                 continue
             self.line += self._text.count("\n", self.position, end)
@@ -192,9 +223,15 @@ class _Buffer:
 
 
 def text_of(row: Any, key: str, place: str) -> str:
-    """The text under `key` of an object; "" for null. Raises SpecError, naming `place`, when there is none."""
+    """The text under `key` of an object; "" for null.
+
+    Raises SpecError, naming `place`, when there is none.
+    """
     if not isinstance(row, dict):
-        raise SpecError(f"{place}: is a JSON {type(row).__name__}. Each must be one JSON object with the text under {key!r}")
+        raise SpecError(
+            f"{place}: is a JSON {type(row).__name__}. Each must be one JSON object with the text "
+            f"under {key!r}"
+        )
     if key in row:
         value = row[key]
     else:
@@ -213,15 +250,23 @@ def checked(value: Any, place: str, key: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        inside = [f"{key}.{name}" for name, item in value.items() if isinstance(item, str)] if isinstance(value, dict) else []
+        inside = (
+            [f"{key}.{name}" for name, item in value.items() if isinstance(item, str)]
+            if isinstance(value, dict)
+            else []
+        )
         example = f"; a text inside an object is named with a dot: {listed(inside)}" if inside else ""
-        raise SpecError(f"{place} is a {type(value).__name__}, not text. Set corpus.text_column to the name of the text{example}")
+        raise SpecError(
+            f"{place} is a {type(value).__name__}, not text. Set corpus.text_column to the name of "
+            f"the text{example}"
+        )
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
             raise SpecError(
-                f"{place} has half of a surrogate pair at character {error.start:,}, which no UTF-8 text can hold. Repair it"
+                f"{place} has half of a surrogate pair at character {error.start:,}, which no UTF-8 "
+                "text can hold. Repair it"
             ) from error
     return value
 
@@ -229,7 +274,12 @@ def checked(value: Any, place: str, key: str) -> str:
 def listed(names: Any) -> str:
     """Names in quotes, at most 20 of them."""
     shown = [repr(str(name)) for name in names]
-    return ", ".join(shown[:_MAX_NAMES]) + (f" and {len(shown) - _MAX_NAMES} more" if len(shown) > _MAX_NAMES else "") if shown else "none"
+    return (
+        ", ".join(shown[:_MAX_NAMES])
+        + (f" and {len(shown) - _MAX_NAMES} more" if len(shown) > _MAX_NAMES else "")
+        if shown
+        else "none"
+    )
 
 
 def _nested(row: dict[str, Any], key: str) -> Iterator[Any]:

@@ -1,4 +1,7 @@
-"""Texts in one column of a Parquet file, streamed. `a.text` is the column of that name, or else the field `text` of `a`."""
+"""Texts in one column of a Parquet file, streamed.
+
+`a.text` is the column of that name, or else the field `text` of `a`.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +17,10 @@ _HEAD_BYTES = 4096
 
 
 def documents(path: Path, file_bytes: int, column: str, on_read: OnRead) -> Iterator[str]:
-    """The text of each row; "" for null. Raises SpecError for a file that is not sound and a column that holds no text."""
+    """The text of each row; "" for null.
+
+    Raises SpecError for a file that is not sound and a column that holds no text.
+    """
     # Slow to import, and only this kind of file needs it.
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -32,30 +38,41 @@ def documents(path: Path, file_bytes: int, column: str, on_read: OnRead) -> Iter
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's trouble, not the file's
-        raise SpecError(f"{path}: is not a sound Parquet file ({' '.join(str(error).split())[:200]}). Write it again") from error
+        raise SpecError(
+            f"{path}: is not a sound Parquet file ({' '.join(str(error).split())[:200]}). Write it again"
+        ) from error
     on_read(file_bytes - read)
 
 
 def find_column(path: Path, schema: Any, column: str) -> tuple[str, ...]:
-    """Names that lead to the text: of a column, and of the fields inside it. Raises SpecError when it is not one column of text."""
+    """Names that lead to the text: of a column, and of the fields inside it.
+
+    Raises SpecError when it is not one column of text.
+    """
     fields = list(schema)
-    found: list[tuple[tuple[str, ...], Any]] = [((column,), field) for field in fields if field.name == column]
+    found: list[tuple[tuple[str, ...], Any]] = [
+        ((column,), field) for field in fields if field.name == column
+    ]
     found = found or list(_nested(fields, column))
     if not found:
         alike = [name for name, _ in _texts_in(fields) if name.lower() == column.lower()]
         raise SpecError(
-            f"{path}: has no column corpus.text_column = {column!r}; its columns are {listed(_all_names(fields))}. "
-            f"{_no_struct(fields, column)}Set corpus.text_column to {f'{alike[0]!r}, which differs in case' if alike else 'one of them'}"
+            f"{path}: has no column corpus.text_column = {column!r}; its columns are "
+            f"{listed(_all_names(fields))}. "
+            f"{_no_struct(fields, column)}Set corpus.text_column to "
+            f"{f'{alike[0]!r}, which differs in case' if alike else 'one of them'}"
         )
     if len(found) > 1:
         raise SpecError(
-            f"{path}: has {len(found)} columns named {column!r}, so it is not clear which is meant. Rename one of them, or set "
+            f"{path}: has {len(found)} columns named {column!r}, so it is not clear which is meant. "
+            "Rename one of them, or set "
             "corpus.text_column to another column"
         )
     names, field = found[0]
     if not _is_text(field.type):
         raise SpecError(
-            f"{path}: column corpus.text_column = {column!r} holds {str(field.type)[:200]}, not text. Set corpus.text_column to a "
+            f"{path}: column corpus.text_column = {column!r} holds {str(field.type)[:200]}, not "
+            "text. Set corpus.text_column to a "
             f"column of strings{_how_to_say(field, fields)}"
         )
     return names
@@ -72,13 +89,21 @@ def _nested(fields: list[Any], column: str) -> Iterator[tuple[tuple[str, ...], A
 
 def _no_struct(fields: list[Any], column: str) -> str:
     found = [field for field in fields if column.startswith(f"{field.name}.") and not _fields_inside(field)]
-    return f"{found[0].name!r} holds {str(found[0].type)[:200]}, of which no field can be read. " if found else ""
+    return (
+        f"{found[0].name!r} holds {str(found[0].type)[:200]}, of which no field can be read. "
+        if found
+        else ""
+    )
 
 
 def _fields_inside(field: Any) -> list[Any]:
     import pyarrow as pa
 
-    return [field.type.field(index) for index in range(field.type.num_fields)] if pa.types.is_struct(field.type) else []
+    return (
+        [field.type.field(index) for index in range(field.type.num_fields)]
+        if pa.types.is_struct(field.type)
+        else []
+    )
 
 
 def _texts_in(fields: list[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -98,7 +123,11 @@ def _how_to_say(field: Any, fields: list[Any]) -> str:
     if inside:
         return f"; a field inside a struct is named with a dot: {listed(inside)}"
     others = [name for name, _ in _texts_in(fields)]
-    return f": {listed(others)}" if others else "; a nested one is named with dots, as in meta.text, and no list can be read"
+    return (
+        f": {listed(others)}"
+        if others
+        else "; a nested one is named with dots, as in meta.text, and no list can be read"
+    )
 
 
 def _is_text(kind: Any) -> bool:
@@ -110,7 +139,13 @@ def _is_text(kind: Any) -> bool:
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
     strings = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-    return strings or types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind) or types.is_null(kind)
+    return (
+        strings
+        or types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_binary_view(kind)
+        or types.is_null(kind)
+    )
 
 
 def _values(batch: Any, names: tuple[str, ...]) -> Any:
@@ -136,7 +171,8 @@ def _texts(values: Any, place: str, first_row: int) -> Iterator[str]:
                     _decoded(data)
             except UnicodeDecodeError as error:
                 raise SpecError(
-                    f"{place} {row:,}: byte {error.start:,} is not valid UTF-8 ({error.reason}). Convert to UTF-8 and write the file again"
+                    f"{place} {row:,}: byte {error.start:,} is not valid UTF-8 ({error.reason}). "
+                    "Convert to UTF-8 and write the file again"
                 ) from error
         raise
 

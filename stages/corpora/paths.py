@@ -1,4 +1,6 @@
-"""The files that paths and patterns name: each real file once, hidden ones left out, in an order that no spelling changes."""
+"""The files that paths and patterns name: each real file once, hidden ones left out, in an order that no
+spelling changes.
+"""
 
 import errno
 import fnmatch
@@ -27,7 +29,9 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Found:
-    """Absolute paths in the order of reading, and what was left out: hidden files and folders, further names of the same files."""
+    """Absolute paths in the order of reading, and what was left out: hidden files and folders, further
+    names of the same files.
+    """
 
     paths: tuple[str, ...]
     num_hidden: int
@@ -38,9 +42,9 @@ class Found:
 def find_files(patterns: Iterable[str]) -> Found:
     """Every file that `patterns` name, sorted by path, its folders resolved.
 
-    A plain path wins over a pattern. `*` and `**` leave out names that begin with a dot. A file with several names (links,
-    `a/../a`) counts once, under its own name rather than that of a link. Raises SpecError, naming the pattern, when it
-    matches no file, is a folder, or leads to what cannot be read.
+    A plain path wins over a pattern. `*` and `**` leave out names that begin with a dot. A file with several
+    names (links, `a/../a`) counts once, under its own name rather than that of a link. Raises SpecError,
+    naming the pattern, when it matches no file, is a folder, or leads to what cannot be read.
     """
     search = _Search()
     for pattern in patterns:
@@ -55,10 +59,16 @@ def _clear_errors(pattern: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f" at {error.filename}" if isinstance(error.filename, str) and len(error.filename) < _LONG_NAME else ""
+        where = (
+            f" at {error.filename}"
+            if isinstance(error.filename, str) and len(error.filename) < _LONG_NAME
+            else ""
+        )
         shown = pattern if len(pattern) < _LONG_NAME else pattern[:_LONG_NAME] + "…"
         remedy = _REMEDIES.get(error.errno or 0, "Give a path that can be read")
-        raise SpecError(f"corpus.paths = {shown}: cannot be read{where} ({error.strerror}). {remedy}") from error
+        raise SpecError(
+            f"corpus.paths = {shown}: cannot be read{where} ({error.strerror}). {remedy}"
+        ) from error
 
 
 @dataclass
@@ -76,12 +86,17 @@ class _Search:
         except RuntimeError as error:
             raise SpecError(f"corpus.paths = {pattern}: {error}. Give the path without ~") from error
         if "\0" in pattern:
-            raise SpecError(f"corpus.paths = {pattern!r}: has a NUL character, which no path can hold. Remove it")
+            raise SpecError(
+                f"corpus.paths = {pattern!r}: has a NUL character, which no path can hold. Remove it"
+            )
         if (status := _status(str(full))) is not None:
             self._add_plain(pattern, full, status)
             return
         if os.path.islink(full):
-            raise SpecError(f"corpus.paths = {pattern}: is a link to {os.readlink(full)}, which is not there. Mend or remove the link")
+            raise SpecError(
+                f"corpus.paths = {pattern}: is a link to {os.readlink(full)}, which is not there. "
+                "Mend or remove the link"
+            )
         num_before, num_hidden = len(self._names), len(self._hidden)
         matches = list(self._matches(str(full))) if glob.has_magic(str(full)) else []
         for path in matches:
@@ -92,12 +107,16 @@ class _Search:
     def found(self) -> Found:
         chosen = [min(names, key=lambda name: (os.path.islink(name), name)) for names in self._names.values()]
         num_names = sum(len(names) for names in self._names.values())
-        return Found(tuple(sorted(chosen)), len(self._hidden), len(self._hidden_folders), num_names - len(chosen))
+        return Found(
+            tuple(sorted(chosen)), len(self._hidden), len(self._hidden_folders), num_names - len(chosen)
+        )
 
     def _add_plain(self, pattern: str, full: Path, status: os.stat_result) -> None:
         if stat.S_ISDIR(status.st_mode):
             example = Path(pattern) / "**" / "*.txt"
-            raise SpecError(f"corpus.paths = {pattern}: is a folder. Give a glob of its files, for example {example}")
+            raise SpecError(
+                f"corpus.paths = {pattern}: is a folder. Give a glob of its files, for example {example}"
+            )
         if glob.has_magic(pattern):
             log.info("corpus.paths: %s is the name of a file and is taken as such, not as a pattern", pattern)
         self._add_file(str(full))
@@ -110,7 +129,9 @@ class _Search:
         try:
             full.encode()
         except UnicodeEncodeError as error:
-            raise SpecError(f"corpus.paths: the name {full!a} is not valid UTF-8. Rename the file or its folder") from error
+            raise SpecError(
+                f"corpus.paths: the name {full!a} is not valid UTF-8. Rename the file or its folder"
+            ) from error
         status = _status(full)
         if status is None:
             raise SpecError(f"corpus.paths: {full} is a link that leads to no file. Mend or remove the link")
@@ -168,7 +189,9 @@ class _Search:
 
 
 def _is_plain(folder: str, part: str) -> bool:
-    """Whether a part of a pattern is a name: it has nothing special, or only brackets, and something is called so."""
+    """Whether a part of a pattern is a name: it has nothing special, or only brackets, and something is
+    called so.
+    """
     if not glob.has_magic(part):
         return True
     if "*" in part or "?" in part or not os.path.lexists(os.path.join(folder, part)):
@@ -182,7 +205,9 @@ def _is_plain(folder: str, part: str) -> bool:
 
 
 def _is_hidden(name: str, part: str) -> bool:
-    return name.startswith(_APPLE_DOUBLE) > part.startswith(_APPLE_DOUBLE) or name.startswith(".") > part.startswith(".")
+    return name.startswith(_APPLE_DOUBLE) > part.startswith(_APPLE_DOUBLE) or name.startswith(
+        "."
+    ) > part.startswith(".")
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -205,4 +230,7 @@ def _no_match(pattern: str, full: Path, num_hidden: int) -> str:
         hints += f"; {num_hidden} hidden files were left out (a pattern that begins with a dot takes them)"
     if "[" in pattern:
         hints += "; [abc] stands for one of these characters, a bracket itself is written [[]"
-    return f"corpus.paths = {pattern}: matches no file (looked for {full}{hints}). Give a file or a glob that matches"
+    return (
+        f"corpus.paths = {pattern}: matches no file (looked for {full}{hints}). Give a file or a "
+        "glob that matches"
+    )

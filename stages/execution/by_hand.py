@@ -1,4 +1,6 @@
-"""A stage from the shell, without Prefect: `python -m stages quantize --spec spec.json --input merged=…/record.json`."""
+"""A stage from the shell, without Prefect: `python -m stages quantize --spec spec.json --input
+merged=…/record.json`.
+"""
 
 import argparse
 import logging
@@ -25,14 +27,23 @@ log = logging.getLogger(__name__)
 
 
 def main(stage_name: str, arguments: list[str] | None = None) -> NoReturn:
-    """Parse the command line, run the stage, print the path of its record. Exits 2 on bad input, 1 on a failed stage."""
+    """Parse the command line, run the stage, print the path of its record.
+
+    Exits 2 on bad input, 1 on a failed stage.
+    """
     stage = STAGES[stage_name]
     options = _parser(stage).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         store = Store(options.store)
         spec = _read(Path(options.spec), TypeAdapter(stage.spec_type), "--spec")
-        outcome = run_stage(store, stage_name, spec, _inputs(store, stage, spec, options.input), RunOptions(store=str(store.root)))
+        outcome = run_stage(
+            store,
+            stage_name,
+            spec,
+            _inputs(store, stage, spec, options.input),
+            RunOptions(store=str(store.root)),
+        )
     except SpecError as error:
         sys.exit(_say(f"{stage_name}: {error}", 2))
     except FairwayError as error:
@@ -45,15 +56,30 @@ def main(stage_name: str, arguments: list[str] | None = None) -> NoReturn:
 
 
 def _parser(stage: Stage) -> argparse.ArgumentParser:
-    takes = ", ".join(f"{name} ({kind.__name__})" for name, kind in stage.inputs.items() if kind is not CorpusManifest)
+    takes = ", ".join(
+        f"{name} ({kind.__name__})" for name, kind in stage.inputs.items() if kind is not CorpusManifest
+    )
     parser = argparse.ArgumentParser(
-        prog=f"python -m stages {stage.name}", description=f"Run the stage {stage.name} alone, without Prefect."
+        prog=f"python -m stages {stage.name}",
+        description=f"Run the stage {stage.name} alone, without Prefect.",
     )
-    parser.add_argument("--spec", required=True, help=f"JSON file with the {stage.spec_type.__name__}; {{}} takes every default")
     parser.add_argument(
-        "--input", action="append", default=[], metavar="NAME=RECORD", help=f"record.json of an earlier stage: {takes or 'none needed'}"
+        "--spec",
+        required=True,
+        help=f"JSON file with the {stage.spec_type.__name__}; {{}} takes every default",
     )
-    parser.add_argument("--store", default=os.environ.get("FAIRWAY_STORE", ".fairway"), help="folder of the store (default: %(default)s)")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=RECORD",
+        help=f"record.json of an earlier stage: {takes or 'none needed'}",
+    )
+    parser.add_argument(
+        "--store",
+        default=os.environ.get("FAIRWAY_STORE", ".fairway"),
+        help="folder of the store (default: %(default)s)",
+    )
     return parser
 
 
@@ -62,7 +88,8 @@ def _inputs(store: Store, stage: Stage, spec: Any, given: list[str]) -> dict[str
     needed = {name: kind for name, kind in stage.inputs.items() if kind is not CorpusManifest}
     if set(paths) != set(needed):
         raise SpecError(
-            f"--input: give {', '.join(f'{name}=…/record.json' for name in needed) or 'none'}; given: {', '.join(paths) or 'none'}"
+            f"--input: give {', '.join(f'{name}=…/record.json' for name in needed) or 'none'}; "
+            f"given: {', '.join(paths) or 'none'}"
         )
     inputs: dict[str, Schema] = {}
     if CorpusManifest in stage.inputs.values():
@@ -76,7 +103,9 @@ def _inputs(store: Store, stage: Stage, spec: Any, given: list[str]) -> dict[str
     return inputs
 
 
-def _read(path: Path, adapter: TypeAdapter, option: str, read_bytes: Callable[[Path], bytes] = Path.read_bytes) -> Any:
+def _read(
+    path: Path, adapter: TypeAdapter, option: str, read_bytes: Callable[[Path], bytes] = Path.read_bytes
+) -> Any:
     try:
         return adapter.validate_json(read_bytes(path))
     except ValidationError as error:

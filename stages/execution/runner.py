@@ -31,7 +31,11 @@ from stages.store.workspace import Workspace, no_progress
 log = logging.getLogger(__name__)
 
 # Libraries that would keep files in the home or the temporary folder: nothing is written outside the store.
-_CACHES = {"MPLCONFIGDIR": "matplotlib", "TORCHINDUCTOR_CACHE_DIR": "torchinductor", "TRITON_CACHE_DIR": "triton"}
+_CACHES = {
+    "MPLCONFIGDIR": "matplotlib",
+    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
+    "TRITON_CACHE_DIR": "triton",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,12 @@ def stage_function(stage: Stage) -> Callable[..., Any]:
 
 
 def run_stage(
-    store: Store, stage_name: str, spec: Any, inputs: dict[str, Schema], runtime: RunOptions, on_progress: Progress = no_progress
+    store: Store,
+    stage_name: str,
+    spec: Any,
+    inputs: dict[str, Schema],
+    runtime: RunOptions,
+    on_progress: Progress = no_progress,
 ) -> Outcome:
     """The stage's record, from the store when every file of it is sound, otherwise made now.
 
@@ -81,13 +90,21 @@ def is_made(store: Store, stage_name: str, spec: Any, inputs: dict[str, Schema])
 
 
 def _make(
-    store: Store, stage: Stage, key: str, spec: Any, inputs: dict[str, Schema], runtime: RunOptions, on_progress: Progress
+    store: Store,
+    stage: Stage,
+    key: str,
+    spec: Any,
+    inputs: dict[str, Schema],
+    runtime: RunOptions,
+    on_progress: Progress,
 ) -> StageRecord:
     out_dir = store.work_folder(stage, key)
     if out_dir.exists() and not stage.resumable:
         shutil.rmtree(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    work = Workspace(store.root, out_dir, store.relative_folder(stage, key), runtime, store.hashes, on_progress)
+    work = Workspace(
+        store.root, out_dir, store.relative_folder(stage, key), runtime, store.hashes, on_progress
+    )
     compute = stage.compute(spec)
     if compute is not None and stage.name in ("train", "merge", "evaluate"):
         log.info("%s: precision %s", stage.name, precision_note(compute))
@@ -97,7 +114,9 @@ def _make(
     except ValidationError as error:
         raise StageError(f"{stage.name}: what came out cannot be recorded: {invalid_field(error)}") from error
     if not isinstance(result, stage.result_type):
-        raise TypeError(f"{stage.name} returned {type(result).__name__} instead of {stage.result_type.__name__}")
+        raise TypeError(
+            f"{stage.name} returned {type(result).__name__} instead of {stage.result_type.__name__}"
+        )
     provenance = Provenance(
         stage=stage.name,
         key=key,
@@ -119,7 +138,11 @@ def _check_types(stage: Stage, spec: Any, inputs: dict[str, Schema]) -> None:
     expected = {"spec": stage.spec_type, **stage.inputs}
     given = {"spec": spec, **inputs}
     if set(expected) != set(given):
-        raise SpecError(f"{stage.name} takes {', '.join(stage.inputs)}; given: {', '.join(inputs) or 'nothing'}")
+        raise SpecError(
+            f"{stage.name} takes {', '.join(stage.inputs)}; given: {', '.join(inputs) or 'nothing'}"
+        )
     for name, kind in expected.items():
         if not isinstance(given[name], kind):
-            raise SpecError(f"{stage.name}: {name} must be a {kind.__name__}, not {type(given[name]).__name__}")
+            raise SpecError(
+                f"{stage.name}: {name} must be a {kind.__name__}, not {type(given[name]).__name__}"
+            )

@@ -1,8 +1,9 @@
 """One self-contained script from a module and everything of ours that it reaches: what ships as train_gpt.py.
 
-Modules follow one another in the order of their dependencies, each under a header with its path. Imports of ours go, all
-others are gathered at the top. What could mean something else in one namespace (a name that two modules define, an import
-of ours under another name or as a whole module) is refused, so the script does what the modules do.
+Modules follow one another in the order of their dependencies, each under a header with its path. Imports of
+ours go, all others are gathered at the top. What could mean something else in one namespace (a name that two
+modules define, an import of ours under another name or as a whole module) is refused, so the script does what
+the modules do.
 """
 
 import ast
@@ -58,33 +59,51 @@ class ModuleParts:
     needs: set[str] = field(default_factory=set)  # modules of ours that must stand before this one
 
     def bindings(self) -> dict[str, str]:
-        """Top-level names of the module in the script, and what each is bound to, in words that can be compared."""
+        """Top-level names of the module in the script, and what each is bound to, in words that can be
+        compared.
+        """
         symbols = symtable.symtable(self.body, self.path, "exec").get_symbols()
         shared = {
             statement.targets[0].id: ast.unparse(statement)
             for statement in ast.parse(self.body).body
-            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name) and _may_occur_twice(statement.value)
+            if isinstance(statement, ast.Assign)
+            and isinstance(statement.targets[0], ast.Name)
+            and _may_occur_twice(statement.value)
         }
-        own = {symbol.get_name(): f"{self.name}.{symbol.get_name()}" for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+        own = {
+            symbol.get_name(): f"{self.name}.{symbol.get_name()}"
+            for symbol in symbols
+            if symbol.is_assigned() or symbol.is_imported()
+        }
         return {item.bound: item.target for item in self.outside} | own | shared
 
 
-def bundle(entry_module: str, keep_comments: bool, written: Mapping[str, str] | None = None) -> tuple[str, tuple[str, ...]]:
+def bundle(
+    entry_module: str, keep_comments: bool, written: Mapping[str, str] | None = None
+) -> tuple[str, tuple[str, ...]]:
     """Source text of the script, and the names of the modules in it, in order.
 
-    With `keep_comments` the modules' text stays as it is and module docstrings become comments; without it only the code
-    stays. `written` has other text for some of the modules than their files. Raises StageError, naming the place, for what
-    cannot be put into one script without changing its meaning.
+    With `keep_comments` the modules' text stays as it is and module docstrings become comments; without it
+    only the code stays. `written` has other text for some of the modules than their files. Raises StageError,
+    naming the place, for what cannot be put into one script without changing its meaning.
     """
-    paths = {name: path for name, path in reachable_modules([entry_module]).items() if path.name != "__init__.py" or _has_code(path)}
+    paths = {
+        name: path
+        for name, path in reachable_modules([entry_module]).items()
+        if path.name != "__init__.py" or _has_code(path)
+    }
     for name in paths:
         if not name.startswith(SHIPPED_PREFIX) and name not in (*SHIPPED_MODULES, entry_module):
             shipped = f"{SHIPPED_PREFIX}* and {', '.join(SHIPPED_MODULES)}"
             raise StageError(f"{entry_module} reaches {name}, which does not ship: only {shipped} do")
-    texts = {name: (written or {}).get(name) or path.read_text(encoding="utf-8") for name, path in paths.items()}
+    texts = {
+        name: (written or {}).get(name) or path.read_text(encoding="utf-8") for name, path in paths.items()
+    }
     parts = {name: _take_apart(name, text, is_entry=name == entry_module) for name, text in texts.items()}
     try:
-        order = tuple(TopologicalSorter({name: sorted(parts[name].needs) for name in sorted(parts)}).static_order())
+        order = tuple(
+            TopologicalSorter({name: sorted(parts[name].needs) for name in sorted(parts)}).static_order()
+        )
     except CycleError as error:
         raise StageError(f"modules import each other in a circle: {' → '.join(error.args[1])}") from error
     modules = [parts[name] for name in order if name in parts]
@@ -132,7 +151,10 @@ def _take_apart(name: str, source: str, is_entry: bool) -> ModuleParts:
                 cut.append(statement)
             case ast.If(test=test) if ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
                 if statement.orelse:
-                    raise StageError(f"{part.path}:{statement.lineno}: `if TYPE_CHECKING` with an else branch cannot be bundled")
+                    raise StageError(
+                        f"{part.path}:{statement.lineno}: `if TYPE_CHECKING` with an else branch "
+                        "cannot be bundled"
+                    )
                 cut.append(statement)
             case ast.If(test=test) if ast.unparse(test) == "__name__ == '__main__'" and not is_entry:
                 cut.append(statement)
@@ -165,14 +187,23 @@ def _inner_imports_of_ours(part: ModuleParts, statement: ast.stmt) -> Iterator[a
 
 
 def _is_ours(statement: ast.Import | ast.ImportFrom) -> bool:
-    modules = [alias.name for alias in statement.names] if isinstance(statement, ast.Import) else [statement.module or ""]
+    modules = (
+        [alias.name for alias in statement.names]
+        if isinstance(statement, ast.Import)
+        else [statement.module or ""]
+    )
     return any(module.split(".")[0] in OUR_PACKAGES for module in modules)
 
 
 def _take(part: ModuleParts, statement: ast.Import | ast.ImportFrom) -> None:
-    if isinstance(statement, ast.Import) or any(alias.asname or alias.name == "*" for alias in statement.names):
+    if isinstance(statement, ast.Import) or any(
+        alias.asname or alias.name == "*" for alias in statement.names
+    ):
         text = ast.unparse(statement)
-        raise StageError(f"{part.path}:{statement.lineno}: `{text}` cannot be bundled: write `from module import name`, not renamed")
+        raise StageError(
+            f"{part.path}:{statement.lineno}: `{text}` cannot be bundled: write `from module import "
+            "name`, not renamed"
+        )
     part.taken += [(statement.module or "", alias.name) for alias in statement.names]
 
 
@@ -180,15 +211,23 @@ def _without(part: ModuleParts, source: str, cut: list[ast.stmt]) -> str:
     lines = source.split("\n")
     for statement in sorted(cut, key=lambda item: item.lineno, reverse=True):
         first, last = statement.lineno - 1, (statement.end_lineno or statement.lineno) - 1
-        indent, rest = lines[first].encode()[: statement.col_offset].decode(), lines[last].encode()[statement.end_col_offset :].decode()
+        indent, rest = (
+            lines[first].encode()[: statement.col_offset].decode(),
+            lines[last].encode()[statement.end_col_offset :].decode(),
+        )
         if indent.strip() or not re.fullmatch(r"\s*(#.*)?", rest):
-            raise StageError(f"{part.path}:{statement.lineno}: cannot be bundled: put the statement on a line of its own")
+            raise StageError(
+                f"{part.path}:{statement.lineno}: cannot be bundled: put the statement on a line of its own"
+            )
         lines[first : last + 1] = [f"{indent}pass"] if indent else []
     return "\n".join(lines).strip("\n")
 
 
 def _may_occur_twice(value: ast.expr) -> bool:
-    is_logger_or_type = isinstance(value, ast.Call) and ast.unparse(value.func) in ("logging.getLogger", "TypeVar")
+    is_logger_or_type = isinstance(value, ast.Call) and ast.unparse(value.func) in (
+        "logging.getLogger",
+        "TypeVar",
+    )
     return isinstance(value, ast.Constant) or is_logger_or_type
 
 
@@ -201,13 +240,22 @@ def _check_names(modules: list[ModuleParts]) -> None:
         for name, target in bindings.items():
             owner, owners_target = owners.setdefault(name, (part.name, target))
             if owners_target != target:
-                raise StageError(f"{owner} and {part.name} both define {name!r} at top level: in one script the later replaces the other")
+                raise StageError(
+                    f"{owner} and {part.name} both define {name!r} at top level: in one script the "
+                    "later replaces the other"
+                )
             if hasattr(builtins, name) and not name.startswith("__"):
-                raise StageError(f"{part.name} defines {name!r} at top level, which would hide Python's own from the other modules")
+                raise StageError(
+                    f"{part.name} defines {name!r} at top level, which would hide Python's own from "
+                    "the other modules"
+                )
     for part in modules:
         for module, name in part.taken:
             if name not in known.get(module, ()):
-                raise StageError(f"{part.name} imports {name!r} from {module}, which defines no such name: import it from its own module")
+                raise StageError(
+                    f"{part.name} imports {name!r} from {module}, which defines no such name: "
+                    "import it from its own module"
+                )
 
 
 def _import_block(imports: set[OutsideImport]) -> str:
@@ -238,6 +286,9 @@ def _section(part: ModuleParts, keep_comments: bool, is_entry: bool) -> str:
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return tree

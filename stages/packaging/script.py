@@ -1,4 +1,6 @@
-"""The program that ships as train_gpt.py: the core bundled into one script, the run's settings in it, plain or compressed."""
+"""The program that ships as train_gpt.py: the core bundled into one script, the run's settings in it,
+plain or compressed.
+"""
 
 import base64
 import dataclasses
@@ -15,13 +17,19 @@ from stages.store.machine import machine_in_words
 ENTRY_MODULE = "stages.core.program"
 RECIPE_MODULE = "stages.core.recipe"
 KERNELS_MODULE = "stages.core.fused_kernels"
-_NO_KERNELS = '''"""No Triton kernels here: the run's settings do not ask for them, and only CUDA builds of PyTorch bring Triton."""
+_NO_KERNELS = '''"""No Triton kernels here: the run's settings do not ask for them.
+
+Only CUDA builds of PyTorch bring Triton.
+"""
 
 from typing import Any
 
 
 def use_fused_kernels(model: Any, device: Any) -> None:
-    raise ValueError("compute.fused_kernels = true: this program was packaged without the kernels; package the run with them")
+    raise ValueError(
+        "compute.fused_kernels = true: this program was packaged without the kernels; "
+        "package the run with them"
+    )
 '''
 
 # In linecache the unpacked source is found by compilers of kernels, which ask inspect for it.
@@ -37,7 +45,10 @@ exec(compile(source, name, "exec"))
 
 
 def program(options: PackageOptions, recipe: Recipe | None) -> tuple[str, tuple[str, ...]]:
-    """Source of the script that repeats `recipe`, and the modules in it. Raises StageError as `package` does."""
+    """Source of the script that repeats `recipe`, and the modules in it.
+
+    Raises StageError as `package` does.
+    """
     written, packages = {RECIPE_MODULE: recipe_source(recipe)}, ALLOWED_PACKAGES
     if recipe is not None and recipe.train.compute.fused_kernels:
         packages = packages | {"triton"}
@@ -52,24 +63,35 @@ def as_shipped(source: str, options: PackageOptions) -> bytes:
     """The script's bytes: the source, or the source xz-compressed in a line that unpacks and runs it."""
     if not options.compressed:
         return source.encode()
-    packed = base64.b85encode(lzma.compress(source.encode(), format=lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)).decode()
+    packed = base64.b85encode(
+        lzma.compress(source.encode(), format=lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)
+    ).decode()
     return _UNPACKER.format(packed=packed).encode()
 
 
 def recipe_source(recipe: Recipe | None) -> str:
     """The module that holds the settings and this machine in words, as Python source: one setting a line.
 
-    Raises StageError for a precision that is not settled: the script would compute otherwise than the run did.
+    Raises StageError for a precision that is not settled: the script would compute otherwise than the run
+    did.
     """
     if recipe is not None and "auto" in (recipe.train.compute.precision, recipe.compute.precision):
-        raise StageError("precision = auto: settle it first (stages.store.machine.settle); the script repeats what the run computed with")
+        raise StageError(
+            "precision = auto: settle it first (stages.store.machine.settle); the script repeats "
+            "what the run computed with"
+        )
     made_on = machine_in_words(recipe.train.compute) if recipe else ""
     imported: dict[str, set[str]] = {Recipe.__module__: {Recipe.__name__}}
     for cls in _classes(recipe):
         imported.setdefault(cls.__module__, set()).add(cls.__name__)
-    lines = [f"from {module} import {', '.join(sorted(names))}\n" for module, names in sorted(imported.items())]
+    lines = [
+        f"from {module} import {', '.join(sorted(names))}\n" for module, names in sorted(imported.items())
+    ]
     docstring = '"""Settings of the run that this program repeats, and its machine."""'
-    return f"{docstring}\n\n{''.join(lines)}\nRECIPE: Recipe | None = {_literal(recipe, 0)}\nMADE_ON = {made_on!r}\n"
+    return (
+        f"{docstring}\n\n{''.join(lines)}\nRECIPE: Recipe | None = "
+        f"{_literal(recipe, 0)}\nMADE_ON = {made_on!r}\n"
+    )
 
 
 def _classes(value: Any) -> list[type]:
@@ -77,17 +99,30 @@ def _classes(value: Any) -> list[type]:
         return [cls for item in value for cls in _classes(item)]
     if not dataclasses.is_dataclass(value):
         return []
-    return [type(value), *(cls for item in dataclasses.fields(value) for cls in _classes(getattr(value, item.name)))]
+    return [
+        type(value),
+        *(cls for item in dataclasses.fields(value) for cls in _classes(getattr(value, item.name))),
+    ]
 
 
 def _literal(value: Any, depth: int) -> str:
-    """A setting as Python source; what fits on a line of its own stays there, apart from the settings of a section."""
+    """A setting as Python source; what fits on a line of its own stays there, apart from the settings of
+    a section.
+    """
     if dataclasses.is_dataclass(value):
         items = [(f"{item.name}=", getattr(value, item.name)) for item in dataclasses.fields(value)]
-        opening, closing, long = f"{type(value).__name__}(", ")", len(items) > 2 or any(isinstance(item, tuple) for _, item in items)
+        opening, closing, long = (
+            f"{type(value).__name__}(",
+            ")",
+            len(items) > 2 or any(isinstance(item, tuple) for _, item in items),
+        )
     elif isinstance(value, tuple):
         items = [("", item) for item in value]
-        opening, closing, long = "(", ",)" if len(value) == 1 else ")", any(dataclasses.is_dataclass(item) for item in value)
+        opening, closing, long = (
+            "(",
+            ",)" if len(value) == 1 else ")",
+            any(dataclasses.is_dataclass(item) for item in value),
+        )
     else:
         return repr(value)
     inner = [name + _literal(item, depth + 1) for name, item in items]
@@ -101,4 +136,7 @@ def check_imports(source: str, packages: frozenset[str] = ALLOWED_PACKAGES) -> N
     """Raises StageError if the script imports anything but the standard library and `packages`."""
     if others := sorted(imported_packages(source) - sys.stdlib_module_names - packages):
         allowed = ", ".join(sorted(packages))
-        raise StageError(f"{SCRIPT_NAME} would import {', '.join(others)}; only the standard library and {allowed} may be needed")
+        raise StageError(
+            f"{SCRIPT_NAME} would import {', '.join(others)}; only the standard library and "
+            f"{allowed} may be needed"
+        )

@@ -19,21 +19,25 @@ _POLL_SECONDS = 0.2
 class ChildOutput:
     """Lines of a child that was started with `stdout=PIPE, bufsize=0`: unbuffered bytes.
 
-    A process that the child started shares this output, and may keep it open after the child's end. So the end of
-    the output is not waited for. Nothing reads in a thread: a pipe cannot be closed while a thread waits for it.
+    A process that the child started shares this output, and may keep it open after the child's end. So the
+    end of the output is not waited for. Nothing reads in a thread: a pipe cannot be closed while a thread
+    waits for it.
     """
 
     def __init__(self, process: subprocess.Popen) -> None:
         assert process.stdout is not None
         self._process, self._pipe = process, process.stdout.fileno()
-        self._decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")("replace"), translate=True)
+        self._decoder = io.IncrementalNewlineDecoder(
+            codecs.getincrementaldecoder("utf-8")("replace"), translate=True
+        )
         self._rest = ""
         self.is_closed = False  # by everyone who could write to it
 
     def lines(self, timeout: float | None) -> Iterator[str]:
         """Each line without its end, until the child has ended.
 
-        Raises TimeoutError when it runs for more than `timeout` seconds, StageError once a stop was asked for.
+        Raises TimeoutError when it runs for more than `timeout` seconds, StageError once a stop was asked
+        for.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while self._process.poll() is None:
@@ -41,7 +45,8 @@ class ChildOutput:
             if time.monotonic() >= deadline:
                 raise TimeoutError(f"the stage's process ran past {timeout} s (stage_timeout_seconds)")
             yield from self._read(_POLL_SECONDS)
-        # All that the child wrote is in the pipe now and fits one read; the second meets the end, or others' lines.
+        # All that the child wrote is in the pipe now and fits one read; the second meets the end, or others'
+        # lines.
         yield from self._read(0)
         yield from self._read(0)
         if self._rest:

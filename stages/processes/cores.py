@@ -34,7 +34,9 @@ def cpu_quota() -> float:
             quotas += [_quota_of(folder / "cpu.max") for folder in _up(CGROUPS, path)]
         elif "cpu" in controllers.split(","):
             folders = [folder for mount in ("cpu", controllers) for folder in _up(CGROUPS / mount, path)]
-            quotas += [_quota_of(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us") for folder in folders]
+            quotas += [
+                _quota_of(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us") for folder in folders
+            ]
     return min(quotas)
 
 
@@ -44,7 +46,9 @@ def _mask() -> set[int]:
 
 
 def _up(mount: Path, path: str) -> list[Path]:
-    """The group's folder and those above it: a container may see its own group as the root, under another path."""
+    """The group's folder and those above it: a container may see its own group as the root, under another
+    path.
+    """
     group = mount / path.lstrip("/")
     return [group, *(parent for parent in group.parents if parent.is_relative_to(mount))]
 

@@ -1,7 +1,8 @@
-"""Replace this process by a command that the kernel ends when its parent ends: python -I guard.py SIGNAL COMMAND…
+"""Replace this process by a command that the kernel ends when its parent ends: python -I guard.py SIGNAL
+COMMAND…
 
-Run as a plain file and without imports of ours, because it starts programs that must see nothing of this repository.
-Linux: PR_SET_PDEATHSIG, which survives execv.
+Run as a plain file and without imports of ours, because it starts programs that must see nothing of this
+repository. Linux: PR_SET_PDEATHSIG, which survives execv.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """Run work under torchrun: job.json in, result.json out. The processes never outlive the caller.
 
-A child prints log lines and `@progress DONE TOTAL UNIT` lines, and leaves result.json, or error.json for an error that a
-retry cannot mend. Everything else that ends it is transient.
+A child prints log lines and `@progress DONE TOTAL UNIT` lines, and leaves result.json, or error.json for an
+error that a retry cannot mend. Everything else that ends it is transient.
 """
 
 import hashlib
@@ -27,7 +27,13 @@ from schemas.settings import ComputeSettings
 from stages.core.whole_files import write_whole
 from stages.processes.child_output import ChildOutput
 from stages.processes.cores import idle_cores
-from stages.processes.process_tree import LEFT_BEHIND_SECONDS, end_processes, end_trees, is_running, processes_with
+from stages.processes.process_tree import (
+    LEFT_BEHIND_SECONDS,
+    end_processes,
+    end_trees,
+    is_running,
+    processes_with,
+)
 from stages.processes.stopping import stopping
 from stages.processes.surroundings import for_children, importing_ours
 
@@ -36,10 +42,16 @@ log = logging.getLogger(__name__)
 PROGRESS_MARK = "@progress "
 TERM_GRACE_SECONDS = 12.0  # torchrun hands SIGTERM on to its ranks, and waits for them
 # How training and scoring run best, unless the environment says otherwise. None of it changes a number.
-# Large pages, and memory of freed tensors kept: a seventh of a training step on the CPU was page faults (docs/log.md).
-MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"}
-# OpenMP's threads at a barrier: on idle cores a short spin halves a training step, beside another busy program it doubles it, and
-# OpenMP's own long spin makes it worse still (docs/decisions/0007-threads-spin-or-wait.md).
+# Large pages, and memory of freed tensors kept: a seventh of a training step on the CPU was page faults
+# (docs/log.md).
+MEMORY = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"
+    ":glibc.malloc.mmap_threshold=4294967296"
+    ":glibc.malloc.trim_threshold=4294967296"
+}
+# OpenMP's threads at a barrier: on idle cores a short spin halves a training step, beside another busy
+# program it doubles it, and OpenMP's own long spin makes it worse still
+# (docs/decisions/0007-threads-spin-or-wait.md).
 SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "2000"}
 WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}
 _MARK = "FAIRWAY_CHILD"  # each child's environment has another value; all that it starts inherit it
@@ -51,7 +63,10 @@ _KINDS = {"SpecError": SpecError, "StageError": StageError, "StorageError": Stor
 
 
 class ChildFailedError(RuntimeError):
-    """A child process ended without result and without saying that the error is permanent. Worth another try."""
+    """A child process ended without result and without saying that the error is permanent.
+
+    Worth another try.
+    """
 
 
 def launch_module(
@@ -66,7 +81,8 @@ def launch_module(
     """Run `python -m module JOB RESULT` in `compute.num_processes` processes; returns what they left as JSON.
 
     Without `torchrun` in one process that starts at once and joins no others.
-    Raises SpecError, StageError or StorageError as the child said, ChildFailedError or TimeoutError otherwise.
+    Raises SpecError, StageError or StorageError as the child said, ChildFailedError or TimeoutError
+    otherwise.
     """
     job_path, result_path, error_path = folder / "job.json", folder / "result.json", folder / "error.json"
     for stale in (result_path, error_path):
@@ -91,12 +107,19 @@ def launch_module(
 
 
 def run_torchrun(
-    program: Sequence[str], folder: Path, compute: ComputeSettings, progress: Progress, timeout: float | None, **options: Any
+    program: Sequence[str],
+    folder: Path,
+    compute: ComputeSettings,
+    progress: Progress,
+    timeout: float | None,
+    **options: Any,
 ) -> list[str]:
-    """Run `-m module …` or a script in `compute.num_processes` guarded processes of this machine, as `run_child` does.
+    """Run `-m module …` or a script in `compute.num_processes` guarded processes of this machine, as
+    `run_child` does.
 
-    They find one another through files. By itself torchrun opens a port to the whole network for that, and believes what
-    it is told there (it unpickles it). The files lie in memory, because torch waits for ever when their disk is full.
+    They find one another through files. By itself torchrun opens a port to the whole network for that, and
+    believes what it is told there (it unpickles it). The files lie in memory, because torch waits for ever
+    when their disk is full.
     """
     _check_gpus(compute)
     meeting = _meeting_place(folder)
@@ -114,23 +137,31 @@ def run_torchrun(
 
 
 def _check_gpus(compute: ComputeSettings) -> None:
-    """Raise SpecError where fewer GPUs are seen than processes are to have one: their own errors would be tried again."""
+    """Raise SpecError where fewer GPUs are seen than processes are to have one: their own errors would be
+    tried again.
+    """
     if compute.device != "cuda":
         return
     import torch  # slow to import, and the CPU needs nothing of it here
 
     if (seen := torch.cuda.device_count()) < compute.num_processes:
         shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-        why = f"PyTorch {torch.__version__} sees {seen}" + ("" if shown is None else f" with CUDA_VISIBLE_DEVICES = {shown!r}")
+        why = f"PyTorch {torch.__version__} sees {seen}" + (
+            "" if shown is None else f" with CUDA_VISIBLE_DEVICES = {shown!r}"
+        )
         raise SpecError(
-            f"compute.device = cuda, compute.num_processes = {compute.num_processes}: each process needs a GPU, and {why}. "
+            f"compute.device = cuda, compute.num_processes = {compute.num_processes}: each process "
+            f"needs a GPU, and {why}. "
             "Set compute.device=cpu, fewer processes, or CUDA_VISIBLE_DEVICES"
         )
 
 
 def _meeting_place(folder: Path) -> Path:
-    """A new folder with room for the ranks to meet: in memory, or in `folder` where /dev/shm is missing, closed or full."""
-    name = f"fairway-{os.getuid()}-{hashlib.sha256(bytes(folder)).hexdigest()[:16]}"  # found again, and removed, after a kill
+    """A new folder with room for the ranks to meet: in memory, or in `folder` where /dev/shm is missing,
+    closed or full.
+    """
+    # found again, and removed, after a kill
+    name = f"fairway-{os.getuid()}-{hashlib.sha256(bytes(folder)).hexdigest()[:16]}"
     try:
         return _with_room(_MEMORY / name)
     except OSError as error:
@@ -174,7 +205,9 @@ def guarded(death_signal: str) -> list[str]:
 
 @contextmanager
 def child_result(result_path: Path) -> Iterator[Callable[[Any], None]]:
-    """In a child: gives the function that leaves the result; turns errors that have a name into error.json."""
+    """In a child: gives the function that leaves the result; turns errors that have a name into
+    error.json.
+    """
     try:
         with clear_storage_errors(result_path.parent):
             yield lambda value: write_whole(result_path, json.dumps(value).encode())
@@ -189,8 +222,15 @@ def say_progress(done: float, total: float, unit: str) -> None:
     print(f"{PROGRESS_MARK}{done} {total} {unit}", flush=True)
 
 
-def run_child(command: Sequence[str], compute: ComputeSettings, progress: Progress, timeout: float | None, **options: Any) -> list[str]:
-    """Run a command with its lines logged and its progress reported; end its whole family on error, cancel or timeout.
+def run_child(
+    command: Sequence[str],
+    compute: ComputeSettings,
+    progress: Progress,
+    timeout: float | None,
+    **options: Any,
+) -> list[str]:
+    """Run a command with its lines logged and its progress reported; end its whole family on error,
+    cancel or timeout.
 
     Returns the last lines. Raises ChildFailedError on a non-zero exit, TimeoutError after `timeout` seconds.
     """
@@ -204,7 +244,9 @@ def run_child(command: Sequence[str], compute: ComputeSettings, progress: Progre
     }
     mark = environment[_MARK] = str(uuid.uuid4())
     command = [*guarded("SIGTERM")[:-1], *command]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0, env=environment, **options)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0, env=environment, **options
+    )
     output, tail = ChildOutput(process), deque[str](maxlen=_TAIL_LINES)
     try:
         with stopping.get().ends(process):
@@ -223,12 +265,16 @@ def run_child(command: Sequence[str], compute: ComputeSettings, progress: Progre
     stopping.get().check()
     if status:
         ending = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-        raise ChildFailedError(f"the stage's process ended with {ending}; its last lines:\n" + "\n".join(tail))
+        raise ChildFailedError(
+            f"the stage's process ended with {ending}; its last lines:\n" + "\n".join(tail)
+        )
     return list(tail)
 
 
 def waiting(compute: ComputeSettings) -> dict[str, str]:
-    """How threads should wait at barriers, by what the cores that we may use do just now: SPIN_BRIEFLY where those to be used are idle."""
+    """How threads should wait at barriers, by what the cores that we may use do just now: SPIN_BRIEFLY
+    where those to be used are idle.
+    """
     wanted = compute.num_processes * compute.threads_per_process
     return SPIN_BRIEFLY if idle_cores(_LOOK_SECONDS) > wanted - 0.5 else WAIT
 
@@ -238,7 +284,11 @@ def _end_left_behind(mark: str) -> None:
     left = [process for process in processes_with(_MARK, mark) if is_running(process)]
     for process in left:
         with suppress(psutil.NoSuchProcess):
-            log.warning("process %d (%s) was started by the stage and still ran after it: ended", process.pid, process.name())
+            log.warning(
+                "process %d (%s) was started by the stage and still ran after it: ended",
+                process.pid,
+                process.name(),
+            )
     end_processes(left, LEFT_BEHIND_SECONDS)
 
 

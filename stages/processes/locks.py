@@ -1,7 +1,7 @@
 """Locks between processes: a flock on a file with the process id of its holder.
 
-The kernel drops the lock when its holder dies, even by SIGKILL. The library filelock empties the file when it asks for the
-lock, so it could not say who is waited for.
+The kernel drops the lock when its holder dies, even by SIGKILL. The library filelock empties the file when it
+asks for the lock, so it could not say who is waited for.
 """
 
 import fcntl
@@ -21,7 +21,8 @@ _POLL_SECONDS = 0.2
 
 
 def try_lock(path: Path) -> IO[str] | None:
-    """The file at `path` with an exclusive lock, which ends when the file is closed; None if another has the lock.
+    """The file at `path` with an exclusive lock, which ends when the file is closed; None if another has
+    the lock.
 
     A child that inherits the descriptor holds the lock too, and for as long as it runs.
     """
@@ -44,7 +45,8 @@ def try_lock(path: Path) -> IO[str] | None:
 def waiting_lock(path: Path, who_waits: str, why: str) -> Iterator[None]:
     """Hold the lock at `path`, once it is free; its file is removed afterwards.
 
-    Logs once who is waited for: "<who_waits>: waiting for process 17, <why>". Raises StageError once a stop is asked for.
+    Logs once who is waited for: "<who_waits>: waiting for process 17, <why>". Raises StageError once a stop
+    is asked for.
     """
     told = False
     while (file := try_lock(path)) is None:

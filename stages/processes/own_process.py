@@ -23,15 +23,37 @@ from stages.processes.surroundings import left_over
 OPEN_FILES = 4096
 FEWEST_OPEN_FILES = 128
 READER_GONE = 128 + signal.SIGPIPE
-_PLAIN = {"−": "-", "–": "-", "→": ">", "←": "<", "×": "x", "·": ".", "±": "+-", "≤": "<=", "≥": ">=", "⚠": "!", "Σ": "sum", "√": "sqrt"}
+_PLAIN = {
+    "−": "-",
+    "–": "-",
+    "→": ">",
+    "←": "<",
+    "×": "x",
+    "·": ".",
+    "±": "+-",
+    "≤": "<=",
+    "≥": ">=",
+    "⚠": "!",
+    "Σ": "sum",
+    "√": "sqrt",
+}
 # What may be missing and is looked up by libraries without a word of where the path came from.
-_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PREFECT_API_SSL_CERT_FILE")
+_CERTIFICATES = (
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "PREFECT_API_SSL_CERT_FILE",
+)
 
 Interrupt = Callable[[int, FrameType | None], Any]
 
 
 def standard_streams() -> None:
-    """Open the standard streams that are closed. They fail over no character, and are quiet once nobody reads them."""
+    """Open the standard streams that are closed.
+
+    They fail over no character, and are quiet once nobody reads them.
+    """
     codecs.register_error("fairway", _replace)
     for descriptor in (0, 1, 2):
         try:
@@ -45,18 +67,26 @@ def standard_streams() -> None:
 
 
 def surroundings() -> None:
-    """Take out of the environment what is not meant for us. Raises SpecError, with the remedy, for what cannot work.
+    """Take out of the environment what is not meant for us.
+
+    Raises SpecError, with the remedy, for what cannot work.
 
     Has to come before torch, OpenMP and Prefect are imported: each reads the environment once.
     """
     try:
         os.getcwd()
     except OSError as error:
-        raise SpecError(f"the working folder is gone or closed to you ({error.strerror}). Run `cd` to another folder first") from error
+        raise SpecError(
+            f"the working folder is gone or closed to you ({error.strerror}). Run `cd` to another "
+            "folder first"
+        ) from error
     try:
         tempfile.gettempdir()
     except OSError as error:
-        raise SpecError(f"TMPDIR = {os.environ.get('TMPDIR', '')}: no folder takes temporary files ({error}). Set TMPDIR to one") from error
+        raise SpecError(
+            f"TMPDIR = {os.environ.get('TMPDIR', '')}: no folder takes temporary files ({error}). "
+            "Set TMPDIR to one"
+        ) from error
     try:
         Path.home()
     except RuntimeError:  # HOME is unset, and this user has no entry that names one, as in many containers
@@ -67,8 +97,12 @@ def surroundings() -> None:
         warnings.resetwarnings()
         warnings.simplefilter("ignore")  # of libraries, and no business of who runs them
     for name in _CERTIFICATES:
-        if (path := os.environ.get(name)) and not (os.path.isfile(path) if name.endswith("FILE") else os.path.exists(path)):
-            raise SpecError(f"{name} = {path}: there are no certificates. Unset it, or name those that there are")
+        if (path := os.environ.get(name)) and not (
+            os.path.isfile(path) if name.endswith("FILE") else os.path.exists(path)
+        ):
+            raise SpecError(
+                f"{name} = {path}: there are no certificates. Unset it, or name those that there are"
+            )
     _open_files()
 
 
@@ -81,7 +115,10 @@ def private_folder() -> Path:
 
 @contextmanager
 def hangup_interrupts() -> Iterator[None]:
-    """Within the block SIGHUP (a terminal closes) ends the work as Ctrl-C does. Under `nohup` it stays ignored."""
+    """Within the block SIGHUP (a terminal closes) ends the work as Ctrl-C does.
+
+    Under `nohup` it stays ignored.
+    """
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
         yield
         return
@@ -107,12 +144,16 @@ def _open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     if wanted < FEWEST_OPEN_FILES:
         raise SpecError(
-            f"ulimit -n = {wanted}: too few open files; at least {FEWEST_OPEN_FILES} are needed. Raise the hard limit (ulimit -Hn)"
+            f"ulimit -n = {wanted}: too few open files; at least {FEWEST_OPEN_FILES} are needed. "
+            "Raise the hard limit (ulimit -Hn)"
         )
 
 
 class _Output(io.FileIO):
-    """Standard output. Once its reader has gone the program ends as others do by SIGPIPE, which Python ignores."""
+    """Standard output.
+
+    Once its reader has gone the program ends as others do by SIGPIPE, which Python ignores.
+    """
 
     def write(self, data: Any) -> int:
         try:
@@ -127,7 +168,10 @@ class _Output(io.FileIO):
 
 
 class _Messages(io.FileIO):
-    """Standard error. A run is worth more than its log lines, and nobody can be told of those that are lost."""
+    """Standard error.
+
+    A run is worth more than its log lines, and nobody can be told of those that are lost.
+    """
 
     def write(self, data: Any) -> int:
         try:

@@ -14,8 +14,9 @@ _POLL_SECONDS = 0.05
 def end_trees(parents: Sequence[subprocess.Popen], grace_seconds: float) -> None:
     """End each parent and all its descendants, and return once they are gone.
 
-    The parents get SIGTERM first, so that each can end its own children in order, and SIGKILL after `grace_seconds`.
-    Descendants that are left then get SIGTERM, and SIGKILL after at most LEFT_BEHIND_SECONDS more.
+    The parents get SIGTERM first, so that each can end its own children in order, and SIGKILL after
+    `grace_seconds`. Descendants that are left then get SIGTERM, and SIGKILL after at most LEFT_BEHIND_SECONDS
+    more.
     """
     descendants = _descendants(parents)  # while their parents still lead to them
     for parent in parents:
@@ -43,7 +44,11 @@ def end_processes(processes: Iterable[psutil.Process], grace_seconds: float) -> 
 
 def processes_with(variable: str, value: str) -> list[psutil.Process]:
     """This user's processes that were started with this environment variable, orphans included."""
-    return [process for process in psutil.process_iter(["environ"]) if (process.info["environ"] or {}).get(variable) == value]
+    return [
+        process
+        for process in psutil.process_iter(["environ"])
+        if (process.info["environ"] or {}).get(variable) == value
+    ]
 
 
 def is_running(process: psutil.Process) -> bool:
@@ -66,6 +71,8 @@ def _descendants(parents: Iterable[subprocess.Popen]) -> set[psutil.Process]:
 def _running_after(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
     """Those that still run after `seconds`, or [] earlier. psutil.wait_procs would wait for zombies."""
     deadline = time.monotonic() + seconds
-    while (running := [process for process in processes if is_running(process)]) and time.monotonic() < deadline:
+    while (
+        running := [process for process in processes if is_running(process)]
+    ) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
     return running

@@ -1,4 +1,6 @@
-"""Stop work that goes on in threads: a signal reaches only the main thread, so what the others wait for is ended from there."""
+"""Stop work that goes on in threads: a signal reaches only the main thread, so what the others wait for
+is ended from there.
+"""
 
 import subprocess
 import threading
@@ -16,7 +18,10 @@ T = TypeVar("T")
 
 
 class Stopping:
-    """Processes that threads wait for, and whether they are to stop. Work that is split over threads shares one, by its context."""
+    """Processes that threads wait for, and whether they are to stop.
+
+    Work that is split over threads shares one, by its context.
+    """
 
     def __init__(self) -> None:
         self._asked = threading.Event()
@@ -31,7 +36,10 @@ class Stopping:
 
     @contextmanager
     def ends(self, child: subprocess.Popen) -> Iterator[None]:
-        """Within the block, `now` ends `child`. Raises StageError after a stop: the caller then ends `child`."""
+        """Within the block, `now` ends `child`.
+
+        Raises StageError after a stop: the caller then ends `child`.
+        """
         with self._lock:
             self._children.add(child)
         try:
@@ -42,7 +50,10 @@ class Stopping:
                 self._children.discard(child)
 
     def now(self) -> None:
-        """End every child and what it started, and have `check` raise from now on. Returns once they are gone."""
+        """End every child and what it started, and have `check` raise from now on.
+
+        Returns once they are gone.
+        """
         with self._lock:
             self._asked.set()
             children = list(self._children)

@@ -20,8 +20,15 @@ _OF_A_SCHEDULER = re.compile(
     r"|(LOCAL_|GROUP_|ROLE_|NODE_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|ROLE_NAME"
     r"|MASTER_(ADDR|PORT)"
 )
-# How one person wants to look at one program; a stage's process would fail, hang or print what nobody can read.
-_OF_ANOTHER_PROGRAM = {"PYTHONWARNINGS", "PYTHONOPTIMIZE", "PYTHONIOENCODING", "PYTHONINSPECT", "PYTHONVERBOSE"}
+# How one person wants to look at one program; a stage's process would fail, hang or print what nobody can
+# read.
+_OF_ANOTHER_PROGRAM = {
+    "PYTHONWARNINGS",
+    "PYTHONOPTIMIZE",
+    "PYTHONIOENCODING",
+    "PYTHONINSPECT",
+    "PYTHONVERBOSE",
+}
 
 
 def left_over(environment: Mapping[str, str]) -> set[str]:
@@ -46,9 +53,14 @@ def importing_ours(environment: Mapping[str, str]) -> dict[str, str]:
 def reach_loopback(environment: MutableMapping[str, str]) -> None:
     """Add this machine to NO_PROXY and no_proxy, of which each library reads one, behind what the user says.
 
-    Networks of IPv6 (fd00::/8) are left out: no Python library heeds them, and httpx refuses the whole list for one.
+    Networks of IPv6 (fd00::/8) are left out: no Python library heeds them, and httpx refuses the whole list
+    for one.
     """
-    said = [item.strip(" []") for name in ("no_proxy", "NO_PROXY") for item in environment.get(name, "").split(",")]
+    said = [
+        item.strip(" []")
+        for name in ("no_proxy", "NO_PROXY")
+        for item in environment.get(name, "").split(",")
+    ]
     readable = [item for item in said if item and not (":" in item and "/" in item and "://" not in item)]
     hosts = list(dict.fromkeys([*readable, *LOOPBACK]))
     environment["NO_PROXY"] = environment["no_proxy"] = ",".join(hosts)
@@ -56,13 +68,18 @@ def reach_loopback(environment: MutableMapping[str, str]) -> None:
 
 def proxy_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """The proxy variables that are set, in either spelling."""
-    return {name: environment[name] for both in PROXIES for name in (both, both.lower()) if environment.get(name)}
+    return {
+        name: environment[name] for both in PROXIES for name in (both, both.lower()) if environment.get(name)
+    }
 
 
 def leave_out_unusable_proxies(environment: MutableMapping[str, str]) -> list[str]:
-    """Take out proxies for which httpx, Prefect's HTTP client, refuses all work. Returns what is left out and why.
+    """Take out proxies for which httpx, Prefect's HTTP client, refuses all work.
 
-    What needs a proxy to leave this machine finds the same words in UNUSABLE_PROXY, instead of leaving without one.
+    Returns what is left out and why.
+
+    What needs a proxy to leave this machine finds the same words in UNUSABLE_PROXY, instead of leaving
+    without one.
     """
     said = []
     for name, value in proxy_variables(environment).items():

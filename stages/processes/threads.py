@@ -8,7 +8,9 @@ import torch
 
 @contextmanager
 def threads_of(count: int) -> Iterator[None]:
-    """torch computes with `count` CPU threads in this block, whatever the process has: sums over threads depend on their number."""
+    """torch computes with `count` CPU threads in this block, whatever the process has: sums over threads
+    depend on their number.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

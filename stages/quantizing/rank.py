@@ -1,6 +1,8 @@
-"""The process that reads a calibration text for `quantize`, started by torchrun: python -m stages.quantizing.rank JOB.json RESULT.json
+"""The process that reads a calibration text for `quantize`, started by torchrun: python -m
+stages.quantizing.rank JOB.json RESULT.json
 
-In: the merged weights, shards of the training split, the spec, and the bytes that the blob may have. Out: the quantized tensors as
+In: the merged weights, shards of the training split, the spec, and the bytes that the blob may have. Out: the
+    quantized tensors as
 quantized.safetensors beside RESULT.json, and in it the steps and what was measured.
 """
 
@@ -57,7 +59,9 @@ def main() -> None:
         leave(
             {
                 "entries": [[tensor.name, tensor.format] for tensor in found.model.tensors],
-                "steps": {tensor.name: tensor.grid.step for tensor in found.model.tensors if tensor.grid is not None},
+                "steps": {
+                    tensor.name: tensor.grid.step for tensor in found.model.tensors if tensor.grid is not None
+                },
                 **{name: getattr(found, name) for name in _MEASURED},
             }
         )
@@ -68,9 +72,15 @@ def _as_tensors(model: QuantizedModel) -> dict[str, Tensor]:
     for tensor in model.tensors:
         parts[f"{tensor.name}/values"] = tensor.values
         if tensor.scales is not None and tensor.clip_ratios is not None:
-            parts[f"{tensor.name}/scales"], parts[f"{tensor.name}/clip_ratios"] = tensor.scales, tensor.clip_ratios
+            parts[f"{tensor.name}/scales"], parts[f"{tensor.name}/clip_ratios"] = (
+                tensor.scales,
+                tensor.clip_ratios,
+            )
         if tensor.grid is not None:
-            parts[f"{tensor.name}/rows"], parts[f"{tensor.name}/columns"] = tensor.grid.rows, tensor.grid.columns
+            parts[f"{tensor.name}/rows"], parts[f"{tensor.name}/columns"] = (
+                tensor.grid.rows,
+                tensor.grid.columns,
+            )
     return parts
 
 
@@ -80,7 +90,11 @@ def read_calibrated(method: str, folder: Path, told: dict[str, Any]) -> Calibrat
     (folder / TENSORS_NAME).unlink()
     tensors = []
     for name, tensor_format in told["entries"]:
-        grid = CodedGrid(told["steps"][name], parts[f"{name}/rows"], parts[f"{name}/columns"]) if name in told["steps"] else None
+        grid = (
+            CodedGrid(told["steps"][name], parts[f"{name}/rows"], parts[f"{name}/columns"])
+            if name in told["steps"]
+            else None
+        )
         scales, ratios = parts.get(f"{name}/scales"), parts.get(f"{name}/clip_ratios")
         tensors.append(QuantizedTensor(name, tensor_format, parts[f"{name}/values"], scales, ratios, grid))
     return CalibratedModel(QuantizedModel(method, tuple(tensors)), **{name: told[name] for name in _MEASURED})

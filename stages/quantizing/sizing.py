@@ -1,11 +1,13 @@
-"""Before any training: how many parameters a model has, in which parts, and how many bytes its artifact will take, about.
+"""Before any training: how many parameters a model has, in which parts, and how many bytes its artifact
+will take, about.
 
-The estimate takes trained rows for Gaussian. Then the largest of C values lies near m = Φ⁻¹(1 − 1/2C) standard
-deviations, a grid of ±L levels scaled to it has steps of m/L, and a symbol has log2(L·sqrt(2πe)/m) bits of entropy,
-which zstandard reaches to a few per cent. Heavier tails make the blob smaller, a clip search makes it larger.
+The estimate takes trained rows for Gaussian. Then the largest of C values lies near m = Φ⁻¹(1 − 1/2C)
+standard deviations, a grid of ±L levels scaled to it has steps of m/L, and a symbol has log2(L·sqrt(2πe)/m)
+bits of entropy, which zstandard reaches to a few per cent. Heavier tails make the blob smaller, a clip search
+makes it larger.
 
-What ecsq needs depends on what the weights have learnt: its estimate is the presets `demo` and `medium` as measured, 0.37 bits a weight
-fewer for each doubling of the loss that a weight may cost.
+What ecsq needs depends on what the weights have learnt: its estimate is the presets `demo` and `medium` as
+measured, 0.37 bits a weight fewer for each doubling of the loss that a weight may cost.
 """
 
 import math
@@ -45,8 +47,13 @@ class ModelSize:
     estimated_blob_bytes: int
 
 
-def measure_model(settings: ModelSettings, optimizer: OptimizerSettings, quantizer: QuantizerSettings) -> ModelSize:
-    """Build the model without memory (meta device) and count. Raises ValueError for settings that do not fit together."""
+def measure_model(
+    settings: ModelSettings, optimizer: OptimizerSettings, quantizer: QuantizerSettings
+) -> ModelSize:
+    """Build the model without memory (meta device) and count.
+
+    Raises ValueError for settings that do not fit together.
+    """
     with torch.device("meta"):
         model = GPT(settings)
     params = dict(model.named_parameters())
@@ -55,9 +62,12 @@ def measure_model(settings: ModelSettings, optimizer: OptimizerSettings, quantiz
     for name, param in params.items():
         parts[_part(name)] = parts.get(_part(name), 0) + param.numel()
     stored_as = {name: format_for(name, quantizer.rules) for name in params}
-    integers = sum(params[name].numel() for name, tensor_format in stored_as.items() if tensor_format.startswith("int"))
+    integers = sum(
+        params[name].numel() for name, tensor_format in stored_as.items() if tensor_format.startswith("int")
+    )
     blob_bytes = sum(
-        params[name].numel() * coded_bits(quantizer.ecsq.loss_nats, integers) / 8 + sum(params[name].shape) * 1.5
+        params[name].numel() * coded_bits(quantizer.ecsq.loss_nats, integers) / 8
+        + sum(params[name].shape) * 1.5
         if quantizer.method == "ecsq" and tensor_format.startswith("int")
         else estimated_bytes(tuple(params[name].shape), tensor_format)
         for name, tensor_format in stored_as.items()

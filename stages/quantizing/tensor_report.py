@@ -11,7 +11,11 @@ from stages.core.quantizers.quantized import QuantizedTensor
 
 
 def tensor_report(
-    original: Tensor, tensor: QuantizedTensor, rounded: QuantizedTensor, compressed_bytes: int, divergence_nats: float | None
+    original: Tensor,
+    tensor: QuantizedTensor,
+    rounded: QuantizedTensor,
+    compressed_bytes: int,
+    divergence_nats: float | None,
 ) -> TensorReport:
     rms_error = _rms(tensor.dequantized() - original)
     own_rms = _rms(original)
@@ -41,11 +45,15 @@ def _clip_shares(tensor: QuantizedTensor) -> tuple[ClipShare, ...]:
     ratios, counts = torch.unique(tensor.clip_ratios, return_counts=True)
     pairs = zip(ratios.tolist(), counts.tolist(), strict=True)
     # float32 ratios back to the decimals that the spec gave
-    return tuple(ClipShare(clip_ratio=round(ratio, 6), num_rows=count) for ratio, count in sorted(pairs, reverse=True))
+    return tuple(
+        ClipShare(clip_ratio=round(ratio, 6), num_rows=count) for ratio, count in sorted(pairs, reverse=True)
+    )
 
 
 def entropy_bits(values: Tensor) -> float:
-    """Order-0 entropy in bits a value: of the codes of an integer tensor; of each byte plane, summed, of a floating-point one."""
+    """Order-0 entropy in bits a value: of the codes of an integer tensor; of each byte plane, summed, of
+    a floating-point one.
+    """
     if values.dtype == torch.int16:
         return _entropy(np.unique(values.numpy(), return_counts=True)[1])
     planes = values.numpy().reshape(-1).view(np.uint8).reshape(values.numel(), -1).T

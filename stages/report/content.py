@@ -53,13 +53,27 @@ def headline(results: Results) -> list[Figure]:
         Figure("parameters", f"{results.trained.num_parameters:,}", f"{bits:.2f} bits each"),
     ]
     if sliding:
-        figures.insert(1, Figure("sliding windows", f"{sliding.bpb:.4f}", f"{sliding.bpb - quantized.bpb:+.4f} by longer context"))
+        figures.insert(
+            1,
+            Figure(
+                "sliding windows",
+                f"{sliding.bpb:.4f}",
+                f"{sliding.bpb - quantized.bpb:+.4f} by longer context",
+            ),
+        )
     if warnings := results.audit.warnings:
         names = ", ".join(finding.title for finding in warnings)
         figures.append(Figure("techniques and rules", f"{len(warnings)} to look at", names, good=False))
     if best_compressor is not None:
         better = quantized.bpb < best_compressor
-        figures.append(Figure("best general compressor", f"{best_compressor:.4f}", "beaten" if better else "not beaten", good=better))
+        figures.append(
+            Figure(
+                "best general compressor",
+                f"{best_compressor:.4f}",
+                "beaten" if better else "not beaten",
+                good=better,
+            )
+        )
     return figures
 
 
@@ -70,7 +84,9 @@ def score_steps(results: Results) -> list[tuple[str, Score]]:
         (f"merged ({results.merged.method} of {len(results.merged.steps)})", results.merged.merged),
         (f"quantized ({results.packed.method})", results.evaluation.non_overlapping),
     ]
-    return [*steps, ("quantized, sliding", results.evaluation.sliding)] if results.evaluation.sliding else steps
+    return (
+        [*steps, ("quantized, sliding", results.evaluation.sliding)] if results.evaluation.sliding else steps
+    )
 
 
 def score_rows(results: Results) -> list[list[str]]:
@@ -79,14 +95,26 @@ def score_rows(results: Results) -> list[list[str]]:
     for name, score in score_steps(results):
         change = "" if before is None else f"{score.bpb - before:+.5f}"
         bos = score.bos_nats_sum / NATS_PER_BIT / score.num_bytes
-        rows.append([name, f"{score.bpb:.5f}", change, f"{score.loss:.5f}", f"{score.num_targets:,}", f"{score.num_bytes:,}", f"{bos:.5f}"])
+        rows.append(
+            [
+                name,
+                f"{score.bpb:.5f}",
+                change,
+                f"{score.loss:.5f}",
+                f"{score.num_targets:,}",
+                f"{score.num_bytes:,}",
+                f"{bos:.5f}",
+            ]
+        )
         before = score.bpb
     return rows
 
 
 def audit_rows(audit: Audit) -> list[tuple[list[str], bool]]:
     """technique, verdict, evidence; and whether it is a warning."""
-    return [([finding.title, finding.verdict, finding.evidence], finding.is_warning) for finding in audit.findings]
+    return [
+        ([finding.title, finding.verdict, finding.evidence], finding.is_warning) for finding in audit.findings
+    ]
 
 
 def compressors(val: SplitCounts) -> list[tuple[str, float]]:
@@ -103,13 +131,21 @@ def budget_parts(size: SizeReport) -> list[tuple[str, int]]:
 def budget_rows(size: SizeReport) -> list[list[str]]:
     """part, bytes, share of the artifact, share of the limit; the margin last."""
     parts = [*budget_parts(size), ("total", size.total_bytes)]
-    rows = [[name, f"{count:,}", f"{count / size.total_bytes:.2%}", f"{count / size.limit_bytes:.2%}"] for name, count in parts]
+    rows = [
+        [name, f"{count:,}", f"{count / size.total_bytes:.2%}", f"{count / size.limit_bytes:.2%}"]
+        for name, count in parts
+    ]
     margin = "to spare" if size.fits else "over the limit"
-    return [*rows, [margin, f"{abs(size.margin_bytes):,}", "", f"{abs(size.margin_bytes) / size.limit_bytes:.2%}"]]
+    return [
+        *rows,
+        [margin, f"{abs(size.margin_bytes):,}", "", f"{abs(size.margin_bytes) / size.limit_bytes:.2%}"],
+    ]
 
 
 def coding_rows(size: SizeReport) -> list[list[str]]:
-    """tensor group, weights, bits a weight in the blob, order-0 entropy in bits a weight, the first over the second."""
+    """tensor group, weights, bits a weight in the blob, order-0 entropy in bits a weight, the first over
+    the second.
+    """
     return [
         [
             group.name,
@@ -124,14 +160,18 @@ def coding_rows(size: SizeReport) -> list[list[str]]:
 
 
 def tensor_rows(packed: PackedModel) -> list[list[str]]:
-    """name, shape, format, relative error, error over plain rounding's, entropy, stored and compressed bytes, bits a weight."""
+    """name, shape, format, relative error, error over plain rounding's, entropy, stored and compressed
+    bytes, bits a weight.
+    """
     return [
         [
             tensor.name,
             _shape(tensor.shape),
             tensor.format,
             f"{tensor.relative_error:.3%}",
-            f"{tensor.rms_error / tensor.rms_error_round_to_nearest:.3f}" if tensor.rms_error_round_to_nearest else "–",
+            f"{tensor.rms_error / tensor.rms_error_round_to_nearest:.3f}"
+            if tensor.rms_error_round_to_nearest
+            else "–",
             f"{tensor.entropy_bits:.2f}",
             f"{tensor.stored_bytes:,}",
             f"{tensor.compressed_bytes:,}",
@@ -142,20 +182,27 @@ def tensor_rows(packed: PackedModel) -> list[list[str]]:
 
 
 def clip_bars(packed: PackedModel) -> list[list[tuple[float, float]]]:
-    """For each tensor, (share of its rows, depth) by clip ratio from 1 down; depth is 0 without clipping, 1 at the run's lowest ratio."""
+    """For each tensor, (share of its rows, depth) by clip ratio from 1 down; depth is 0 without clipping,
+    1 at the run's lowest ratio.
+    """
     lowest = min((clip.clip_ratio for tensor in packed.tensors for clip in tensor.clips), default=1.0)
     bars = []
     for tensor in packed.tensors:
         rows = sum(clip.num_rows for clip in tensor.clips)
         ordered = sorted(tensor.clips, key=lambda clip: -clip.clip_ratio)
-        bars.append([(clip.num_rows / rows, (1 - clip.clip_ratio) / max(1 - lowest, 1e-9)) for clip in ordered])
+        bars.append(
+            [(clip.num_rows / rows, (1 - clip.clip_ratio) / max(1 - lowest, 1e-9)) for clip in ordered]
+        )
     return bars
 
 
 def clip_text(tensor: TensorReport) -> str:
     """`1: 40 %, 0.95: 60 %`: which clip ratio the rows chose."""
     rows = sum(clip.num_rows for clip in tensor.clips)
-    return ", ".join(f"{clip.clip_ratio:g}: {clip.num_rows / rows:.0%}" for clip in sorted(tensor.clips, key=lambda clip: -clip.clip_ratio))
+    return ", ".join(
+        f"{clip.clip_ratio:g}: {clip.num_rows / rows:.0%}"
+        for clip in sorted(tensor.clips, key=lambda clip: -clip.clip_ratio)
+    )
 
 
 def quantization_gain(packed: PackedModel) -> str:
@@ -166,20 +213,36 @@ def quantization_gain(packed: PackedModel) -> str:
     if packed.method == "round_to_nearest":
         return "Plain rounding: there is no search to gain anything."
     moved = (
-        "" if packed.divergence_nats is None else f" On training text the predictions move by {packed.divergence_nats:.5f} nats a token."
+        ""
+        if packed.divergence_nats is None
+        else f" On training text the predictions move by {packed.divergence_nats:.5f} nats a token."
     )
     if packed.method == "ecsq":
         bits = 8 * packed.blob_bytes / packed.num_parameters
-        return f"Steps by what errors cost, coded by rANS: {bits:.2f} bits a parameter, everything included.{moved}"
+        return (
+            f"Steps by what errors cost, coded by rANS: {bits:.2f} bits a parameter, everything "
+            f"included.{moved}"
+        )
     error = f"{1 - squares / plain:.2%} less squared error" if plain > squares else "no less squared error"
-    size = f"a blob {abs(saved):,} bytes {'smaller' if saved > 0 else 'larger'}" if saved else "a blob of the same size"
+    size = (
+        f"a blob {abs(saved):,} bytes {'smaller' if saved > 0 else 'larger'}"
+        if saved
+        else "a blob of the same size"
+    )
     return f"Against plain rounding with the same rules, {packed.method} gives {error} and {size}.{moved}"
 
 
 def group_rows(trained: Checkpoints) -> list[list[str]]:
     """group, optimizer, lr, weight decay, tensors, parameters."""
     return [
-        [group.name, group.optimizer, f"{group.lr:g}", f"{group.weight_decay:g}", f"{len(group.parameters):,}", f"{group.num_parameters:,}"]
+        [
+            group.name,
+            group.optimizer,
+            f"{group.lr:g}",
+            f"{group.weight_decay:g}",
+            f"{len(group.parameters):,}",
+            f"{group.num_parameters:,}",
+        ]
         for group in trained.groups
     ]
 
@@ -198,12 +261,16 @@ def gap_rows(gap: GapByCause) -> list[list[str]]:
 
 
 def change_rows(trained: Checkpoints) -> list[tuple[list[str], bool]]:
-    """name, shape, rms before, rms after, rms of the change; and whether the tensor stayed exactly as it was initialised."""
+    """name, shape, rms before, rms after, rms of the change; and whether the tensor stayed exactly as it
+    was initialised.
+    """
     return [(_change(change), change.change_rms == 0) for change in trained.changes]
 
 
 def machine_rows(provenance: Sequence[Provenance]) -> list[list[str]]:
-    """stage, CPU and GPUs, processes × threads, precision and why, kind of machine; of the stages that compute floating-point numbers."""
+    """stage, CPU and GPUs, processes × threads, precision and why, kind of machine; of the stages that
+    compute floating-point numbers.
+    """
     return [
         [
             origin.stage,
@@ -220,7 +287,9 @@ def machine_rows(provenance: Sequence[Provenance]) -> list[list[str]]:
 def training_rows(trained: Checkpoints, provenance: Sequence[Provenance] = ()) -> list[list[str]]:
     """How the training went, figure by figure; its precision where `provenance` has the stage."""
     timings = trained.timings
-    precision, _, why = next((origin.machine.precision for origin in provenance if origin.stage == "train"), "").partition(": ")
+    precision, _, why = next(
+        (origin.machine.precision for origin in provenance if origin.stage == "train"), ""
+    ).partition(": ")
     overhead = timings.snapshot_seconds + timings.checkpoint_seconds
     return [
         ["steps", f"{trained.steps:,}", f"stopped by {trained.stopped_by}"],
@@ -228,10 +297,22 @@ def training_rows(trained: Checkpoints, provenance: Sequence[Provenance] = ()) -
         ["tokens seen", f"{trained.tokens_seen:,}", f"{trained.epochs:.2f} passes over the training split"],
         ["training loss, last tenth", f"{trained.final_train_loss:.4f}", "nats a token"],
         ["steps under QAT", f"{trained.qat_steps:,}", ""],
-        ["snapshots", f"{len(trained.snapshots)}", ", ".join(f"{snapshot.step}" for snapshot in trained.snapshots)],
-        ["training time", f"{timings.training_seconds:.1f} s", f"{timings.median_step_milliseconds:.1f} ms a step (median)"],
+        [
+            "snapshots",
+            f"{len(trained.snapshots)}",
+            ", ".join(f"{snapshot.step}" for snapshot in trained.snapshots),
+        ],
+        [
+            "training time",
+            f"{timings.training_seconds:.1f} s",
+            f"{timings.median_step_milliseconds:.1f} ms a step (median)",
+        ],
         ["throughput", f"{timings.tokens_per_second:,.0f}", "tokens a second"],
-        ["held up by snapshots and checkpoints", f"{overhead:.2f} s", f"{overhead / max(timings.training_seconds, 1e-9):.2%} of the time"],
+        [
+            "held up by snapshots and checkpoints",
+            f"{overhead:.2f} s",
+            f"{overhead / max(timings.training_seconds, 1e-9):.2%} of the time",
+        ],
         ["peak memory", f"{timings.peak_memory_bytes / 1e9:.2f} GB", "of the first process"],
         ["resumed from", ", ".join(map(str, timings.resumed_from_steps)) or "–", "steps"],
     ]
@@ -241,14 +322,28 @@ def corpus_rows(tokenized: TokenizedCorpus) -> list[list[str]]:
     """split, documents, tokens, BOS, bytes as they came, normalised bytes, bytes a token."""
     rows = []
     for name, split in (("train", tokenized.train), ("validation", tokenized.val)):
-        per_token = f"{split.normalized_utf8_bytes / split.num_tokens:.3f}" if split.normalized_utf8_bytes else "–"
-        counts = (split.num_documents, split.num_tokens, split.num_bos, split.utf8_bytes, split.normalized_utf8_bytes)
+        per_token = (
+            f"{split.normalized_utf8_bytes / split.num_tokens:.3f}" if split.normalized_utf8_bytes else "–"
+        )
+        counts = (
+            split.num_documents,
+            split.num_tokens,
+            split.num_bos,
+            split.utf8_bytes,
+            split.normalized_utf8_bytes,
+        )
         rows.append([name, *("–" if count is None else f"{count:,}" for count in counts), per_token])
     return rows
 
 
 def _change(change: ParameterChange) -> list[str]:
-    return [change.name, _shape(change.shape), f"{change.initial_rms:.4g}", f"{change.final_rms:.4g}", f"{change.change_rms:.4g}"]
+    return [
+        change.name,
+        _shape(change.shape),
+        f"{change.initial_rms:.4g}",
+        f"{change.final_rms:.4g}",
+        f"{change.change_rms:.4g}",
+    ]
 
 
 def _shape(shape: tuple[int, ...]) -> str:

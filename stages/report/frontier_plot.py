@@ -1,4 +1,6 @@
-"""Bits per byte against bytes of the package for every quantizer on one run's weights, as SVG text and as a PNG picture."""
+"""Bits per byte against bytes of the package for every quantizer on one run's weights, as SVG text and as
+a PNG picture.
+"""
 
 import io
 from collections.abc import Callable
@@ -9,7 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from schemas.frontier import Frontier, FrontierPoint
-from stages.report.plots import BLUE, GREEN, GRID, INK, INK_AND_GRID, ORANGE, PURPLE, RED, STYLE, drawn, to_svg
+from stages.report.plots import (
+    BLUE,
+    GREEN,
+    GRID,
+    INK,
+    INK_AND_GRID,
+    ORANGE,
+    PURPLE,
+    RED,
+    STYLE,
+    drawn,
+    to_svg,
+)
 
 PNG_DOTS_PER_INCH = 150
 _SIZE = (8.6, 5.0)
@@ -23,18 +37,25 @@ _LOOKS = {
     "reference": (INK, "X", (7, 6), "left"),
 }
 _NEAR = 1.15
-"""The limit is drawn when it is at most this many times the largest package, and at least the smallest one over this."""
+"""The limit is drawn when it is at most this many times the largest package, and at least the smallest
+one over this.
+"""
 
 
 def frontier_svg(found: Frontier) -> str:
-    """One line a quantizer, the unquantized model as a dashed line, what the run ships as a star; on white."""
+    """One line a quantizer, the unquantized model as a dashed line, what the run ships as a star; on
+    white.
+    """
     return to_svg(lambda figure: _draw(figure, found), _SIZE, themed=False)
 
 
 def frontier_png(found: Frontier) -> bytes:
     """The same picture."""
     ink, grid = INK_AND_GRID
-    style = {name: {INK: ink, GRID: grid}.get(value, value) if isinstance(value, str) else value for name, value in STYLE.items()}
+    style = {
+        name: {INK: ink, GRID: grid}.get(value, value) if isinstance(value, str) else value
+        for name, value in STYLE.items()
+    }
     buffer = io.BytesIO()
     with matplotlib.rc_context(style):
         figure = drawn(lambda empty: _draw(empty, found, ink), _SIZE, themed=False)
@@ -60,12 +81,21 @@ def _draw(figure: Figure, found: Frontier, ink: str = INK) -> None:
         zorder=5,
         linestyle="none",
     )
-    axes.axhline(found.unquantized_bpb, color=_GREY, linewidth=1.3, linestyle="--", label=f"not quantized, {found.unquantized_bpb:.5f}")
+    axes.axhline(
+        found.unquantized_bpb,
+        color=_GREY,
+        linewidth=1.3,
+        linestyle="--",
+        label=f"not quantized, {found.unquantized_bpb:.5f}",
+    )
     _draw_limit(axes, found)
     axes.margins(x=0.09, y=0.12)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4f}")
-    axes.set(xlabel="bytes of the package, script included, millions (fewer is better)", ylabel="bits per byte (lower is better)")
+    axes.set(
+        xlabel="bytes of the package, script included, millions (fewer is better)",
+        ylabel="bits per byte (lower is better)",
+    )
     gap = axes.secondary_yaxis("right", functions=_around(found.unquantized_bpb))
     gap.set_ylabel("gap to the unquantized model")
     gap.yaxis.set_major_formatter(lambda value, _: f"{value:+.4f}")

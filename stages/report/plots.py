@@ -1,7 +1,7 @@
 """The report's plots, as SVG text. Deterministic: no dates, no random ids.
 
-A themed plot is embedded in the page and takes its text and grid colours from it (light and dark); an unthemed one stands
-alone on white.
+A themed plot is embedded in the page and takes its text and grid colours from it (light and dark); an
+unthemed one stands alone on white.
 """
 
 import io
@@ -66,16 +66,33 @@ def loss_curve(metrics: Columns, themed: bool) -> str:
 
 
 def timeline(metrics: Columns, themed: bool) -> str:
-    """Learning-rate scale, Muon momentum and gradient norm over steps, with the QAT window and every snapshot."""
+    """Learning-rate scale, Muon momentum and gradient norm over steps, with the QAT window and every
+    snapshot.
+    """
 
     def draw(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         step = metrics["step"]
-        upper.plot(*_thin(step, metrics["lr_scale"]), color=ORANGE, linewidth=1.8, label="learning-rate scale")
-        upper.plot(*_thin(step, metrics["muon_momentum"]), color=PURPLE, linewidth=1.4, linestyle="--", label="Muon momentum")
+        upper.plot(
+            *_thin(step, metrics["lr_scale"]), color=ORANGE, linewidth=1.8, label="learning-rate scale"
+        )
+        upper.plot(
+            *_thin(step, metrics["muon_momentum"]),
+            color=PURPLE,
+            linewidth=1.4,
+            linestyle="--",
+            label="Muon momentum",
+        )
         taken = metrics["snapshot"].astype(bool)
         if taken.any():
-            upper.plot(step[taken], metrics["lr_scale"][taken], "o", color=GREEN, markersize=4, label=f"{int(taken.sum())} snapshots")
+            upper.plot(
+                step[taken],
+                metrics["lr_scale"][taken],
+                "o",
+                color=GREEN,
+                markersize=4,
+                label=f"{int(taken.sum())} snapshots",
+            )
         _mark_phases(upper, metrics)
         upper.set(ylabel="share of the peak", ylim=(-0.04, 1.08))
         upper.legend(loc="center left")
@@ -85,7 +102,9 @@ def timeline(metrics: Columns, themed: bool) -> str:
     return to_svg(draw, (8.6, 4.2), themed)
 
 
-def decomposition(steps: Sequence[tuple[str, float]], others: Sequence[tuple[str, float]], themed: bool) -> str:
+def decomposition(
+    steps: Sequence[tuple[str, float]], others: Sequence[tuple[str, float]], themed: bool
+) -> str:
     """Bars of bits per byte: each step of ours, then the general compressors."""
 
     def draw(figure: Figure) -> None:
@@ -95,7 +114,9 @@ def decomposition(steps: Sequence[tuple[str, float]], others: Sequence[tuple[str
         axes = figure.add_subplot()
         bars = axes.barh(names, values, color=colours, height=0.62)
         axes.bar_label(bars, labels=[f"{value:.4f}" for value in values], padding=4, color=INK)
-        axes.set(xlabel="bits per byte of the validation text (lower is better)", xlim=(0, 1.14 * max(values)))
+        axes.set(
+            xlabel="bits per byte of the validation text (lower is better)", xlim=(0, 1.14 * max(values))
+        )
         axes.grid(axis="y", visible=False)
 
     return to_svg(draw, (8.6, 0.75 + 0.36 * (len(steps) + len(others))), themed)
@@ -107,11 +128,15 @@ def budget(parts: Sequence[tuple[str, int]], limit_bytes: int, themed: bool) -> 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         left = 0
-        for (name, count), colour in zip(parts, BAR_COLOURS * (1 + len(parts) // len(BAR_COLOURS)), strict=False):
+        for (name, count), colour in zip(
+            parts, BAR_COLOURS * (1 + len(parts) // len(BAR_COLOURS)), strict=False
+        ):
             axes.barh([0], [count], left=left, color=colour, height=0.5, label=f"{name} {count:,}")
             left += count
         axes.axvline(limit_bytes, color=RED, linewidth=1.6)
-        axes.annotate("limit", (limit_bytes, 0.34), color=RED, ha="right", xytext=(-4, 0), textcoords="offset points")
+        axes.annotate(
+            "limit", (limit_bytes, 0.34), color=RED, ha="right", xytext=(-4, 0), textcoords="offset points"
+        )
         axes.set(xlim=(0, 1.03 * max(limit_bytes, left)), ylim=(-0.35, 0.5), yticks=[])
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} MB")
         axes.grid(axis="y", visible=False)
@@ -122,14 +147,24 @@ def budget(parts: Sequence[tuple[str, int]], limit_bytes: int, themed: bool) -> 
 
 
 def tradeoff(points: Sequence[tuple[str, int, float]], merged_bpb: float) -> str:
-    """Bits per byte over artifact bytes, a point a variant: (name, bytes, bpb). The line is the model before quantization."""
+    """Bits per byte over artifact bytes, a point a variant: (name, bytes, bpb).
+
+    The line is the model before quantization.
+    """
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for index, (name, num_bytes, bpb) in enumerate(points):
             shown = printable(name)  # a control character would break the SVG
             label = shown if len(shown) <= _MAX_LABEL else shown[: _MAX_LABEL - 1] + "…"
-            axes.plot([num_bytes], [bpb], "o", color=BAR_COLOURS[index % len(BAR_COLOURS)], markersize=8, label=label)
+            axes.plot(
+                [num_bytes],
+                [bpb],
+                "o",
+                color=BAR_COLOURS[index % len(BAR_COLOURS)],
+                markersize=8,
+                label=label,
+            )
         axes.axhline(merged_bpb, color="#7b8794", linewidth=1, linestyle="--", label="merged, not quantized")
         axes.margins(0.12)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -139,14 +174,23 @@ def tradeoff(points: Sequence[tuple[str, int, float]], merged_bpb: float) -> str
     return to_svg(draw, (9.4, 3.6 + 0.1 * len(points)), themed=False)
 
 
-def seeds_plot(points: Sequence[tuple[int, float]], mean: float, interval: tuple[float, float], bar: float | None) -> str:
+def seeds_plot(
+    points: Sequence[tuple[int, float]], mean: float, interval: tuple[float, float], bar: float | None
+) -> str:
     """Loss of each seed in nats a token, their mean with its 95 % interval, and the bar to be below."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         axes.axhspan(*interval, color=BLUE, alpha=0.13, linewidth=0, label="95 % interval of the mean")
         axes.axhline(mean, color=BLUE, linewidth=1.6, label="mean")
-        axes.plot([seed for seed, _ in points], [loss for _, loss in points], "o", color=ORANGE, markersize=7, label="a seed")
+        axes.plot(
+            [seed for seed, _ in points],
+            [loss for _, loss in points],
+            "o",
+            color=ORANGE,
+            markersize=7,
+            label="a seed",
+        )
         if bar is not None:
             axes.axhline(bar, color=RED, linewidth=1.4, linestyle="--", label="the mark less its margin")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -157,7 +201,9 @@ def seeds_plot(points: Sequence[tuple[int, float]], mean: float, interval: tuple
 
 
 def running_mean(values: NDArray, share: float = 0.02) -> NDArray:
-    """Mean of each value and those around it, over a window of `share` of all; the window shrinks at the ends. (n,) -> (n,)."""
+    """Mean of each value and those around it, over a window of `share` of all; the window shrinks at the
+    ends. (n,) -> (n,).
+    """
     half = max(1, int(len(values) * share / 2))
     sums = np.concatenate(([0.0], np.cumsum(values, dtype=np.float64)))
     index = np.arange(len(values))

@@ -36,7 +36,9 @@ def score_isolated(
     progress: Progress,
     timeout: float | None,
 ) -> Scores:
-    """Run `script --eval` on the blob beside it. `work_dir` holds its scratch files, which are taken away again.
+    """Run `script --eval` on the blob beside it.
+
+    `work_dir` holds its scratch files, which are taken away again.
 
     Raises StageError for scores that are none; ChildFailedError or TimeoutError as `run_torchrun` does.
     """
@@ -75,6 +77,10 @@ def read_scores(path: Path) -> Scores:
         told = json.loads(path.read_bytes())
         return Scores(Score(**told["non_overlapping"]), Score(**told["sliding"]) if told["sliding"] else None)
     except ValidationError as error:
-        raise StageError(f"{path.name}: the script left scores that are none: {invalid_field(error)}") from error
+        raise StageError(
+            f"{path.name}: the script left scores that are none: {invalid_field(error)}"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StageError(f"{path.name}: the script left no scores that can be read ({str(error).splitlines()[0]})") from error
+        raise StageError(
+            f"{path.name}: the script left no scores that can be read ({str(error).splitlines()[0]})"
+        ) from error

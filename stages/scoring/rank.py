@@ -1,4 +1,6 @@
-"""One process that scores sets of weights, started by torchrun: python -m stages.scoring.rank JOB.json RESULT.json"""
+"""One process that scores sets of weights, started by torchrun: python -m stages.scoring.rank JOB.json
+RESULT.json
+"""
 
 import json
 import logging
@@ -37,7 +39,9 @@ def main() -> None:
 
             model.load_state_dict(load_file(path))
             started = time.perf_counter()
-            sums = score(model, stream, table, scoring, scoring.sequence_length, compute_dtype(compute), progress)
+            sums = score(
+                model, stream, table, scoring, scoring.sequence_length, compute_dtype(compute), progress
+            )
             scores[name] = score_as_dict(sums, time.perf_counter() - started)
         if rank == 0:
             leave(scores)

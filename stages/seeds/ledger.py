@@ -1,4 +1,5 @@
-"""Ledgers of seed validations: <store>/ledgers/<name>-<configuration>/ledger.parquet, one row a seed, replaced whole.
+"""Ledgers of seed validations: <store>/ledgers/<name>-<configuration>/ledger.parquet, one row a seed,
+replaced whole.
 
 Read one with any Parquet reader; the file's metadata (`fairway`) holds what the rows have in common.
 """
@@ -19,7 +20,13 @@ from stages.core.whole_files import write_whole
 from stages.processes.locks import waiting_lock
 
 FILE_NAME = "ledger.parquet"
-_KINDS = {"seed": pa.int64(), "tries": pa.int64(), "num_targets": pa.int64(), "num_bytes": pa.int64(), "total_bytes": pa.int64()}
+_KINDS = {
+    "seed": pa.int64(),
+    "tries": pa.int64(),
+    "num_targets": pa.int64(),
+    "num_bytes": pa.int64(),
+    "total_bytes": pa.int64(),
+}
 _FIGURES = tuple(SeedFigures.model_fields)
 _ENTRY = tuple(name for name in SeedEntry.model_fields if name != "figures")
 
@@ -35,7 +42,8 @@ def ledger_files(store: Path) -> list[Path]:
 
 @contextmanager
 def claim(store: Path, ledger: Ledger) -> Iterator[Ledger]:
-    """Gives the ledger as it lies in the store, or `ledger` itself if there is none yet; only one process at a time has it.
+    """Gives the ledger as it lies in the store, or `ledger` itself if there is none yet; only one process
+    at a time has it.
 
     Raises SpecError when it was declared with another first seed or maximum. Raises
     StageError when a stop is asked for while this waits. The kernel frees the claim of a killed process.
@@ -48,7 +56,8 @@ def claim(store: Path, ledger: Ledger) -> Iterator[Ledger]:
             declared, asked = getattr(found, name), getattr(ledger, name)
             if declared != asked:
                 raise SpecError(
-                    f"{name} = {asked}: ledger {ledger.label} was declared with {declared}, and a plan changed after looking at "
+                    f"{name} = {asked}: ledger {ledger.label} was declared with {declared}, and a "
+                    "plan changed after looking at "
                     f"figures spoils the test. Keep {declared}, or begin a ledger of another name"
                 )
         yield found
@@ -61,13 +70,19 @@ def read_ledger(path: Path) -> Ledger:
         common = json.loads(table.schema.metadata[b"fairway"])
         return Ledger(**common, entries=tuple(_entry(row) for row in table.to_pylist()))
     except (OSError, KeyError, ValueError, pa.ArrowInvalid, ValidationError) as error:
-        raise SpecError(f"{path}: damaged or of another version ({str(error).splitlines()[0]}). Restore it or move it away") from error
+        raise SpecError(
+            f"{path}: damaged or of another version ({str(error).splitlines()[0]}). Restore it or "
+            "move it away"
+        ) from error
 
 
 def write_ledger(store: Path, ledger: Ledger) -> None:
     """Replace the file, whole or not at all. Only for the holder of the claim."""
     path = ledger_path(store, ledger)
-    rows = [{**entry.model_dump(exclude={"figures"}), **(entry.figures.model_dump() if entry.figures else {})} for entry in ledger.entries]
+    rows = [
+        {**entry.model_dump(exclude={"figures"}), **(entry.figures.model_dump() if entry.figures else {})}
+        for entry in ledger.entries
+    ]
     schema = pa.schema([(name, _kind(name)) for name in (*_ENTRY, *_FIGURES)])
     common = {"fairway": ledger.model_dump_json(exclude={"entries"})}
     content = pa.BufferOutputStream()
@@ -78,10 +93,14 @@ def write_ledger(store: Path, ledger: Ledger) -> None:
 def find_ledger(store: Path, wanted: str) -> Ledger:
     """The ledger whose label begins with `wanted`. Raises SpecError when none or more than one is meant."""
     paths = ledger_files(store)
-    matching = [path for path in paths if path.parent.name == wanted] or [path for path in paths if path.parent.name.startswith(wanted)]
+    matching = [path for path in paths if path.parent.name == wanted] or [
+        path for path in paths if path.parent.name.startswith(wanted)
+    ]
     if len(matching) != 1:
         names = ", ".join(path.parent.name for path in matching or paths) or "none"
-        raise SpecError(f"against = {wanted}: {'stands for several' if matching else 'no such ledger'}; ledgers: {names}")
+        raise SpecError(
+            f"against = {wanted}: {'stands for several' if matching else 'no such ledger'}; ledgers: {names}"
+        )
     return read_ledger(matching[0])
 
 

@@ -1,6 +1,8 @@
-"""All statistics over seeds: intervals, whether a mark or another set of runs is beaten, differences, seeds needed. scipy does the tests.
+"""All statistics over seeds: intervals, whether a mark or another set of runs is beaten, differences,
+seeds needed. scipy does the tests.
 
-Losses are in nats a token. They compare over the same tokens only; `nats_to_bpb` says what they are in bits per byte.
+Losses are in nats a token. They compare over the same tokens only; `nats_to_bpb` says what they are in bits
+per byte.
 """
 
 import math
@@ -34,7 +36,9 @@ def summarize(values: Sequence[float]) -> Summary | None:
 
 
 def paired_difference(values: Sequence[float], others: Sequence[float]) -> Difference | None:
-    """`values` minus `others`, seed by seed; what a seed does to both cancels out. None for fewer than two pairs.
+    """`values` minus `others`, seed by seed; what a seed does to both cancels out.
+
+    None for fewer than two pairs.
 
     Raises ValueError for sequences of different length.
     """
@@ -43,13 +47,20 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> Diffe
 
 
 def seeds_needed(
-    difference: float, std: float, alpha: float, power: float = POWER, samples: int = 1, two_sided: bool = False
+    difference: float,
+    std: float,
+    alpha: float,
+    power: float = POWER,
+    samples: int = 1,
+    two_sided: bool = False,
 ) -> int | None:
-    """Seeds with which a t-test finds a true `difference` at p < alpha with probability `power`, if runs spread by `std`.
+    """Seeds with which a t-test finds a true `difference` at p < alpha with probability `power`, if runs
+    spread by `std`.
 
-    samples = 1: a mean against a mark, or differences of pairs (std of the differences); samples = 2: Welch between two sets of
-    runs of equal spread, the seeds of each. None for more than MAX_SEEDS_NEEDED. By the noncentral t distribution (Cohen,
-    Statistical Power Analysis, 1988, chapter 2). Raises ValueError for a difference that is not positive.
+    samples = 1: a mean against a mark, or differences of pairs (std of the differences); samples = 2: Welch
+    between two sets of runs of equal spread, the seeds of each. None for more than MAX_SEEDS_NEEDED. By the
+    noncentral t distribution (Cohen, Statistical Power Analysis, 1988, chapter 2). Raises ValueError for a
+    difference that is not positive.
     """
     if difference <= 0:
         raise ValueError(f"difference = {difference}: only a positive one can be found")
@@ -75,7 +86,9 @@ def _power(difference: float, std: float, alpha: float, count: int, samples: int
     return float(stats.nct.sf(bar, degrees, shift)) + other_tail
 
 
-def beats_mark(values: Sequence[float], mark: float, margin: float, alpha: float, planned_looks: int) -> Comparison | None:
+def beats_mark(
+    values: Sequence[float], mark: float, margin: float, alpha: float, planned_looks: int
+) -> Comparison | None:
     """One-sided one-sample t-test of "the mean is below mark − margin". None for fewer than two values."""
     if len(values) < MIN_SEEDS:
         return None
@@ -87,16 +100,25 @@ def beats_mark(values: Sequence[float], mark: float, margin: float, alpha: float
     return _comparison("one-sample t", result, interval, values, mark, margin, alpha, planned_looks)
 
 
-def beats_ledger(values: Sequence[float], others: Sequence[float], margin: float, alpha: float, planned_looks: int) -> Comparison | None:
-    """One-sided Welch test (unequal variances) of "the mean is below the others' mean − margin". None for fewer than two of either."""
+def beats_ledger(
+    values: Sequence[float], others: Sequence[float], margin: float, alpha: float, planned_looks: int
+) -> Comparison | None:
+    """One-sided Welch test (unequal variances) of "the mean is below the others' mean − margin".
+
+    None for fewer than two of either.
+    """
     if min(len(values), len(others)) < MIN_SEEDS:
         return None
     result = interval = None
     if _has_spread(values) or _has_spread(others):
-        result = stats.ttest_ind(values, [other - margin for other in others], equal_var=False, alternative="less")
+        result = stats.ttest_ind(
+            values, [other - margin for other in others], equal_var=False, alternative="less"
+        )
         found = stats.ttest_ind(others, values, equal_var=False).confidence_interval(CONFIDENCE)
         interval = (float(found.low), float(found.high))
-    return _comparison("Welch", result, interval, values, math.fsum(others) / len(others), margin, alpha, planned_looks)
+    return _comparison(
+        "Welch", result, interval, values, math.fsum(others) / len(others), margin, alpha, planned_looks
+    )
 
 
 def _comparison(
@@ -110,7 +132,9 @@ def _comparison(
     planned_looks: int,
 ) -> Comparison:
     better_by = mark - math.fsum(values) / len(values)
-    if result is None or not math.isfinite(result.statistic):  # equal values: the test divides by their deviation, which is 0
+    if result is None or not math.isfinite(
+        result.statistic
+    ):  # equal values: the test divides by their deviation, which is 0
         statistic, p_value, interval = None, 0.0 if better_by > margin else 1.0, None
     else:
         statistic, p_value = float(result.statistic), float(result.pvalue)

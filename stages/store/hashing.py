@@ -1,4 +1,6 @@
-"""sha256 of files; of large ones remembered by size, modification time and inode, so that a cached run does not wait for hashing."""
+"""sha256 of files; of large ones remembered by size, modification time and inode, so that a cached run
+does not wait for hashing.
+"""
 
 import hashlib
 import logging
@@ -15,9 +17,9 @@ REMEMBERED_FROM_BYTES = 16 * 2**20
 class FileHashes:
     """sha256 of files; remembered in a SQLite file when one is given.
 
-    A file of at least `remembered_from_bytes` whose size, modification time (ns) and inode are as before is not read again:
-    a byte that the disk flipped in one is found by `fairway verify`. Smaller ones are read always, as all are by
-    `FileHashes(None)`.
+    A file of at least `remembered_from_bytes` whose size, modification time (ns) and inode are as before is
+    not read again: a byte that the disk flipped in one is found by `fairway verify`. Smaller ones are read
+    always, as all are by `FileHashes(None)`.
     """
 
     def __init__(self, database: Path | None, remembered_from_bytes: int = REMEMBERED_FROM_BYTES) -> None:
@@ -65,13 +67,18 @@ class FileHashes:
     def _start_anew(self, error: sqlite3.Error) -> None:
         """A memory that cannot be read is worth nothing: without it, files are hashed again."""
         log.warning("the memory of file hashes %s cannot be used (%s)", self._database, error)
-        if self._database is not None and not isinstance(error, sqlite3.OperationalError):  # that one is a full disk or a lock
+        if self._database is not None and not isinstance(
+            error, sqlite3.OperationalError
+        ):  # that one is a full disk or a lock
             self._database.unlink(missing_ok=True)
 
     def _connect(self) -> sqlite3.Connection:
         assert self._database is not None
         connection = sqlite3.connect(self._database, timeout=10)
-        connection.execute("CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, size INT, mtime_ns INT, inode INT, sha256 TEXT)")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, size INT, mtime_ns INT, "
+            "inode INT, sha256 TEXT)"
+        )
         return connection
 
     def _remembered(self, path: Path, stamp: tuple[int, int, int]) -> str | None:
@@ -80,7 +87,8 @@ class FileHashes:
         try:
             with closing(self._connect()) as connection:
                 row = connection.execute(
-                    "SELECT sha256 FROM hashes WHERE path = ? AND size = ? AND mtime_ns = ? AND inode = ?", (str(path.resolve()), *stamp)
+                    "SELECT sha256 FROM hashes WHERE path = ? AND size = ? AND mtime_ns = ? AND inode = ?",
+                    (str(path.resolve()), *stamp),
                 ).fetchone()
         except sqlite3.Error as error:
             self._start_anew(error)
@@ -92,6 +100,8 @@ class FileHashes:
             return
         try:
             with closing(self._connect()) as connection, connection:
-                connection.execute("REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", (str(path.resolve()), *stamp, digest))
+                connection.execute(
+                    "REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", (str(path.resolve()), *stamp, digest)
+                )
         except sqlite3.Error as error:
             self._start_anew(error)

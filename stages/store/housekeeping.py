@@ -1,4 +1,7 @@
-"""What a store holds that no run needs (`fairway gc`), and what in it is damaged (`fairway verify`). Needs neither Prefect nor torch."""
+"""What a store holds that no run needs (`fairway gc`), and what in it is damaged (`fairway verify`).
+
+Needs neither Prefect nor torch.
+"""
 
 import logging
 import math
@@ -38,24 +41,36 @@ class Unneeded:
     reason: str
 
 
-def find_unneeded(store: Store, keep_runs: int | None = None, older_than_hours: float = 24.0) -> list[Unneeded]:
+def find_unneeded(
+    store: Store, keep_runs: int | None = None, older_than_hours: float = 24.0
+) -> list[Unneeded]:
     """What no run needs, in the order of its path; nothing that was touched in the last `older_than_hours`.
 
-    Needed are the newest `keep_runs` runs (None: all) and every run that a ledger names, with all their results. Raises
-    StageError for a ledger that cannot be read, because then nobody can say what it needs.
+    Needed are the newest `keep_runs` runs (None: all) and every run that a ledger names, with all their
+    results. Raises StageError for a ledger that cannot be read, because then nobody can say what it needs.
     """
     in_ledgers = _runs_in_ledgers(store.root)
     reports = list_reports(store.root)
     newest = reports if keep_runs is None else reports[max(0, len(reports) - keep_runs) :]
-    kept = {report.run_id for report in newest} | {report.run_id for report in reports if report.run_id in in_ledgers}
+    kept = {report.run_id for report in newest} | {
+        report.run_id for report in reports if report.run_id in in_ledgers
+    }
     needed = {path for report in reports if report.run_id in kept for path in _folders_of(report)}
-    found = [(store.root / "runs" / report.run_id, "an older run") for report in reports if report.run_id not in kept]
+    found = [
+        (store.root / "runs" / report.run_id, "an older run")
+        for report in reports
+        if report.run_id not in kept
+    ]
     for folder in sorted(store.root.glob("stages/*/*/")):
         stage = STAGES.get(folder.parent.name)
         if folder.relative_to(store.root).as_posix() not in needed:
             found.append((folder, "a result that no run names"))
         elif stage is not None:
-            found += [(folder / name, "left over from training") for name in stage.scratch if (folder / name).exists()]
+            found += [
+                (folder / name, "left over from training")
+                for name in stage.scratch
+                if (folder / name).exists()
+            ]
     found += _left_over(store.root)
     before = time.time() - 3600 * older_than_hours
     sized = [(path, reason, *_size_and_time(path)) for path, reason in found]
@@ -63,11 +78,18 @@ def find_unneeded(store: Store, keep_runs: int | None = None, older_than_hours: 
     return [old[path] for path in sorted(old) if old.keys().isdisjoint(path.parents)]
 
 
-def remove_unneeded(store: Store, keep_runs: int | None = None, older_than_hours: float = 24.0) -> list[Unneeded]:
-    """Take away what `find_unneeded` finds. Raises StoreInUseError while any other process works with the store."""
+def remove_unneeded(
+    store: Store, keep_runs: int | None = None, older_than_hours: float = 24.0
+) -> list[Unneeded]:
+    """Take away what `find_unneeded` finds.
+
+    Raises StoreInUseError while any other process works with the store.
+    """
     with store.alone() as alone:
         if not alone:
-            raise StoreInUseError(f"store = {store.root}: a run is in progress. Nothing was removed; try again when it is done")
+            raise StoreInUseError(
+                f"store = {store.root}: a run is in progress. Nothing was removed; try again when it is done"
+            )
         unneeded = find_unneeded(store, keep_runs, older_than_hours)
         for item in unneeded:
             # Renamed first: what a kill leaves half removed is not found as a result.
@@ -81,7 +103,10 @@ def remove_unneeded(store: Store, keep_runs: int | None = None, older_than_hours
 
 
 def find_damage(store: Store) -> Iterator[str]:
-    """Everything that is damaged, in words. Every byte is read again; what was remembered of a damaged file is forgotten."""
+    """Everything that is damaged, in words.
+
+    Every byte is read again; what was remembered of a damaged file is forgotten.
+    """
     read_anew, checked = FileHashes(None), set()
     for folder in sorted(store.root.glob("stages/*/*/")):
         record_path = folder / RECORD_NAME
@@ -145,7 +170,9 @@ def _runs_in_ledgers(root: Path) -> set[str]:
     try:
         return {entry.run_id for path in ledger_files(root) for entry in read_ledger(path).entries}
     except SpecError as error:
-        raise StageError(f"{error}; until then nobody can say which runs it needs, and nothing is removed") from error
+        raise StageError(
+            f"{error}; until then nobody can say which runs it needs, and nothing is removed"
+        ) from error
 
 
 def _left_over(root: Path) -> Iterator[tuple[Path, str]]:
@@ -155,7 +182,9 @@ def _left_over(root: Path) -> Iterator[tuple[Path, str]]:
             continue
         yield (
             path,
-            "a damaged result, made again since" if ".damaged-" in path.name else "an unfinished result; the same run would go on with it",
+            "a damaged result, made again since"
+            if ".damaged-" in path.name
+            else "an unfinished result; the same run would go on with it",
         )
     for path in root.glob(f"work/{_REMOVED}*"):
         yield path, "what an interrupted removal left"
@@ -183,7 +212,9 @@ def _is_given_up(lock: Path) -> bool:
 def _size_and_time(path: Path) -> tuple[int, float]:
     """Bytes, and when anything in it was last touched: never long ago (infinity) where it has just gone."""
     size, touched = 0, -math.inf
-    inside = (os.path.join(folder, name) for folder, folders, files in os.walk(path) for name in (*folders, *files))
+    inside = (
+        os.path.join(folder, name) for folder, folders, files in os.walk(path) for name in (*folders, *files)
+    )
     for item in (str(path), *inside):
         try:
             status = os.lstat(item)

@@ -12,14 +12,15 @@ from stages.store.source import code_digest, library_versions
 
 
 def stage_key(stage: Stage, spec: Any, inputs: dict[str, Schema]) -> str:
-    """sha256 (hex) of the stage's name, its code and libraries, its spec, the content of its inputs, and the kind of machine where it
-    computes floating-point numbers.
+    """sha256 (hex) of the stage's name, its code and libraries, its spec, the content of its inputs, and
+    the kind of machine where it computes floating-point numbers.
 
     Raises SpecError for a spec whose precision is not settled.
     """
     if settle(spec) is not spec:
         raise SpecError(
-            f"{stage.name}: precision = auto: settle it first (stages.store.machine.settle); it means something else on each machine"
+            f"{stage.name}: precision = auto: settle it first (stages.store.machine.settle); it "
+            "means something else on each machine"
         )
     body = {
         "stage": stage.name,
@@ -28,6 +29,10 @@ def stage_key(stage: Stage, spec: Any, inputs: dict[str, Schema]) -> str:
         "machine": machine_kind(compute) if (compute := stage.compute(spec)) else None,
         "spec": fingerprint(spec.keyed() if isinstance(spec, Schema) else spec),
         "inputs": {name: fingerprint(value) for name, value in inputs.items()},
-        "reads": {f"{name}.{read}": fingerprint(getattr(inputs[name], read)) for name, reads in stage.reads.items() for read in reads},
+        "reads": {
+            f"{name}.{read}": fingerprint(getattr(inputs[name], read))
+            for name, reads in stage.reads.items()
+            for read in reads
+        },
     }
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,9 @@
-"""The machine that computes: what its CPU and GPUs are, what the environment makes of them, and which precision suits it.
+"""The machine that computes: what its CPU and GPUs are, what the environment makes of them, and which
+precision suits it.
 
-Equal settings give equal bits on one kind of machine only: `machine_kind` is what a kind is, and stands in keys. Keys are
-made before any work, so nothing here imports torch: the CPU's flags are read from /proc/cpuinfo, torch's build from its files.
+Equal settings give equal bits on one kind of machine only: `machine_kind` is what a kind is, and stands in
+keys. Keys are made before any work, so nothing here imports torch: the CPU's flags are read from
+/proc/cpuinfo, torch's build from its files.
 """
 
 import ast
@@ -25,7 +27,8 @@ from stages.store.source import library_version
 CPUINFO = Path("/proc/cpuinfo")
 NVIDIA_SMI_SECONDS = 20.0
 
-# oneDNN's names of instruction sets, the best first, and the flags that Linux shows for each (beside those of the sets below it).
+# oneDNN's names of instruction sets, the best first, and the flags that Linux shows for each (beside those of
+# the sets below it).
 ONEDNN_ISAS: dict[str, tuple[str, ...]] = {
     "AVX512_CORE_AMX_FP16": ("amx_fp16",),
     "AVX512_CORE_AMX": ("amx_tile", "amx_bf16", "amx_int8"),
@@ -42,7 +45,8 @@ ONEDNN_ISAS: dict[str, tuple[str, ...]] = {
 _WITH_BFLOAT16 = tuple(ONEDNN_ISAS)[: tuple(ONEDNN_ISAS).index("AVX512_CORE_BF16") + 1]
 CPU_CAPS = ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA")
 _ATEN_LEVELS = ("default", "avx2", "avx512")
-# Environment variables that change numbers, beside the caps on instruction sets, which count by what they leave.
+# Environment variables that change numbers, beside the caps on instruction sets, which count by what they
+# leave.
 CPU_SWITCHES = (
     "DNNL_CPU_ISA_HINTS",
     "DNNL_DEFAULT_FPMATH_MODE",
@@ -70,8 +74,10 @@ GPU_SWITCHES = (
 
 @dataclass(frozen=True)
 class Cpu:
-    """`capability` is the level of torch's own kernels, as torch.backends.cpu.get_cpu_capability() names it; `isa` the instruction
-    set of matrix products, as oneDNN names it. Both with the caps of the environment applied, and `unknown` where /proc does not tell."""
+    """`capability` is the level of torch's own kernels, as torch.backends.cpu.get_cpu_capability() names
+    it; `isa` the instruction set of matrix products, as oneDNN names it. Both with the caps of the
+    environment applied, and `unknown` where /proc does not tell.
+    """
 
     model: str
     vendor: str
@@ -89,9 +95,14 @@ class Cpu:
 
 
 def read_cpu(cpuinfo: str, environment: Mapping[str, str]) -> Cpu:
-    """The CPU that the text of /proc/cpuinfo describes, as torch may use it in this environment. Never raises."""
+    """The CPU that the text of /proc/cpuinfo describes, as torch may use it in this environment.
+
+    Never raises.
+    """
     first = cpuinfo.strip().split("\n\n")[0]
-    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    told = {
+        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())
+    }
     if "flags" in told:
         return _read_x86(told, set(told["flags"].split()), environment)
     if "Features" in told:
@@ -113,7 +124,9 @@ def this_cpu() -> Cpu:
 
 
 def _read_x86(told: Mapping[str, str], flags: set[str], environment: Mapping[str, str]) -> Cpu:
-    level = 2 if {"avx512vl", "avx512bw", "avx512dq", "fma"} <= flags else 1 if {"avx2", "fma"} <= flags else 0
+    level = (
+        2 if {"avx512vl", "avx512bw", "avx512dq", "fma"} <= flags else 1 if {"avx2", "fma"} <= flags else 0
+    )
     cap = environment.get("ATEN_CPU_CAPABILITY", "")
     level = min(level, _ATEN_LEVELS.index(cap)) if cap in _ATEN_LEVELS else level
     isa = _best_isa(flags, environment.get("ONEDNN_MAX_CPU_ISA") or environment.get("DNNL_MAX_CPU_ISA") or "")
@@ -128,7 +141,9 @@ def _read_x86(told: Mapping[str, str], flags: set[str], environment: Mapping[str
 
 
 def _best_isa(flags: set[str], cap: str) -> str:
-    """The best set of which the CPU has it and all flags; not better than `cap`, where that names one that is known."""
+    """The best set of which the CPU has it and all flags; not better than `cap`, where that names one
+    that is known.
+    """
     names = list(ONEDNN_ISAS)
     allowed = names[names.index(cap.upper()) :] if cap.upper() in names else names
     return next((name for name in allowed if set(ONEDNN_ISAS[name]) <= flags), "unknown")
@@ -137,12 +152,19 @@ def _best_isa(flags: set[str], cap: str) -> str:
 def _read_arm(told: Mapping[str, str], features: set[str], environment: Mapping[str, str]) -> Cpu:
     part = f"ARM {told.get('CPU implementer', '?')} {told.get('CPU part', '?')}"
     best = "SVE" if "sve" in features and "ATEN_CPU_CAPABILITY" not in environment else "DEFAULT"
-    return Cpu(told.get("model name", part), part, best, "ARM BF16" if "bf16" in features else "ARM", "bf16" in features)
+    return Cpu(
+        told.get("model name", part),
+        part,
+        best,
+        "ARM BF16" if "bf16" in features else "ARM",
+        "bf16" in features,
+    )
 
 
 @cache
 def gpu_names(visible: str | None) -> tuple[str, ...]:
-    """Models of the GPUs that CUDA_VISIBLE_DEVICES leaves (`visible`; None: all), each once; empty where none is found.
+    """Models of the GPUs that CUDA_VISIBLE_DEVICES leaves (`visible`; None: all), each once; empty where
+    none is found.
 
     By nvidia-smi: torch would take memory on the first GPU for as long as this process lives.
     """
@@ -151,11 +173,16 @@ def gpu_names(visible: str | None) -> tuple[str, ...]:
     for choice in ([f"--id={visible}"], []) if visible else ([],):  # some names of devices only CUDA knows
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", *choice]
         try:
-            told = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True)
+            told = subprocess.run(
+                command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True
+            )
         except (OSError, subprocess.SubprocessError):
             continue
         return tuple(sorted({line.strip() for line in told.stdout.splitlines() if line.strip()}))
-    models = (re.search(r"^Model:\s*(.+)$", _text(path), re.M) for path in Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    models = (
+        re.search(r"^Model:\s*(.+)$", _text(path), re.M)
+        for path in Path("/proc/driver/nvidia/gpus").glob("*/information")
+    )
     return tuple(sorted({found[1].strip() for found in models if found}))
 
 
@@ -168,13 +195,17 @@ def _text(path: Path) -> str:
 
 @cache
 def torch_build() -> dict[str, str | None]:
-    """`version`, `cuda` and `git_version` of the installed torch, without importing it; empty without torch."""
+    """`version`, `cuda` and `git_version` of the installed torch, without importing it; empty without
+    torch.
+    """
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return {}
     found: dict[str, str | None] = {}
     for statement in ast.parse(_text(Path(spec.origin).with_name("version.py"))).body:
-        target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+        target = (
+            statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+        )
         value = getattr(statement, "value", None)
         if isinstance(target, ast.Name) and isinstance(value, ast.Constant) and isinstance(value.value, str):
             found[target.id.strip("_")] = value.value
@@ -182,7 +213,10 @@ def torch_build() -> dict[str, str | None]:
 
 
 def machine_kind(compute: ComputeSettings | None) -> str:
-    """What has to be equal for equal bits of what `compute` makes, in one line. None: for what computes with nothing but the CPU."""
+    """What has to be equal for equal bits of what `compute` makes, in one line.
+
+    None: for what computes with nothing but the CPU.
+    """
     cpu, build = this_cpu(), torch_build()
     parts = [f"{cpu.vendor} {cpu.capability} {cpu.isa}", f"torch {build.get('version')}"]
     if compute is not None and (cores := _cores()) < compute.threads_per_process:
@@ -195,7 +229,9 @@ def machine_kind(compute: ComputeSettings | None) -> str:
 
 
 def machine_in_words(compute: ComputeSettings) -> str:
-    """What decides the last digits, in the words of stages.core.distributed.machine_in_words, which asks torch."""
+    """What decides the last digits, in the words of stages.core.distributed.machine_in_words, which asks
+    torch.
+    """
     cpu = this_cpu()
     name = (cpu.capability if cpu.capability in map(str.upper, _ATEN_LEVELS) else platform.machine()) + (
         " with bfloat16" if cpu.bfloat16 else ""
@@ -236,14 +272,22 @@ def _on_gpu(compute: ComputeSettings | None) -> bool:
 
 
 def _switches(compute: ComputeSettings | None) -> Iterator[str]:
-    return (name for name in (*CPU_SWITCHES, *(GPU_SWITCHES if _on_gpu(compute) else ())) if os.environ.get(name))
+    return (
+        name for name in (*CPU_SWITCHES, *(GPU_SWITCHES if _on_gpu(compute) else ())) if os.environ.get(name)
+    )
 
 
 def settle(value: Any) -> Any:
-    """A spec with every `precision = auto` in it settled for this machine; the very same object where there is none."""
+    """A spec with every `precision = auto` in it settled for this machine; the very same object where
+    there is none.
+    """
     if isinstance(value, ComputeSettings):
         fits = value.device == "cuda" or this_cpu().bfloat16
-        return replace(value, precision="bfloat16" if fits else "float32") if value.precision == "auto" else value
+        return (
+            replace(value, precision="bfloat16" if fits else "float32")
+            if value.precision == "auto"
+            else value
+        )
     if isinstance(value, Schema):
         fields = {name: getattr(value, name) for name in type(value).model_fields}
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -258,11 +302,18 @@ def settle(value: Any) -> Any:
 
 
 def precision_note(compute: ComputeSettings) -> str:
-    """The precision, and what it means on this machine: `float32: this CPU (AVX2) has no bfloat16 instructions`."""
+    """The precision, and what it means on this machine: `float32: this CPU (AVX2) has no bfloat16
+    instructions`.
+    """
     precision, cpu = settle(compute).precision, this_cpu()
     if compute.device == "cuda":
         return f"{precision}: on the GPU"
     if cpu.bfloat16:
-        return f"{precision}: this CPU ({cpu.name}) multiplies bfloat16{'' if precision == 'bfloat16' else ' too'}"
+        return (
+            f"{precision}: this CPU ({cpu.name}) multiplies "
+            f"bfloat16{'' if precision == 'bfloat16' else ' too'}"
+        )
     lacks = f"this CPU ({cpu.name}) has no bfloat16 instructions" if cpu.isa != "unknown" else "unknown CPU"
-    return f"{precision}: {lacks}" + (", so it will take many times as long as float32" if precision == "bfloat16" else "")
+    return f"{precision}: {lacks}" + (
+        ", so it will take many times as long as float32" if precision == "bfloat16" else ""
+    )

@@ -1,4 +1,7 @@
-"""Finished runs in a store: `<store>/runs/<run id>/report.json`, one PipelineReport each. Needs neither Prefect nor torch."""
+"""Finished runs in a store: `<store>/runs/<run id>/report.json`, one PipelineReport each.
+
+Needs neither Prefect nor torch.
+"""
 
 import difflib
 import json
@@ -17,7 +20,9 @@ LAST = "last"
 
 
 def save_report(store: Path, report: PipelineReport) -> Path:
-    """Write the report of a run in place of an earlier one of the same id, whole or not at all; returns its path."""
+    """Write the report of a run in place of an earlier one of the same id, whole or not at all; returns
+    its path.
+    """
     folder = store / "runs" / report.run_id
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / REPORT_NAME
@@ -26,28 +31,39 @@ def save_report(store: Path, report: PipelineReport) -> Path:
 
 
 def load_report(store: Path, run_id: str) -> PipelineReport | None:
-    """The report of the run with exactly this id; None if it left none. Raises SpecError for one that cannot be read."""
+    """The report of the run with exactly this id; None if it left none.
+
+    Raises SpecError for one that cannot be read.
+    """
     path = store / "runs" / run_id / REPORT_NAME
     try:
         content = read_sealed(path)
         version = json.loads(content).get("schema_version", 1)
         if version != SCHEMA_VERSION:
             raise SpecError(
-                f"{path}: of another version of Fairway (records of version {version}, this one reads {SCHEMA_VERSION}). Run its settings "
+                f"{path}: of another version of Fairway (records of version {version}, this one "
+                f"reads {SCHEMA_VERSION}). Run its settings "
                 "again: `fairway run --preset …`; then remove its folder"
             )
         return PipelineReport.model_validate_json(content)
     except FileNotFoundError as error:
         if not path.exists():
             return None
-        raise SpecError(f"{path}: its seal {error.filename} is missing. Remove its folder; the results stay stored") from error
+        raise SpecError(
+            f"{path}: its seal {error.filename} is missing. Remove its folder; the results stay stored"
+        ) from error
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise SpecError(f"{path}: damaged or of another version ({first}). Remove its folder; the results stay stored") from error
+        raise SpecError(
+            f"{path}: damaged or of another version ({first}). Remove its folder; the results stay stored"
+        ) from error
 
 
 def list_reports(store: Path) -> list[PipelineReport]:
-    """Every run that finished, the newest last. A report that cannot be read is named in the log and left out."""
+    """Every run that finished, the newest last.
+
+    A report that cannot be read is named in the log and left out.
+    """
     reports = []
     for folder in sorted((store / "runs").glob("*/")):
         try:
@@ -63,8 +79,8 @@ def list_reports(store: Path) -> list[PipelineReport]:
 def find_run(store: Path, wanted: str, fitting: bool = False) -> PipelineReport:
     """The run with this id or name, the beginning of either, or `last`. Of several with one name, the newest.
 
-    `last` is the newest finished run; with `fitting` the newest whose artifact is within its limit. A whole id reads one
-    report, everything else reads all. Raises SpecError when no run or more than one is meant.
+    `last` is the newest finished run; with `fitting` the newest whose artifact is within its limit. A whole
+    id reads one report, everything else reads all. Raises SpecError when no run or more than one is meant.
     """
     if (store / "runs" / wanted) in (store / "runs").glob("*") and (report := load_report(store, wanted)):
         return report
@@ -74,23 +90,38 @@ def find_run(store: Path, wanted: str, fitting: bool = False) -> PipelineReport:
     if wanted == LAST:
         meant = [report for report in reports if report.size.fits or not fitting]
         if not meant:
-            raise SpecError(f"RUN = {LAST}: no run of the store {store} is within its limit. Name a run; `fairway runs` lists all")
+            raise SpecError(
+                f"RUN = {LAST}: no run of the store {store} is within its limit. Name a run; "
+                "`fairway runs` lists all"
+            )
         return meant[-1]
     if named := [report for report in reports if report.name == wanted]:
         return named[-1]
-    begins = [report for report in reports if wanted and (report.run_id.startswith(wanted) or report.name.startswith(wanted))]
+    begins = [
+        report
+        for report in reports
+        if wanted and (report.run_id.startswith(wanted) or report.name.startswith(wanted))
+    ]
     names = sorted({report.name for report in begins})
     if len(names) == 1:
         return begins[-1]
     if names:
-        raise SpecError(f"RUN = {wanted}: stands for {len(names)} runs: {', '.join(names)}. Give more of the name or the id")
+        raise SpecError(
+            f"RUN = {wanted}: stands for {len(names)} runs: {', '.join(names)}. Give more of the "
+            "name or the id"
+        )
     known = [report.name for report in reports]
     near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4) or known[-3:]
-    raise SpecError(f"RUN = {wanted}: no such run. Did you mean {' or '.join(dict.fromkeys(near))}? `fairway runs` lists all")
+    raise SpecError(
+        f"RUN = {wanted}: no such run. Did you mean {' or '.join(dict.fromkeys(near))}? `fairway "
+        "runs` lists all"
+    )
 
 
 def named_after(store: Path, wanted: str, suffix: str, fitting: bool = False) -> str:
-    """What a flow run is called that works on an earlier run; where that is not found, the flow itself will say why."""
+    """What a flow run is called that works on an earlier run; where that is not found, the flow itself
+    will say why.
+    """
     try:
         return f"{find_run(store, wanted, fitting).name}-{suffix}"
     except SpecError:

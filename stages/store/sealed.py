@@ -12,9 +12,12 @@ _READS = 3
 
 
 def write_sealed(path: Path, content: bytes) -> None:
-    """Replace the record and its seal. A crash or a power cut leaves the old record or the new one, soundly sealed.
+    """Replace the record and its seal.
 
-    While the record is replaced, the seal has a line for each of the two. One process at a time may write a record.
+    A crash or a power cut leaves the old record or the new one, soundly sealed.
+
+    While the record is replaced, the seal has a line for each of the two. One process at a time may write a
+    record.
     """
     seal_path, seal = path.with_suffix(".sha256"), _seal_line(path, content)
     try:
@@ -28,7 +31,10 @@ def write_sealed(path: Path, content: bytes) -> None:
 
 
 def read_sealed(path: Path) -> bytes:
-    """The record's bytes. Raises FileNotFoundError if it or its seal is missing, ValueError if the two disagree."""
+    """The record's bytes.
+
+    Raises FileNotFoundError if it or its seal is missing, ValueError if the two disagree.
+    """
     for _ in range(_READS):  # both may be replaced between the two reads
         content = path.read_bytes()
         seal = path.with_suffix(".sha256").read_text(encoding="utf-8", errors="replace")

@@ -1,4 +1,6 @@
-"""Which modules of ours a module reaches through imports: what a stage's cache key and the bundled script are made of."""
+"""Which modules of ours a module reaches through imports: what a stage's cache key and the bundled script
+are made of.
+"""
 
 import ast
 import hashlib
@@ -23,10 +25,11 @@ _NEVER_TRUE_HERE = ("TYPE_CHECKING", "typing.TYPE_CHECKING", "__name__ == '__mai
 
 
 def reachable_modules(roots: Iterable[str]) -> dict[str, Path]:
-    """Name -> source file of every module of ours that `roots` reach, themselves included, packages' __init__ too.
+    """Name -> source file of every module of ours that `roots` reach, themselves included, packages'
+    __init__ too.
 
-    Imports under `if TYPE_CHECKING` and `if __name__ == "__main__"` do not count; those of their else branches do.
-    Raises ModuleNotFoundError for a root that does not exist.
+    Imports under `if TYPE_CHECKING` and `if __name__ == "__main__"` do not count; those of their else
+    branches do. Raises ModuleNotFoundError for a root that does not exist.
     """
     found: dict[str, Path] = {}
     waiting = sorted(roots)
@@ -47,10 +50,14 @@ def reachable_modules(roots: Iterable[str]) -> dict[str, Path]:
 def code_digest(roots: Iterable[str], to_the_letter: bool = False) -> str:
     """sha256 over all reachable modules and the templates in their packages.
 
-    Comments, blank lines and docstrings count only `to_the_letter`, for a stage whose result is made of the source itself.
+    Comments, blank lines and docstrings count only `to_the_letter`, for a stage whose result is made of the
+    source itself.
     """
     modules = reachable_modules(roots)
-    lines = [f"{name} {_text_digest(path) if to_the_letter else _module_digest(path)}" for name, path in modules.items()]
+    lines = [
+        f"{name} {_text_digest(path) if to_the_letter else _module_digest(path)}"
+        for name, path in modules.items()
+    ]
     lines += [f"{path.name} {_text_digest(path)}" for path in templates(modules.values())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -62,18 +69,29 @@ def templates(modules: Iterable[Path]) -> list[Path]:
 
 
 def library_versions(roots: Iterable[str], declared: Iterable[str] = ()) -> dict[str, str]:
-    """Versions of the libraries that can change numbers and that `roots` reach, and of those that are `declared`.
+    """Versions of the libraries that can change numbers and that `roots` reach, and of those that are
+    `declared`.
 
     A library that is not installed has the version `absent`.
     """
-    names = {module.split(".")[0] for path in reachable_modules(roots).values() for module in imported_modules(path)}
+    names = {
+        module.split(".")[0]
+        for path in reachable_modules(roots).values()
+        for module in imported_modules(path)
+    }
     names.update(declared)
-    return {library: library_version(library) for name, library in sorted(NUMERIC_LIBRARIES.items()) if name in names}
+    return {
+        library: library_version(library)
+        for name, library in sorted(NUMERIC_LIBRARIES.items())
+        if name in names
+    }
 
 
 @cache
 def imported_modules(path: Path) -> tuple[str, ...]:
-    """Absolute names that the module at `path` imports anywhere; `from a import b` gives `a.b` where that is a module."""
+    """Absolute names that the module at `path` imports anywhere; `from a import b` gives `a.b` where that
+    is a module.
+    """
     return tuple(sorted(set(_imports(ast.parse(path.read_text(encoding="utf-8"))))))
 
 
@@ -95,7 +113,9 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 @cache
 def _source_file(name: str) -> Path | None:
-    """Where a module of ours lies, found without importing anything: `find_spec` would import its parents, and torch with them."""
+    """Where a module of ours lies, found without importing anything: `find_spec` would import its
+    parents, and torch with them.
+    """
     top, *rest = name.split(".")
     spec = importlib.util.find_spec(top) if top in OUR_PACKAGES else None
     if spec is None or spec.origin is None:
@@ -113,7 +133,10 @@ def _text_digest(path: Path) -> str:
 def _module_digest(path: Path) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+            and ast.get_docstring(node) is not None
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 

@@ -1,10 +1,12 @@
 """Content-addressed store: one folder a result, published whole by rename, verified whenever it is read.
 
 <root>/stages/<stage>/<key>/record.json + .sha256 + files   finished results
-<root>/work/<stage>/<key>/                          a result being made (training goes on from what it finds here)
-<root>/locks/, <root>/hashes.sqlite                 who makes what and who uses the store; what was verified when
+<root>/work/<stage>/<key>/                          a result being made (training goes on from what it finds
+here) <root>/locks/, <root>/hashes.sqlite                 who makes what and who uses the store; what was
+verified when
 
-An open Store is a sign that the store is in use: housekeeping takes nothing away while another process has one.
+An open Store is a sign that the store is in use: housekeeping takes nothing away while another process has
+one.
 """
 
 import fcntl
@@ -45,10 +47,13 @@ class Store:
             self._users = (self.root / "locks" / USERS_LOCK).open("a")
         except OSError as error:
             raise SpecError(
-                f"store = {self.root}: cannot be used as a store ({error}). Give a writable folder by --store or FAIRWAY_STORE"
+                f"store = {self.root}: cannot be used as a store ({error}). Give a writable folder "
+                "by --store or FAIRWAY_STORE"
             ) from error
         if not os.access(self.root / "work", os.W_OK):
-            raise SpecError(f"store = {self.root}: is read-only. Give a writable folder by --store or FAIRWAY_STORE")
+            raise SpecError(
+                f"store = {self.root}: is read-only. Give a writable folder by --store or FAIRWAY_STORE"
+            )
         self.hashes = FileHashes(self.root / "hashes.sqlite")
         self._share()
 
@@ -71,7 +76,9 @@ class Store:
             self._share()
 
     def _share(self) -> None:
-        wait_for_shared(self._users, f"store {self.root}", "which has it alone, to take away what no run needs")
+        wait_for_shared(
+            self._users, f"store {self.root}", "which has it alone, to take away what no run needs"
+        )
 
     @staticmethod
     def relative_folder(stage: Stage, key: str) -> PurePosixPath:
@@ -84,7 +91,10 @@ class Store:
         return self.root / "work" / stage.name / key[:_KEY_CHARACTERS]
 
     def find(self, stage: Stage, key: str) -> StageRecord | None:
-        """The finished record of `key` with every file verified, or None. Damage is named in the log, never served."""
+        """The finished record of `key` with every file verified, or None.
+
+        Damage is named in the log, never served.
+        """
         record = self.record(stage, key)
         for problem in self.problems(record.result) if record else ():
             log.warning("%s: %s: the stage runs again", stage.name, problem)
@@ -102,11 +112,16 @@ class Store:
             return None
         except (ValueError, OSError) as error:
             log.warning(
-                "%s: record %s is damaged or of another version: the stage runs again (%s)", stage.name, record_path, _one_line(error)
+                "%s: record %s is damaged or of another version: the stage runs again (%s)",
+                stage.name,
+                record_path,
+                _one_line(error),
             )
             return None
         if record.provenance.key != key or record.provenance.stage != stage.name:
-            log.warning("%s: record %s belongs to another result: the stage runs again", stage.name, record_path)
+            log.warning(
+                "%s: record %s belongs to another result: the stage runs again", stage.name, record_path
+            )
             return None
         return record
 
@@ -128,7 +143,8 @@ class Store:
         flush_to_disk(work)
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():
-            # Reached only for a damaged result: take it away by a rename too, so that no reader sees half of it.
+            # Reached only for a damaged result: take it away by a rename too, so that no reader sees half of
+            # it.
             doomed = work.with_name(f"{work.name}.damaged-{time.time_ns()}")
             os.rename(final, doomed)
             shutil.rmtree(doomed)
@@ -139,7 +155,10 @@ class Store:
 
     @contextmanager
     def lock(self, stage: Stage, key: str) -> Iterator[None]:
-        """Only one process makes `key` at a time. Raises StageError when a stop is asked for while this waits."""
+        """Only one process makes `key` at a time.
+
+        Raises StageError when a stop is asked for while this waits.
+        """
         path = self.root / "locks" / f"{stage.name}-{key[:_KEY_CHARACTERS]}.lock"
         with waiting_lock(path, stage.name, "which makes the same result"):
             yield

@@ -40,7 +40,11 @@ class Workspace:
     def ref(self, path: Path) -> FileRef:
         """Reference to a finished file under `out_dir`, as it will lie in the store."""
         inside = path.relative_to(self.out_dir).as_posix()
-        return FileRef(path=f"{self.published_as}/{inside}", num_bytes=path.stat().st_size, sha256=self.hashes.sha256(path))
+        return FileRef(
+            path=f"{self.published_as}/{inside}",
+            num_bytes=path.stat().st_size,
+            sha256=self.hashes.sha256(path),
+        )
 
     def report_progress(self, done: float, total: float, unit: str) -> None:
         self.progress(done, total, unit)

@@ -16,7 +16,15 @@ from schemas.overrides import apply_overrides
 from schemas.package import BLOB_NAME, SCRIPT_NAME
 from schemas.pipeline import PipelineReport
 from schemas.stages import STAGES
-from schemas.submission import INFO_NAME, README_NAME, REQUIREMENTS_NAME, About, RuleResult, SeedResult, SubmissionInfo
+from schemas.submission import (
+    INFO_NAME,
+    README_NAME,
+    REQUIREMENTS_NAME,
+    About,
+    RuleResult,
+    SeedResult,
+    SubmissionInfo,
+)
 from stages.store.store import Store
 from stages.submission.rules import check_folder
 from stages.submission.texts import log_name, readme, requirements, train_log
@@ -36,7 +44,9 @@ class Exported:
 
 
 def seeds_of(store: Store, report: PipelineReport, others: Sequence[PipelineReport]) -> list[PipelineReport]:
-    """`report` first, then the newest run of each other seed that has the same settings and was made by the same code."""
+    """`report` first, then the newest run of each other seed that has the same settings and was made by
+    the same code.
+    """
 
     def without_seed(item: PipelineReport) -> str:
         return fingerprint(apply_overrides(item.spec, ["train.seed=0"]))
@@ -48,7 +58,9 @@ def seeds_of(store: Store, report: PipelineReport, others: Sequence[PipelineRepo
         if seed in found or without_seed(other) != wanted:
             continue
         if code is None or _code(store, other) != code:
-            log.warning("seed %d of %s was made by other code, or its records are gone: left out", seed, other.name)
+            log.warning(
+                "seed %d of %s was made by other code, or its records are gone: left out", seed, other.name
+            )
             continue
         found[seed] = other
     return list(found.values())
@@ -64,14 +76,18 @@ def _code(store: Store, report: PipelineReport) -> tuple[str, ...] | None:
 def export_submission(store: Store, reports: Sequence[PipelineReport], about: About, out: Path) -> Exported:
     """Write the folder of the first report, with the results of all; `out` appears whole, or not at all.
 
-    Raises SpecError when `out` is in use or a file of a run is gone, StageError when the written folder contradicts itself.
+    Raises SpecError when `out` is in use or a file of a run is gone, StageError when the written folder
+    contradicts itself.
     """
     main = reports[0]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SpecError(f"--out = {out}: is there already. Give another folder, or remove it")
     needed = [main.package, *(report.trained.metrics for report in reports)]
     for problem in store.problems(needed):
-        raise SpecError(f"RUN = {main.name}: {problem}. Run the pipeline with its settings again: what is missing is made again")
+        raise SpecError(
+            f"RUN = {main.name}: {problem}. Run the pipeline with its settings again: what is "
+            "missing is made again"
+        )
     info = _info(reports, about)
     building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(building, ignore_errors=True)
@@ -82,7 +98,9 @@ def export_submission(store: Store, reports: Sequence[PipelineReport], about: Ab
         (building / INFO_NAME).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (building / REQUIREMENTS_NAME).write_text(requirements(), encoding="utf-8")
         for report in reports:
-            (building / log_name(report.spec.train.seed)).write_text(train_log(report, store.root), encoding="utf-8")
+            (building / log_name(report.spec.train.seed)).write_text(
+                train_log(report, store.root), encoding="utf-8"
+            )
         (building / README_NAME).write_text(readme(info, main), encoding="utf-8")
         rules = check_folder(building)
         (building / README_NAME).write_text(readme(info, main, rules), encoding="utf-8")
@@ -93,7 +111,13 @@ def export_submission(store: Store, reports: Sequence[PipelineReport], about: Ab
         os.rename(building, out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    log.info("%s: %s bytes, %d of %d rules pass", out, f"{info.bytes_total:,}", sum(r.verdict == "pass" for r in rules), len(rules))
+    log.info(
+        "%s: %s bytes, %d of %d rules pass",
+        out,
+        f"{info.bytes_total:,}",
+        sum(r.verdict == "pass" for r in rules),
+        len(rules),
+    )
     return Exported(out, info, tuple(rules))
 
 
@@ -101,7 +125,8 @@ def _info(reports: Sequence[PipelineReport], about: About) -> SubmissionInfo:
     main, compute = reports[0], reports[0].spec.train.compute
     model, merged = main.spec.train.model, [report.merged.merged for report in reports]
     blurb = about.blurb or (
-        f"{model.num_layers} layers of width {model.model_dim}, {main.packed.num_parameters:,} parameters, averaged ({main.merged.method}) "
+        f"{model.num_layers} layers of width {model.model_dim}, {main.packed.num_parameters:,} "
+        f"parameters, averaged ({main.merged.method}) "
         f"and quantized by {main.packed.method}, {main.size.total_bytes:,} bytes."
     )
     return SubmissionInfo(

@@ -1,4 +1,6 @@
-"""Figures as a stranger writes them: numbers in texts, keys of submission.json, and when two of them agree."""
+"""Figures as a stranger writes them: numbers in texts, keys of submission.json, and when two of them
+agree.
+"""
 
 import math
 import re
@@ -18,12 +20,18 @@ _UNITS = {
     **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60.0),
     **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3600.0),
 }
-_DURATION = re.compile(r"[ \t]{0,3}[:=]?[ \t]{0,3}(\d{1,12})(?:\.(\d{1,9}))?[ \t]{0,2}([A-Za-z]{1,12})(?![A-Za-z])")
-_CLOCK_WORDS = frozenset(["time", "wallclock", "wall", "clock", "total", "max", "mean", "avg", "elapsed", "8xh100"])
+_DURATION = re.compile(
+    r"[ \t]{0,3}[:=]?[ \t]{0,3}(\d{1,12})(?:\.(\d{1,9}))?[ \t]{0,2}([A-Za-z]{1,12})(?![A-Za-z])"
+)
+_CLOCK_WORDS = frozenset(
+    ["time", "wallclock", "wall", "clock", "total", "max", "mean", "avg", "elapsed", "8xh100"]
+)
 _TRAINING_WORDS = frozenset(["train", "training"])
 _EVALUATION_WORDS = frozenset(["eval", "evaluation"])
 _TOTAL_WORDS = frozenset(["bytes", "total", "artifact", "submission", "size", "max", "mean", "final"])
-_MODEL_WORDS = _TOTAL_WORDS | frozenset(["model", "compressed", "quantized", "quant", "weights", "zlib", "zstd", "lzma", "brotli"])
+_MODEL_WORDS = _TOTAL_WORDS | frozenset(
+    ["model", "compressed", "quantized", "quant", "weights", "zlib", "zstd", "lzma", "brotli"]
+)
 _PACKED = re.compile(r"int\d{1,2}|zstd\d{0,3}|lzma\d?|zlib\d?|brotli\d{0,2}|lrzip|mixed|ternary|ptz|fwz")
 _GROUPS = frozenset(["artifact", "size", "sizes", "bytes", "metrics", "result", "final", "submission"])
 _CODE_WORDS = frozenset(["bytes", "code", "size", "script"])
@@ -49,7 +57,10 @@ class Figure:
 
 
 def figure_of(value: Any) -> Figure | None:
-    """A figure of submission.json, read with its digits. Zeros at its end count up to the fourth decimal only."""
+    """A figure of submission.json, read with its digits.
+
+    Zeros at its end count up to the fourth decimal only.
+    """
     if isinstance(value, Decimal) and value.is_finite() and value.copy_abs() < 10**15:
         written, needed = -int(value.as_tuple().exponent), -int(value.normalize().as_tuple().exponent)
         return Figure(float(value), max(0, min(written, max(_KEPT_DIGITS, needed), _MOST_DIGITS)))
@@ -78,7 +89,9 @@ def integer_after(text: str, at: int) -> int | None:
 
 
 def seconds_at(text: str, at: int) -> tuple[float, float] | None:
-    """The duration that stands at `at`, after a colon perhaps: seconds, and by how much they may be rounded."""
+    """The duration that stands at `at`, after a colon perhaps: seconds, and by how much they may be
+    rounded.
+    """
     match = _DURATION.match(text, at)
     if match is None or (unit := _UNITS.get(match[3].lower())) is None:
         return None
@@ -107,7 +120,9 @@ def evaluation_seconds(info: dict[str, Any]) -> Iterator[tuple[str, float]]:
     yield from _durations(info, _EVALUATION_WORDS, ())
 
 
-def _durations(info: dict[str, Any], about: frozenset[str], plain: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+def _durations(
+    info: dict[str, Any], about: frozenset[str], plain: tuple[str, ...]
+) -> Iterator[tuple[str, float]]:
     for key, value in info.items():
         words = key.lower().split("_")[:8]
         units = [word for word in words if word in _UNITS]
@@ -119,7 +134,9 @@ def _durations(info: dict[str, Any], about: frozenset[str], plain: tuple[str, ..
 
 
 def total_bytes(info: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """Name and bytes of every field that states the whole artifact, code and model: bytes_total, artifact_bytes, …"""
+    """Name and bytes of every field that states the whole artifact, code and model: bytes_total,
+    artifact_bytes, …
+    """
     for key, words, value in _byte_fields(info):
         if words <= _TOTAL_WORDS and words & {"total", "artifact", "submission"}:
             yield key, value
@@ -128,7 +145,9 @@ def total_bytes(info: dict[str, Any]) -> Iterator[tuple[str, int]]:
 def model_bytes(info: dict[str, Any]) -> Iterator[tuple[str, int]]:
     """Name and bytes of every field that states the packed model, perhaps without the code."""
     for key, words, value in _byte_fields(info):
-        if words & {"model", "weights"} and all(word in _MODEL_WORDS or _PACKED.fullmatch(word) for word in words):
+        if words & {"model", "weights"} and all(
+            word in _MODEL_WORDS or _PACKED.fullmatch(word) for word in words
+        ):
             yield key, value
 
 
@@ -140,10 +159,23 @@ def code_bytes(info: dict[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _byte_fields(info: dict[str, Any]) -> Iterator[tuple[str, frozenset[str], int]]:
-    nested = [info, *(value for key, value in info.items() if key.lower() in _GROUPS and isinstance(value, dict))]
+    nested = [
+        info,
+        *(value for key, value in info.items() if key.lower() in _GROUPS and isinstance(value, dict)),
+    ]
     for group in nested:
         for key, value in group.items():
             words = frozenset(key.lower().split("_")[:8])
-            values = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            values = (
+                [*value.values()]
+                if isinstance(value, dict)
+                else value
+                if isinstance(value, list)
+                else [value]
+            )
             if "bytes" in words:
-                yield from ((key, words, math.ceil(number)) for item in values[:1000] if (number := number_of(item)) is not None)
+                yield from (
+                    (key, words, math.ceil(number))
+                    for item in values[:1000]
+                    if (number := number_of(item)) is not None
+                )

@@ -1,4 +1,6 @@
-"""What the command line and the deployment `export` do alike: the author's words and a run's name into a folder."""
+"""What the command line and the deployment `export` do alike: the author's words and a run's name into a
+folder.
+"""
 
 import glob
 from pathlib import Path
@@ -24,8 +26,13 @@ def about_of(author: str, github_id: str, name: str, blurb: str) -> About:
         raise SpecError("; ".join(said)) from error
 
 
-def write_submission(store: Store, run: str, about: About, out: Path | None, only_this_seed: bool) -> Exported:
-    """The folder of the run, by default with all seeds of its settings. Raises SpecError as `find_run` and `export_submission` do."""
+def write_submission(
+    store: Store, run: str, about: About, out: Path | None, only_this_seed: bool
+) -> Exported:
+    """The folder of the run, by default with all seeds of its settings.
+
+    Raises SpecError as `find_run` and `export_submission` do.
+    """
     report = find_run(store.root, run, fitting=True)
     reports = [report] if only_this_seed else seeds_of(store, report, list_reports(store.root))
     folder = out.expanduser().resolve() if out else store.root / "submissions" / report.name
@@ -34,7 +41,10 @@ def write_submission(store: Store, run: str, about: About, out: Path | None, onl
 
 def compute_of(device: str, processes: int, precision: str) -> ComputeSettings:
     """Raises SpecError that names the option."""
-    for option, value, allowed in (("device", device, ("cpu", "cuda")), ("precision", precision, ("auto", "bfloat16", "float32"))):
+    for option, value, allowed in (
+        ("device", device, ("cpu", "cuda")),
+        ("precision", precision, ("auto", "bfloat16", "float32")),
+    ):
         if value not in allowed:
             raise SpecError(f"--{option} = {value}: must be {' or '.join(allowed)}")
     given: dict[str, Any] = {"device": device, "precision": precision, "num_processes": processes}
@@ -45,7 +55,10 @@ def compute_of(device: str, processes: int, precision: str) -> ComputeSettings:
 def shards_of(pattern: str) -> list[Path]:
     """The files that match. Raises SpecError when none does."""
     if not (found := [Path(path) for path in sorted(glob.glob(pattern))]):
-        raise SpecError(f"--shards = {pattern}: no file matches. Give the validation shards, for example 'data/fineweb_val_*.bin'")
+        raise SpecError(
+            f"--shards = {pattern}: no file matches. Give the validation shards, for example "
+            "'data/fineweb_val_*.bin'"
+        )
     return found
 
 
@@ -53,5 +66,8 @@ def tokenizer_beside(shards: list[Path]) -> Path:
     """The only *.model in the shards' folder. Raises SpecError when there is none or more than one."""
     found = sorted({path for shard in shards for path in shard.parent.glob("*.model")})
     if len(found) != 1:
-        raise SpecError(f"--tokenizer: {len(found)} *.model files lie beside the shards; give the SentencePiece model that made them")
+        raise SpecError(
+            f"--tokenizer: {len(found)} *.model files lie beside the shards; give the SentencePiece "
+            "model that made them"
+        )
     return found[0]

@@ -1,4 +1,7 @@
-"""What a training log states: sizes, seconds, scores and seeds. Read line by line, in time linear in its length."""
+"""What a training log states: sizes, seconds, scores and seeds.
+
+Read line by line, in time linear in its length.
+"""
 
 import re
 from collections import deque
@@ -40,7 +43,10 @@ _BPB = re.compile(r"bpb[ \t]{0,3}[:=][ \t]{0,3}(\d{1,6}\.\d{1,12})", re.IGNORECA
 
 @dataclass(frozen=True)
 class Total:
-    """A stated size of code and model together. `packed`: the model was compressed, as the line's label says."""
+    """A stated size of code and model together.
+
+    `packed`: the model was compressed, as the line's label says.
+    """
 
     bytes: int
     packed: bool
@@ -79,13 +85,20 @@ class Log:
     @property
     def total(self) -> Total | None:
         """The size that counts: the last of those after compression, else the last."""
-        return next((total for total in reversed(self.totals) if total.packed), self.totals[-1] if self.totals else None)
+        return next(
+            (total for total in reversed(self.totals) if total.packed),
+            self.totals[-1] if self.totals else None,
+        )
 
     @property
     def total_is_raw(self) -> bool:
         """Whether the total is of a model before compression, as the baseline's log states it too."""
         total = self.total
-        return total is not None and not total.packed and any(raw < total.bytes <= raw + 10**6 for raw in self.raw_models)
+        return (
+            total is not None
+            and not total.packed
+            and any(raw < total.bytes <= raw + 10**6 for raw in self.raw_models)
+        )
 
 
 def lines_of(program: str) -> frozenset[str]:
@@ -151,7 +164,9 @@ def _read_sizes(low: str, log: Log) -> None:
                 log.totals.append(Total(size, packed=label not in _UNPACKED))
             return
     if (at := low.find("serialized model")) >= 0 and (size := integer_after(low, at)) is not None:
-        (log.raw_models if _label(low, at + len("serialized model")) in _UNPACKED else log.packed_models).append(size)
+        (
+            log.raw_models if _label(low, at + len("serialized model")) in _UNPACKED else log.packed_models
+        ).append(size)
     elif (at := low.find("code size")) >= 0 and (size := integer_after(low, at)) is not None:
         log.code.append(size)
 

@@ -1,4 +1,6 @@
-"""What in a program's text reaches the network: a table of modules, calls and commands, each with its reason."""
+"""What in a program's text reaches the network: a table of modules, calls and commands, each with its
+reason.
+"""
 
 import ast
 import re
@@ -14,19 +16,39 @@ _SOCKETS = "opens connections, among other things"
 
 # Imports that are there to use the network. `Module` of a longer name goes before a shorter one.
 FETCHING_MODULES = {
-    **dict.fromkeys(("requests", "httpx", "aiohttp", "urllib3", "pycurl", "httplib2", "treq", "pooch", "wget"), _CLIENT),
-    **dict.fromkeys(("urllib.request", "urllib.robotparser", "http.client", "xmlrpc.client", "mechanize", "websocket"), _CLIENT),
-    **dict.fromkeys(("ftplib", "smtplib", "telnetlib", "poplib", "imaplib", "nntplib", "websockets", "paramiko"), _CLIENT),
-    **dict.fromkeys(("grpc", "pysftp", "fabric", "asyncssh", "selenium", "playwright", "scrapy", "yt_dlp"), _CLIENT),
-    **dict.fromkeys(("boto3", "botocore", "google.cloud", "azure.storage", "gcsfs", "s3fs", "adlfs", "minio"), _CLOUD),
-    **dict.fromkeys(("huggingface_hub", "datasets", "gdown", "kagglehub", "kaggle", "modelscope"), "downloads data"),
+    **dict.fromkeys(
+        ("requests", "httpx", "aiohttp", "urllib3", "pycurl", "httplib2", "treq", "pooch", "wget"), _CLIENT
+    ),
+    **dict.fromkeys(
+        ("urllib.request", "urllib.robotparser", "http.client", "xmlrpc.client", "mechanize", "websocket"),
+        _CLIENT,
+    ),
+    **dict.fromkeys(
+        ("ftplib", "smtplib", "telnetlib", "poplib", "imaplib", "nntplib", "websockets", "paramiko"), _CLIENT
+    ),
+    **dict.fromkeys(
+        ("grpc", "pysftp", "fabric", "asyncssh", "selenium", "playwright", "scrapy", "yt_dlp"), _CLIENT
+    ),
+    **dict.fromkeys(
+        ("boto3", "botocore", "google.cloud", "azure.storage", "gcsfs", "s3fs", "adlfs", "minio"), _CLOUD
+    ),
+    **dict.fromkeys(
+        ("huggingface_hub", "datasets", "gdown", "kagglehub", "kaggle", "modelscope"), "downloads data"
+    ),
     "torch.hub": "downloads models",
 }
 # Imports that may do so, or may do something else.
 POSSIBLE_MODULES = {
-    **dict.fromkeys(("socket", "ssl", "asyncio", "socketserver", "trio", "anyio", "twisted", "tornado"), _SOCKETS),
-    **dict.fromkeys(("multiprocessing.managers", "multiprocessing.connection", "zmq", "Pyro5", "rpyc"), "shares objects by sockets"),
-    **dict.fromkeys(("urllib", "http", "xmlrpc", "webbrowser", "fsspec", "smart_open"), "has a client among other things"),
+    **dict.fromkeys(
+        ("socket", "ssl", "asyncio", "socketserver", "trio", "anyio", "twisted", "tornado"), _SOCKETS
+    ),
+    **dict.fromkeys(
+        ("multiprocessing.managers", "multiprocessing.connection", "zmq", "Pyro5", "rpyc"),
+        "shares objects by sockets",
+    ),
+    **dict.fromkeys(
+        ("urllib", "http", "xmlrpc", "webbrowser", "fsspec", "smart_open"), "has a client among other things"
+    ),
     **dict.fromkeys(("wandb", "mlflow", "comet_ml", "neptune", "clearml", "sentry_sdk", "swanlab"), _REPORTS),
     **dict.fromkeys(("pip", "ensurepip", "conda"), "installs packages"),
     "ctypes": "calls libraries that are not read here",
@@ -35,11 +57,19 @@ POSSIBLE_MODULES = {
     "torch.distributed.rpc": "calls other machines",
     "ray": "runs code on other machines",
 }
-HARMLESS_MODULES = frozenset(["urllib.parse", "urllib.error", "urllib.response", "http.HTTPStatus", "http.cookies"])
+HARMLESS_MODULES = frozenset(
+    ["urllib.parse", "urllib.error", "urllib.response", "http.HTTPStatus", "http.cookies"]
+)
 FETCHING_CALLS = {
-    **dict.fromkeys(("urlopen", "urlretrieve", "create_connection", "open_connection"), "connects to a server"),
-    **dict.fromkeys(("load_state_dict_from_url", "download_url_to_file", "from_pretrained"), "downloads weights"),
-    **dict.fromkeys(("hf_hub_download", "snapshot_download", "load_dataset", "download_url"), "downloads data"),
+    **dict.fromkeys(
+        ("urlopen", "urlretrieve", "create_connection", "open_connection"), "connects to a server"
+    ),
+    **dict.fromkeys(
+        ("load_state_dict_from_url", "download_url_to_file", "from_pretrained"), "downloads weights"
+    ),
+    **dict.fromkeys(
+        ("hf_hub_download", "snapshot_download", "load_dataset", "download_url"), "downloads data"
+    ),
 }
 SHELLS = re.compile(
     r"subprocess\.(run|call|check_call|check_output|Popen|getoutput|getstatusoutput)|os\.(system|popen|exec[lpev]{1,3}|spawn[lpev]{1,3}"
@@ -76,13 +106,33 @@ FETCHERS = frozenset(
     ]
 )
 INSTALLERS = {
-    **dict.fromkeys(("pip", "pip3", "uv", "conda", "mamba", "poetry", "npm", "brew"), ("install", "download", "add", "sync", "update")),
-    **dict.fromkeys(("apt", "apt-get", "yum", "dnf", "apk", "pacman"), ("install", "update", "upgrade", "add", "-S")),
+    **dict.fromkeys(
+        ("pip", "pip3", "uv", "conda", "mamba", "poetry", "npm", "brew"),
+        ("install", "download", "add", "sync", "update"),
+    ),
+    **dict.fromkeys(
+        ("apt", "apt-get", "yum", "dnf", "apk", "pacman"), ("install", "update", "upgrade", "add", "-S")
+    ),
     "git": ("clone", "fetch", "pull", "push", "ls-remote", "submodule", "lfs"),
     "ensurepip": (),
 }
 OTHER_PROGRAMS = frozenset(
-    ["python", "python3", "bash", "sh", "zsh", "env", "sudo", "nohup", "xargs", "torchrun", "perl", "node", "ruby", "timeout"]
+    [
+        "python",
+        "python3",
+        "bash",
+        "sh",
+        "zsh",
+        "env",
+        "sudo",
+        "nohup",
+        "xargs",
+        "torchrun",
+        "perl",
+        "node",
+        "ruby",
+        "timeout",
+    ]
 )
 _URL = re.compile(r"\b(?:https?|ftp|s3|gs|hf)://")
 _WORD = re.compile(r"[\w./:@%+=-]+")
@@ -98,10 +148,13 @@ class Reach:
     certain: bool
 
 
-def reaches(tree: ast.Module, names: Names, own: frozenset[str] = frozenset(), defined: frozenset[str] = frozenset()) -> list[Reach]:
+def reaches(
+    tree: ast.Module, names: Names, own: frozenset[str] = frozenset(), defined: frozenset[str] = frozenset()
+) -> list[Reach]:
     """Every place of a program that reaches, or may reach, the network.
 
-    `own`: modules of the same folder. `defined`: functions of the program, which are no others of the same name.
+    `own`: modules of the same folder. `defined`: functions of the program, which are no others of the same
+    name.
     """
     found: dict[tuple[int, str], Reach] = {}
     roots = frozenset(module.partition(".")[0] for module in names.modules.values()) | {"importlib"}
@@ -112,7 +165,9 @@ def reaches(tree: ast.Module, names: Names, own: frozenset[str] = frozenset(), d
     return list(found.values())
 
 
-def _of(node: ast.AST, names: Names, own: frozenset[str], roots: frozenset[str], defined: frozenset[str]) -> Iterator[tuple[str, bool]]:
+def _of(
+    node: ast.AST, names: Names, own: frozenset[str], roots: frozenset[str], defined: frozenset[str]
+) -> Iterator[tuple[str, bool]]:
     if isinstance(node, ast.Import):
         for alias in node.names:
             yield from _module(alias.name, own)
@@ -142,7 +197,9 @@ def _module(name: str, own: frozenset[str], verb: str = "imports") -> Iterator[t
             return
 
 
-def _call(node: ast.Call, names: Names, own: frozenset[str], defined: frozenset[str]) -> Iterator[tuple[str, bool]]:
+def _call(
+    node: ast.Call, names: Names, own: frozenset[str], defined: frozenset[str]
+) -> Iterator[tuple[str, bool]]:
     if module := names.imported(node):
         yield from _module(module, own)
         return
@@ -177,7 +234,9 @@ def _fetches(words: list[str]) -> bool:
     for index, name in enumerate(names):
         if name in FETCHERS:
             return True
-        if name in INSTALLERS and (not INSTALLERS[name] or any(later in INSTALLERS[name] for later in names[index + 1 :])):
+        if name in INSTALLERS and (
+            not INSTALLERS[name] or any(later in INSTALLERS[name] for later in names[index + 1 :])
+        ):
             return True
     return False
 

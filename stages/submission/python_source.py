@@ -1,4 +1,6 @@
-"""Python source as a syntax tree, also where it is newer than this Python or packed into itself; never executed."""
+"""Python source as a syntax tree, also where it is newer than this Python or packed into itself; never
+executed.
+"""
 
 import ast
 import base64
@@ -57,12 +59,19 @@ def _decoded(source: bytes) -> str:
     return source.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
-# ---- syntax of a newer Python -------------------------------------------------------------------------------------------------
+# ---- syntax of a newer Python
+# -------------------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(r"""#[^\n]*|(?:(?<!\w)(?P<prefix>[rRbBuUfFtT]{1,2}))?(?P<quote>\"\"\"|'''|"|')""")
-_TYPE_PARAMETERS = re.compile(r"^([ \t]{0,200}(?:async[ ])?(?:def|class)[ ]\w{1,200})\[[^\n]{0,500}?\](?=[(:])", re.MULTILINE)
-_TYPE_ALIAS = re.compile(r"^([ \t]{0,200})type[ ](\w{1,200})(?:\[[^\n=]{0,500}?\])?[ ]{0,9}=(?!=)", re.MULTILINE)
-_BARE_EXCEPT = re.compile(r"^([ \t]{0,200}except\*?[ ])([\w.]{1,200}(?:,[ ]{0,9}[\w.]{1,200}){1,20})[ ]{0,9}:", re.MULTILINE)
+_TYPE_PARAMETERS = re.compile(
+    r"^([ \t]{0,200}(?:async[ ])?(?:def|class)[ ]\w{1,200})\[[^\n]{0,500}?\](?=[(:])", re.MULTILINE
+)
+_TYPE_ALIAS = re.compile(
+    r"^([ \t]{0,200})type[ ](\w{1,200})(?:\[[^\n=]{0,500}?\])?[ ]{0,9}=(?!=)", re.MULTILINE
+)
+_BARE_EXCEPT = re.compile(
+    r"^([ \t]{0,200}except\*?[ ])([\w.]{1,200}(?:,[ ]{0,9}[\w.]{1,200}){1,20})[ ]{0,9}:", re.MULTILINE
+)
 _LATER = (
     (_TYPE_PARAMETERS, r"\1", "type parameters (Python 3.12)"),
     (_TYPE_ALIAS, r"\1\2 =", "the type statement (Python 3.12)"),
@@ -73,8 +82,8 @@ _LATER = (
 def older_syntax(text: str) -> tuple[str, str]:
     """`text` as Python 3.11 can parse it, and the names of the newer syntax in it ("" where there is none).
 
-    Strings nested in the fields of an f-string are taken out of it and assigned to names at the end of the text.
-    Raises ValueError for strings that do not end.
+    Strings nested in the fields of an f-string are taken out of it and assigned to names at the end of the
+    text. Raises ValueError for strings that do not end.
     """
     rewritten = _FStrings(text).rewritten()
     newer = ["f-strings as of Python 3.12"] if rewritten != text else []
@@ -97,7 +106,10 @@ class _FStrings:
         return "\n".join([body, *names, ""]) if names else body
 
     def _code(self, at: int, ends: str, depth: int = 0) -> tuple[str, int]:
-        """Code from `at`, up to the first character of `ends` outside brackets. Strings inside a field are taken out."""
+        """Code from `at`, up to the first character of `ends` outside brackets.
+
+        Strings inside a field are taken out.
+        """
         if depth > MAX_DEPTH:
             raise ValueError("strings are nested too deeply")
         pieces: list[str] = []
@@ -105,7 +117,11 @@ class _FStrings:
         while at < len(self.text):
             if ends:
                 char = self.text[at]
-                if not open_brackets and char in ends and not (char == "!" and self.text[at + 1 : at + 2] == "="):
+                if (
+                    not open_brackets
+                    and char in ends
+                    and not (char == "!" and self.text[at + 1 : at + 2] == "=")
+                ):
                     return "".join(pieces), at
                 open_brackets += (char in "([{") - (char in ")]}")
                 match = _TOKEN.match(self.text, at)
@@ -165,12 +181,15 @@ class _FStrings:
 _TAKEN = "_string_of_a_field_"
 
 
-# ---- names and constants ------------------------------------------------------------------------------------------------------
+# ---- names and constants
+# ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Names:
-    """What the names of a module stand for: `modules` by import (dotted), `values` by assignment anywhere in it."""
+    """What the names of a module stand for: `modules` by import (dotted), `values` by assignment anywhere
+    in it.
+    """
 
     modules: dict[str, str] = field(default_factory=dict)
     values: dict[str, list[ast.expr]] = field(default_factory=dict)
@@ -195,7 +214,9 @@ class Names:
         return names
 
     def dotted(self, node: ast.expr) -> str:
-        """`node` as a dotted name, imports resolved: `B.b85decode` → "base64.b85decode". "" for what is no plain chain of names."""
+        """`node` as a dotted name, imports resolved: `B.b85decode` → "base64.b85decode". "" for what is
+        no plain chain of names.
+        """
         parts: list[str] = []
         while len(parts) <= MAX_DEPTH:
             if isinstance(node, ast.Attribute):
@@ -230,8 +251,16 @@ class Names:
         return None
 
     def imported(self, call: ast.Call) -> str:
-        """The module of `__import__("name")` or `importlib.import_module("name")`; "" for other calls and computed names."""
-        called = call.func.id if isinstance(call.func, ast.Name) else call.func.attr if isinstance(call.func, ast.Attribute) else ""
+        """The module of `__import__("name")` or `importlib.import_module("name")`; "" for other calls and
+        computed names.
+        """
+        called = (
+            call.func.id
+            if isinstance(call.func, ast.Name)
+            else call.func.attr
+            if isinstance(call.func, ast.Attribute)
+            else ""
+        )
         called = self.modules.get(called, called).rpartition(".")[2]
         if called in ("__import__", "import_module") and call.args:
             for value in self.constants(call.args[0]):
@@ -252,7 +281,8 @@ class Names:
                 yield from self.constants(child, depth)
 
 
-# ---- programs that unpack themselves --------------------------------------------------------------------------------------------
+# ---- programs that unpack themselves
+# --------------------------------------------------------------------------------------------
 
 
 def _expanded(make: Callable[[], Any]) -> Callable[[bytes], bytes | None]:
@@ -278,7 +308,11 @@ def _zstandard(packed: bytes) -> bytes | None:
     return content if len(content) <= SOURCE_LIMIT_BYTES else None
 
 
-_raw_lzma = _expanded(lambda: lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": _DICTIONARY_BYTES}]))
+_raw_lzma = _expanded(
+    lambda: lzma.LZMADecompressor(
+        lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": _DICTIONARY_BYTES}]
+    )
+)
 _DECODERS: dict[str, Callable[[bytes], bytes | None]] = {
     "base64.b85decode": base64.b85decode,
     "base64.a85decode": base64.a85decode,
@@ -304,7 +338,10 @@ _METHODS = ("decode", "encode", "strip", "read", "getvalue")
 
 
 def unpacked(node: ast.expr, names: Names, depth: int = 0) -> bytes | None:
-    """What a constant that goes through known decoders is in the end, or None. `names` says what names stand for."""
+    """What a constant that goes through known decoders is in the end, or None.
+
+    `names` says what names stand for.
+    """
     if depth > MAX_DEPTH:
         return None
     if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
@@ -320,12 +357,26 @@ def unpacked(node: ast.expr, names: Names, depth: int = 0) -> bytes | None:
     name, method = names.dotted(node.func), node.func.attr if isinstance(node.func, ast.Attribute) else ""
     if name.endswith("ZstdDecompressor"):
         return None
-    if method == "decompress" and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Call):
-        name = "zstandard.decompress" if names.dotted(node.func.value.func).endswith(".ZstdDecompressor") else name
+    if (
+        method == "decompress"
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Call)
+    ):
+        name = (
+            "zstandard.decompress"
+            if names.dotted(node.func.value.func).endswith(".ZstdDecompressor")
+            else name
+        )
     if name in _DECODERS and node.args:
         packed = unpacked(node.args[0], names, depth + 1)
-        raw = any(word.arg == "format" and names.dotted(word.value).endswith("FORMAT_RAW") for word in node.keywords)
-        raw = raw or (name == "lzma.decompress" and len(node.args) > 1 and names.dotted(node.args[1]).endswith("FORMAT_RAW"))
+        raw = any(
+            word.arg == "format" and names.dotted(word.value).endswith("FORMAT_RAW") for word in node.keywords
+        )
+        raw = raw or (
+            name == "lzma.decompress"
+            and len(node.args) > 1
+            and names.dotted(node.args[1]).endswith("FORMAT_RAW")
+        )
         try:
             return None if packed is None else (_raw_lzma if raw else _DECODERS[name])(packed)
         except (ValueError, TypeError):

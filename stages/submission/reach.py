@@ -1,4 +1,6 @@
-"""Whether a program's evaluation leads to training data: real calls are followed, from every function that evaluates."""
+"""Whether a program's evaluation leads to training data: real calls are followed, from every function
+that evaluates.
+"""
 
 import ast
 import re
@@ -10,12 +12,28 @@ from stages.submission.python_source import Names
 TRAINING_DATA = frozenset(["train_loader", "train_shards", "train_data", "train_tokens", "train_dataset"])
 TRAINING_PLACES = frozenset(["train_files", "train_path", "train_pattern", "train_glob", "train_dir"])
 TRAINING_NAMES = TRAINING_DATA | TRAINING_PLACES
-EVALUATION = re.compile(r"(?:^|_)(?:eval|evaluate|evaluation|score|scoring|validate|validation)(?:_|$)", re.IGNORECASE)
+EVALUATION = re.compile(
+    r"(?:^|_)(?:eval|evaluate|evaluation|score|scoring|validate|validation)(?:_|$)", re.IGNORECASE
+)
 _EVALUATED = re.compile(r"model|net(?:work)?(?:_|$)|eval|val_|loss|bpb|gpt", re.IGNORECASE)
 # Calls that say something about their arguments, and calls that only pass them on.
 _SAYING = frozenset(
     [
-        *("print", "log", "log0", "info", "debug", "warning", "error", "write", "len", "isinstance", "issubclass", "cast", "hasattr"),
+        *(
+            "print",
+            "log",
+            "log0",
+            "info",
+            "debug",
+            "warning",
+            "error",
+            "write",
+            "len",
+            "isinstance",
+            "issubclass",
+            "cast",
+            "hasattr",
+        ),
         *("exists", "is_file", "is_dir"),
     ]
 )
@@ -119,8 +137,9 @@ class _Program:
 def follow_evaluation(modules: Iterable[tuple[ast.Module, Names]], own: frozenset[str]) -> Training:
     """Follow the calls of every function whose name says that it evaluates.
 
-    A way of calls that are resolved, to a call that reads training data, is certain. A way by an object of unknown class, by a
-    function that is only passed on, or to a mere mention of training data is possible. `own`: names of the program's own modules.
+    A way of calls that are resolved, to a call that reads training data, is certain. A way by an object of
+    unknown class, by a function that is only passed on, or to a mere mention of training data is possible.
+    `own`: names of the program's own modules.
     """
     program, training = _Program(), Training()
     for tree, names in modules:
@@ -137,7 +156,10 @@ def follow_evaluation(modules: Iterable[tuple[ast.Module, Names]], own: frozense
     training.evaluation = sorted({function.name for function in starts})
     for start in starts:
         _follow(start, program, training)
-    training.certain, training.possible = list(dict.fromkeys(training.certain)), list(dict.fromkeys(training.possible))
+    training.certain, training.possible = (
+        list(dict.fromkeys(training.certain)),
+        list(dict.fromkeys(training.possible)),
+    )
     return training
 
 
@@ -179,15 +201,26 @@ def _collect(tree: ast.AST, program: _Program, names: Names, own: frozenset[str]
                 waiting.append((child, owner))
 
 
-def _described(function: ast.FunctionDef | ast.AsyncFunctionDef, owner: str, names: Names, own: frozenset[str]) -> _Function:
+def _described(
+    function: ast.FunctionDef | ast.AsyncFunctionDef, owner: str, names: Names, own: frozenset[str]
+) -> _Function:
     described = _Function(function.name, owner)
     nodes = list(_executed(function, names))
     given = function.args
-    parameters = {item.arg for item in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg) if item}
-    # `validate_settings(path)` checks its input; what evaluates has a model, or takes all that it needs from around it.
+    parameters = {
+        item.arg
+        for item in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg)
+        if item
+    }
+    # `validate_settings(path)` checks its input; what evaluates has a model, or takes all that it needs from
+    # around it.
     checks = "valid" in function.name.lower() and not _EVALUATED.search(function.name)
-    described.evaluates = not checks or not parameters - {"self"} or any(_EVALUATED.search(name) for name in parameters)
-    made = frozenset(node.id for node, _ in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    described.evaluates = (
+        not checks or not parameters - {"self"} or any(_EVALUATED.search(name) for name in parameters)
+    )
+    made = frozenset(
+        node.id for node, _ in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    )
     kinds = _kinds(function, [node for node, _ in nodes], names)
     for node, use in nodes:
         if isinstance(node, ast.Call):
@@ -198,18 +231,29 @@ def _described(function: ast.FunctionDef | ast.AsyncFunctionDef, owner: str, nam
         said = f"{what} (line {getattr(node, 'lineno', 0)})"
         name = node.id if isinstance(node, ast.Name) else ""
         is_key = isinstance(node, ast.Constant) and node.value in TRAINING_NAMES
-        is_field = isinstance(node, ast.Attribute) and node.attr in TRAINING_DATA  # of an object that may have filled it itself
-        if name not in parameters and not is_key and not is_field and (use == "read" or name in TRAINING_DATA):
+        is_field = (
+            isinstance(node, ast.Attribute) and node.attr in TRAINING_DATA
+        )  # of an object that may have filled it itself
+        if (
+            name not in parameters
+            and not is_key
+            and not is_field
+            and (use == "read" or name in TRAINING_DATA)
+        ):
             described.reads = described.reads or said
         else:
             described.names = described.names or said
     return described
 
 
-def _executed(function: ast.FunctionDef | ast.AsyncFunctionDef, names: Names) -> Iterator[tuple[ast.AST, str]]:
-    """The nodes that run when the function is called: no annotations, no docstring, no bodies of inner functions and classes.
+def _executed(
+    function: ast.FunctionDef | ast.AsyncFunctionDef, names: Names
+) -> Iterator[tuple[ast.AST, str]]:
+    """The nodes that run when the function is called: no annotations, no docstring, no bodies of inner
+    functions and classes.
 
-    With each comes what a call around it does with it: "read" (perhaps), "said", "passed" on, or "" without a call.
+    With each comes what a call around it does with it: "read" (perhaps), "said", "passed" on, or "" without a
+    call.
     """
     body = list(function.body)
     if isinstance(first := body[0], ast.Expr) and isinstance(first.value, ast.Constant):
@@ -224,13 +268,17 @@ def _executed(function: ast.FunctionDef | ast.AsyncFunctionDef, names: Names) ->
         if isinstance(node, ast.AnnAssign):
             children = [item for item in (node.target, node.value) if item is not None]
         elif isinstance(node, ast.Call) and use != "read":
-            name = names.dotted(node.func).rpartition(".")[2] or (node.func.attr if isinstance(node.func, ast.Attribute) else "")
+            name = names.dotted(node.func).rpartition(".")[2] or (
+                node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            )
             says = name in _SAYING or name.endswith(("Error", "Exception", "Warning"))
             use = "said" if says or use == "said" else "passed" if name in _PASSING else "read"
         waiting += [(child, use) for child in reversed(children)]
 
 
-def _kinds(function: ast.FunctionDef | ast.AsyncFunctionDef, nodes: list[ast.AST], names: Names) -> dict[str, str]:
+def _kinds(
+    function: ast.FunctionDef | ast.AsyncFunctionDef, nodes: list[ast.AST], names: Names
+) -> dict[str, str]:
     """The class of each local name that is made here, or annotated: `loader = Loader(…)`."""
     kinds = {
         item.arg: names.dotted(item.annotation).rpartition(".")[2]
@@ -238,12 +286,18 @@ def _kinds(function: ast.FunctionDef | ast.AsyncFunctionDef, nodes: list[ast.AST
         if item.annotation is not None
     }
     for node in nodes:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and isinstance(node.targets[0], ast.Name):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Call)
+            and isinstance(node.targets[0], ast.Name)
+        ):
             kinds[node.targets[0].id] = names.dotted(node.value.func).rpartition(".")[2]
     return {name: kind for name, kind in kinds.items() if kind}
 
 
-def _calls(node: ast.Call, names: Names, own: frozenset[str], kinds: dict[str, str], local: set[str]) -> Iterator[_Call]:
+def _calls(
+    node: ast.Call, names: Names, own: frozenset[str], kinds: dict[str, str], local: set[str]
+) -> Iterator[_Call]:
     func = node.func
     if isinstance(func, ast.Name):
         if func.id not in local:
@@ -260,7 +314,9 @@ def _calls(node: ast.Call, names: Names, own: frozenset[str], kinds: dict[str, s
             yield _Call(given.id, "", False)
 
 
-def _method_call(func: ast.Attribute, names: Names, own: frozenset[str], kinds: dict[str, str]) -> Iterator[_Call]:
+def _method_call(
+    func: ast.Attribute, names: Names, own: frozenset[str], kinds: dict[str, str]
+) -> Iterator[_Call]:
     receiver = func.value
     if isinstance(receiver, ast.Call) and isinstance(receiver.func, ast.Name):
         if receiver.func.id == "super":
@@ -294,7 +350,9 @@ def _names_training(node: ast.AST, local: frozenset[str]) -> str:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         if node.value in TRAINING_NAMES:
             return repr(node.value)
-        return repr(node.value[:60]) if any(map(_is_training_file, node.value[:4_000].lower().split())) else ""
+        return (
+            repr(node.value[:60]) if any(map(_is_training_file, node.value[:4_000].lower().split())) else ""
+        )
     return ""
 
 

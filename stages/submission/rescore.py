@@ -29,8 +29,11 @@ from stages.submission.strangers import UnreadableError, read_bytes, read_json_o
 BLOB_LIMIT_BYTES = 64 * 2**20
 
 
-def scoring_of(folder: Path, sequence_length: int | None, stride: int | None, batch_tokens: int | None) -> ScoringSettings:
-    """The windows that were asked for; what was not comes from the folder's submission.json, or is our default.
+def scoring_of(
+    folder: Path, sequence_length: int | None, stride: int | None, batch_tokens: int | None
+) -> ScoringSettings:
+    """The windows that were asked for; what was not comes from the folder's submission.json, or is our
+    default.
 
     Raises SpecError for windows that cannot be.
     """
@@ -63,8 +66,9 @@ def rescore(
 ) -> Rescored:
     """Bits per byte of the blob in `folder` on `shards`.
 
-    `run_its_script` runs the folder's train_gpt.py instead of ours: a stranger's code, with all that this user may do.
-    Raises SpecError for a folder, shard or tokenizer that cannot be used, StageError for a script that leaves no scores.
+    `run_its_script` runs the folder's train_gpt.py instead of ours: a stranger's code, with all that this
+    user may do. Raises SpecError for a folder, shard or tokenizer that cannot be used, StageError for a
+    script that leaves no scores.
     """
     import torch
 
@@ -90,11 +94,19 @@ def rescore(
                 load_packed_model(copy / BLOB_NAME, torch.device("cpu"))
             except BlobError as error:
                 raise SpecError(one_line(f"{folder / BLOB_NAME}: {error}")) from error
-            (copy / SCRIPT_NAME).write_text(program(PackageOptions(keep_comments=False), None)[0], encoding="utf-8")
+            (copy / SCRIPT_NAME).write_text(
+                program(PackageOptions(keep_comments=False), None)[0], encoding="utf-8"
+            )
         began = time.perf_counter()
         try:
-            scores = score_isolated(copy / SCRIPT_NAME, shards, tokenizer, scoring, compute, work, progress, timeout)
-        except (ChildFailedError, StageError, ValueError) as error:  # the last for progress lines that are none
+            scores = score_isolated(
+                copy / SCRIPT_NAME, shards, tokenizer, scoring, compute, work, progress, timeout
+            )
+        except (
+            ChildFailedError,
+            StageError,
+            ValueError,
+        ) as error:  # the last for progress lines that are none
             raise StageError(printable(f"{folder}: the scoring failed: {error}")) from error
     best = scores.sliding or scores.non_overlapping
     claimed = _info(folder).get("val_bpb")

@@ -1,7 +1,8 @@
-"""The published rules as code, for any submission folder of the official repository's shape: `fairway check FOLDER`.
+"""The published rules as code, for any submission folder of the official repository's shape: `fairway
+check FOLDER`.
 
-Nothing of the folder is executed. Each rule gives pass, fail or unknown, and a reason. Sources: the repository's README, sections
-FAQ and Submission Process.
+Nothing of the folder is executed. Each rule gives pass, fail or unknown, and a reason. Sources: the
+repository's README, sections FAQ and Submission Process.
 """
 
 import statistics
@@ -43,16 +44,65 @@ from stages.submission.strangers import (
     short_lines,
 )
 
-# What must be there, and the keys under which it stands too. The repository asks for "your name, GitHub ID, val_bpb".
-REQUIRED_TEXT = {"author": ("name", "authors"), "github_id": ("github", "github_username", "github_user", "github_handle")}
+# What must be there, and the keys under which it stands too. The repository asks for "your name, GitHub ID,
+# val_bpb".
+REQUIRED_TEXT = {
+    "author": ("name", "authors"),
+    "github_id": ("github", "github_username", "github_user", "github_handle"),
+}
 SCORES = ("val_bpb_mean", "mean_val_bpb", "final_val_bpb", "val_bpb_exact", "bpb")
 CAP_GRACE_SECONDS = 1.0
 LOGS_LIMIT_BYTES = 256 * 2**20
 MAX_LOGS = 200
 REASON_CHARACTERS = 900
-_MODELS = (".fwz", ".ptz", ".pt", ".pth", ".bin", ".safetensors", ".npz", ".npy", ".ckpt", ".pkl", ".pickle", ".onnx", ".gguf", ".weights")
-_PACKED_MODELS = (".fwz", ".ptz", ".zst", ".zstd", ".xz", ".lzma", ".br", ".gz", ".bz2", ".zlib", ".lrz", ".7z", ".zip")
-_TEXTS = (".md", ".log", ".txt", ".json", ".jsonl", ".csv", ".tsv", ".html", ".out", ".err", ".yaml", ".yml", ".toml", ".rst", ".tex")
+_MODELS = (
+    ".fwz",
+    ".ptz",
+    ".pt",
+    ".pth",
+    ".bin",
+    ".safetensors",
+    ".npz",
+    ".npy",
+    ".ckpt",
+    ".pkl",
+    ".pickle",
+    ".onnx",
+    ".gguf",
+    ".weights",
+)
+_PACKED_MODELS = (
+    ".fwz",
+    ".ptz",
+    ".zst",
+    ".zstd",
+    ".xz",
+    ".lzma",
+    ".br",
+    ".gz",
+    ".bz2",
+    ".zlib",
+    ".lrz",
+    ".7z",
+    ".zip",
+)
+_TEXTS = (
+    ".md",
+    ".log",
+    ".txt",
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".tsv",
+    ".html",
+    ".out",
+    ".err",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".rst",
+    ".tex",
+)
 _LOOKED_INTO_BYTES = 64 * 2**10  # smaller texts hold too little to matter
 _DATA_SHARE = 0.5  # of its size that a text of words and figures compresses to at most
 _UNCOUNTED_BYTES = 2**20  # of companions that nothing says to be part of the artifact
@@ -85,7 +135,11 @@ def check_folder(path: Path) -> list[RuleResult]:
     folder, results = _read(path), []
     for name, rule in RULES.items():
         verdict, reason = rule(folder)
-        if verdict == "pass" and folder.left_out and rule in (size_within_limit, training_in_time, evaluation_in_time):
+        if (
+            verdict == "pass"
+            and folder.left_out
+            and rule in (size_within_limit, training_in_time, evaluation_in_time)
+        ):
             verdict, reason = "unknown", f"{folder.left_out}; what was read says: {reason}"
         results.append(RuleResult(rule=name, verdict=verdict, reason=one_line(reason)[:REASON_CHARACTERS]))
     return results
@@ -116,13 +170,17 @@ def _read(path: Path) -> Folder:
         folder.program = Findings(parsed=folder.errors[SCRIPT_NAME])
     else:
         files = frozenset(name for name in folder.sizes if name.endswith(".py"))
-        folder.program = inspect_program(source, files, lambda name: read_bytes(path / name, SOURCE_LIMIT_BYTES))
+        folder.program = inspect_program(
+            source, files, lambda name: read_bytes(path / name, SOURCE_LIMIT_BYTES)
+        )
     room, source_lines = LOGS_LIMIT_BYTES, lines_of(folder.program.text)
     for name in folder.sizes:
         if not name.lower().endswith(_TEXTS) or name == INFO_NAME:
             continue
         if (room := room - folder.sizes[name]) < 0:
-            folder.left_out = f"{name} is left out: the texts together have more than {LOGS_LIMIT_BYTES:,} bytes"
+            folder.left_out = (
+                f"{name} is left out: the texts together have more than {LOGS_LIMIT_BYTES:,} bytes"
+            )
             folder.data.append(name)
             continue
         content = attempt(name, partial(read_bytes, path / name), b"")
@@ -136,7 +194,9 @@ def _read(path: Path) -> Folder:
 
 
 def _is_data(content: bytes) -> bool:
-    """Whether a file that is named like a text holds something else: bytes that are none, or text too dense for words."""
+    """Whether a file that is named like a text holds something else: bytes that are none, or text too
+    dense for words.
+    """
     if len(content) <= _LOOKED_INTO_BYTES:
         return False
     return b"\0" in content or len(zlib.compress(content, 1)) > _DATA_SHARE * len(content)
@@ -144,7 +204,9 @@ def _is_data(content: bytes) -> bool:
 
 def _is_log(name: str) -> bool:
     base = name.rpartition("/")[2].lower()
-    return base.endswith((".log", ".out")) or (base.endswith(".txt") and not base.startswith(REQUIREMENTS_NAME.removesuffix(".txt")))
+    return base.endswith((".log", ".out")) or (
+        base.endswith(".txt") and not base.startswith(REQUIREMENTS_NAME.removesuffix(".txt"))
+    )
 
 
 def files_present(folder: Folder) -> Verdict:
@@ -183,7 +245,9 @@ def info_valid(folder: Folder) -> Verdict:
             wrong.append(f"{name} is no text")
     if not _number(folder, "val_bpb"):
         means = [key for key in SCORES if _number(folder, key)] if info.get("val_bpb") is None else []
-        (perhaps if means else wrong).append(f"val_bpb is not there; {means[0]} may be meant" if means else "val_bpb is no positive number")
+        (perhaps if means else wrong).append(
+            f"val_bpb is not there; {means[0]} may be meant" if means else "val_bpb is no positive number"
+        )
     for name in ("val_loss", "bytes_total", "bytes_code"):
         if info.get(name) is not None and number_of(info[name]) is None:
             wrong.append(f"{name} is no positive number")
@@ -201,13 +265,16 @@ def script_compiles(folder: Folder) -> Verdict:
     read += f"with {', '.join(program.modules[:5])}, " if program.modules else ""
     if program.newer:
         return "unknown", f"it needs a newer Python than this one: {program.newer}; {read}read, not run"
-    others = [name for name in folder.sizes if name.endswith(".py") and name not in (SCRIPT_NAME, *program.modules)]
+    others = [
+        name for name in folder.sizes if name.endswith(".py") and name not in (SCRIPT_NAME, *program.modules)
+    ]
     left_out = f"; not imported: {', '.join(others[:5])}" if others else ""
     return "pass", f"Python, {read}read, not run{left_out}"
 
 
 def size_within_limit(folder: Folder) -> Verdict:
-    """Code and compressed model together have at most 16,000,000 bytes, by the files, submission.json and the logs.
+    """Code and compressed model together have at most 16,000,000 bytes, by the files, submission.json and
+    the logs.
 
     `unknown` where two of these contradict each other.
     """
@@ -236,7 +303,13 @@ def size_within_limit(folder: Folder) -> Verdict:
     if SCRIPT_NAME in folder.sizes and parts and max(size for _, size in parts) <= SIZE_LIMIT_BYTES:
         where, size = max(parts, key=lambda item: item[1])
         return "pass", _size_said(size, f"{where} and the code of the folder")
-    return "unknown", f"no model lies in the folder, and neither {INFO_NAME} nor a log states the bytes; code alone {code:,}"
+    return (
+        "unknown",
+        (
+            f"no model lies in the folder, and neither {INFO_NAME} nor a log states the bytes; code "
+            f"alone {code:,}"
+        ),
+    )
 
 
 def _size_said(size: int, where: str) -> str:
@@ -245,7 +318,9 @@ def _size_said(size: int, where: str) -> str:
 
 
 def _is_model(name: str) -> bool:
-    return name.lower().endswith(_MODELS) or (name.lower().endswith(_PACKED_MODELS) and not name.lower().endswith((".log.gz", ".txt.gz")))
+    return name.lower().endswith(_MODELS) or (
+        name.lower().endswith(_PACKED_MODELS) and not name.lower().endswith((".log.gz", ".txt.gz"))
+    )
 
 
 def _code_bytes(folder: Folder) -> int:
@@ -258,7 +333,11 @@ def _results(folder: Folder, exact: bool = False) -> dict[str, Any]:
     info = folder.exact if exact else folder.info
     for key in ("seed_results", "val_bpb_seeds", "per_seed", "seeds", "results"):
         value = info.get(key)
-        if isinstance(value, list) and value and all(isinstance(item, dict) and "seed" in item for item in value):
+        if (
+            isinstance(value, list)
+            and value
+            and all(isinstance(item, dict) and "seed" in item for item in value)
+        ):
             value = {str(item["seed"]): item for item in value}
         if isinstance(value, dict):
             seeds = {name.lower().removeprefix("seed").strip("_- "): item for name, item in value.items()}
@@ -282,7 +361,9 @@ def _model_fields(folder: Folder) -> Iterator[tuple[str, int]]:
 
 
 def _logged_total(log: Log, declared: list[tuple[str, int]]) -> int | None:
-    """The bytes that a log states for the artifact: those that are declared, where it states several; else the last."""
+    """The bytes that a log states for the artifact: those that are declared, where it states several;
+    else the last.
+    """
     if log.total is None and log.packed_models:
         return log.packed_models[-1] + (log.code[-1] if log.code else 0)
     if log.total is None or log.total_is_raw:
@@ -295,24 +376,38 @@ def _logged_total(log: Log, declared: list[tuple[str, int]]) -> int | None:
     return max(same) if same else last.bytes
 
 
-def _by_logs(folder: Folder, logged: dict[str, int], declared: list[tuple[str, int]], code: int) -> Verdict | None:
+def _by_logs(
+    folder: Folder, logged: dict[str, int], declared: list[tuple[str, int]], code: int
+) -> Verdict | None:
     """A verdict where a log states more than the limit."""
     over = {name: size for name, size in logged.items() if size > SIZE_LIMIT_BYTES}
     if not over:
         return None
     for log in folder.logs:
-        # Code that was made smaller after the run: what is declared is the log's model and the code as it lies here.
-        if log.name in over and any(model + code == size for model in log.packed_models for _, size in declared):
+        # Code that was made smaller after the run: what is declared is the log's model and the code as it
+        # lies here.
+        if log.name in over and any(
+            model + code == size for model in log.packed_models for _, size in declared
+        ):
             del over[log.name]
     if not over:
         return None
     name, size = max(over.items(), key=lambda item: item[1])
-    said = _size_said(size, f"as {name} says") + (f"; {INFO_NAME} says {max(size for _, size in declared):,}" if declared else "")
+    said = _size_said(size, f"as {name} says") + (
+        f"; {INFO_NAME} says {max(size for _, size in declared):,}" if declared else ""
+    )
     log = next(log for log in folder.logs if log.name == name)
     if all(_is_another_run(log, folder) for log in folder.logs if log.name in over):
         return "unknown", f"{said}; the log seems to be of another run"
-    # A wrapper or a smaller script may have been made after the run; then the sum of what is here would be within the limit.
-    if declared and log.packed_models and log.code and code < log.code[-1] and log.packed_models[-1] + code <= SIZE_LIMIT_BYTES:
+    # A wrapper or a smaller script may have been made after the run; then the sum of what is here would be
+    # within the limit.
+    if (
+        declared
+        and log.packed_models
+        and log.code
+        and code < log.code[-1]
+        and log.packed_models[-1] + code <= SIZE_LIMIT_BYTES
+    ):
         shown = f"{said}; its model and the {SCRIPT_NAME} of the folder have {log.packed_models[-1] + code:,}"
         return ("unknown", shown) if code > _SMALLEST_PROGRAM else ("fail", said)
     return "fail", said
@@ -320,7 +415,11 @@ def _by_logs(folder: Folder, logged: dict[str, int], declared: list[tuple[str, i
 
 def _is_another_run(log: Log, folder: Folder) -> bool:
     """Whether a log is of an ablation or an earlier run, not of the one that is submitted."""
-    top = [other for other in folder.logs if "/" not in other.name and not other.is_side_run and not other.is_empty]
+    top = [
+        other
+        for other in folder.logs
+        if "/" not in other.name and not other.is_side_run and not other.is_empty
+    ]
     if log.is_side_run or ("/" in log.name and top):
         return True
     wanted = _declared_scores(folder, log)
@@ -345,21 +444,31 @@ def _declared_scores(folder: Folder, log: Log) -> list[Figure]:
 
 
 def _score_of(result: Any) -> Figure | None:
-    return figure_of(result.get("val_bpb_exact", result.get("val_bpb"))) if isinstance(result, dict) else figure_of(result)
+    return (
+        figure_of(result.get("val_bpb_exact", result.get("val_bpb")))
+        if isinstance(result, dict)
+        else figure_of(result)
+    )
 
 
 def _seed_key(seed: str) -> str:
     return seed.lstrip("0") or "0"
 
 
-def _by_files(folder: Folder, models: dict[str, int], declared: list[tuple[str, int]], code: int) -> Verdict | None:
+def _by_files(
+    folder: Folder, models: dict[str, int], declared: list[tuple[str, int]], code: int
+) -> Verdict | None:
     """A verdict where the files say more than the figures do, or contradict them."""
     told = max((size for _, size in declared), default=None)
     claim = "" if told is None else f"; {INFO_NAME} says {told:,}"
     if told is not None and told < code:
         return "unknown", f"{INFO_NAME} says {told:,} bytes, the code of the folder alone has {code:,}"
     data = {name: folder.sizes[name] for name in folder.data}
-    others = {name: size for name, size in folder.sizes.items() if not name.lower().endswith((*_TEXTS, ".py")) and name not in models}
+    others = {
+        name: size
+        for name, size in folder.sizes.items()
+        if not name.lower().endswith((*_TEXTS, ".py")) and name not in models
+    }
     loose = sum(data.values()) + sum(others.values())
     if models:
         name, smallest = min(models.items(), key=lambda item: item[1])
@@ -373,7 +482,9 @@ def _by_files(folder: Folder, models: dict[str, int], declared: list[tuple[str, 
                 else ("unknown", f"{name} and the code have {total:,} bytes{claim}")
             )
         if total > SIZE_LIMIT_BYTES:
-            return ("fail" if name.lower().endswith(_PACKED_MODELS) else "unknown"), _size_said(total, f"{name} and the code") + claim
+            return ("fail" if name.lower().endswith(_PACKED_MODELS) else "unknown"), _size_said(
+                total, f"{name} and the code"
+            ) + claim
         if loose > _UNCOUNTED_BYTES and total + loose > SIZE_LIMIT_BYTES:
             return "unknown", _companions(data | others, loose, claim)
         if SCRIPT_NAME not in folder.sizes:
@@ -390,7 +501,10 @@ def _near(size: int, told: int) -> bool:
 
 def _companions(files: dict[str, int], total: int, claim: str) -> str:
     largest = max(files, key=lambda name: files[name])
-    return f"{largest} and {len(files) - 1} more files, {total:,} bytes, are no text and may belong to the artifact{claim}"
+    return (
+        f"{largest} and {len(files) - 1} more files, {total:,} bytes, are no text and may belong "
+        f"to the artifact{claim}"
+    )
 
 
 def size_as_declared(folder: Folder) -> Verdict:
@@ -405,11 +519,14 @@ def size_as_declared(folder: Folder) -> Verdict:
     total, blob = _number(folder, "bytes_total"), folder.sizes.get(BLOB_NAME)
     if blob is None or total is None:
         return "pass", f"{key} = {declared:,}; the model is not in the folder"
-    return ("pass" if total == declared + blob else "fail"), f"bytes_total = {total:,.0f}, the files have {declared + blob:,}"
+    return (
+        "pass" if total == declared + blob else "fail"
+    ), f"bytes_total = {total:,.0f}, the files have {declared + blob:,}"
 
 
 def track_of(folder: Folder) -> tuple[Literal["record", "non-record", "both", ""], str]:
-    """The track that a folder is for, and what says so: submission.json, its path, or the beginning of its README.
+    """The track that a folder is for, and what says so: submission.json, its path, or the beginning of
+    its README.
 
     `both` where these contradict each other, "" where nothing says.
     """
@@ -445,25 +562,41 @@ def training_in_time(folder: Folder) -> Verdict:
     claims = [(f"{INFO_NAME} {key}", seconds, 0.0, None) for key, seconds in training_seconds(folder.info)]
     for seed, result in _results(folder).items():
         if isinstance(result, dict):
-            claims += [(f"{INFO_NAME} seed {seed} {key}", seconds, 0.0, None) for key, seconds in training_seconds(result)]
-    logs: list[tuple[str, float, float, Log | None]] = [(log.name, *log.training, log) for log in folder.logs if log.training]
+            claims += [
+                (f"{INFO_NAME} seed {seed} {key}", seconds, 0.0, None)
+                for key, seconds in training_seconds(result)
+            ]
+    logs: list[tuple[str, float, float, Log | None]] = [
+        (log.name, *log.training, log) for log in folder.logs if log.training
+    ]
     if not claims and not logs:
         return "unknown", f"neither {INFO_NAME} nor a log says how long training took"
     where, seconds, _, source = max([*claims, *logs], key=lambda item: item[1] - item[2])
     over = [item for item in (*claims, *logs) if item[1] - item[2] > LIMIT_SECONDS + CAP_GRACE_SECONDS]
     if not over:
-        note = ": the step that crosses the cap was finished, as in the published baseline" if seconds > LIMIT_SECONDS else ""
+        note = (
+            ": the step that crosses the cap was finished, as in the published baseline"
+            if seconds > LIMIT_SECONDS
+            else ""
+        )
         return "pass", f"{seconds:,.3f} s ({where}){note}" if note else f"{seconds:,.1f} s ({where})"
     said = f"{seconds:,.1f} s ({where}), {seconds - LIMIT_SECONDS:,.1f} s over"
     track, says = track_of(folder)
     if track == "non-record":
-        return "pass", f"{seconds:,.1f} s ({where}); the {LIMIT_SECONDS:.0f} s hold for the record track only ({says})"
+        return (
+            "pass",
+            f"{seconds:,.1f} s ({where}); the {LIMIT_SECONDS:.0f} s hold for the record track only ({says})",
+        )
     if track == "both" or _readme_says_non_record(folder):
         return "unknown", f"{said}; {says or README_NAME} may mean the non-record track, which has no limit"
     if all(log is not None and _is_another_run(log, folder) for _, _, _, log in over):
         return "unknown", f"{said}; the log seems to be of another run"
     measured = max((told[1] for told in logs), default=0.0)
-    if source is None and "wallclock" in where and 0.9 * LIMIT_SECONDS <= measured <= LIMIT_SECONDS + CAP_GRACE_SECONDS:
+    if (
+        source is None
+        and "wallclock" in where
+        and 0.9 * LIMIT_SECONDS <= measured <= LIMIT_SECONDS + CAP_GRACE_SECONDS
+    ):
         return "unknown", f"{said}; the logs say {measured:,.1f} s of training"
     return "fail", said
 
@@ -473,8 +606,15 @@ def evaluation_in_time(folder: Folder) -> Verdict:
     claims = [(f"{INFO_NAME} {key}", seconds, True) for key, seconds in evaluation_seconds(folder.info)]
     for seed, result in _results(folder).items():
         if isinstance(result, dict):
-            claims += [(f"{INFO_NAME} seed {seed} {key}", seconds, True) for key, seconds in evaluation_seconds(result)]
-    claims += [(log.name, *chosen) for log in folder.logs if (chosen := _scoring_seconds(log, folder)) and not _is_another_run(log, folder)]
+            claims += [
+                (f"{INFO_NAME} seed {seed} {key}", seconds, True)
+                for key, seconds in evaluation_seconds(result)
+            ]
+    claims += [
+        (log.name, *chosen)
+        for log in folder.logs
+        if (chosen := _scoring_seconds(log, folder)) and not _is_another_run(log, folder)
+    ]
     if not claims:
         return "unknown", f"neither {INFO_NAME} nor a log says how long evaluation took"
     where, seconds, certain = max(claims, key=lambda item: (item[1] > LIMIT_SECONDS and item[2], item[1]))
@@ -491,11 +631,17 @@ def evaluation_in_time(folder: Folder) -> Verdict:
 
 
 def _scoring_seconds(log: Log, folder: Folder) -> tuple[float, bool] | None:
-    """Seconds of the evaluation that gives the declared score, and whether it is certain that it is this one."""
+    """Seconds of the evaluation that gives the declared score, and whether it is certain that it is this
+    one.
+    """
     if not log.evaluations:
         return None
     wanted = _declared_scores(folder, log)
-    scoring = [told.seconds for told in log.evaluations if told.score and any(told.score.agrees(want) for want in wanted)]
+    scoring = [
+        told.seconds
+        for told in log.evaluations
+        if told.score and any(told.score.agrees(want) for want in wanted)
+    ]
     if scoring:
         return max(scoring), True
     if whole := [told.seconds for told in log.evaluations if told.whole]:
@@ -507,15 +653,25 @@ def _scoring_seconds(log: Log, folder: Folder) -> tuple[float, bool] | None:
 def no_network(folder: Folder) -> Verdict:
     """Nothing is fetched: no network library is imported, no download is started."""
     program = folder.program
-    return _by_code(folder, program.network, program.network_possible, "no network library and no download in its text")
+    return _by_code(
+        folder, program.network, program.network_possible, "no network library and no download in its text"
+    )
 
 
 def no_training_data(folder: Folder) -> Verdict:
     """Evaluation reads no training data: no function that evaluates leads to it."""
     program = folder.program
-    if not program.parsed and not program.evaluation and (program.training_named or program.unseen or not program.calls):
+    if (
+        not program.parsed
+        and not program.evaluation
+        and (program.training_named or program.unseen or not program.calls)
+    ):
         return "unknown", "no function that evaluates was found by its name"
-    said = f"{', '.join(program.evaluation[:4])} lead to no training data" if program.evaluation else "its text names no training data"
+    said = (
+        f"{', '.join(program.evaluation[:4])} lead to no training data"
+        if program.evaluation
+        else "its text names no training data"
+    )
     return _by_code(folder, program.training_data, program.training_possible, said)
 
 
@@ -549,14 +705,18 @@ def seeds_agree(folder: Folder) -> Verdict:
     without = [seed for seed in results if not any(_seed_key(seed) in log.seeds for log in folder.logs)]
     unnamed = [log.name for log in folder.logs if not log.seeds and not log.is_empty]
     if without and len(unnamed) >= len(without):
-        return "unknown", f"no log names the seed {', '.join(without)}, {', '.join(unnamed[:3])} name none"[:300]
+        return "unknown", f"no log names the seed {', '.join(without)}, {', '.join(unnamed[:3])} name none"[
+            :300
+        ]
     if without:
         return "fail", f"no log names the seed {', '.join(without)}"[:300]
     mean, told = statistics.fmean(score.value for score in figures), figure_of(folder.exact.get("val_bpb"))
     if told is None:
         return "fail", "there is no val_bpb to compare with the seeds"
     coarsest = max(MIN_DIGITS, min(told.decimals, *(score.decimals for score in figures)))
-    if abs(mean - told.value) > max(6e-5, 1.1 * 10.0**-coarsest):  # a mean of figures that are rounded themselves
+    if abs(mean - told.value) > max(
+        6e-5, 1.1 * 10.0**-coarsest
+    ):  # a mean of figures that are rounded themselves
         if any(score.agrees(told) for score in figures):
             return "unknown", f"val_bpb = {told} is that of one seed, the mean is {mean:.5f}"
         return "fail", f"val_bpb = {told}, the mean over seeds is {mean:.5f}"
@@ -564,7 +724,8 @@ def seeds_agree(folder: Folder) -> Verdict:
 
 
 def readme_agrees(folder: Folder) -> Verdict:
-    """README.md says the figures of submission.json: its val_bpb, and every row of a table whose first cell is a field's name.
+    """README.md says the figures of submission.json: its val_bpb, and every row of a table whose first
+    cell is a field's name.
 
     Two figures agree when they are the same after rounding to the digits of the coarser one.
     """
@@ -582,7 +743,9 @@ def readme_agrees(folder: Folder) -> Verdict:
         rows += 1
         if not _row_agrees(folder.exact[name], cells):
             return "fail", f"{README_NAME} says {name} = {cells[0]}, {INFO_NAME} {folder.info[name]}"[:300]
-    if any(figure.decimals >= MIN_DIGITS and figure.agrees(told) for line in lines for figure in figures_in(line)):
+    if any(
+        figure.decimals >= MIN_DIGITS and figure.agrees(told) for line in lines for figure in figures_in(line)
+    ):
         return "pass", f"val_bpb {told}{f' and {rows} more figures' if rows else ''}"
     scores = [line for line in lines if "bpb" in line.lower() or "bits per byte" in line.lower()]
     if any(figure.decimals >= MIN_DIGITS for line in scores for figure in figures_in(line)):
@@ -591,7 +754,9 @@ def readme_agrees(folder: Folder) -> Verdict:
 
 
 def _field_row(line: str, folder: Folder) -> tuple[str, list[str]] | None:
-    """The field and the further cells of a table's row, where its first cell is a numeric field of submission.json in backticks."""
+    """The field and the further cells of a table's row, where its first cell is a numeric field of
+    submission.json in backticks.
+    """
     if not (line := line.strip()).startswith("|"):
         return None
     cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -628,7 +793,10 @@ def blob_sound(folder: Folder) -> Verdict:
         tensors, _ = unpack(read_bytes(folder.path / BLOB_NAME, SIZE_LIMIT_BYTES))
     except (BlobError, UnreadableError) as error:
         return "fail", str(error)[:300]
-    return "pass", f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} parameters"
+    return (
+        "pass",
+        f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} parameters",
+    )
 
 
 def _number(folder: Folder, name: str) -> float | None:

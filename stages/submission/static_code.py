@@ -11,11 +11,38 @@ from stages.submission.python_source import Names, parse_python, unpacked
 from stages.submission.reach import follow_evaluation
 from stages.submission.strangers import UnreadableError
 
-UNSEEN_CALLS = frozenset(["exec", "eval", "__import__", "import_module", "run_path", "run_module", "spec_from_file_location"])
-USUAL_PACKAGES = frozenset(name.partition(".")[0] for name in (*FETCHING_MODULES, *POSSIBLE_MODULES)) | frozenset(
+UNSEEN_CALLS = frozenset(
+    ["exec", "eval", "__import__", "import_module", "run_path", "run_module", "spec_from_file_location"]
+)
+USUAL_PACKAGES = frozenset(
+    name.partition(".")[0] for name in (*FETCHING_MODULES, *POSSIBLE_MODULES)
+) | frozenset(
     [
-        *("torch", "numpy", "sentencepiece", "zstandard", "brotli", "triton", "scipy", "tiktoken", "tokenizers", "numba", "mlx", "tqdm"),
-        *("flash_attn", "flash_attn_interface", "flash_attn_3", "xformers", "constriction", "lz4", "einops", "safetensors", "psutil"),
+        *(
+            "torch",
+            "numpy",
+            "sentencepiece",
+            "zstandard",
+            "brotli",
+            "triton",
+            "scipy",
+            "tiktoken",
+            "tokenizers",
+            "numba",
+            "mlx",
+            "tqdm",
+        ),
+        *(
+            "flash_attn",
+            "flash_attn_interface",
+            "flash_attn_3",
+            "xformers",
+            "constriction",
+            "lz4",
+            "einops",
+            "safetensors",
+            "psutil",
+        ),
     ]
 )
 MAX_LAYERS = 3
@@ -35,7 +62,9 @@ class Findings:
     unseen: list[str] = field(default_factory=list)
     evaluation: list[str] = field(default_factory=list)  # functions that evaluate
     training_data: list[str] = field(default_factory=list)  # ways from one of them to the training data
-    training_possible: list[str] = field(default_factory=list)  # ways that may never be taken, or that may not read it
+    training_possible: list[str] = field(
+        default_factory=list
+    )  # ways that may never be taken, or that may not read it
     training_named: bool = False
     calls: bool = False  # it calls anything at all
     text: str = field(default="", repr=False)  # of all that was read
@@ -50,11 +79,15 @@ class _Module:
     roots: set[str] = field(default_factory=set)  # the names under which it imports files of the folder
 
 
-def inspect_program(source: bytes, files: frozenset[str] = frozenset(), read: Callable[[str], bytes] | None = None) -> Findings:
-    """What the text shows. A program that unpacks itself is unpacked, in memory and within bounds, and looked at too.
+def inspect_program(
+    source: bytes, files: frozenset[str] = frozenset(), read: Callable[[str], bytes] | None = None
+) -> Findings:
+    """What the text shows.
 
-    `files` are the .py files of its folder (POSIX paths relative to it), of which `read` gives the content: those that the program
-    imports belong to it. `read` may raise UnreadableError.
+    A program that unpacks itself is unpacked, in memory and within bounds, and looked at too.
+
+    `files` are the .py files of its folder (POSIX paths relative to it), of which `read` gives the content:
+    those that the program imports belong to it. `read` may raise UnreadableError.
     """
     findings = Findings()
     try:
@@ -66,7 +99,9 @@ def inspect_program(source: bytes, files: frozenset[str] = frozenset(), read: Ca
     return findings
 
 
-def _modules(source: bytes, files: frozenset[str], read: Callable[[str], bytes] | None, findings: Findings) -> list[_Module]:
+def _modules(
+    source: bytes, files: frozenset[str], read: Callable[[str], bytes] | None, findings: Findings
+) -> list[_Module]:
     """The program, what it unpacks to, and the files that it imports."""
     modules: list[_Module] = []
     waiting = [("", source, 0)]
@@ -102,7 +137,10 @@ def _modules(source: bytes, files: frozenset[str], read: Callable[[str], bytes] 
 
 
 def _packed_programs(module: _Module, files: frozenset[str], findings: Findings) -> Iterator[bytes]:
-    """The programs that a module executes out of constants of its own. What else it executes is noted as not seen."""
+    """The programs that a module executes out of constants of its own.
+
+    What else it executes is noted as not seen.
+    """
     for node in ast.walk(module.tree):
         if not isinstance(node, ast.Call) or (name := _called(node, module.names)) not in UNSEEN_CALLS:
             continue
@@ -116,9 +154,13 @@ def _packed_programs(module: _Module, files: frozenset[str], findings: Findings)
 
 
 def _is_known(name: str, files: frozenset[str]) -> bool:
-    """Whether a module that is imported by a call is known: of Python, of the folder, or a package that is usual here."""
+    """Whether a module that is imported by a call is known: of Python, of the folder, or a package that
+    is usual here.
+    """
     root = name.lstrip(".").partition(".")[0]
-    return bool(root) and (_is_usual(root) or any(root in PurePosixPath(file.removesuffix(".py")).parts for file in files))
+    return bool(root) and (
+        _is_usual(root) or any(root in PurePosixPath(file.removesuffix(".py")).parts for file in files)
+    )
 
 
 def _is_usual(root: str) -> bool:
@@ -135,14 +177,21 @@ def _called(node: ast.Call, names: Names) -> str:
 
 
 def _imported_files(module: _Module, files: frozenset[str]) -> set[str]:
-    """The files of the folder that a module imports, packages' __init__.py among them. Sets `module.roots`."""
+    """The files of the folder that a module imports, packages' __init__.py among them.
+
+    Sets `module.roots`.
+    """
     here = PurePosixPath(module.file).parent
     wanted: list[tuple[PurePosixPath, str]] = []
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
             wanted += [(PurePosixPath(), alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = PurePosixPath() if not node.level else PurePosixPath(*here.parts[: len(here.parts) - node.level + 1])
+            base = (
+                PurePosixPath()
+                if not node.level
+                else PurePosixPath(*here.parts[: len(here.parts) - node.level + 1])
+            )
             wanted += [(base, ".".join(filter(None, (node.module, alias.name)))) for alias in node.names]
         elif isinstance(node, ast.Call) and (name := module.names.imported(node)):
             wanted.append((PurePosixPath(), name.lstrip(".")))
@@ -164,7 +213,10 @@ def _imported_files(module: _Module, files: frozenset[str]) -> set[str]:
 def _look_at(modules: list[_Module], files: frozenset[str], findings: Findings) -> None:
     own = frozenset(root for module in modules for root in module.roots)
     defined = frozenset(
-        node.name for module in modules for node in ast.walk(module.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        node.name
+        for module in modules
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     )
     for module in modules:
         for reach in reaches(module.tree, module.names, own, defined):

@@ -38,7 +38,9 @@ def list_files(folder: Path) -> dict[str, os.stat_result]:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(Path(entry.path))
                     else:
-                        found[Path(entry.path).relative_to(folder).as_posix()] = entry.stat(follow_symlinks=False)
+                        found[Path(entry.path).relative_to(folder).as_posix()] = entry.stat(
+                            follow_symlinks=False
+                        )
                     if len(found) + len(waiting) > MAX_FILES:
                         raise UnreadableError(f"the folder holds more than {MAX_FILES:,} files")
         except OSError as error:
@@ -48,11 +50,16 @@ def list_files(folder: Path) -> dict[str, os.stat_result]:
 
 
 def read_bytes(path: Path, limit: int = TEXT_LIMIT_BYTES) -> bytes:
-    """The content of a plain file of at most `limit` bytes; no link, pipe or device is opened. Raises UnreadableError."""
+    """The content of a plain file of at most `limit` bytes; no link, pipe or device is opened.
+
+    Raises UnreadableError.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise UnreadableError(f"{path.name} cannot be read ({error.strerror}{'; it is a link' if path.is_symlink() else ''})") from error
+        raise UnreadableError(
+            f"{path.name} cannot be read ({error.strerror}{'; it is a link' if path.is_symlink() else ''})"
+        ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UnreadableError(f"{path.name} is no plain file")
@@ -68,7 +75,9 @@ def read_text(path: Path, limit: int = TEXT_LIMIT_BYTES) -> str:
     try:
         return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UnreadableError(f"{path.name} is no UTF-8 text ({error.reason} at byte {error.start:,})") from error
+        raise UnreadableError(
+            f"{path.name} is no UTF-8 text ({error.reason} at byte {error.start:,})"
+        ) from error
 
 
 def read_json_object(path: Path, exact: bool = False) -> dict[str, Any]:
@@ -78,7 +87,9 @@ def read_json_object(path: Path, exact: bool = False) -> dict[str, Any]:
     """
     number = Decimal if exact else float
     try:
-        value = json.loads(read_text(path), object_pairs_hook=_unique, parse_constant=_refuse, parse_float=number)
+        value = json.loads(
+            read_text(path), object_pairs_hook=_unique, parse_constant=_refuse, parse_float=number
+        )
     except UnreadableError:
         raise
     except (ValueError, ArithmeticError, RecursionError) as error:

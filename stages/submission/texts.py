@@ -41,19 +41,32 @@ def requirements() -> str:
 
 
 def train_log(report: PipelineReport, root: Path) -> str:
-    """How one seed was trained, merged, packed and scored, from its records; steps thinned out to about 200 lines."""
+    """How one seed was trained, merged, packed and scored, from its records; steps thinned out to about
+    200 lines.
+    """
     trained, schedule = report.trained, report.spec.train.schedule
     compute = report.spec.train.compute
     names = [item.name for item in fields(StepMetrics)]
-    rows = [StepMetrics(**row) for row in pq.read_table(root / trained.metrics.path, columns=names).to_pylist()]
+    rows = [
+        StepMetrics(**row) for row in pq.read_table(root / trained.metrics.path, columns=names).to_pylist()
+    ]
     every = max(1, len(rows) // LOG_STEP_LINES)
-    lines = [f"{report.name}: seed {report.spec.train.seed}, {compute.num_processes} × {compute.device}, {report.created_at}"]
+    lines = [
+        (
+            f"{report.name}: seed {report.spec.train.seed}, {compute.num_processes} × {compute.device}, "
+            f"{report.created_at}"
+        )
+    ]
     lines += [f"{info.name} = {info.value}" for info in describe_fields(report.spec)]
     lines.append(
-        f"{trained.num_parameters:,} parameters, {trained.tokens_seen:,} tokens, {trained.epochs:.2f} passes over the training split"
+        f"{trained.num_parameters:,} parameters, {trained.tokens_seen:,} tokens, "
+        f"{trained.epochs:.2f} passes over the training split"
     )
     lines += [
-        f"group {group.name}: {len(group.parameters)} tensors, {group.optimizer}, lr {group.lr:g}, weight decay {group.weight_decay:g}"
+        (
+            f"group {group.name}: {len(group.parameters)} tensors, {group.optimizer}, lr {group.lr:g}, "
+            f"weight decay {group.weight_decay:g}"
+        )
         for group in trained.groups
     ]
     qat = next((row.step for row in rows if row.qat_on), None)
@@ -62,40 +75,69 @@ def train_log(report: PipelineReport, root: Path) -> str:
             lines.append(f"late QAT is on from step {row.step} (lr scale {row.lr_scale:.3f})")
         if row.step % every == 0 or row.step in (1, len(rows)):
             lines.append(step_line(row, schedule))
-    lines.append(f"trained {trained.steps} steps in {trained.timings.training_seconds:.3f} s, stopped by {trained.stopped_by}")
+    lines.append(
+        f"trained {trained.steps} steps in {trained.timings.training_seconds:.3f} s, stopped by "
+        f"{trained.stopped_by}"
+    )
     lines.append(f"merged ({report.merged.method}) steps {', '.join(map(str, report.merged.steps))}")
-    lines.append(f"last iterate {report.merged.last.bpb:.8f} bpb, merged {report.merged.merged.bpb:.8f} bpb, both before quantization")
+    lines.append(
+        f"last iterate {report.merged.last.bpb:.8f} bpb, merged {report.merged.merged.bpb:.8f} bpb, "
+        "both before quantization"
+    )
     lines.append(f"blob {report.packed.blob_bytes} bytes sha256 {report.packed.blob.sha256}")
-    for kind, score in (("non_overlapping", report.evaluation.non_overlapping), ("sliding", report.evaluation.sliding)):
+    for kind, score in (
+        ("non_overlapping", report.evaluation.non_overlapping),
+        ("sliding", report.evaluation.sliding),
+    ):
         if score is not None:
             lines.append(score_line(kind, score.model_dump()))
     return "\n".join(lines) + "\n"
 
 
 def readme(info: SubmissionInfo, report: PipelineReport, rules: Sequence[RuleResult] = ()) -> str:
-    """README.md: what it is, its figures as submission.json has them, the techniques with their evidence, how to run it."""
+    """README.md: what it is, its figures as submission.json has them, the techniques with their evidence,
+    how to run it.
+    """
     told = info.model_dump(mode="json")
     figures = [[f"`{name}`", str(told[name]), what] for name, what in _FIGURES]
-    techniques = [[found.title, found.verdict, found.evidence] for found in report.audit.findings if found.verdict != "off"]
+    techniques = [
+        [found.title, found.verdict, found.evidence]
+        for found in report.audit.findings
+        if found.verdict != "off"
+    ]
     sections = {
-        f"# {info.name}": f"{info.blurb}\n\nBy {info.author} ({info.github_id}), {info.date}. Made with Fairway {version('fairway')}.",
+        f"# {info.name}": (
+            f"{info.blurb}\n\nBy {info.author} ({info.github_id}), {info.date}. Made "
+            f"with Fairway {version('fairway')}."
+        ),
         "## Figures": _table(["figure", "value", "what it is"], figures),
         "## Seeds": _seeds(info),
-        "## What each technique did, as measured": _table(["technique or rule", "verdict", "evidence"], techniques),
+        "## What each technique did, as measured": _table(
+            ["technique or rule", "verdict", "evidence"], techniques
+        ),
         "## How to run": _how_to_run(info, report),
-        "## Files": f"`{SCRIPT_NAME}` is the whole program with its settings, `{BLOB_NAME}` the packed model: these two count against the "
+        "## Files": f"`{SCRIPT_NAME}` is the whole program with its settings, `{BLOB_NAME}` the "
+        "packed model: these two count against the "
         f"limit. `{INFO_NAME}` has the figures above, `{log_name(info.seed)}` is a train log.",
     }
     if rules:
         rows = [[result.rule, result.verdict, result.reason] for result in rules]
         table = _table(["rule", "verdict", "reason"], rows)
-        sections["## Rules"] = f"Checked by `fairway check`, which reads the folder and runs nothing of it.\n\n{table}"
+        sections["## Rules"] = (
+            f"Checked by `fairway check`, which reads the folder and runs nothing of it.\n\n{table}"
+        )
     return "\n\n".join(f"{heading}\n\n{text}" for heading, text in sections.items()) + "\n"
 
 
 def _seeds(info: SubmissionInfo) -> str:
     rows = [
-        [seed, f"{result.val_bpb:.8f}", f"{result.val_loss:.8f}", f"{result.wallclock_seconds:.1f}", f"{result.bytes_total:,}"]
+        [
+            seed,
+            f"{result.val_bpb:.8f}",
+            f"{result.val_loss:.8f}",
+            f"{result.wallclock_seconds:.1f}",
+            f"{result.bytes_total:,}",
+        ]
         for seed, result in info.seed_results.items()
     ]
     table = _table(["seed", "val_bpb", "val_loss", "training seconds", "bytes"], rows)
@@ -111,16 +153,22 @@ def _how_to_run(info: SubmissionInfo, report: PipelineReport) -> str:
     return (
         "```\n"
         f"pip install -r {REQUIREMENTS_NAME}\n"
-        "export DATA_PATH=data/datasets/fineweb10B_sp1024          # fineweb_train_*.bin and fineweb_val_*.bin\n"
+        "export DATA_PATH=data/datasets/fineweb10B_sp1024          # fineweb_train_*.bin and "
+        "fineweb_val_*.bin\n"
         "export TOKENIZER_PATH=data/tokenizers/fineweb_1024_bpe.model\n"
         f"SEED={info.seed} {torchrun}          # trains, merges, quantizes, packs {BLOB_NAME} and scores it\n"
         f"{torchrun} --eval    # only scores {BLOB_NAME}\n"
         "```\n\n"
-        f"The figures are from {info.hardware}. Validation shards (sha256) {shards}, tokenizer `{tokenized.tokenizer_sha256[:12]}`: "
+        f"The figures are from {info.hardware}. Validation shards (sha256) {shards}, tokenizer "
+        f"`{tokenized.tokenizer_sha256[:12]}`: "
         f"{tokenized.val.num_tokens:,} tokens; {report.evaluation.byte_account}."
     )
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)]
+    lines = [
+        head,
+        ["---"] * len(head),
+        *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,7 +1,9 @@
-"""Text to token ids, the same as SentencePiece's own `encode` gives, several times faster: each distinct word is encoded once.
+"""Text to token ids, the same as SentencePiece's own `encode` gives, several times faster: each distinct
+word is encoded once.
 
-Where words are independent (see `separators`), the ids of a text are those of its words put together, and they are looked up.
-For other models the whole text is encoded. The looking up is done by array operations, so that threads share the work.
+Where words are independent (see `separators`), the ids of a text are those of its words put together, and
+they are looked up. For other models the whole text is encoded. The looking up is done by array operations, so
+that threads share the work.
 """
 
 import queue
@@ -30,10 +32,11 @@ _MAX_THREADS = 4  # what Python itself does for a text is not shared
 
 
 class TextEncoder:
-    """Encodes texts with one SentencePiece model (its serialized bytes); `by_words` says whether words are looked up.
+    """Encodes texts with one SentencePiece model (its serialized bytes); `by_words` says whether words
+    are looked up.
 
-    Holds up to about 100 MB, and 1.4 GB while it encodes the longest word that it takes. For one thread at a time.
-    Raises RuntimeError when the model cannot be read.
+    Holds up to about 100 MB, and 1.4 GB while it encodes the longest word that it takes. For one thread at a
+    time. Raises RuntimeError when the model cannot be read.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -47,7 +50,9 @@ class TextEncoder:
         # Words that are sure to have exactly one piece that begins with ▁.
         self._has_plain_words = rules is not None and rules.keeps_printable_ascii and SPACE_SYMBOL in pieces
         # Where ▁ itself is not turned into a space, it is dropped at the end of a text and kept inside it.
-        self._keeps_symbol = SPACE_SYMBOL * 2 in self._tokenizer.normalize(f"{_ANCHOR}{SPACE_SYMBOL}{SPACE_SYMBOL}{_ANCHOR}")
+        self._keeps_symbol = SPACE_SYMBOL * 2 in self._tokenizer.normalize(
+            f"{_ANCHOR}{SPACE_SYMBOL}{SPACE_SYMBOL}{_ANCHOR}"
+        )
         self._num_anchor_ids = len(self._tokenizer.encode(_ANCHOR))
         self._start_table()
 
@@ -56,20 +61,33 @@ class TextEncoder:
 
         Raises SpecError for a word, or with a model that does not encode by words a text, of more than 20 MB.
         """
-        results: list[np.ndarray] = [self._encode_apart(text) if self._stands_apart(text) else np.empty(0, np.uint16) for text in texts]
+        results: list[np.ndarray] = [
+            self._encode_apart(text) if self._stands_apart(text) else np.empty(0, np.uint16) for text in texts
+        ]
         together = [index for index, text in enumerate(texts) if not self._stands_apart(text)]
-        for index, ids in zip(together, self._encode_parts([texts[i].encode() for i in together], at_start=True), strict=True):
+        for index, ids in zip(
+            together, self._encode_parts([texts[i].encode() for i in together], at_start=True), strict=True
+        ):
             results[index] = ids
         return results
 
     def normalized_size(self, text: str) -> int:
         """UTF-8 bytes of the text after the tokenizer's normalisation, without a space at its very start.
 
-        That is what its ids stand for behind a BOS. Counted in the text and not by ids; ▁ is a space, one byte.
+        That is what its ids stand for behind a BOS. Counted in the text and not by ids; ▁ is a space, one
+        byte.
         """
-        parts = [part.decode() for part in slices(text.encode())] if len(text) > _BATCH_CHARACTERS and self._can_cut(text) else [text]
+        parts = (
+            [part.decode() for part in slices(text.encode())]
+            if len(text) > _BATCH_CHARACTERS and self._can_cut(text)
+            else [text]
+        )
         normalized = (self._tokenizer.normalize(part).removeprefix(SPACE_SYMBOL) for part in parts)
-        sizes = [len(part.encode()) - (len(SPACE_SYMBOL.encode()) - 1) * part.count(SPACE_SYMBOL) for part in normalized if part]
+        sizes = [
+            len(part.encode()) - (len(SPACE_SYMBOL.encode()) - 1) * part.count(SPACE_SYMBOL)
+            for part in normalized
+            if part
+        ]
         return sum(sizes) + max(len(sizes) - 1, 0)  # one space between parts
 
     def _can_cut(self, text: str) -> bool:
@@ -88,7 +106,9 @@ class TextEncoder:
         return np.concatenate(found) if found else np.empty(0, np.uint16)
 
     def _encode_parts(self, parts: list[bytes], at_start: bool) -> list[np.ndarray]:
-        """The ids of each part of a text; at the start of a text, nothing stands before the first word that leaves any."""
+        """The ids of each part of a text; at the start of a text, nothing stands before the first word
+        that leaves any.
+        """
         if self._table.is_full():
             self._start_table()
         # A space before each part and PADDING spaces behind the last.
@@ -108,8 +128,12 @@ class TextEncoder:
         ids, bounds = self._table.ids(rows)
         return [ids[first:end] for first, end in pairwise(bounds[word_bounds].tolist())]
 
-    def _replace_first(self, data: np.ndarray, starts: np.ndarray, ends: np.ndarray, rows: np.ndarray, first: int, end: int) -> None:
-        """Give the first word of words [first, end) that has ids those that it has with no space before it."""
+    def _replace_first(
+        self, data: np.ndarray, starts: np.ndarray, ends: np.ndarray, rows: np.ndarray, first: int, end: int
+    ) -> None:
+        """Give the first word of words [first, end) that has ids those that it has with no space before
+        it.
+        """
         for word in range(first, end):
             text = data[starts[word] : ends[word]].tobytes()
             row = self._first_words.get(text)
@@ -126,19 +150,28 @@ class TextEncoder:
 
     def _encode_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of words that a space stands before, one word after the other, and how many each has."""
-        is_plain = np.array([self._has_plain_words and not word.translate(None, _PRINTABLE_ASCII) for word in words])
+        is_plain = np.array(
+            [self._has_plain_words and not word.translate(None, _PRINTABLE_ASCII) for word in words]
+        )
         plain = self._encode_plain_words([word for word, plain in zip(words, is_plain, strict=True) if plain])
-        others = [f"{_ANCHOR} {word.decode()}" for word, plain in zip(words, is_plain, strict=True) if not plain]
+        others = [
+            f"{_ANCHOR} {word.decode()}" for word, plain in zip(words, is_plain, strict=True) if not plain
+        ]
         encoded = [ids[self._num_anchor_ids :] for ids in self._tokenizer.encode(others, num_threads=1)]
         counts = np.empty(len(words), np.int64)
         counts[is_plain], counts[~is_plain] = plain[1], [len(ids) for ids in encoded]
         belongs_to_plain = np.repeat(is_plain, counts)
         ids = np.empty(len(belongs_to_plain), np.uint16)
-        ids[belongs_to_plain], ids[~belongs_to_plain] = plain[0], [token for item in encoded for token in item]
+        ids[belongs_to_plain], ids[~belongs_to_plain] = (
+            plain[0],
+            [token for item in encoded for token in item],
+        )
         return ids, counts
 
     def _encode_plain_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """The same for words of printable ASCII: encoded as one text and told apart by the pieces that begin with ▁."""
+        """The same for words of printable ASCII: encoded as one text and told apart by the pieces that
+        begin with ▁.
+        """
         text = b" ".join([_ANCHOR.encode(), *words]).decode()
         ids = self._tokenizer.encode(text, return_type="numpy")[self._num_anchor_ids :]
         starts = np.flatnonzero(self._begins_word[ids])
@@ -150,13 +183,16 @@ def _refuse_long(text: bytes, what: str) -> None:
     if len(text) > _MAX_BYTES_AT_ONCE:
         begins = text[:60].decode(errors="ignore")
         raise SpecError(
-            f"corpus: {what} has {len(text):,} bytes, more than {_MAX_BYTES_AT_ONCE:,}; it begins {begins!r}. "
+            f"corpus: {what} has {len(text):,} bytes, more than {_MAX_BYTES_AT_ONCE:,}; it begins "
+            f"{begins!r}. "
             "Split it, or leave it out: most likely it is no text"
         )
 
 
 def encode_stream(texts: Iterable[str], model: bytes, num_threads: int) -> Iterator[tuple[str, np.ndarray]]:
-    """(text, its ids (n,) uint16 without BOS) for each text, in order; a few batches of texts are held at most."""
+    """(text, its ids (n,) uint16 without BOS) for each text, in order; a few batches of texts are held at
+    most.
+    """
     if num_threads == 1:
         encoder = TextEncoder(model)
         for batch in _batches(texts):
@@ -192,7 +228,9 @@ def _encode_by_an_idle(idle: "queue.SimpleQueue[TextEncoder]", batch: list[str])
         idle.put(encoder)
 
 
-def _first_finished(waiting: deque[tuple[list[str], Future[list[np.ndarray]]]]) -> Iterator[tuple[str, np.ndarray]]:
+def _first_finished(
+    waiting: deque[tuple[list[str], Future[list[np.ndarray]]]],
+) -> Iterator[tuple[str, np.ndarray]]:
     batch, future = waiting.popleft()
     return zip(batch, future.result(), strict=True)
 
@@ -211,7 +249,9 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def slices(text: bytes) -> Iterator[bytes]:
-    """A long text in parts of about a million bytes, cut at spaces, which are left out, so that it is not all words at once."""
+    """A long text in parts of about a million bytes, cut at spaces, which are left out, so that it is not
+    all words at once.
+    """
     start = 0
     while len(text) - start > _BATCH_CHARACTERS:
         end = text.rfind(b" ", start, start + _BATCH_CHARACTERS)

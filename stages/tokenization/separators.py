@@ -1,8 +1,9 @@
-"""At which characters a text may be cut into words that a SentencePiece model encodes independently of each other.
+"""At which characters a text may be cut into words that a SentencePiece model encodes independently of
+each other.
 
-For a BPE model no piece of which has ▁ after its first character, no merge crosses the space between two words. What is a
-space is for the model's normalisation to say. The model's own settings are read from its protocol buffer, because the
-Python package does not tell them.
+For a BPE model no piece of which has ▁ after its first character, no merge crosses the space between two
+words. What is a space is for the model's normalisation to say. The model's own settings are read from its
+protocol buffer, because the Python package does not tell them.
 """
 
 import hashlib
@@ -25,8 +26,9 @@ _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 
 @dataclass(frozen=True)
 class WordRules:
-    """Those of ASCII_SPACES at which a text may be cut before it is encoded, always with " " among them, and whether the
-    normalisation leaves ASCII's printable characters alone."""
+    """Those of ASCII_SPACES at which a text may be cut before it is encoded, always with " " among them,
+    and whether the normalisation leaves ASCII's printable characters alone.
+    """
 
     separators: frozenset[str]
     keeps_printable_ascii: bool
@@ -35,15 +37,22 @@ class WordRules:
 def word_rules(model: bytes) -> WordRules | None:
     """How to cut texts into words for a model.
 
-    None when words must not be encoded apart: the model is no BPE with byte fallback, its pieces span words, it keeps runs of
-    spaces, or it has symbols of the user, which may hold anything. Raises RuntimeError when `model` is no model.
+    None when words must not be encoded apart: the model is no BPE with byte fallback, its pieces span words,
+    it keeps runs of spaces, or it has symbols of the user, which may hold anything. Raises RuntimeError when
+    `model` is no model.
     """
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
     known = _read_model(model)
     types = [piece.type for piece in known.pieces]
-    if known.model_type != _BPE or set(types) != {_NORMAL, _UNKNOWN, _CONTROL, _BYTE} or types.count(_BYTE) != 256:
+    if (
+        known.model_type != _BPE
+        or set(types) != {_NORMAL, _UNKNOWN, _CONTROL, _BYTE}
+        or types.count(_BYTE) != 256
+    ):
         return None
-    if any(SPACE_SYMBOL in piece.text[1:] or " " in piece.text for piece in known.pieces if piece.type == _NORMAL):
+    if any(
+        SPACE_SYMBOL in piece.text[1:] or " " in piece.text for piece in known.pieces if piece.type == _NORMAL
+    ):
         return None
     if tokenizer.normalize("  x  x ").removeprefix(SPACE_SYMBOL) != f"x{SPACE_SYMBOL}x":
         return None
@@ -56,7 +65,9 @@ def word_rules(model: bytes) -> WordRules | None:
 
 
 def rule_spaces(model: bytes) -> frozenset[str]:
-    """Those of ASCII_SPACES that the model's normalisation rules turn into one space whatever stands beside them."""
+    """Those of ASCII_SPACES that the model's normalisation rules turn into one space whatever stands
+    beside them.
+    """
     rules = sentencepiece.SentencePieceNormalizer(model_proto=model).decompile()
     if any("  " in target or SPACE_SYMBOL in target for _, target in rules):
         return frozenset()  # such spaces are dropped at the end of a text and kept inside it
@@ -93,7 +104,9 @@ def _read_model(model: bytes) -> _Model:
         elif number == 2:
             model_type = next((v for n, v in _fields(value) if n == 3 and isinstance(v, int)), model_type)
         elif number == 3:
-            character_rules = next((v for n, v in _fields(value) if n == 2 and isinstance(v, bytes)), character_rules)
+            character_rules = next(
+                (v for n, v in _fields(value) if n == 2 and isinstance(v, bytes)), character_rules
+            )
     return _Model(pieces, model_type, character_rules)
 
 

@@ -20,9 +20,19 @@ _READ_BYTES = 1_000_000
 
 
 class SplitWriter:
-    """Writes documents as BOS + ids; `counts()` once it is closed. Memory is that of a buffer and one document."""
+    """Writes documents as BOS + ids; `counts()` once it is closed.
 
-    def __init__(self, folder: Path, split: SplitName, shard_tokens: int, table: TokenBytes, text_file: BinaryIO | None = None) -> None:
+    Memory is that of a buffer and one document.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: SplitName,
+        shard_tokens: int,
+        table: TokenBytes,
+        text_file: BinaryIO | None = None,
+    ) -> None:
         self.num_documents = self.num_empty = 0
         self._shards = ShardWriter(folder, split, shard_tokens)
         self._table, self._text_file = table, text_file
@@ -32,7 +42,9 @@ class SplitWriter:
     def __enter__(self) -> "SplitWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self._flush()
         self._shards.__exit__(kind, error, trace)
@@ -42,7 +54,10 @@ class SplitWriter:
         return self._shards.paths
 
     def add(self, text: str, ids: np.ndarray) -> bool:
-        """Append a document with its ids (n,) uint16; one without ids has no text and is left out. Says if it was written."""
+        """Append a document with its ids (n,) uint16; one without ids has no text and is left out.
+
+        Says if it was written.
+        """
         if not ids.size:
             self.num_empty += 1
             return False
@@ -57,15 +72,24 @@ class SplitWriter:
             self._flush()
         return True
 
-    def counts(self, normalized_utf8_bytes: int | None = None, zstd_bytes: int | None = None, xz_bytes: int | None = None) -> SplitCounts:
-        """What was written; the normalised bytes are those that the tokens stand for unless they were counted in the text."""
+    def counts(
+        self,
+        normalized_utf8_bytes: int | None = None,
+        zstd_bytes: int | None = None,
+        xz_bytes: int | None = None,
+    ) -> SplitCounts:
+        """What was written; the normalised bytes are those that the tokens stand for unless they were
+        counted in the text.
+        """
         return SplitCounts(
             num_documents=self.num_documents,
             num_empty_documents_skipped=self.num_empty,
             num_tokens=self._shards.num_tokens,
             num_bos=self._num_bos,
             utf8_bytes=self._utf8_bytes,
-            normalized_utf8_bytes=self._token_bytes if normalized_utf8_bytes is None else normalized_utf8_bytes,
+            normalized_utf8_bytes=self._token_bytes
+            if normalized_utf8_bytes is None
+            else normalized_utf8_bytes,
             zstd_bytes=zstd_bytes,
             xz_bytes=xz_bytes,
         )

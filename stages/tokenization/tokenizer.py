@@ -1,4 +1,6 @@
-"""The tokenizer: a SentencePiece BPE model trained on the training documents, or a ready-made one that is checked."""
+"""The tokenizer: a SentencePiece BPE model trained on the training documents, or a ready-made one that is
+checked.
+"""
 
 import io
 import logging
@@ -27,10 +29,11 @@ class NoTrainingTextError(ValueError):
 
 
 def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> bytes:
-    """A serialized SentencePiece model of `spec.vocab_size` pieces from the first `spec.training_bytes` of `texts`.
+    """A serialized SentencePiece model of `spec.vocab_size` pieces from the first `spec.training_bytes`
+    of `texts`.
 
-    The same texts give the same bytes. Raises NoTrainingTextError for texts without a line, SpecError for a vocabulary
-    that is too large or too small for them.
+    The same texts give the same bytes. Raises NoTrainingTextError for texts without a line, SpecError for a
+    vocabulary that is too large or too small for them.
     """
     lines = sentences(texts, spec.training_bytes)
     first = next(lines, None)
@@ -55,7 +58,8 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> bytes:
             bos_id=BOS_ID,
             eos_id=EOS_ID,
             unk_id=UNK_ID,
-            # The number is written into the model, so it must not depend on the machine; it does not change the pieces.
+            # The number is written into the model, so it must not depend on the machine; it does not change
+            # the pieces.
             num_threads=2,
             minloglevel=2,
         )
@@ -69,7 +73,9 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> bytes:
 
 
 def sentences(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
-    """Lines of the texts, cut to at most 4,096 UTF-8 bytes each, at spaces where there are any; `max_bytes` in all, one at least."""
+    """Lines of the texts, cut to at most 4,096 UTF-8 bytes each, at spaces where there are any;
+    `max_bytes` in all, one at least.
+    """
     taken = 0
     for text in texts:
         for line in text.split("\n"):
@@ -88,12 +94,16 @@ def check_tokenizer(path: Path, spec: TokenizerSpec) -> None:
     tokenizer = ready_made_tokenizer(path, "tokenizer.model_path")
     size = tokenizer.vocab_size()
     if size != spec.vocab_size:
-        raise SpecError(f"tokenizer.vocab_size = {spec.vocab_size}: the model {path} has {size} pieces. Set it to {size}")
+        raise SpecError(
+            f"tokenizer.vocab_size = {spec.vocab_size}: the model {path} has {size} pieces. Set it to {size}"
+        )
     ids = (tokenizer.pad_id(), tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.unk_id())
     if ids != (PAD_ID, BOS_ID, EOS_ID, UNK_ID):
         raise SpecError(
-            f"tokenizer.model_path = {path}: its ids are pad {ids[0]}, bos {ids[1]}, eos {ids[2]}, unk {ids[3]} (-1: none); "
-            f"shards need pad {PAD_ID}, bos {BOS_ID}, eos {EOS_ID}, unk {UNK_ID}. Use such a model, or leave model_path empty to train one"
+            f"tokenizer.model_path = {path}: its ids are pad {ids[0]}, bos {ids[1]}, eos {ids[2]}, "
+            f"unk {ids[3]} (-1: none); "
+            f"shards need pad {PAD_ID}, bos {BOS_ID}, eos {EOS_ID}, unk {UNK_ID}. Use such a model, "
+            "or leave model_path empty to train one"
         )
 
 
@@ -113,7 +123,9 @@ def _cut(line: str) -> Iterator[str]:
 
 
 class _Reading:
-    """Sentences for SentencePiece, which wraps every error of its iterator into one of its own; the first is kept here."""
+    """Sentences for SentencePiece, which wraps every error of its iterator into one of its own; the first
+    is kept here.
+    """
 
     def __init__(self, first: str, others: Iterator[str]) -> None:
         self.error: BaseException | None = None
@@ -131,10 +143,17 @@ def _training_error(spec: TokenizerSpec, error: RuntimeError) -> SpecError:
     message = str(error)
     field = f"tokenizer.vocab_size = {spec.vocab_size}"
     if most := re.search(r"set it to a value <= (\d+)", message):
-        return SpecError(f"{field}: the training text is too small for so many pieces. Set it to at most {most[1]}, or give more text")
+        return SpecError(
+            f"{field}: the training text is too small for so many pieces. Set it to at most "
+            f"{most[1]}, or give more text"
+        )
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return SpecError(
-            f"{field}: the training text has so many different characters that at least {least[1]} pieces are needed. "
+            f"{field}: the training text has so many different characters that at least {least[1]} "
+            "pieces are needed. "
             f"Raise it, or lower tokenizer.character_coverage = {spec.character_coverage}"
         )
-    return SpecError(f"{field}: SentencePiece cannot train a model on this text ({message}). Change tokenizer or give other text")
+    return SpecError(
+        f"{field}: SentencePiece cannot train a model on this text ({message}). Change tokenizer or "
+        "give other text"
+    )

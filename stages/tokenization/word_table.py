@@ -1,7 +1,9 @@
-"""A table from words to token ids that looks many words up at once, by array operations, and learns those it lacks.
+"""A table from words to token ids that looks many words up at once, by array operations, and learns those
+it lacks.
 
-W words in a call, V rows in the table. A word is a slice of a byte array. Words of up to 15 bytes are keyed by two 64-bit
-numbers, their bytes and their length, in an open-addressing hash table; longer ones, which are rare, by a dict.
+W words in a call, V rows in the table. A word is a slice of a byte array. Words of up to 15 bytes are keyed
+by two 64-bit numbers, their bytes and their length, in an open-addressing hash table; longer ones, which are
+rare, by a dict.
 """
 
 from collections.abc import Callable
@@ -27,7 +29,8 @@ _MAX_IDS = 8_000_000
 
 
 class WordTable:
-    """Rows of token ids, found by word; `encode` gives the ids of N words not known yet, as one array, and their counts (N,).
+    """Rows of token ids, found by word; `encode` gives the ids of N words not known yet, as one array,
+    and their counts (N,).
 
     Row 0 stands for no word. About 100 bytes a word; the owner starts a new table once this one `is_full`.
     """
@@ -46,7 +49,9 @@ class WordTable:
         return self._num_rows > _MAX_ROWS or self._num_ids > _MAX_IDS
 
     def find(self, data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Rows (W,) of the words data[starts[i]:ends[i]]; data is uint8 with PADDING bytes behind the last word."""
+        """Rows (W,) of the words data[starts[i]:ends[i]]; data is uint8 with PADDING bytes behind the
+        last word.
+        """
         lengths = np.minimum(ends - starts, _LONG)
         windows = sliding_window_view(data, 16)[starts].view("<u8")  # (W, 2)
         low = windows[:, 0] & _LOW_MASK[lengths]
@@ -62,10 +67,14 @@ class WordTable:
             searching = searching[in_use]
             slots[searching] = (slots[searching] + 1) & (2**self._slot_bits - 1)
             rows[searching] = found = self._row_in_slot[slots[searching]]
-            searching = searching[(self._low[found] != low[searching]) | (self._high[found] != high[searching])]
+            searching = searching[
+                (self._low[found] != low[searching]) | (self._high[found] != high[searching])
+            ]
         if unknown and (at := np.concatenate(unknown)).size:
             text = data.tobytes()
-            words = [text[start:end] for start, end in zip(starts[at].tolist(), ends[at].tolist(), strict=True)]
+            words = [
+                text[start:end] for start, end in zip(starts[at].tolist(), ends[at].tolist(), strict=True)
+            ]
             rows[at] = self._learn(words, low[at], high[at])
         return rows
 
@@ -74,7 +83,11 @@ class WordTable:
         num_new = len(counts)
         rows = np.arange(self._num_rows, self._num_rows + num_new)
         while len(self._low) < self._num_rows + num_new:
-            self._low, self._first_id, self._num_ids_of = _doubled(self._low), _doubled(self._first_id), _doubled(self._num_ids_of)
+            self._low, self._first_id, self._num_ids_of = (
+                _doubled(self._low),
+                _doubled(self._first_id),
+                _doubled(self._num_ids_of),
+            )
             self._high = _doubled(self._high, _NO_WORD)
         while len(self._ids) < self._num_ids + len(ids):
             self._ids = _doubled(self._ids)
@@ -89,14 +102,18 @@ class WordTable:
         return bool(self._num_ids_of[row])
 
     def ids(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of the rows (W,) one after the other, uint16, and the bounds (W + 1,) between the rows' ids."""
+        """The ids of the rows (W,) one after the other, uint16, and the bounds (W + 1,) between the rows'
+        ids.
+        """
         counts = self._num_ids_of[rows]
         bounds = np.concatenate([[0], np.cumsum(counts)])
         places = np.arange(bounds[-1]) + np.repeat(self._first_id[rows] - bounds[:-1], counts)
         return self._ids[places], bounds
 
     def _learn(self, words: list[bytes], low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Rows (W,) of words that the hash table lacks: long ones, and new ones, each perhaps several times."""
+        """Rows (W,) of words that the hash table lacks: long ones, and new ones, each perhaps several
+        times.
+        """
         rows = np.fromiter(map(self._long_words.get, words, repeat(0)), np.int64, len(words))
         at = np.flatnonzero(rows == 0)
         if not at.size:
@@ -112,7 +129,9 @@ class WordTable:
         short = new_rows[is_short]
         self._low[short], self._high[short] = low[one_of_each[is_short]], high[one_of_each[is_short]]
         self._place(short)
-        self._long_words.update((new[number], int(new_rows[number])) for number in np.flatnonzero(~is_short).tolist())
+        self._long_words.update(
+            (new[number], int(new_rows[number])) for number in np.flatnonzero(~is_short).tolist()
+        )
         return rows
 
     def _place(self, rows: np.ndarray) -> None:
@@ -132,7 +151,9 @@ class WordTable:
 
     def _slots(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """First slots (W,) of keys; the multiplications wrap."""
-        return (((low * _LOW_FACTOR) ^ (high * _HIGH_FACTOR)) >> np.uint64(64 - self._slot_bits)).view(np.int64)
+        return (((low * _LOW_FACTOR) ^ (high * _HIGH_FACTOR)) >> np.uint64(64 - self._slot_bits)).view(
+            np.int64
+        )
 
 
 def _doubled(array: np.ndarray, fill: int = 0) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""What training did to every parameter, measured on the weights and on the optimizers, not on the settings."""
+"""What training did to every parameter, measured on the weights and on the optimizers, not on the
+settings.
+"""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +24,10 @@ _NOBODY = _Owner("none", 0.0, 0.0)
 
 
 def account_of_groups(trainer: Trainer, lr_scales: list[float]) -> list[dict[str, Any]]:
-    """Parameters by group and by the optimizer that really holds them. `lr_scales`: of every step, the first one on."""
+    """Parameters by group and by the optimizer that really holds them.
+
+    `lr_scales`: of every step, the first one on.
+    """
     owners = _owners(trainer)
     params = dict(trainer.model.named_parameters())
     names: dict[tuple[str, _Owner], list[str]] = {}
@@ -44,9 +49,15 @@ def account_of_groups(trainer: Trainer, lr_scales: list[float]) -> list[dict[str
 def account_of_changes(
     trainer: Trainer, groups: list[dict[str, Any]], initial: dict[str, Tensor], final: dict[str, Tensor]
 ) -> list[dict[str, Any]]:
-    """How far each tensor came from its initialisation, and how far from what weight decay alone would have made of it."""
+    """How far each tensor came from its initialisation, and how far from what weight decay alone would
+    have made of it.
+    """
     factors = {name: group["decay_factor"] for group in groups for name in group["parameters"]}
-    bits = {f"{name}.weight": module.qat_bits for name, module in trainer.model.named_modules() if isinstance(module, Matrix)}
+    bits = {
+        f"{name}.weight": module.qat_bits
+        for name, module in trainer.model.named_modules()
+        if isinstance(module, Matrix)
+    }
     return [
         {
             "name": name,
@@ -62,7 +73,9 @@ def account_of_changes(
 
 
 def decay_factor(lr_times_decay: float, lr_scales: list[float]) -> float:
-    """Product of 1 − lr·weight_decay over the steps, as decoupled weight decay multiplies a weight (arXiv:1711.05101)."""
+    """Product of 1 − lr·weight_decay over the steps, as decoupled weight decay multiplies a weight
+    (arXiv:1711.05101).
+    """
     factor = 1.0
     for scale in lr_scales:
         factor *= 1 - scale * lr_times_decay

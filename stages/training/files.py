@@ -1,8 +1,10 @@
-"""What one training run writes: metrics, snapshots and checkpoints, off the loop's critical path, and how it is read again.
+"""What one training run writes: metrics, snapshots and checkpoints, off the loop's critical path, and how
+it is read again.
 
-A checkpoint is a safetensors file and a JSON beside it with both its own sha256 and the snapshots taken so far. On resume
-the newest one whose files are all sound counts; anything written after it is removed. The last one holds the finished
-run, so that a kill before the result is published repeats no step; publishing takes checkpoints and metrics.jsonl away.
+A checkpoint is a safetensors file and a JSON beside it with both its own sha256 and the snapshots taken so
+far. On resume the newest one whose files are all sound counts; anything written after it is removed. The last
+one holds the finished run, so that a kill before the result is published repeats no step; publishing takes
+checkpoints and metrics.jsonl away.
 """
 
 import dataclasses
@@ -69,7 +71,10 @@ class TrainingFiles:
         """The checkpoint that the first process chose. Raises OSError if this process cannot read it."""
         state = self._load(self.folder / "checkpoints" / f"step-{step:08d}.json")
         if state is None:
-            raise OSError(f"the checkpoint of step {step} is not readable here: all processes must share the store's disk")
+            raise OSError(
+                f"the checkpoint of step {step} is not readable here: all processes must share the "
+                "store's disk"
+            )
         return state
 
     def add_metrics(self, metrics: StepMetrics) -> None:
@@ -95,7 +100,9 @@ class TrainingFiles:
 
     def checkpoint_due(self) -> bool:
         """Every so many seconds, unless the writer is still busy."""
-        return time.monotonic() - self._last_checkpoint >= self._every and all(write.done() for write in self._writes)
+        return time.monotonic() - self._last_checkpoint >= self._every and all(
+            write.done() for write in self._writes
+        )
 
     def add_checkpoint(self, state: TrainState) -> None:
         self._last_checkpoint = time.monotonic()
@@ -146,7 +153,9 @@ class TrainingFiles:
             for item in about["snapshots"]:
                 _read_sound(self.folder / "snapshots" / item["file"], item["sha256"])
             tensors = load(_read_sound(path.with_suffix(".safetensors"), about["sha256"]))
-            figures = {key: about[key] for key in ("steps", "seconds", "qat_steps", "last_lr_scale", "last_qat_on")}
+            figures = {
+                key: about[key] for key in ("steps", "seconds", "qat_steps", "last_lr_scale", "last_qat_on")
+            }
             state = TrainState(tensors, **figures)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             log.warning("checkpoint %s cannot be used, trying the one before it: %s", path.name, error)

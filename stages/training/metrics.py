@@ -17,5 +17,8 @@ def read_metrics(path: Path, columns: Sequence[str]) -> Columns:
     table = pq.read_table(path)
     missing = [name for name in columns if name not in table.column_names]
     if missing or table.num_rows == 0:
-        raise StageError(f"training metrics {path.name}: {'no column ' + ', '.join(missing) if missing else 'no step in it'}")
+        raise StageError(
+            f"training metrics {path.name}: "
+            f"{'no column ' + ', '.join(missing) if missing else 'no step in it'}"
+        )
     return {name: table.column(name).to_numpy() for name in columns}

@@ -17,7 +17,15 @@ from schemas.setting import from_dict
 from schemas.settings import TrainSettings
 from stages.core.distributed import join_processes
 from stages.core.schedule import Clock, progress_at
-from stages.core.trainer import DivergedError, Hooks, StepMetrics, TrainedModel, Trainer, TrainState, step_line
+from stages.core.trainer import (
+    DivergedError,
+    Hooks,
+    StepMetrics,
+    TrainedModel,
+    Trainer,
+    TrainState,
+    step_line,
+)
 from stages.processes.launch import child_result, say_progress
 from stages.training.account import account_of_changes, account_of_groups
 from stages.training.files import TrainingFiles, write_safetensors
@@ -30,11 +38,16 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     settings = from_dict(TrainSettings, job["settings"])
     runtime = job["runtime"]
-    files = TrainingFiles(Path(job["folder"]), runtime["checkpoint_every_seconds"], runtime["keep_checkpoints"])
+    files = TrainingFiles(
+        Path(job["folder"]), runtime["checkpoint_every_seconds"], runtime["keep_checkpoints"]
+    )
     with child_result(Path(sys.argv[2])) as leave:
         resume = _resume_everywhere(files, settings)
         hooks = Hooks(
-            _Narrator(files, settings, runtime["log_every_seconds"]), files.add_snapshot, files.checkpoint_due, files.add_checkpoint
+            _Narrator(files, settings, runtime["log_every_seconds"]),
+            files.add_snapshot,
+            files.checkpoint_due,
+            files.add_checkpoint,
         )
         try:
             trainer = Trainer(settings, [Path(path) for path in job["shards"]], hooks, resume)
@@ -48,8 +61,14 @@ def main() -> None:
         except DivergedError as error:
             files.close()
             checkpoints = sorted(path.stem for path in (files.folder / "checkpoints").glob("*.json"))
-            last_good = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint had been written yet"
-            raise StageError(f"{error}; {last_good}. Lower the learning rates or train.optimizer.grad_clip_norm") from error
+            last_good = (
+                f"the last good checkpoint is {checkpoints[-1]}"
+                if checkpoints
+                else "no checkpoint had been written yet"
+            )
+            raise StageError(
+                f"{error}; {last_good}. Lower the learning rates or train.optimizer.grad_clip_norm"
+            ) from error
         if trainer.rank == 0:
             files.add_checkpoint(trainer.state())
             leave(_finish(files, settings, trainer, trained))
@@ -111,7 +130,9 @@ def _announce(trainer: Trainer) -> None:
         )
 
 
-def _finish(files: TrainingFiles, settings: TrainSettings, trainer: Trainer, trained: TrainedModel) -> dict[str, Any]:
+def _finish(
+    files: TrainingFiles, settings: TrainSettings, trainer: Trainer, trained: TrainedModel
+) -> dict[str, Any]:
     """Write the last iterate and the metrics; the figures for the record."""
     final = trainer.weights()
     write_safetensors(files.folder / "last.safetensors", final)
@@ -121,11 +142,17 @@ def _finish(files: TrainingFiles, settings: TrainSettings, trainer: Trainer, tra
     steps_ms = [1000 * (b["seconds"] - a["seconds"]) for a, b in zip(rows, rows[1:], strict=False)]
     files.write_parquet()
     groups = account_of_groups(trainer, [row["lr_scale"] for row in rows])
-    peak = torch.cuda.max_memory_allocated() if trainer.device.type == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if trainer.device.type == "cuda"
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
     tokens = trained.steps * settings.data.batch_tokens
     return {
         "last": {"step": trained.steps, "lr_scale": trained.last_lr_scale, "qat_on": trained.last_qat_on},
-        "snapshots": [{key: item[key] for key in ("file", "step", "lr_scale", "qat_on")} for item in files.snapshots],
+        "snapshots": [
+            {key: item[key] for key in ("file", "step", "lr_scale", "qat_on")} for item in files.snapshots
+        ],
         "num_parameters": sum(tensor.numel() for tensor in final.values()),
         "steps": trained.steps,
         "tokens_seen": tokens,

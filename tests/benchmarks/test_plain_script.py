@@ -36,15 +36,23 @@ def test_the_plain_model_is_ours(models: tuple[GPT, PlainGPT]) -> None:
 def test_its_optimizers_hold_every_parameter_once_in_our_groups(tiny_model: ModelSettings) -> None:
     script = PlainTraining(tiny_model, OptimizerSettings())
     names = {param: name for name, param in script.model.named_parameters()}
-    held = [{names[param] for param in group["params"]} for optimizer in script.optimizers for group in optimizer.param_groups]
-    groups = {group.name: set(group.names) for group in group_parameters(GPT(tiny_model), OptimizerSettings())}
+    held = [
+        {names[param] for param in group["params"]}
+        for optimizer in script.optimizers
+        for group in optimizer.param_groups
+    ]
+    groups = {
+        group.name: set(group.names) for group in group_parameters(GPT(tiny_model), OptimizerSettings())
+    }
     assert held == [groups["matrices"], groups["embeddings"], groups["scalars"]]
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
 def test_its_orthogonalisation_is_ours(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(newton_schulz(matrix, 5), orthogonalize(matrix[None].bfloat16(), 5)[0], rtol=0.05, atol=0.02)
+    torch.testing.assert_close(
+        newton_schulz(matrix, 5), orthogonalize(matrix[None].bfloat16(), 5)[0], rtol=0.05, atol=0.02
+    )
 
 
 class _Uniform:

@@ -1,4 +1,6 @@
-"""The worked example of docs/adding-a-technique.md, carried out on a copy of the code as it stands on the page."""
+"""The worked example of docs/adding-a-technique.md, carried out on a copy of the code as it stands on the
+page.
+"""
 
 import json
 import os
@@ -17,7 +19,9 @@ STEPS = 20
 
 
 def apply_diff(folder: Path, diff: str) -> None:
-    """A diff without line numbers: each part after @@ replaces its old lines, which must stand in the file exactly once."""
+    """A diff without line numbers: each part after @@ replaces its old lines, which must stand in the
+    file exactly once.
+    """
     header, *parts = re.split(r"^@@\n", diff, flags=re.MULTILINE)
     path = folder / re.search(r"^\+\+\+ b/(\S+)$", header, re.MULTILINE)[1]  # type: ignore[index]
     text = path.read_text(encoding="utf-8")
@@ -25,7 +29,9 @@ def apply_diff(folder: Path, diff: str) -> None:
         lines = part.splitlines()
         old = "".join(f"{line[1:]}\n" for line in lines if line[:1] != "+")
         new = "".join(f"{line[1:]}\n" for line in lines if line[:1] != "-")
-        assert text.count(old) == 1, f"docs/adding-a-technique.md: {path.name} does not hold these lines once:\n{old}"
+        assert text.count(old) == 1, (
+            f"docs/adding-a-technique.md: {path.name} does not hold these lines once:\n{old}"
+        )
         text = text.replace(old, new)
     path.write_text(text, encoding="utf-8")
 
@@ -48,7 +54,9 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -80,13 +88,21 @@ def test_a_run_trains_ships_and_audits_it(changed: Path, tmp_path: Path) -> None
     """The whole chain without Prefect, which knows nothing of techniques."""
     run(changed, "-m", "tests.faults.chain", str(tmp_path), SETTING, f"train.schedule.max_steps={STEPS}")
     [record] = tmp_path.glob("stages/audit/*/record.json")
-    findings = {item["key"]: item for item in json.loads(record.read_text(encoding="utf-8"))["result"]["findings"]}
+    findings = {
+        item["key"]: item for item in json.loads(record.read_text(encoding="utf-8"))["result"]["findings"]
+    }
     found = findings["input-gain"]
     assert (found["title"], found["verdict"]) == ("input gain", "took effect")
     [said] = re.findall(r"`input gain  took effect  (.*?) \(input_gain by …\)`", PAGE)
     assert f"{said} (input_gain by " in found["evidence"]
     assert findings["blob"]["verdict"] == "holds"
-    packed = json.loads(next(tmp_path.glob("stages/quantize/*/record.json")).read_text(encoding="utf-8"))["result"]
+    packed = json.loads(next(tmp_path.glob("stages/quantize/*/record.json")).read_text(encoding="utf-8"))[
+        "result"
+    ]
     assert {item["name"]: item["format"] for item in packed["tensors"]}["input_gain"] == "fp32"
-    trained = json.loads(next(tmp_path.glob("stages/train/*/record.json")).read_text(encoding="utf-8"))["result"]
-    assert [group["optimizer"] for group in trained["groups"] if "input_gain" in group["parameters"]] == ["adamw"]
+    trained = json.loads(next(tmp_path.glob("stages/train/*/record.json")).read_text(encoding="utf-8"))[
+        "result"
+    ]
+    assert [group["optimizer"] for group in trained["groups"] if "input_gain" in group["parameters"]] == [
+        "adamw"
+    ]

@@ -131,7 +131,11 @@ def test_files_that_are_named_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_environment_variables_of_ours_are_read_somewhere(name: str) -> None:
-    code = "".join(path.read_text(encoding="utf-8") for folder in ("flows", "stages") for path in (ROOT / folder).rglob("*.py"))
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("flows", "stages")
+        for path in (ROOT / folder).rglob("*.py")
+    )
     for variable in set(re.findall(r"\bFAIRWAY_[A-Z_]+\b", text_of(name))):
         assert variable in code or variable in text_of("Makefile"), f"{name}: nothing reads {variable}"
 
@@ -139,7 +143,9 @@ def test_environment_variables_of_ours_are_read_somewhere(name: str) -> None:
 def test_every_page_is_in_the_index() -> None:
     index = text_of("docs/README.md")
     for page in sorted((ROOT / "docs").glob("*.md")):
-        assert page.name == "README.md" or f"({page.name})" in index, f"docs/README.md does not name {page.name}"
+        assert page.name == "README.md" or f"({page.name})" in index, (
+            f"docs/README.md does not name {page.name}"
+        )
 
 
 def test_decisions_are_numbered_once() -> None:
@@ -167,13 +173,37 @@ FIGURES: dict[str, Callable[..., str]] = {
 """What `<!-- figure: NAME ARGUMENTS -->` in front of a figure stands for."""
 
 SENTENCES: list[tuple[str, str, Callable[[], str]]] = [
-    ("README.md", r"the parameter-golf .{0,120}?stay under ([\d,]+) bytes|stay under ([\d,]+) bytes", lambda: f"{SIZE_LIMIT_BYTES:,}"),
+    (
+        "README.md",
+        r"the parameter-golf .{0,120}?stay under ([\d,]+) bytes|stay under ([\d,]+) bytes",
+        lambda: f"{SIZE_LIMIT_BYTES:,}",
+    ),
     ("README.md", r"│ parameters +│ +([\d,]+) │", lambda: _parameters("demo")),
-    ("docs/reliability.md", r"\(`--checkpoint-every`, (\d+) s unless told otherwise\)", lambda: f"{DEFAULT_CHECKPOINT_EVERY:.0f}"),
-    ("docs/reliability.md", r"`fairway run --retries N`, (\d+) unless told otherwise", lambda: str(RunOptions().retries)),
-    ("docs/reliability.md", r"What was touched in the last (\d+) hours stays", lambda: _default("gc", "older_than")),
-    ("docs/operating.md", r"no heartbeat three times \(every (\d+) s", lambda: _default("up", "heartbeat_seconds")),
-    ("docs/operating.md", r"prefect server start --host 127\.0\.0\.1 --port (\d+)`", lambda: _default("up", "port")),
+    (
+        "docs/reliability.md",
+        r"\(`--checkpoint-every`, (\d+) s unless told otherwise\)",
+        lambda: f"{DEFAULT_CHECKPOINT_EVERY:.0f}",
+    ),
+    (
+        "docs/reliability.md",
+        r"`fairway run --retries N`, (\d+) unless told otherwise",
+        lambda: str(RunOptions().retries),
+    ),
+    (
+        "docs/reliability.md",
+        r"What was touched in the last (\d+) hours stays",
+        lambda: _default("gc", "older_than"),
+    ),
+    (
+        "docs/operating.md",
+        r"no heartbeat three times \(every (\d+) s",
+        lambda: _default("up", "heartbeat_seconds"),
+    ),
+    (
+        "docs/operating.md",
+        r"prefect server start --host 127\.0\.0\.1 --port (\d+)`",
+        lambda: _default("up", "port"),
+    ),
 ]
 """Page, a pattern with one figure in it, and how it is computed."""
 
@@ -189,7 +219,9 @@ def test_marked_figures_come_out_again() -> None:
     assert count >= 9
 
 
-@pytest.mark.parametrize(("name", "pattern", "compute"), SENTENCES, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "pattern", "compute"), SENTENCES, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_figures_in_sentences_come_out_again(name: str, pattern: str, compute: Callable[[], str]) -> None:
     found = re.search(pattern, text_of(name))
     assert found, f"{name} has no sentence like {pattern}"
@@ -198,14 +230,16 @@ def test_figures_in_sentences_come_out_again(name: str, pattern: str, compute: C
 
 def test_the_presets_count_their_parameters_as_their_docstrings_say() -> None:
     assert _parameters("record") == "25,224,282"
-    assert _parameters("record") in (ast.get_docstring(ast.parse(text_of("presets/record.py")), clean=True) or "") + text_of(
-        "presets/record.py"
-    )
+    assert _parameters("record") in (
+        ast.get_docstring(ast.parse(text_of("presets/record.py")), clean=True) or ""
+    ) + text_of("presets/record.py")
 
 
 def _check_command(words: list[str]) -> None:
     """Raises for a command that could not be given."""
-    words = words[: next((i for i, word in enumerate(words) if word in ("|", ">", "&&", ";", "&")), len(words))]
+    words = words[
+        : next((i for i, word in enumerate(words) if word in ("|", ">", "&&", ";", "&")), len(words))
+    ]
     match words:
         case ["fairway", *arguments]:
             _check_fairway(arguments)
@@ -214,7 +248,12 @@ def _check_command(words: list[str]) -> None:
             assert all(target in known or "=" in target for target in targets), words
         case ["pytest", *arguments] | ["python", "-m", "pytest", *arguments]:
             _check_pytest(arguments)
-        case ["python", "-m", module, *_] if module.split(".")[0] in ("flows", "stages", "benchmarks", "tests"):
+        case ["python", "-m", module, *_] if module.split(".")[0] in (
+            "flows",
+            "stages",
+            "benchmarks",
+            "tests",
+        ):
             _check_module(module, words[3:])
         case ["prefect", *_] | ["python", *_]:
             pass  # another project's
@@ -235,7 +274,9 @@ def _check_fairway(arguments: list[str]) -> None:
         assert not re.match(r"--[a-z-]+=", word), "write options and values apart"
     if preset is not None:
         assert preset in (*PRESETS, *STAND_INS), f"there is no preset {preset}"
-        wanted = [setting for setting in given.get("set_") or () if setting.partition("=")[0] not in THERE_ONLY]
+        wanted = [
+            setting for setting in given.get("set_") or () if setting.partition("=")[0] not in THERE_ONLY
+        ]
         apply_overrides(PRESETS.get(preset, PRESETS["demo"])(), wanted)
     if command.name == "ablate":
         from flows.results.ablation import plan_variants
@@ -246,11 +287,16 @@ def _check_fairway(arguments: list[str]) -> None:
 
 
 def _parsed(command: Any, arguments: list[str]) -> dict[str, Any]:
-    """What the command would be given. A word in capitals stands for something: a number, or a path that exists."""
+    """What the command would be given.
+
+    A word in capitals stands for something: a number, or a path that exists.
+    """
     error: Exception | None = None
     for stand_in in STAND_INS:
         try:
-            return command.make_context(command.name, [stand_in if word.isupper() else word for word in arguments]).params
+            return command.make_context(
+                command.name, [stand_in if word.isupper() else word for word in arguments]
+            ).params
         except USAGE_ERROR as found:
             error = found
     raise error or AssertionError("unreachable")
@@ -265,7 +311,11 @@ def _check_module(module: str, arguments: list[str]) -> None:
     for word in arguments[1:]:
         if word.startswith("--"):
             assert word in ("--spec", "--input", "--store", "--help"), word
-    named = {word.partition("=")[0] for before, word in zip(arguments, arguments[1:], strict=False) if before == "--input"}
+    named = {
+        word.partition("=")[0]
+        for before, word in zip(arguments, arguments[1:], strict=False)
+        if before == "--input"
+    }
     assert named <= set(stage.inputs), f"{stage.name} takes no input {named - set(stage.inputs)}"
 
 
@@ -284,7 +334,9 @@ def _is_setting(dotted: str) -> bool:
     section, _, field = dotted.rpartition(".")
     try:
         parent = find_setting(PipelineSpec, section) if "." in section else None
-        if parent is not None and any(field in children(member, None) for member in variants(parent.hint).values()):
+        if parent is not None and any(
+            field in children(member, None) for member in variants(parent.hint).values()
+        ):
             return True
         find_setting(PipelineSpec, dotted)
     except KeyError:

@@ -1,7 +1,8 @@
-"""The whole chain without Prefect, as a program that a fault may strike: python -m tests.faults.chain STORE [NAME=VALUE …]
+"""The whole chain without Prefect, as a program that a fault may strike: python -m tests.faults.chain
+STORE [NAME=VALUE …]
 
-Prints a JSON line for each stage as it begins and as it ends. Prefect's start-up would take longer than all stages
-together; the flow itself is struck in tests of its own.
+Prints a JSON line for each stage as it begins and as it ends. Prefect's start-up would take longer than all
+stages together; the flow itself is struck in tests of its own.
 """
 
 import json
@@ -26,7 +27,10 @@ _SECTION = {"tokenize_corpus": "tokenize"}
 
 
 class Chain:
-    """One run of the preset `smoke`, stage by stage in this process. `results` is kept by the name that later stages take it under."""
+    """One run of the preset `smoke`, stage by stage in this process.
+
+    `results` is kept by the name that later stages take it under.
+    """
 
     def __init__(self, root: Path | str, overrides: list[str]) -> None:
         self.spec: PipelineSpec = resolve("smoke", overrides)

@@ -25,10 +25,16 @@ class Undisturbed:
         return self.events[-1]["sha256"]
 
     def seconds(self, stage: str) -> float:
-        return next(event["seconds"] for event in self.events if event.get("stage") == stage and event["event"] == "made")
+        return next(
+            event["seconds"]
+            for event in self.events
+            if event.get("stage") == stage and event["event"] == "made"
+        )
 
     def folder(self, stage: str, store: Path | None = None) -> Path:
-        key = next(event["key"] for event in self.events if event.get("stage") == stage and event["event"] == "made")
+        key = next(
+            event["key"] for event in self.events if event.get("stage") == stage and event["event"] == "made"
+        )
         return (store or self.store) / "stages" / stage / key[:32]
 
 

@@ -1,4 +1,7 @@
-"""Start real processes, strike them, and count what is left. A mark in their environment finds them, whatever their session."""
+"""Start real processes, strike them, and count what is left.
+
+A mark in their environment finds them, whatever their session.
+"""
 
 import json
 import os
@@ -29,9 +32,15 @@ class Struck:
     def pids(self) -> list[int]:
         """Every living process with this mark."""
         wanted = f"{_MARK}={self.mark}".encode()
-        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and wanted in _environment(entry)]
+        return [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and wanted in _environment(entry)
+        ]
 
-    def kill(self, how: signal.Signals = signal.SIGKILL, only: Callable[[int], bool] = lambda pid: True) -> int:
+    def kill(
+        self, how: signal.Signals = signal.SIGKILL, only: Callable[[int], bool] = lambda pid: True
+    ) -> int:
         """Strike every process of it at once, in any order; returns how many."""
         pids = [pid for pid in self.pids() if only(pid)]
         random.shuffle(pids)
@@ -40,7 +49,9 @@ class Struck:
         return len(pids)
 
     def kill_at_once(self) -> None:
-        """SIGKILL to the program first and to all that it started: looking for those takes longer than a short stage."""
+        """SIGKILL to the program first and to all that it started: looking for those takes longer than a
+        short stage.
+        """
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.end()
@@ -82,7 +93,9 @@ class Struck:
 
 
 def start(command: Sequence[str], folder: Path, prefix: Sequence[str] = (), **environment: str) -> Struck:
-    """Start a Python program of the checkout in a session of its own; `prefix` is a program that starts it."""
+    """Start a Python program of the checkout in a session of its own; `prefix` is a program that starts
+    it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex
     output = folder / f"{mark}.out"
@@ -100,13 +113,27 @@ def start(command: Sequence[str], folder: Path, prefix: Sequence[str] = (), **en
     return Struck(process, mark, output)
 
 
-def start_chain(store: Path, logs: Path, *overrides: str, prefix: Sequence[str] = (), **environment: str) -> Struck:
+def start_chain(
+    store: Path, logs: Path, *overrides: str, prefix: Sequence[str] = (), **environment: str
+) -> Struck:
     return start(["-m", "tests.faults.chain", str(store), *overrides], logs, prefix, **environment)
 
 
 def start_fairway(store: Path, logs: Path, *options: str, **environment: str) -> Struck:
     """`fairway run` of the preset `smoke`, with Prefect and its server."""
-    command = ["-m", "flows.cli", "run", "--preset", "smoke", "--store", str(store), "--json", "--checkpoint-every", "0.5", *options]
+    command = [
+        "-m",
+        "flows.cli",
+        "run",
+        "--preset",
+        "smoke",
+        "--store",
+        str(store),
+        "--json",
+        "--checkpoint-every",
+        "0.5",
+        *options,
+    ]
     return start(command, logs, **environment)
 
 

@@ -20,8 +20,37 @@ from stages.core.program import load_packed_model
 
 Case = Callable[[], bool]  # reads one mutation: True if it was sound; raises the typed error if not
 
-HUGE = (2**31, 2**32, 2**40 - 1, 2**40, 2**63, 10**30, -1, -(2**31), 0, 1.5, float("nan"), float("inf"), None, True, "1", [], {})
-NAMES = ("../../etc/passwd", "/etc/passwd", "..\\..\\x", "a\x00b", "", "é", "x" * 100_000, "blocks.0.attn.q.weight", "$(reboot)", "\u202e")
+HUGE = (
+    2**31,
+    2**32,
+    2**40 - 1,
+    2**40,
+    2**63,
+    10**30,
+    -1,
+    -(2**31),
+    0,
+    1.5,
+    float("nan"),
+    float("inf"),
+    None,
+    True,
+    "1",
+    [],
+    {},
+)
+NAMES = (
+    "../../etc/passwd",
+    "/etc/passwd",
+    "..\\..\\x",
+    "a\x00b",
+    "",
+    "é",
+    "x" * 100_000,
+    "blocks.0.attn.q.weight",
+    "$(reboot)",
+    "\u202e",
+)
 
 
 def flip_some(generator: random.Random, data: bytes) -> bytes:
@@ -35,7 +64,11 @@ def blob_cases(folder: Path, generator: random.Random) -> Callable[[], tuple[str
     settings = load_preset("smoke").train.model
     model = GPT(settings)
     model.init_weights(0)
-    blob = pack(quantize_state(dict(model.state_dict()), load_preset("smoke").quantize), {"model": dataclasses.asdict(settings)}, 1)
+    blob = pack(
+        quantize_state(dict(model.state_dict()), load_preset("smoke").quantize),
+        {"model": dataclasses.asdict(settings)},
+        1,
+    )
     content = zstandard.ZstdDecompressor().decompress(blob[12:])
     header_bytes = int.from_bytes(content[:4], "little")
     header, payload = json.loads(content[4 : 4 + header_bytes]), content[4 + header_bytes :]
@@ -94,12 +127,21 @@ def flipped_frame(generator: random.Random, blob: bytes, *rest: Any) -> bytes:
 
 
 def lying_header_length(generator: random.Random, blob: bytes, content: bytes, *rest: Any) -> bytes:
-    return sealed(struct.pack("<I", generator.choice((0, 1, 2**22, 2**22 + 1, 2**31, 2**32 - 1))) + content[4:])
+    return sealed(
+        struct.pack("<I", generator.choice((0, 1, 2**22, 2**22 + 1, 2**31, 2**32 - 1))) + content[4:]
+    )
 
 
 def lying_shape(generator: random.Random, blob: bytes, content: bytes, header: Any, payload: bytes) -> bytes:
     entry = generator.choice(header["tensors"])
-    entry[2] = generator.choice([[generator.choice(HUGE) for _ in range(generator.randrange(9))], [2**20, 2**20], [1] * 9, entry[2][::-1]])
+    entry[2] = generator.choice(
+        [
+            [generator.choice(HUGE) for _ in range(generator.randrange(9))],
+            [2**20, 2**20],
+            [1] * 9,
+            entry[2][::-1],
+        ]
+    )
     return with_header(header, payload)
 
 
@@ -109,17 +151,23 @@ def lying_name(generator: random.Random, blob: bytes, content: bytes, header: An
 
 
 def lying_format(generator: random.Random, blob: bytes, content: bytes, header: Any, payload: bytes) -> bytes:
-    generator.choice(header["tensors"])[1] = generator.choice(("int4", "int6", "int8", "fp16", "fp32", "pickle", *HUGE))
+    generator.choice(header["tensors"])[1] = generator.choice(
+        ("int4", "int6", "int8", "fp16", "fp32", "pickle", *HUGE)
+    )
     return with_header(header, payload)
 
 
-def twice_or_gone(generator: random.Random, blob: bytes, content: bytes, header: Any, payload: bytes) -> bytes:
+def twice_or_gone(
+    generator: random.Random, blob: bytes, content: bytes, header: Any, payload: bytes
+) -> bytes:
     entry = generator.choice(header["tensors"])
     header["tensors"].append(entry) if generator.random() < 0.5 else header["tensors"].remove(entry)
     return with_header(header, payload)
 
 
-def lying_settings(generator: random.Random, blob: bytes, content: bytes, header: Any, payload: bytes) -> bytes:
+def lying_settings(
+    generator: random.Random, blob: bytes, content: bytes, header: Any, payload: bytes
+) -> bytes:
     model = header["metadata"]["model"]
     name = generator.choice([*model, "unknown"])
     model[name] = generator.choice((*HUGE, *NAMES, 10**6, 10**9, [10**9], [0] * 10_000))
@@ -140,7 +188,9 @@ def other_header(generator: random.Random, blob: bytes, content: bytes, header: 
     return with_header(generator.choice(choices), payload)
 
 
-def extreme_scales(generator: random.Random, blob: bytes, content: bytes, header: Any, payload: bytes) -> bytes:
+def extreme_scales(
+    generator: random.Random, blob: bytes, content: bytes, header: Any, payload: bytes
+) -> bytes:
     start = generator.randrange(len(payload))
     value = generator.choice((b"\xff", b"\x7f", b"\x7c", b"\xfc", b"\x00", b"\x80"))
     length = min(generator.randrange(1, 4096), len(payload) - start)
@@ -160,6 +210,7 @@ def bomb(generator: random.Random, *rest: Any) -> bytes:
 
 
 _BLOB_MUTATIONS = (
-    flipped_outside, cut_outside, flipped_inside, cut_inside, longer_inside, flipped_frame, lying_header_length, lying_shape, lying_name,
-    lying_format, twice_or_gone, lying_settings, other_header, extreme_scales, bomb,
+    flipped_outside, cut_outside, flipped_inside, cut_inside, longer_inside, flipped_frame,
+    lying_header_length, lying_shape, lying_name, lying_format,
+    twice_or_gone, lying_settings, other_header, extreme_scales, bomb,
 )  # fmt: skip

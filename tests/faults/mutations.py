@@ -1,6 +1,8 @@
-"""Mutate blobs, records and shards and read them: python -m tests.faults.mutations FOLDER COUNT -> JSON on standard output.
+"""Mutate blobs, records and shards and read them: python -m tests.faults.mutations FOLDER COUNT -> JSON
+on standard output.
 
-A process of its own, because the kernel holds its limits: an address space a little larger than it is now, and an alarm.
+A process of its own, because the kernel holds its limits: an address space a little larger than it is now,
+and an alarm.
 """
 
 import json
@@ -37,7 +39,11 @@ def main() -> None:
     folder, count = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     generator = random.Random(6)
-    sources = {"blobs": blob_cases(folder, generator), "records": _records(folder, generator), "shards": _shards(folder, generator)}
+    sources = {
+        "blobs": blob_cases(folder, generator),
+        "records": _records(folder, generator),
+        "shards": _shards(folder, generator),
+    }
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT_MIB * 2**20,) * 2)
     signal.signal(signal.SIGALRM, _alarm)
@@ -69,7 +75,14 @@ def _run_all(next_case: Callable[[], tuple[str, Case]], count: int) -> dict[str,
             signal.alarm(0)
         slowest = max(slowest, time.perf_counter() - started)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-    return {"num": count, "refused": refused, "sound": sound, "slowest": slowest, "grown_mib": grown, "wrong": wrong[:20]}
+    return {
+        "num": count,
+        "refused": refused,
+        "sound": sound,
+        "slowest": slowest,
+        "grown_mib": grown,
+        "wrong": wrong[:20],
+    }
 
 
 class RefusedError(Exception):
@@ -137,7 +150,11 @@ def value_replaced(generator: random.Random, text: str) -> bytes:
 
 def path_replaced(generator: random.Random, text: str) -> bytes:
     elsewhere = generator.choice(("../../", "/", "stages/../../../", "stages/./", "//etc/"))
-    return text.replace('"path":"stages/', f'"path":"{elsewhere}').replace('"folder":"stages/', f'"folder":"{elsewhere}').encode()
+    return (
+        text.replace('"path":"stages/', f'"path":"{elsewhere}')
+        .replace('"folder":"stages/', f'"folder":"{elsewhere}')
+        .encode()
+    )
 
 
 def nested(generator: random.Random, text: str) -> bytes:

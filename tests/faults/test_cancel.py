@@ -1,4 +1,6 @@
-"""Ctrl-C, SIGTERM and Prefect's cancel: every process of the run is gone within 15 seconds, and the next run goes on."""
+"""Ctrl-C, SIGTERM and Prefect's cancel: every process of the run is gone within 15 seconds, and the next
+run goes on.
+"""
 
 import json
 import os
@@ -27,20 +29,31 @@ def trains(run: Struck, store: Path) -> bool:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM] if FULL else [signal.SIGINT])
-def test_an_interrupted_run_leaves_no_process(how: signal.Signals, tmp_path: Path, figure: Callable[..., None]) -> None:
+def test_an_interrupted_run_leaves_no_process(
+    how: signal.Signals, tmp_path: Path, figure: Callable[..., None]
+) -> None:
     run = start_fairway(tmp_path / "store", tmp_path / "logs", *TWO)
     assert trains(run, tmp_path / "store")
     before = len(run.pids())
     run.process.send_signal(how)
     seconds = run.gone_after(60)
     status = run.process.wait(30)
-    told = f"{before} processes gone in {seconds:.1f} s, status {status}" if seconds else f"{len(run.pids())} of {before} left"
+    told = (
+        f"{before} processes gone in {seconds:.1f} s, status {status}"
+        if seconds
+        else f"{len(run.pids())} of {before} left"
+    )
     again = start_fairway(tmp_path / "store", tmp_path / "logs", *TWO)
     resumed = again.process.wait(300) == 0 and "going on from the checkpoint" in again.text()
     told += ", the next run went on from the checkpoint" if resumed else ", the next run did not go on"
     name = "Ctrl-C (SIGINT)" if how == signal.SIGINT else how.name
     expected = 130 if how == signal.SIGINT else -how
-    figure("2", f"{name} while two ranks train", told, seconds is not None and seconds <= WITHIN_SECONDS and status == expected and resumed)
+    figure(
+        "2",
+        f"{name} while two ranks train",
+        told,
+        seconds is not None and seconds <= WITHIN_SECONDS and status == expected and resumed,
+    )
 
 
 @pytest.mark.slow
@@ -48,7 +61,9 @@ def test_a_run_cancelled_on_a_server_leaves_no_process(tmp_path: Path, figure: C
     port, store = free_port(), tmp_path / "store"
     url = f"http://127.0.0.1:{port}/api"
     environment = {**SETTINGS, "PREFECT_HOME": str(tmp_path / "home"), "DO_NOT_TRACK": "1"}
-    server = start(["-m", "prefect", "server", "start", "--port", str(port)], tmp_path / "logs", **environment)
+    server = start(
+        ["-m", "prefect", "server", "start", "--port", str(port)], tmp_path / "logs", **environment
+    )
     assert server.wait_for(lambda: is_healthy(url))
     environment["PREFECT_API_URL"] = url
     serve = "from flows.pipeline import pipeline; pipeline.serve(name='faults')"
@@ -56,7 +71,10 @@ def test_a_run_cancelled_on_a_server_leaves_no_process(tmp_path: Path, figure: C
     try:
         assert runner.wait_for(lambda: _post(url, "deployments/filter", {}))
         [deployment] = _post(url, "deployments/filter", {})
-        overrides = [STEPS, *(f"{section}.compute.num_processes=2" for section in ("train", "merge", "evaluate"))]
+        overrides = [
+            STEPS,
+            *(f"{section}.compute.num_processes=2" for section in ("train", "merge", "evaluate")),
+        ]
         options = {"store": str(store), "checkpoint_every_seconds": 0.5}
         parameters = {"preset": "smoke", "overrides": overrides, "options": options}
         flow_run = _post(url, f"deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
@@ -66,20 +84,31 @@ def test_a_run_cancelled_on_a_server_leaves_no_process(tmp_path: Path, figure: C
         subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, check=True, capture_output=True)
         seconds = _until(lambda: not _of_the_run(runner), started, 60)
         left = len(_of_the_run(runner))
-        state = _until(lambda: _get(url, f"flow_runs/{flow_run['id']}")["state"]["type"] == "CANCELLED", started, 60)
+        state = _until(
+            lambda: _get(url, f"flow_runs/{flow_run['id']}")["state"]["type"] == "CANCELLED", started, 60
+        )
     finally:
         runner.end()
         server.end()
     run = start_fairway(store, tmp_path / "logs", *TWO)
     resumed = run.process.wait(300) == 0 and "going on from the checkpoint" in run.text()
     told = f"{left} processes left after {seconds:.1f} s, Cancelled after {state:.1f} s, resumed: {resumed}"
-    figure("2", "`prefect flow-run cancel` while two ranks train", told, left == 0 and seconds <= WITHIN_SECONDS and state < 60 and resumed)
+    figure(
+        "2",
+        "`prefect flow-run cancel` while two ranks train",
+        told,
+        left == 0 and seconds <= WITHIN_SECONDS and state < 60 and resumed,
+    )
 
 
 def _of_the_run(runner: Struck) -> list[int]:
     """What the run consists of: all but the server of deployments itself and Python's own helper of it."""
     commands = {pid: Path(f"/proc/{pid}/cmdline") for pid in runner.pids() if pid != runner.process.pid}
-    return [pid for pid, path in commands.items() if path.exists() and b"resource_tracker" not in path.read_bytes()]
+    return [
+        pid
+        for pid, path in commands.items()
+        if path.exists() and b"resource_tracker" not in path.read_bytes()
+    ]
 
 
 def _until(condition: Callable[[], bool], started: float, seconds: float) -> float:
@@ -89,7 +118,9 @@ def _until(condition: Callable[[], bool], started: float, seconds: float) -> flo
 
 
 def _post(url: str, path: str, body: dict) -> list | dict:
-    request = urllib.request.Request(f"{url}/{path}", json.dumps(body).encode(), {"content-type": "application/json"})
+    request = urllib.request.Request(
+        f"{url}/{path}", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.loads(answer.read())
 

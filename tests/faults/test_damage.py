@@ -1,4 +1,6 @@
-"""Every kind of stored file, damaged in every way: found on reading, named, made again with the same content, never served."""
+"""Every kind of stored file, damaged in every way: found on reading, named, made again with the same
+content, never served.
+"""
 
 import json
 import logging
@@ -70,7 +72,9 @@ def stored_files(chain: Chain) -> Iterator[tuple[str, str, Path]]:
         folder = chain.store.folder(STAGES[stage], record.provenance.key)
         yield stage, "record", folder / "record.json"
         yield stage, "seal", folder / "record.sha256"
-        for kind, ref in {_kind(ref): ref for ref in file_refs(record.result) if isinstance(ref, FileRef)}.items():
+        for kind, ref in {
+            _kind(ref): ref for ref in file_refs(record.result) if isinstance(ref, FileRef)
+        }.items():
             path = chain.store.root / ref.path
             if path.is_relative_to(folder):
                 yield stage, kind, path
@@ -93,9 +97,17 @@ def test_every_kind_of_file_damaged_in_every_way(
         path = next(path for of, what, path in stored_files(chain) if (of, what) == (stage, kind))
         sound = path.read_bytes()
         for damage in DAMAGES if FULL else (DAMAGES[number % len(DAMAGES)],):
-            if stage in ("train", "merge", "evaluate") and not FULL and kind not in ("last.safetensors", "merged.safetensors"):
+            if (
+                stage in ("train", "merge", "evaluate")
+                and not FULL
+                and kind not in ("last.safetensors", "merged.safetensors")
+            ):
                 continue
-            if kind == "seal" and damage in (truncate, empty, swap) and stage in ("train", "merge", "evaluate"):
+            if (
+                kind == "seal"
+                and damage in (truncate, empty, swap)
+                and stage in ("train", "merge", "evaluate")
+            ):
                 continue  # minutes, and the same code as in the other stages
             if damage is swap and others[stage, kind].read_bytes() == sound:
                 continue  # the packed script is the same in every run
@@ -104,7 +116,10 @@ def test_every_kind_of_file_damaged_in_every_way(
             caplog.clear()
             with caplog.at_level(logging.WARNING):
                 again = chain.run(stage)
-            was_found, was_named = not again.cached, any(path.name in line and "runs again" in line for line in caplog.messages)
+            was_found, was_named = (
+                not again.cached,
+                any(path.name in line and "runs again" in line for line in caplog.messages),
+            )
             # A record says when it was made; what it refers to has the same bytes again.
             right = kind in ("record", "seal", "metrics.parquet", "report.html") or path.read_bytes() == sound
             right = right and chain.run(stage).cached
@@ -114,10 +129,17 @@ def test_every_kind_of_file_damaged_in_every_way(
             sound = path.read_bytes()
     assert not list(find_damage(chain.store)), "what was made again is sound"
     told = f"{found} found, {named} named, {made_again} made again and sound {failures or ''}"
-    figure("3", f"{cases} damages: each kind of stored file × flip, truncate, delete, empty, swap", told, not failures)
+    figure(
+        "3",
+        f"{cases} damages: each kind of stored file × flip, truncate, delete, empty, swap",
+        told,
+        not failures,
+    )
 
 
-def test_verify_lists_every_damage_and_gives_status_1(two_runs: tuple[Chain, Chain], tmp_path: Path, figure: Callable[..., None]) -> None:
+def test_verify_lists_every_damage_and_gives_status_1(
+    two_runs: tuple[Chain, Chain], tmp_path: Path, figure: Callable[..., None]
+) -> None:
     chain, other = two_runs
     others = {(stage, kind): path for stage, kind, path in stored_files(other)}
     files = list(stored_files(chain))
@@ -139,11 +161,23 @@ def test_verify_lists_every_damage_and_gives_status_1(two_runs: tuple[Chain, Cha
     flip(tmp_path / "bad" / files[2][2].relative_to(chain.store.root), Path())
     command = [sys.executable, "-m", "flows.cli", "verify", "--json", "--store"]
     sound, bad = (
-        subprocess.run([*command, str(root)], cwd=ROOT, capture_output=True, text=True) for root in (chain.store.root, tmp_path / "bad")
+        subprocess.run([*command, str(root)], cwd=ROOT, capture_output=True, text=True)
+        for root in (chain.store.root, tmp_path / "bad")
     )
     listed = json.loads(bad.stdout)["damage"]
-    met = not missed and sound.returncode == 0 and bad.returncode == 1 and len(listed) == 1 and files[2][2].name in listed[0]
-    figure("8", f"`fairway verify` over {cases} damaged stores", f"{cases - len(missed)} listed; status 0 and 1 {missed or ''}", met)
+    met = (
+        not missed
+        and sound.returncode == 0
+        and bad.returncode == 1
+        and len(listed) == 1
+        and files[2][2].name in listed[0]
+    )
+    figure(
+        "8",
+        f"`fairway verify` over {cases} damaged stores",
+        f"{cases - len(missed)} listed; status 0 and 1 {missed or ''}",
+        met,
+    )
 
 
 def test_a_stage_by_hand_refuses_a_damaged_input_without_a_stack_trace(
@@ -160,18 +194,26 @@ def test_a_stage_by_hand_refuses_a_damaged_input_without_a_stack_trace(
     answers = []
     for victim in (record.parent / "merged.safetensors", record):
         flip(victim, victim)
-        answers.append(subprocess.run([*command, "--store", str(store)], cwd=ROOT, capture_output=True, text=True))
+        answers.append(
+            subprocess.run([*command, "--store", str(store)], cwd=ROOT, capture_output=True, text=True)
+        )
     named = "merged.safetensors is damaged" in answers[0].stderr and "record.json" in answers[1].stderr
-    clean = not any("Traceback" in answer.stderr for answer in answers) and [answer.returncode for answer in answers] == [1, 2]
+    clean = not any("Traceback" in answer.stderr for answer in answers) and [
+        answer.returncode for answer in answers
+    ] == [1, 2]
     figure(
         "3",
         "a stage by hand, given a damaged file and a damaged record",
-        "refused, named, no stack trace" if named and clean else str([(answer.returncode, answer.stderr[-300:]) for answer in answers]),
+        "refused, named, no stack trace"
+        if named and clean
+        else str([(answer.returncode, answer.stderr[-300:]) for answer in answers]),
         named and clean,
     )
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, figure: Callable[..., None]) -> None:
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, figure: Callable[..., None]
+) -> None:
     longer = "train.schedule.max_steps=70"
     undisturbed = Chain(tmp_path / "undisturbed", [longer])
     undisturbed.run("tokenize_corpus")
@@ -191,7 +233,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, figur
             chain.run("tokenize_corpus")
             trained = chain.run("train").record.result
             cases += 1
-            if trained.last.weights.sha256 != expected.last.weights.sha256 or trained.timings.resumed_from_steps[0] != steps[-2]:
+            if (
+                trained.last.weights.sha256 != expected.last.weights.sha256
+                or trained.timings.resumed_from_steps[0] != steps[-2]
+            ):
                 wrong.append((damage.__name__, suffix, trained.timings.resumed_from_steps))
     told = f"{cases - len(wrong)} went on from the one before, to the same weights {wrong or ''}"
     figure("3", f"newest training checkpoint damaged, {cases} ways", told, not wrong)

@@ -1,4 +1,6 @@
-"""No space, a store that cannot be written, a store that is a file: a clear message, and nothing half-written that is taken later."""
+"""No space, a store that cannot be written, a store that is a file: a clear message, and nothing
+half-written that is taken later.
+"""
 
 import json
 import shutil
@@ -23,10 +25,15 @@ BOUND_BY_PERMISSIONS = (
 )
 
 # What the run says goes through pipes: it would fill the files of the test, not those of the store.
-LIMITED = '{ prlimit --fsize=$0 "$@" 2>&1 1>&3 | cat >&2; exit ${PIPESTATUS[0]}; } 3>&1 | cat; exit ${PIPESTATUS[0]}'
+LIMITED = (
+    '{ prlimit --fsize=$0 "$@" 2>&1 1>&3 | cat >&2; exit ${PIPESTATUS[0]}; } 3>&1 | cat; exit '
+    "${PIPESTATUS[0]}"
+)
 
 
-def test_no_space_in_each_stage(undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]) -> None:
+def test_no_space_in_each_stage(
+    undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]
+) -> None:
     wrong, cases = [], 0
     for stage in STAGES if FULL else ("train", "package"):
         store = tmp_path / stage
@@ -49,7 +56,9 @@ def test_no_space_in_each_stage(undisturbed: Undisturbed, tmp_path: Path, figure
     figure("5", f"files may not grow (RLIMIT_FSIZE) in {cases} stages", told, not wrong)
 
 
-def test_a_store_that_cannot_be_written(undisturbed: Undisturbed, copied: Path, tmp_path: Path, figure: Callable[..., None]) -> None:
+def test_a_store_that_cannot_be_written(
+    undisturbed: Undisturbed, copied: Path, tmp_path: Path, figure: Callable[..., None]
+) -> None:
     folders = [copied, *(path for path in copied.rglob("*") if path.is_dir())]
     for folder in folders:
         folder.chmod(0o555)
@@ -65,5 +74,15 @@ def test_a_store_that_is_a_file(tmp_path: Path, figure: Callable[..., None]) -> 
     (tmp_path / "file").write_text("not a store")
     run = start_fairway(tmp_path / "file", tmp_path / "logs")
     status, said = run.process.wait(60), run.text().strip()
-    met = status == 2 and "FAIRWAY_STORE" in said and "Traceback" not in said and (tmp_path / "file").read_text() == "not a store"
-    figure("5", "a store that is a file", f"status {status}, refused before any work, with the remedy" if met else json.dumps(said), met)
+    met = (
+        status == 2
+        and "FAIRWAY_STORE" in said
+        and "Traceback" not in said
+        and (tmp_path / "file").read_text() == "not a store"
+    )
+    figure(
+        "5",
+        "a store that is a file",
+        f"status {status}, refused before any work, with the remedy" if met else json.dumps(said),
+        met,
+    )

@@ -15,19 +15,41 @@ from tests.faults.harness import ROOT, start_chain
 pytestmark = pytest.mark.faults
 
 
-def test_gc_takes_nothing_from_a_run_in_progress(undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]) -> None:
+def test_gc_takes_nothing_from_a_run_in_progress(
+    undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]
+) -> None:
     store = tmp_path / "store"
     run = start_chain(store, tmp_path, STEPS)
     assert run.wait_for(lambda: list(store.glob("work/train/*/checkpoints/*.json")))
-    gc = [sys.executable, "-m", "flows.cli", "gc", "--older-than", "0", "--keep-runs", "0", "--store", str(store)]
+    gc = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "gc",
+        "--older-than",
+        "0",
+        "--keep-runs",
+        "0",
+        "--store",
+        str(store),
+    ]
     refused = subprocess.run([*gc, "--remove"], cwd=ROOT, capture_output=True, text=True)
     same = run.process.wait(300) == 0 and run.events()[-1]["sha256"] == undisturbed.sha256
     listed = subprocess.run([*gc, "--json"], cwd=ROOT, capture_output=True, text=True)
     removed = subprocess.run([*gc, "--remove", "--json"], cwd=ROOT, capture_output=True, text=True)
     items, gone = (_results(json.loads(told.stdout)["items"], store) for told in (listed, removed))
     dry = len(items) == len(gone) == len(STAGES)  # a result of each stage, named by no run
-    met = refused.returncode == 1 and "in progress" in refused.stderr and same and dry and not list(store.glob("stages/*/*"))
-    told = f"refused while it ran, run undisturbed: {same}; afterwards {len(items)} results listed, then {len(gone)} removed"
+    met = (
+        refused.returncode == 1
+        and "in progress" in refused.stderr
+        and same
+        and dry
+        and not list(store.glob("stages/*/*"))
+    )
+    told = (
+        f"refused while it ran, run undisturbed: {same}; afterwards {len(items)} results listed, "
+        f"then {len(gone)} removed"
+    )
     figure("8", "`fairway gc --remove` while a run trains, and after it", told, met)
 
 

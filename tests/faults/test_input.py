@@ -1,4 +1,6 @@
-"""Bad and strange input: corpora through the real tokenize stage, and every setting of every preset with values it must refuse."""
+"""Bad and strange input: corpora through the real tokenize stage, and every setting of every preset with
+values it must refuse.
+"""
 
 import json
 import subprocess
@@ -43,12 +45,32 @@ def parquet(path: Path, **columns: list) -> None:
 
 
 REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "invalid UTF-8": ("a.txt", lambda path: path.write_bytes(b"fine so far \xff\xfe"), "byte 12 is not valid UTF-8"),
-    "a JSON line broken in half": ("a.jsonl", lambda path: path.write_bytes(lines(*plain())[:-40]), ":60: is not valid JSON"),
-    "JSON nested 100,000 deep": ("a.jsonl", lambda path: path.write_bytes(b"[" * 100_000), ":1: is not valid JSON"),
+    "invalid UTF-8": (
+        "a.txt",
+        lambda path: path.write_bytes(b"fine so far \xff\xfe"),
+        "byte 12 is not valid UTF-8",
+    ),
+    "a JSON line broken in half": (
+        "a.jsonl",
+        lambda path: path.write_bytes(lines(*plain())[:-40]),
+        ":60: is not valid JSON",
+    ),
+    "JSON nested 100,000 deep": (
+        "a.jsonl",
+        lambda path: path.write_bytes(b"[" * 100_000),
+        ":1: is not valid JSON",
+    ),
     "a number instead of text": ("a.jsonl", lambda path: path.write_bytes(lines(7)), "is a int, not text"),
-    "half of a surrogate pair": ("a.jsonl", lambda path: path.write_bytes(b'{"text": "\\ud83d"}'), "half of a surrogate pair"),
-    "a Parquet file without the column": ("a.parquet", lambda path: parquet(path, words=plain()), "corpus.text_column"),
+    "half of a surrogate pair": (
+        "a.jsonl",
+        lambda path: path.write_bytes(b'{"text": "\\ud83d"}'),
+        "half of a surrogate pair",
+    ),
+    "a Parquet file without the column": (
+        "a.parquet",
+        lambda path: parquet(path, words=plain()),
+        "corpus.text_column",
+    ),
     "a Parquet file cut off": (
         "a.parquet",
         lambda path: (parquet(path, text=plain()), path.write_bytes(path.read_bytes()[:-9])),
@@ -57,14 +79,24 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "only empty documents": ("a.jsonl", lambda path: path.write_bytes(lines("", "", "")), "empty"),
     "an empty file": ("a.jsonl", lambda path: path.write_bytes(b""), "no document"),
 }
-STRANGE = ("שלום עולם " * 9, "مرحبا \u202e abc", "\U0001f469\u200d\U0001f467\U0001f3fd \U0001f3f3\ufe0f\u200d\U0001f308", "e\u0301")
+STRANGE = (
+    "שלום עולם " * 9,
+    "مرحبا \u202e abc",
+    "\U0001f469\u200d\U0001f467\U0001f3fd \U0001f3f3\ufe0f\u200d\U0001f308",
+    "e\u0301",
+)
 TAKEN: dict[str, tuple[str, Callable[[Path], object]]] = {
     "NUL bytes in text": ("a.jsonl", lambda path: path.write_bytes(lines(*plain(), "a\0b\0\0c", "\0"))),
-    "empty and one-character documents": ("a.jsonl", lambda path: path.write_bytes(lines(*plain(), "", "x", "é", " ", None))),
+    "empty and one-character documents": (
+        "a.jsonl",
+        lambda path: path.write_bytes(lines(*plain(), "", "x", "é", " ", None)),
+    ),
     "right-to-left text and emoji": ("a.jsonl", lambda path: path.write_bytes(lines(*plain(), *STRANGE))),
     "a document of 200 MB" if FULL else "a document of 4 MB": (
         "a.jsonl",
-        lambda path: path.write_bytes(lines(*plain(), WORDS * ((200_000_000 if FULL else 4_000_000) // len(WORDS)))),
+        lambda path: path.write_bytes(
+            lines(*plain(), WORDS * ((200_000_000 if FULL else 4_000_000) // len(WORDS)))
+        ),
     ),
 }  # fmt: skip
 
@@ -74,7 +106,9 @@ def tokenize(folder: Path, name: str, make: Callable[[Path], object]) -> Tokeniz
     make(folder / name)
     corpus = FilesCorpus(paths=(str(folder / name),))
     tokenizer = TokenizerSpec(vocab_size=320, training_bytes=1_000_000)
-    spec = TokenizeSpec(corpus=corpus, tokenizer=tokenizer, split=HashFraction(val_fraction=0.2), compressor_baselines=False)
+    spec = TokenizeSpec(
+        corpus=corpus, tokenizer=tokenizer, split=HashFraction(val_fraction=0.2), compressor_baselines=False
+    )
     out = folder / "out"
     out.mkdir()
     work = Workspace(folder, out, PurePosixPath("out"), RunOptions(), FileHashes(None))
@@ -102,14 +136,25 @@ def test_corpora_that_are_strange_but_text(tmp_path: Path, figure: Callable[...,
         slowest = max(slowest, time.perf_counter() - started)
         assert corpus.train.num_tokens > 0
         assert corpus.val.num_tokens > 0
-    figure("6", f"strange text ({', '.join(TAKEN)})", f"all tokenized, the slowest in {slowest:.1f} s", slowest < 240)
+    figure(
+        "6",
+        f"strange text ({', '.join(TAKEN)})",
+        f"all tokenized, the slowest in {slowest:.1f} s",
+        slowest < 240,
+    )
 
 
-SETTINGS: list[tuple[str, SettingInfo]] = [(preset, info) for preset in PRESETS for info in describe_fields(load_preset(preset))]
+SETTINGS: list[tuple[str, SettingInfo]] = [
+    (preset, info) for preset in PRESETS for info in describe_fields(load_preset(preset))
+]
 WRONG_TYPE = st.recursive(
-    st.none() | st.booleans() | st.floats(allow_nan=True) | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3), max_leaves=4
+    st.none() | st.booleans() | st.floats(allow_nan=True) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=4,
 ).map(lambda value: json.dumps({"unasked": value}))
-NOT_A_NUMBER = st.sampled_from(["true", "false", "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "words", "[]", "{}"])
+NOT_A_NUMBER = st.sampled_from(
+    ["true", "false", "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "words", "[]", "{}"]
+)
 OUT_OF_RANGE = st.integers(1, 10**9).map(lambda value: str(-value))
 _refused = 0
 
@@ -127,11 +172,17 @@ def refuses(preset: str, name: str, text: str, *expected: str) -> None:
 @settings(max_examples=2000 if FULL else 100, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_value_of_the_wrong_type_is_refused(setting: tuple[str, SettingInfo], text: str) -> None:
     preset, info = setting
-    if not isinstance(info.value, str) and not (info.value is None and "path" in info.name):  # a text takes any text
+    if not isinstance(info.value, str) and not (
+        info.value is None and "path" in info.name
+    ):  # a text takes any text
         refuses(preset, info.name, text)
 
 
-NUMBERS = [item for item in SETTINGS if isinstance(item[1].value, int | float) and not isinstance(item[1].value, bool)]
+NUMBERS = [
+    item
+    for item in SETTINGS
+    if isinstance(item[1].value, int | float) and not isinstance(item[1].value, bool)
+]
 
 
 @given(st.sampled_from(NUMBERS), NOT_A_NUMBER)
@@ -161,8 +212,32 @@ def test_a_misspelled_name_is_refused(setting: tuple[str, SettingInfo], place: i
 
 
 def test_nothing_was_started_for_a_refused_setting(tmp_path: Path, figure: Callable[..., None]) -> None:
-    command = [sys.executable, "-m", "flows.cli", "run", "--preset", "smoke", "--store", str(tmp_path / "store"), "--set"]
-    answer = subprocess.run([*command, "train.schedule.max_steps=-3"], cwd=ROOT, capture_output=True, text=True)
-    clean = answer.returncode == 2 and "train.schedule.max_steps = -3" in answer.stderr and not (tmp_path / "store").exists()
-    done = f"every setting of every preset ({len(SETTINGS)}): wrong type, no finite number, out of range, misspelled, by property"
-    figure("6", done, f"{_refused:,} values refused, each by name; status 2 and no store made: {clean}", clean and _refused > 150)
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "run",
+        "--preset",
+        "smoke",
+        "--store",
+        str(tmp_path / "store"),
+        "--set",
+    ]
+    answer = subprocess.run(
+        [*command, "train.schedule.max_steps=-3"], cwd=ROOT, capture_output=True, text=True
+    )
+    clean = (
+        answer.returncode == 2
+        and "train.schedule.max_steps = -3" in answer.stderr
+        and not (tmp_path / "store").exists()
+    )
+    done = (
+        f"every setting of every preset ({len(SETTINGS)}): wrong type, no finite number, out of "
+        "range, misspelled, by property"
+    )
+    figure(
+        "6",
+        done,
+        f"{_refused:,} values refused, each by name; status 2 and no store made: {clean}",
+        clean and _refused > 150,
+    )

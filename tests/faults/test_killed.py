@@ -1,4 +1,6 @@
-"""Killed anywhere: SIGKILL to every process of a run at random moments, and the same command again, until it is done."""
+"""Killed anywhere: SIGKILL to every process of a run at random moments, and the same command again, until
+it is done.
+"""
 
 import json
 import random
@@ -18,7 +20,16 @@ from tests.faults.harness import FULL, Struck, finish_chain, made, start_chain, 
 pytestmark = pytest.mark.faults
 
 KILLS = (
-    {"tokenize_corpus": 2, "train": 13, "merge": 4, "quantize": 3, "package": 2, "check_size": 1, "evaluate": 4, "publish": 3}
+    {
+        "tokenize_corpus": 2,
+        "train": 13,
+        "merge": 4,
+        "quantize": 3,
+        "package": 2,
+        "check_size": 1,
+        "evaluate": 4,
+        "publish": 3,
+    }
     if FULL
     else {"tokenize_corpus": 1, "train": 2, "evaluate": 1}
 )
@@ -34,10 +45,14 @@ class Strikes:
         self.hit, self.finished, self.lost = Counter[str](), Counter[str](), list[float]()
 
     def kill_in(self, stage: str, longest: float) -> bool:
-        """Start, and kill everything at a random moment of the stage; False when the stage had been finished before."""
+        """Start, and kill everything at a random moment of the stage; False when the stage had been
+        finished before.
+        """
         run = start_chain(self.store, self._logs, STEPS)
         run.wait_for(lambda: _begun(run) == stage or _is_done(run))
-        if stage == "train" and self.hit[stage] % 3:  # two of three while it makes steps, the others while it starts
+        if (
+            stage == "train" and self.hit[stage] % 3
+        ):  # two of three while it makes steps, the others while it starts
             before = _steps(self.store)
             run.wait_for(lambda: _steps(self.store) > before)
             longest = 2.5
@@ -74,14 +89,22 @@ def _steps(store: Path) -> int:
 
 def _training_lost(store: Path) -> float | None:
     """Seconds of training since the newest checkpoint; None when no step was made yet."""
-    rows = [line for path in store.glob("work/train/*/metrics.jsonl") for line in path.read_text().split("\n")[:-1]]
+    rows = [
+        line
+        for path in store.glob("work/train/*/metrics.jsonl")
+        for line in path.read_text().split("\n")[:-1]
+    ]
     if not rows:
         return None
-    checkpoints = [json.loads(path.read_text())["seconds"] for path in store.glob("work/train/*/checkpoints/*.json")]
+    checkpoints = [
+        json.loads(path.read_text())["seconds"] for path in store.glob("work/train/*/checkpoints/*.json")
+    ]
     return json.loads(rows[-1])["seconds"] - max(checkpoints, default=0.0)
 
 
-def test_killed_anywhere_and_started_again(undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]) -> None:
+def test_killed_anywhere_and_started_again(
+    undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]
+) -> None:
     generator = random.Random(20261123)
     strikes = [Strikes(tmp_path / "store", tmp_path, generator)]
     for stage, times in KILLS.items():
@@ -107,25 +130,50 @@ def test_killed_anywhere_and_started_again(undisturbed: Undisturbed, tmp_path: P
     lost = [seconds for one in strikes for seconds in one.lost]
     spread = ", ".join(f"{stage} {count}" for stage, count in hit.items())
     done = f"SIGKILL to all processes {hit.total()} times ({spread}), same command until done"
-    figure("1", done, f"blob byte-identical to the undisturbed one in {same} of {len(blobs)} stores", same == len(blobs))
-    figure("1", "finished stages that ran again", f"{twice} of {sum(len(one.finished) for one in strikes)}", not twice)
-    repeated = f"at most {max(lost, default=0):.2f} s in {len(lost)} kills; a checkpoint every {CHECKPOINT_SECONDS} s and its writing"
-    figure("1", "training that a kill cost", repeated, max(lost, default=0) <= CHECKPOINT_SECONDS + WRITING_SECONDS)
+    figure(
+        "1",
+        done,
+        f"blob byte-identical to the undisturbed one in {same} of {len(blobs)} stores",
+        same == len(blobs),
+    )
+    figure(
+        "1",
+        "finished stages that ran again",
+        f"{twice} of {sum(len(one.finished) for one in strikes)}",
+        not twice,
+    )
+    repeated = (
+        f"at most {max(lost, default=0):.2f} s in {len(lost)} kills; a checkpoint every "
+        f"{CHECKPOINT_SECONDS} s and its writing"
+    )
+    figure(
+        "1",
+        "training that a kill cost",
+        repeated,
+        max(lost, default=0) <= CHECKPOINT_SECONDS + WRITING_SECONDS,
+    )
     if FULL:
         assert hit.total() >= 30
         assert hit["train"] >= 10
         assert len(lost) >= 6
 
 
-def test_killed_between_training_and_publishing_no_step_is_repeated(tmp_path: Path, figure: Callable[..., None]) -> None:
+def test_killed_between_training_and_publishing_no_step_is_repeated(
+    tmp_path: Path, figure: Callable[..., None]
+) -> None:
     """The result lies whole in the work folder: nothing of it may be thrown away before it is published."""
     short = "train.schedule.max_steps=20"
     run = start_chain(tmp_path / "store", tmp_path, short)
     assert run.wait_for(lambda: list((tmp_path / "store" / "work" / "train").glob("*/metrics.parquet")))
     run.end()
-    [event] = [event for event in finish_chain(tmp_path / "store", tmp_path, short) if event["event"] == "done"]
+    [event] = [
+        event for event in finish_chain(tmp_path / "store", tmp_path, short) if event["event"] == "done"
+    ]
     figure(
-        "1", "killed after the last step, before publishing", f"went on from step {event['resumed'][-1]} of 20", event["resumed"] == [20]
+        "1",
+        "killed after the last step, before publishing",
+        f"went on from step {event['resumed'][-1]} of 20",
+        event["resumed"] == [20],
     )
 
 
@@ -136,7 +184,9 @@ def blob_of(run: Struck) -> bytes:
 
 
 @pytest.mark.slow
-def test_the_real_command_killed_with_its_server(undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]) -> None:
+def test_the_real_command_killed_with_its_server(
+    undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]
+) -> None:
     generator = random.Random(7)
     waits = [generator.uniform(5, 35) for _ in range(4)]
     for seconds in waits:
@@ -164,8 +214,15 @@ def test_one_of_two_ranks_killed(tmp_path: Path, figure: Callable[..., None]) ->
     same = blob_of(run) == expected
     resumed = "going on from the checkpoint" in run.text()
     retried = "Try 2 of" in run.text()
-    told = f"{'retried, ' * retried}{'from the checkpoint, ' * resumed}blob {'identical' if same else 'differs'}"
-    figure("1", f"one of two training ranks killed ({struck} process)", told, struck == 1 and same and resumed and retried)
+    told = (
+        f"{'retried, ' * retried}{'from the checkpoint, ' * resumed}blob {'identical' if same else 'differs'}"
+    )
+    figure(
+        "1",
+        f"one of two training ranks killed ({struck} process)",
+        told,
+        struck == 1 and same and resumed and retried,
+    )
 
 
 def _is_rank(pid: int, rank: int) -> bool:

@@ -42,17 +42,27 @@ def test_a_run_with_two_ranks_listens_on_loopback_only(tmp_path: Path, figure: C
     figure("9", "what a run with its server and two ranks listens on", told, bool(sockets) and not outside)
 
 
-def test_names_never_reach_a_shell_and_nothing_is_written_elsewhere(tmp_path: Path, figure: Callable[..., None]) -> None:
-    """The text lies under names that a shell would run; home, temporary folder and working folder are looked at afterwards."""
+def test_names_never_reach_a_shell_and_nothing_is_written_elsewhere(
+    tmp_path: Path, figure: Callable[..., None]
+) -> None:
+    """The text lies under names that a shell would run; home, temporary folder and working folder are
+    looked at afterwards.
+    """
     folders = {name: tmp_path / name for name in ("home", "tmp", "work")}
     for folder in folders.values():
         folder.mkdir()
     texts = folders["work"] / "a b; touch owned; $(touch owned) `touch owned` | x"
     texts.mkdir()
     for number in range(30):
-        (texts / f"'{number}\" && touch owned #.txt").write_text(f"Words of document {number}, and some more of them. " * 60)
+        (texts / f"'{number}\" && touch owned #.txt").write_text(
+            f"Words of document {number}, and some more of them. " * 60
+        )
     before = _snapshot(folders["work"]) | _snapshot(ROOT)
-    overrides = ("tokenize.corpus.kind=files", f'tokenize.corpus.paths=["{texts}/*.txt"]', "publish.title=$(touch owned); `touch owned`")
+    overrides = (
+        "tokenize.corpus.kind=files",
+        f'tokenize.corpus.paths=["{texts}/*.txt"]',
+        "publish.title=$(touch owned); `touch owned`",
+    )
     run = start_chain(
         tmp_path / "store; touch owned", tmp_path / "logs", "train.schedule.max_steps=20", *overrides,
         HOME=str(folders["home"]), TMPDIR=str(folders["tmp"]), PYTHONDONTWRITEBYTECODE="1",
@@ -63,9 +73,15 @@ def test_names_never_reach_a_shell_and_nothing_is_written_elsewhere(tmp_path: Pa
     changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
     owned = list(tmp_path.rglob("owned"))
     told = (
-        f"{len(owned)} commands run, {len(changed)} source files changed, {len(left)} files in home and temporary folder {left[:3] or ''}"
+        f"{len(owned)} commands run, {len(changed)} source files changed, {len(left)} files in "
+        f"home and temporary folder {left[:3] or ''}"
     )
-    figure("9", "corpus, store and title named `; touch owned $(touch owned)`", told, not owned and not changed and not left)
+    figure(
+        "9",
+        "corpus, store and title named `; touch owned $(touch owned)`",
+        told,
+        not owned and not changed and not left,
+    )
 
 
 def test_no_shell_in_the_source(figure: Callable[..., None]) -> None:
@@ -75,7 +91,12 @@ def test_no_shell_in_the_source(figure: Callable[..., None]) -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call):
                     shell = any(keyword.arg == "shell" for keyword in node.keywords)
-                    if shell or ast.unparse(node.func) in ("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"):
+                    if shell or ast.unparse(node.func) in (
+                        "os.system",
+                        "os.popen",
+                        "subprocess.getoutput",
+                        "subprocess.getstatusoutput",
+                    ):
                         found.append(f"{path.name}:{node.lineno}")
     figure("9", "calls of a shell in the source", f"{len(found)} {found or ''}", not found)
 
@@ -84,9 +105,15 @@ def _snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
     """Size and time of every file that is not a tool's own."""
     found = {}
     for path in folder.rglob("*"):
-        if path.is_file() and not {".venv", ".git", "__pycache__", ".pytest_cache", ".hypothesis", ".mypy_cache", ".ruff_cache"} & {
-            *path.parts
-        }:
+        if path.is_file() and not {
+            ".venv",
+            ".git",
+            "__pycache__",
+            ".pytest_cache",
+            ".hypothesis",
+            ".mypy_cache",
+            ".ruff_cache",
+        } & {*path.parts}:
             status = path.stat()
             found[path] = (status.st_size, status.st_mtime_ns)
     return found

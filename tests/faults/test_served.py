@@ -1,4 +1,6 @@
-"""Server and workers as services: killed in the middle of a run, and two workers that are asked for the same."""
+"""Server and workers as services: killed in the middle of a run, and two workers that are asked for the
+same.
+"""
 
 import json
 import os
@@ -56,16 +58,40 @@ class Services:
         }
 
     def start_server(self) -> None:
-        self.server = start(["-m", "prefect", "server", "start", "--port", str(self.port)], self.folder / "logs", **self.environment)
+        self.server = start(
+            ["-m", "prefect", "server", "start", "--port", str(self.port)],
+            self.folder / "logs",
+            **self.environment,
+        )
         assert self.server.wait_for(lambda: is_healthy(self.url))
 
     def prepare(self) -> None:
         for command in (["-m", "flows.server"], ["-m", "prefect", "--no-prompt", "deploy", "--all"]):
             environment = {**os.environ, **self.environment}
-            subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+            subprocess.run(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env=environment,
+                check=True,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+            )
 
     def start_worker(self, name: str) -> Struck:
-        command = ["-m", "prefect", "worker", "start", "--pool", "fairway", "--type", "process", "--name", name, "--limit", "1"]
+        command = [
+            "-m",
+            "prefect",
+            "worker",
+            "start",
+            "--pool",
+            "fairway",
+            "--type",
+            "process",
+            "--name",
+            name,
+            "--limit",
+            "1",
+        ]
         self.workers.append(start(command, self.folder / "logs", **self.environment))
         return self.workers[-1]
 
@@ -93,7 +119,9 @@ class Services:
     def wait(self, run_id: str, seconds: float = 240) -> str:
         deadline = time.monotonic() + seconds
         while (state := self.state(run_id))["type"] not in ENDED:
-            assert time.monotonic() < deadline, f"still {state['name']}; {[worker.text()[-1500:] for worker in self.workers]}"
+            assert time.monotonic() < deadline, (
+                f"still {state['name']}; {[worker.text()[-1500:] for worker in self.workers]}"
+            )
             time.sleep(0.5)
         return str(state["name"])
 
@@ -133,7 +161,9 @@ def expected(undisturbed: Undisturbed) -> bytes:
     return (undisturbed.folder("package") / "package" / "model.fwz").read_bytes()
 
 
-def test_the_server_killed_and_started_again(services: Services, expected: bytes, figure: Callable[..., None]) -> None:
+def test_the_server_killed_and_started_again(
+    services: Services, expected: bytes, figure: Callable[..., None]
+) -> None:
     services.start_worker("one")
     run_id = services.ask()
     assert services.trains()
@@ -145,10 +175,17 @@ def test_the_server_killed_and_started_again(services: Services, expected: bytes
     tasks = services.tasks(run_id)
     made = sum(name == "Completed" for name in tasks.values())
     told = f"the run ended {state}, blob {'identical' if same else 'differs'}, {made} stages made"
-    figure("1", "the server killed while a worker's run trains, and started again after 5 s", told, same and len(tasks) == len(STAGES))
+    figure(
+        "1",
+        "the server killed while a worker's run trains, and started again after 5 s",
+        told,
+        same and len(tasks) == len(STAGES),
+    )
 
 
-def test_the_worker_killed_with_its_run(services: Services, expected: bytes, figure: Callable[..., None]) -> None:
+def test_the_worker_killed_with_its_run(
+    services: Services, expected: bytes, figure: Callable[..., None]
+) -> None:
     worker = services.start_worker("one")
     run_id = services.ask()
     assert services.trains()
@@ -160,8 +197,15 @@ def test_the_worker_killed_with_its_run(services: Services, expected: bytes, fig
     services.start_worker("one")
     again = services.ask()
     resumed = services.wait(again) == "Completed" and services.blob(again) == expected
-    told = f"{state} {seconds:.0f} s later; asked for again, its blob is {'identical' if resumed else 'another'}"
-    figure("1", f"worker and run killed, the server alive (a heartbeat every {HEARTBEAT_SECONDS} s)", told, state == "Crashed" and resumed)
+    told = (
+        f"{state} {seconds:.0f} s later; asked for again, its blob is {'identical' if resumed else 'another'}"
+    )
+    figure(
+        "1",
+        f"worker and run killed, the server alive (a heartbeat every {HEARTBEAT_SECONDS} s)",
+        told,
+        state == "Crashed" and resumed,
+    )
 
 
 def test_only_the_worker_killed(services: Services, expected: bytes, figure: Callable[..., None]) -> None:
@@ -176,19 +220,29 @@ def test_only_the_worker_killed(services: Services, expected: bytes, figure: Cal
     services.start_worker("one")
     again = services.ask()
     resumed = services.wait(again) == "Completed" and services.blob(again) == expected
-    told = f"its run ended {state} {seconds:.0f} s later, {'a process' if left else 'no process'} left; asked for again, its blob is "
+    told = (
+        f"its run ended {state} {seconds:.0f} s later, {'a process' if left else 'no process'} "
+        "left; asked for again, its blob is "
+    )
     told += "identical" if resumed else "another"
     figure("1", "only the worker killed", told, state in ("Crashed", "Completed") and not left and resumed)
 
 
-def test_two_workers_asked_for_the_same_train_once(services: Services, expected: bytes, figure: Callable[..., None]) -> None:
+def test_two_workers_asked_for_the_same_train_once(
+    services: Services, expected: bytes, figure: Callable[..., None]
+) -> None:
     services.start_worker("one")
     services.start_worker("two")
     runs = [services.ask(), services.ask()]
     states = [services.wait(run_id) for run_id in runs]
     trained = sorted(services.tasks(run_id)["train"] for run_id in runs)
     same = states == ["Completed"] * 2 and all(services.blob(run_id) == expected for run_id in runs)
-    workers = {json.dumps(services.call("GET", f"flow_runs/{run_id}")["infrastructure_pid"]) for run_id in runs}
-    told = f"training: {' and '.join(trained)}; {len(workers)} processes; blobs {'identical' if same else 'differ'}"
+    workers = {
+        json.dumps(services.call("GET", f"flow_runs/{run_id}")["infrastructure_pid"]) for run_id in runs
+    }
+    told = (
+        f"training: {' and '.join(trained)}; {len(workers)} processes; blobs "
+        f"{'identical' if same else 'differ'}"
+    )
     met = trained == ["Cached", "Completed"] and len(workers) == 2 and same
     figure("4", "two equal deployment runs on two workers at once", told, met)

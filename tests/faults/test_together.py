@@ -13,7 +13,9 @@ from tests.faults.harness import FULL, finish_chain, made, start_chain
 pytestmark = pytest.mark.faults
 
 
-def test_two_equal_runs_train_once(undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]) -> None:
+def test_two_equal_runs_train_once(
+    undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]
+) -> None:
     store = tmp_path / "ein [Lager] für 模型*"
     both = [start_chain(store, tmp_path, STEPS) for _ in range(2)]
     statuses = [run.process.wait(300) for run in both]
@@ -25,7 +27,9 @@ def test_two_equal_runs_train_once(undisturbed: Undisturbed, tmp_path: Path, fig
     figure("4", done, told, statuses == [0, 0] and times == 1 and same)
 
 
-def test_the_holder_of_the_lock_is_killed(undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]) -> None:
+def test_the_holder_of_the_lock_is_killed(
+    undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]
+) -> None:
     store = tmp_path / "store"
     holder = start_chain(store, tmp_path, STEPS)
     assert holder.wait_for(lambda: list(store.glob("work/train/*/checkpoints/*.json")))
@@ -44,12 +48,17 @@ def test_the_holder_of_the_lock_is_killed(undisturbed: Undisturbed, tmp_path: Pa
     )
 
 
-def test_two_different_runs_do_not_disturb_each_other(undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]) -> None:
+def test_two_different_runs_do_not_disturb_each_other(
+    undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]
+) -> None:
     other = (STEPS, "train.seed=7")
     together = [start_chain(tmp_path / "store", tmp_path, *overrides) for overrides in ((STEPS,), other)]
     statuses = [run.process.wait(400) for run in together]
     blobs = [run.events()[-1].get("sha256") for run in together]
-    expected = [undisturbed.sha256, finish_chain(tmp_path / "alone", tmp_path, *other)[-1]["sha256"] if FULL else blobs[1]]
+    expected = [
+        undisturbed.sha256,
+        finish_chain(tmp_path / "alone", tmp_path, *other)[-1]["sha256"] if FULL else blobs[1],
+    ]
     figure(
         "4",
         "two different runs at once in one store",
@@ -58,10 +67,17 @@ def test_two_different_runs_do_not_disturb_each_other(undisturbed: Undisturbed, 
     )
 
 
-def test_a_moved_store_serves_everything(copied: Path, undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]) -> None:
+def test_a_moved_store_serves_everything(
+    copied: Path, undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]
+) -> None:
     moved = tmp_path / "anderswo" / "магазин"
     moved.parent.mkdir()
     shutil.move(copied, moved)
     events = finish_chain(moved, tmp_path, STEPS)
     again = made(events)
-    figure("4", "a store moved to another path", f"{len(again)} of {len(STAGES)} stages ran again {again or ''}", not again)
+    figure(
+        "4",
+        "a store moved to another path",
+        f"{len(again)} of {len(STAGES)} stages ran again {again or ''}",
+        not again,
+    )

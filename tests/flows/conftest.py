@@ -21,7 +21,9 @@ settings_first(Path(os.environ["PREFECT_HOME"]))
 
 @dataclass(frozen=True)
 class FlowRun:
-    """A finished run of the pipeline: its Prefect state, its report if it left one, and its task runs by name."""
+    """A finished run of the pipeline: its Prefect state, its report if it left one, and its task runs by
+    name.
+    """
 
     state: Any
     report: Any
@@ -60,7 +62,12 @@ def run_pipeline(api: str) -> Callable[..., FlowRun]:
     from stages.store.runs import load_report
 
     def run(store: Path, *overrides: str, preset: str = "smoke", retries: int = 1) -> FlowRun:
-        state = pipeline(preset, overrides=list(overrides), options=RunOptions(store=str(store), retries=retries), return_state=True)
+        state = pipeline(
+            preset,
+            overrides=list(overrides),
+            options=RunOptions(store=str(store), retries=retries),
+            return_state=True,
+        )
         run_id = state.state_details.flow_run_id
         # Task states travel as events and reach the server's table after the flow has ended.
         deadline = time.monotonic() + 60
@@ -72,7 +79,11 @@ def run_pipeline(api: str) -> Callable[..., FlowRun]:
                 assert time.monotonic() < deadline, f"task runs are still not final: {task_runs}"
                 time.sleep(0.1)
         by_stage = {task.name.split("-")[0]: task.state for task in task_runs}
-        return FlowRun(state, load_report(store, str(run_id)), {stage: by_stage[stage] for stage in STAGES if stage in by_stage})
+        return FlowRun(
+            state,
+            load_report(store, str(run_id)),
+            {stage: by_stage[stage] for stage in STAGES if stage in by_stage},
+        )
 
     return run
 
@@ -90,7 +101,9 @@ def smoke_run(run_pipeline: Callable[..., FlowRun], smoke_store: Path) -> FlowRu
 
 @pytest.fixture(scope="session")
 def fitted(smoke_run: FlowRun, smoke_store: Path) -> Fitted:
-    """The smoke run's model again, by ecsq, in a compressed package that is fitted to a third of the bytes that the model had."""
+    """The smoke run's model again, by ecsq, in a compressed package that is fitted to a third of the
+    bytes that the model had.
+    """
     from flows.requantize import requantize
     from schemas.overrides import apply_overrides
     from schemas.runtime import RunOptions
@@ -98,8 +111,12 @@ def fitted(smoke_run: FlowRun, smoke_store: Path) -> Fitted:
 
     smoke, compressed = smoke_run.report, "package.compressed=true"
     spec = apply_overrides(smoke.spec, [compressed, "quantize.method=ecsq"])
-    limit = len(as_shipped(program(spec.package, spec.recipe())[0], spec.package)) + smoke.size.model_bytes // 3
+    limit = (
+        len(as_shipped(program(spec.package, spec.recipe())[0], spec.package)) + smoke.size.model_bytes // 3
+    )
     options = RunOptions(store=str(smoke_store), retries=0)
-    state = requantize(smoke.run_id, limit_bytes=limit, overrides=(compressed,), options=options, return_state=True)
+    state = requantize(
+        smoke.run_id, limit_bytes=limit, overrides=(compressed,), options=options, return_state=True
+    )
     rows, [report] = state.result()
     return Fitted(limit, rows, report)

@@ -40,7 +40,12 @@ def test_every_technique_of_a_preset_can_be_left_out_alone(preset: str) -> None:
     [
         (),
         ("train.seed=7", "train.schedule.warmdown_steps=20", "train.model.value_embedding_layers=[1, 2]"),
-        ("tokenize.corpus.kind=files", 'tokenize.corpus.paths=["a.txt"]', "quantize.rules.0.format=int8", "publish.title=007"),
+        (
+            "tokenize.corpus.kind=files",
+            'tokenize.corpus.paths=["a.txt"]',
+            "quantize.rules.0.format=int8",
+            "publish.title=007",
+        ),
     ],
 )
 def test_a_configuration_is_made_of_its_preset_again(overrides: tuple[str, ...]) -> None:
@@ -51,7 +56,11 @@ def test_a_configuration_is_made_of_its_preset_again(overrides: tuple[str, ...])
 @pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda technique: technique.key)
 def test_settings_of_a_technique_that_is_left_out_are_left_out_too(technique: Technique) -> None:
     """The pipeline refuses settings that the chosen methods ignore; an ablation does not stumble over it."""
-    own = ("quantize.clip_candidates=[1.0, 0.9]", "merge.averaging.start_lr_scale=0.15", "train.qat.rules.2.format=int5")
+    own = (
+        "quantize.clip_candidates=[1.0, 0.9]",
+        "merge.averaging.start_lr_scale=0.15",
+        "train.qat.rules.2.format=int5",
+    )
     spec = resolve("smoke", own)
     changes = (*settings_between("smoke", spec), *technique.off(spec))
     made = resolve("smoke", without_ignored(load_preset("smoke"), changes))
@@ -61,12 +70,18 @@ def test_settings_of_a_technique_that_is_left_out_are_left_out_too(technique: Te
 
 def test_only_what_the_technique_touches_is_run_again(smoke_run: Any, smoke_store: Path) -> None:
     """A real ablation: one training without XSA, one quantization by plain rounding."""
-    rows, reports = ablate(smoke_run.report.run_id, ("xsa", "quantizer"), 1, RunOptions(store=str(smoke_store), retries=0))
+    rows, reports = ablate(
+        smoke_run.report.run_id, ("xsa", "quantizer"), 1, RunOptions(store=str(smoke_store), retries=0)
+    )
     assert [row["variant"] for row in rows] == ["the run itself", "without xsa", "without quantizer"]
     whole, xsa, quantizer = reports
     assert all(stage.cached for stage in whole.stages)
     assert [stage.stage for stage in xsa.stages if stage.cached] == ["tokenize_corpus"]
-    assert [stage.stage for stage in quantizer.stages if stage.cached] == ["tokenize_corpus", "train", "merge"]
+    assert [stage.stage for stage in quantizer.stages if stage.cached] == [
+        "tokenize_corpus",
+        "train",
+        "merge",
+    ]
     assert xsa.spec.train.model.xsa_layers == 0
     assert xsa.audit.finding("xsa").verdict == "off"
     assert quantizer.packed.method == "round_to_nearest"
@@ -88,7 +103,9 @@ def trained(monkeypatch: pytest.MonkeyPatch, smoke_run: Any) -> dict[tuple[bool,
             report = smoke_run.report
             sliding = report.evaluation.sliding.derive(bpb=outcome)
             evaluation = report.evaluation.derive(sliding=sliding)
-            save_report(Path(options.store), report.derive(run_id=str(run_id), spec=spec, evaluation=evaluation))
+            save_report(
+                Path(options.store), report.derive(run_id=str(run_id), spec=spec, evaluation=evaluation)
+            )
         return state
 
     monkeypatch.setattr(module, "pipeline", chain)
@@ -102,11 +119,22 @@ def store(tmp_path: Path, smoke_run: Any, api: str) -> Path:
 
 
 def run_ablation(store: Path, **asked: Any) -> Any:
-    return ablate("smoke-seed1337", ("xsa",), options=RunOptions(store=str(store)), return_state=True, **asked)
+    return ablate(
+        "smoke-seed1337", ("xsa",), options=RunOptions(store=str(store)), return_state=True, **asked
+    )
 
 
 def test_differences_are_taken_seed_by_seed(store: Path, trained: Any) -> None:
-    trained.update({(True, 1337): 2.0, (True, 1338): 2.4, (True, 1339): 2.2, (False, 1337): 2.03, (False, 1338): 2.43, (False, 1339): 2.24})
+    trained.update(
+        {
+            (True, 1337): 2.0,
+            (True, 1338): 2.4,
+            (True, 1339): 2.2,
+            (False, 1337): 2.03,
+            (False, 1338): 2.43,
+            (False, 1339): 2.24,
+        }
+    )
     rows, _ = run_ablation(store).result()
     whole, without = rows
     assert (whole["val_bpb"], whole["seeds"], whole["difference"]) == ("2.20000", "3", "")
@@ -116,14 +144,18 @@ def test_differences_are_taken_seed_by_seed(store: Path, trained: Any) -> None:
     assert without["finding"] == "worse without: it helps"
 
 
-def test_a_difference_within_the_noise_is_not_shown_and_says_how_many_seeds_would(store: Path, trained: Any) -> None:
+def test_a_difference_within_the_noise_is_not_shown_and_says_how_many_seeds_would(
+    store: Path, trained: Any
+) -> None:
     trained.update({(True, 1337): 2.0, (True, 1338): 2.1, (False, 1337): 2.05, (False, 1338): 2.06})
     rows, _ = run_ablation(store, num_seeds=2).result()
     assert rows[1]["finding"].startswith("not shown: 0 is in the interval; about ")
 
 
 def test_a_variant_that_fails_is_named_and_the_others_are_kept(store: Path, trained: Any) -> None:
-    trained.update({(True, 1337): 2.0, (True, 1338): 2.1, (False, 1337): 2.05, (False, 1338): "the loss diverged"})
+    trained.update(
+        {(True, 1337): 2.0, (True, 1338): 2.1, (False, 1337): 2.05, (False, 1338): "the loss diverged"}
+    )
     state = run_ablation(store, num_seeds=2)
     with pytest.raises(StageError, match="without xsa, seed 1338: the loss diverged"):
         state.result()
@@ -144,9 +176,13 @@ def test_what_is_no_technique_is_refused(off: tuple[str, ...], named: str) -> No
 
 def test_a_technique_that_is_off_already_is_refused() -> None:
     spec = find_technique("xsa").without(resolve("smoke", []))
-    with pytest.raises(SpecError, match=r"off = xsa: the run has exclusive self-attention \(XSA\) off already"):
+    with pytest.raises(
+        SpecError, match=r"off = xsa: the run has exclusive self-attention \(XSA\) off already"
+    ):
         plan_variants(spec, ("ve", "xsa"))
-    assert [name for name, _ in plan_variants(spec, ("all",))] == [f"without {t.key}" for t in TECHNIQUES if t.key != "xsa"]
+    assert [name for name, _ in plan_variants(spec, ("all",))] == [
+        f"without {t.key}" for t in TECHNIQUES if t.key != "xsa"
+    ]
     assert plan_variants(spec, ("ve+smear",)) == [
         ("without ve+smear", ("train.model.value_embedding_dim=0", "train.model.smear_gate=false"))
     ]
@@ -154,7 +190,13 @@ def test_a_technique_that_is_off_already_is_refused() -> None:
 
 def test_the_command_lists_what_there_is_and_refuses_before_anything_starts(store: Path) -> None:
     listed = CliRunner().invoke(app, ["ablate", "last", "--store", str(store), "--json"])
-    assert {item["key"]: item["on"] for item in json.loads(listed.stdout)} == {item.key: True for item in TECHNIQUES}
+    assert {item["key"]: item["on"] for item in json.loads(listed.stdout)} == {
+        item.key: True for item in TECHNIQUES
+    }
     assert "all dims rotate" in CliRunner().invoke(app, ["ablate", "last", "--store", str(store)]).stdout
     refused = CliRunner().invoke(app, ["ablate", "last", "--off", "xas", "--store", str(store)])
-    assert (refused.exit_code, "did you mean xsa" in refused.stderr, "server" in refused.stderr) == (2, True, False)
+    assert (refused.exit_code, "did you mean xsa" in refused.stderr, "server" in refused.stderr) == (
+        2,
+        True,
+        False,
+    )

@@ -31,16 +31,28 @@ VALUE_EMBEDDING = ("value_embedding.table.weight", "value_embedding.proj.weight"
 def evidence(smoke_run: Any, smoke_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     """What the audit of the smoke run is made of."""
     report = smoke_run.report
-    work = Workspace(smoke_store, tmp_path_factory.mktemp("audit"), PurePosixPath("x"), RunOptions(), FileHashes(None))
+    work = Workspace(
+        smoke_store, tmp_path_factory.mktemp("audit"), PurePosixPath("x"), RunOptions(), FileHashes(None)
+    )
     table = pq.read_table(smoke_store / report.trained.metrics.path)
     metrics = {name: table.column(name).to_numpy() for name in METRIC_COLUMNS}
-    parts = (report.tokenized, report.trained, report.merged, report.packed, report.package, report.size, report.evaluation)
+    parts = (
+        report.tokenized,
+        report.trained,
+        report.merged,
+        report.packed,
+        report.package,
+        report.size,
+        report.evaluation,
+    )
     return gather(Records(report.spec, *parts, metrics), work)
 
 
 @pytest.fixture(scope="module")
 def doctored(run_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """A run that claims every technique: but the value embedding is in no optimizer, and QAT begins after the last snapshot."""
+    """A run that claims every technique: but the value embedding is in no optimizer, and QAT begins after
+    the last snapshot.
+    """
     store = tmp_path_factory.mktemp("doctored")
     run = run_pipeline(
         store,
@@ -107,10 +119,18 @@ def test_show_and_the_artifact_warn(doctored: tuple[Any, Path]) -> None:
     assert "warning: shared value embedding: no effect" in told
     assert "⚠ no effect" in told
     assert "every validation target scored once" in told
-    warnings = json.loads(CliRunner().invoke(app, ["show", "last", "--store", str(store), "--json"]).stdout)["warnings"]
-    assert [text.partition(":")[0] for text in warnings] == ["shared value embedding", "every parameter learns", "late QAT"]
+    warnings = json.loads(CliRunner().invoke(app, ["show", "last", "--store", str(store), "--json"]).stdout)[
+        "warnings"
+    ]
+    assert [text.partition(":")[0] for text in warnings] == [
+        "shared value embedding",
+        "every parameter learns",
+        "late QAT",
+    ]
     with get_client(sync_client=True) as client:
-        chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.state.state_details.flow_run_id]))
+        chosen = ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[run.state.state_details.flow_run_id])
+        )
         artifacts = {artifact.key: artifact for artifact in client.read_artifacts(artifact_filter=chosen)}
     assert artifacts["techniques"].description == "what each technique did: 3 to look at"
     rows = json.loads(artifacts["techniques"].data)
@@ -126,10 +146,18 @@ def test_what_quantization_costs_is_told_by_cause(smoke_run: Any, smoke_store: P
     causes = [part.cause for part in gap.parts]
     assert causes[0] == "clipping"
     assert causes[-1] == "fp16 scales"
-    assert {"rounding, embedding", "rounding, attention", "rounding, mlp", "rounding, value embedding"} <= set(causes)
+    assert {
+        "rounding, embedding",
+        "rounding, attention",
+        "rounding, mlp",
+        "rounding, value embedding",
+    } <= set(causes)
     assert sum(part.bpb for part in gap.parts) == pytest.approx(gap.total.bpb, abs=1e-12)
     # Other windows than the whole text's, so only near.
-    assert abs(gap.total.bpb - (report.val_bpb_quantized - report.val_bpb_merged)) < 4 * gap.total.standard_error_bpb
+    assert (
+        abs(gap.total.bpb - (report.val_bpb_quantized - report.val_bpb_merged))
+        < 4 * gap.total.standard_error_bpb
+    )
     page = (smoke_store / report.published.html.path).read_text()
     told = CliRunner().invoke(app, ["show", report.run_id, "--store", str(smoke_store)]).stdout
     for text in (*causes, f"{gap.total.bpb:+.5f}", f"{gap.total.divergence_nats:.5f}"):
@@ -146,7 +174,10 @@ def test_the_gap_by_cause_can_be_left_out(run_pipeline: Any, smoke_store: Path) 
 
 def _verdict(evidence: Evidence, key: str, **records: Any) -> tuple[str, str]:
     """Verdict and evidence when some of the records say something else."""
-    found = {item.key: item for item in all_findings(replace(evidence, records=replace(evidence.records, **records)))}[key]
+    found = {
+        item.key: item
+        for item in all_findings(replace(evidence, records=replace(evidence.records, **records)))
+    }[key]
     return found.verdict, found.evidence
 
 
@@ -154,11 +185,16 @@ def test_a_target_that_is_scored_twice_or_not_at_all_breaks_the_rule(evidence: E
     evaluation = evidence.records.evaluation
     assert _verdict(evidence, "targets")[0] == "holds"
     for change in ({"num_targets": 12_192}, {"num_bytes": 13_107}, {"num_bos_targets": 7}):
-        verdict, said = _verdict(evidence, "targets", evaluation=evaluation.derive(sliding=evaluation.sliding.derive(**change)))
+        verdict, said = _verdict(
+            evidence, "targets", evaluation=evaluation.derive(sliding=evaluation.sliding.derive(**change))
+        )
         assert verdict == "broken"
         assert "quantized, sliding: " in said
     merged = evidence.records.merged
-    assert _verdict(evidence, "targets", merged=merged.derive(last=merged.last.derive(num_targets=12_190)))[0] == "broken"
+    assert (
+        _verdict(evidence, "targets", merged=merged.derive(last=merged.last.derive(num_targets=12_190)))[0]
+        == "broken"
+    )
 
 
 def test_bytes_that_do_not_add_up_break_the_rule(evidence: Evidence) -> None:
@@ -167,7 +203,10 @@ def test_bytes_that_do_not_add_up_break_the_rule(evidence: Evidence) -> None:
     assert (verdict, "the files and the total" in said) == ("broken", True)
     verdict, said = _verdict(evidence, "bytes", packed=packed.derive(blob_bytes=packed.blob_bytes - 50))
     assert (verdict, "the blob and what quantization wrote" in said) == ("broken", True)
-    assert _verdict(evidence, "limit", size=size.derive(fits=False, margin_bytes=-50))[1] == "50 bytes OVER 16,000,000"
+    assert (
+        _verdict(evidence, "limit", size=size.derive(fits=False, margin_bytes=-50))[1]
+        == "50 bytes OVER 16,000,000"
+    )
 
 
 def test_a_blob_that_is_not_the_merged_model_breaks_the_rule(evidence: Evidence) -> None:
@@ -182,7 +221,9 @@ def test_a_cap_is_kept_when_the_time_ran_out_in_the_last_step(evidence: Evidence
     spec, trained = evidence.records.spec, evidence.records.trained
 
     def with_cap(seconds: float) -> Any:
-        return spec.derive(train=replace(spec.train, schedule=replace(spec.train.schedule, max_seconds=seconds)))
+        return spec.derive(
+            train=replace(spec.train, schedule=replace(spec.train.schedule, max_seconds=seconds))
+        )
 
     metrics = {**evidence.records.metrics, "seconds": np.linspace(0.25, 10.0, 40)}
     took = trained.derive(timings=trained.timings.derive(training_seconds=10.0))
@@ -194,14 +235,25 @@ def test_a_cap_is_kept_when_the_time_ran_out_in_the_last_step(evidence: Evidence
 
 def test_schedules_that_did_nothing_are_found_out(evidence: Evidence) -> None:
     metrics, count = evidence.records.metrics, len(evidence.records.metrics["step"])
-    flat = {**metrics, "muon_momentum": np.full(count, 0.95), "lr_scale": np.ones(count), "grad_norm": np.full(count, 0.1)}
+    flat = {
+        **metrics,
+        "muon_momentum": np.full(count, 0.95),
+        "lr_scale": np.ones(count),
+        "grad_norm": np.full(count, 0.1),
+    }
     for key in ("momentum", "warmdown", "grad-clip"):
         assert _verdict(evidence, key, metrics=flat)[0] == "no effect"
     slow = {**metrics, "lr_scale": 0.6 * metrics["lr_scale"]}
-    assert _verdict(evidence, "warmdown", metrics=slow) == ("in part", _verdict(evidence, "warmdown", metrics=slow)[1])
+    assert _verdict(evidence, "warmdown", metrics=slow) == (
+        "in part",
+        _verdict(evidence, "warmdown", metrics=slow)[1],
+    )
     assert "never reached" in _verdict(evidence, "warmdown", metrics=slow)[1]
     trained = evidence.records.trained
-    spared = [group.derive(decay_factor=1.0, weight_decay=0.0) if group.optimizer == "adamw" else group for group in trained.groups]
+    spared = [
+        group.derive(decay_factor=1.0, weight_decay=0.0) if group.optimizer == "adamw" else group
+        for group in trained.groups
+    ]
     verdict, said = _verdict(evidence, "decay", trained=trained.derive(groups=tuple(spared)))
     assert verdict == "in part"
     assert "none on embeddings, scalars" in said
@@ -209,12 +261,17 @@ def test_schedules_that_did_nothing_are_found_out(evidence: Evidence) -> None:
 
 def test_averaging_of_one_snapshot_is_no_averaging(evidence: Evidence) -> None:
     merged = evidence.records.merged
-    assert _verdict(evidence, "swa", merged=merged.derive(steps=(40,), lr_scales=(0.04,), num_with_qat=1))[0] == "no effect"
+    assert (
+        _verdict(evidence, "swa", merged=merged.derive(steps=(40,), lr_scales=(0.04,), num_with_qat=1))[0]
+        == "no effect"
+    )
 
 
 def test_qat_on_another_grid_than_what_ships_is_found_out(evidence: Evidence) -> None:
     packed = evidence.records.packed
-    other = packed.derive(tensors=tuple(t.derive(format="int5") if t.format == "int6" else t for t in packed.tensors))
+    other = packed.derive(
+        tensors=tuple(t.derive(format="int5") if t.format == "int6" else t for t in packed.tensors)
+    )
     verdict, said = _verdict(evidence, "qat", packed=other)
     assert verdict == "in part"
     assert "14 tensors ship on another grid than they were trained on: " in said
@@ -228,15 +285,24 @@ def test_qat_on_the_grid_of_another_quantizer_is_found_out(evidence: Evidence) -
     assert verdict == "in part"
     assert "trained on the grid of gptq_lite, quantized by gptq, which has another" in said
     assert (
-        _verdict(evidence, "qat", packed=packed.derive(method="gptq"), trained=trained.derive(qat_grid="round_to_nearest"))[0]
+        _verdict(
+            evidence,
+            "qat",
+            packed=packed.derive(method="gptq"),
+            trained=trained.derive(qat_grid="round_to_nearest"),
+        )[0]
         == "took effect"
     )
-    verdict, said = _verdict(evidence, "qat", spec=spec.derive(quantize=replace(spec.quantize, clip_candidates=(1.0, 0.5))))
+    verdict, said = _verdict(
+        evidence, "qat", spec=spec.derive(quantize=replace(spec.quantize, clip_candidates=(1.0, 0.5)))
+    )
     assert verdict == "in part"
     assert "other clip_candidates" in said
 
 
-def test_the_self_projection_is_that_of_the_formula(evidence: Evidence, smoke_run: Any, smoke_store: Path) -> None:
+def test_the_self_projection_is_that_of_the_formula(
+    evidence: Evidence, smoke_run: Any, smoke_store: Path
+) -> None:
     """|y·v̂|/‖y‖ of the last layer, with attention written out by its definition."""
     from stages.auditing.probe import load_model
     from stages.core.model import attend_causally, rms_norm, rotary_angles, rotate_partly
@@ -252,11 +318,16 @@ def test_the_self_projection_is_that_of_the_formula(evidence: Evidence, smoke_ru
         x, _, shift, *_ = seen[0]
         batch, tokens, _ = x.shape
         angles = rotary_angles(tokens, spec.rope_dims, spec.rope_base, x.device)
-        q = rotate_partly(rms_norm(layer.q(x).view(batch, tokens, spec.num_heads, -1)), *angles) * layer.q_gain[:, None]
+        q = (
+            rotate_partly(rms_norm(layer.q(x).view(batch, tokens, spec.num_heads, -1)), *angles)
+            * layer.q_gain[:, None]
+        )
         k = rotate_partly(rms_norm(layer.k(x).view(batch, tokens, spec.num_kv_heads, -1)), *angles)
         v = (layer.v(x) + shift).view(batch, tokens, spec.num_kv_heads, -1)
         y = attend_causally(q, k, v)
-        direction = (v / v.norm(dim=-1, keepdim=True)).repeat_interleave(spec.num_heads // spec.num_kv_heads, dim=2)
+        direction = (v / v.norm(dim=-1, keepdim=True)).repeat_interleave(
+            spec.num_heads // spec.num_kv_heads, dim=2
+        )
         expected = float(((y * direction).sum(-1).abs() / y.norm(dim=-1)).mean())
     found = evidence.shipped.own_value
     assert found is not None
@@ -290,10 +361,14 @@ def test_what_a_coded_and_fitted_blob_spent_is_measured(fitted: Any, smoke_store
 
 def _fit_verdict(evidence: Evidence, fitted: Any, **packed: Any) -> tuple[str, str]:
     report = fitted.report
-    return _verdict(evidence, "fit", spec=report.spec, size=report.size, packed=report.packed.derive(**packed))
+    return _verdict(
+        evidence, "fit", spec=report.spec, size=report.size, packed=report.packed.derive(**packed)
+    )
 
 
-def test_a_fit_that_shipped_another_size_or_missed_the_limit_breaks_the_rule(evidence: Evidence, fitted: Any) -> None:
+def test_a_fit_that_shipped_another_size_or_missed_the_limit_breaks_the_rule(
+    evidence: Evidence, fitted: Any
+) -> None:
     report = fitted.report
     assert _fit_verdict(evidence, fitted)[0] == "holds"
     assert _fit_verdict(evidence, fitted, step_multiplier=report.packed.step_multiplier * 1.01)[0] == "broken"
@@ -312,7 +387,10 @@ def test_rules_that_leave_nothing_to_code_are_found_out(evidence: Evidence, fitt
 
 
 def test_gptq_says_how_far_the_predictions_move_and_when_it_moved_no_matrix(evidence: Evidence) -> None:
-    spec, packed = evidence.records.spec, evidence.records.packed.derive(method="gptq", divergence_nats=0.0125)
+    spec, packed = (
+        evidence.records.spec,
+        evidence.records.packed.derive(method="gptq", divergence_nats=0.0125),
+    )
     spec = spec.derive(quantize=replace(spec.quantize, method="gptq"))
     matrices = [tensor for tensor in packed.tensors if tensor.format.startswith("int")]
     moved = [tensor for tensor in matrices if tensor.rms_error != tensor.rms_error_round_to_nearest]
@@ -320,5 +398,7 @@ def test_gptq_says_how_far_the_predictions_move_and_when_it_moved_no_matrix(evid
     assert verdict == "took effect"
     assert f"error feedback on training text moved {len(moved)} of {len(matrices)} matrices" in said
     assert "the predictions move by 0.0125 nats" in said
-    same = packed.derive(tensors=tuple(tensor.derive(rms_error=tensor.rms_error_round_to_nearest) for tensor in packed.tensors))
+    same = packed.derive(
+        tensors=tuple(tensor.derive(rms_error=tensor.rms_error_round_to_nearest) for tensor in packed.tensors)
+    )
     assert _verdict(evidence, "quantizer", spec=spec, packed=same)[0] == "no effect"

@@ -31,7 +31,9 @@ def fairway(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def found(smoke_run: Any, smoke_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Frontier, Path]:
+def found(
+    smoke_run: Any, smoke_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Frontier, Path]:
     folder = tmp_path_factory.mktemp("frontier") / "new"
     chosen = [word for name in SCHEMES for word in ("--scheme", name)]
     result = fairway(smoke_run.report.run_id, *chosen, "--store", smoke_store, "--output", folder, "--json")
@@ -64,14 +66,19 @@ def test_the_plot_is_a_picture_with_every_quantizer_on_it(found: tuple[Frontier,
     for wanted in ((0x3B, 0x82, 0xD6), (0xD6, 0x52, 0x4A), (0x1D, 0x27, 0x33)):  # ecsq, the run, reference
         assert wanted in colours
     svg = (folder / "frontier.svg").read_text()
-    assert all(text in svg for text in ("reference", "ecsq", "0.01 nats", "not quantized", "the run itself (gptq_lite)"))
+    assert all(
+        text in svg
+        for text in ("reference", "ecsq", "0.01 nats", "not quantized", "the run itself (gptq_lite)")
+    )
     assert "limit" not in svg  # sixteen million are far to the right
     near = frontier.model_copy(update={"limit_bytes": frontier.shipped.total_bytes})
     assert "limit" in frontier_svg(near)
     assert frontier_png(frontier) == (folder / "frontier.png").read_bytes()
 
 
-def test_a_second_call_computes_nothing_and_gives_the_same(found: tuple[Frontier, Path], smoke_run: Any, smoke_store: Path) -> None:
+def test_a_second_call_computes_nothing_and_gives_the_same(
+    found: tuple[Frontier, Path], smoke_run: Any, smoke_store: Path
+) -> None:
     frontier, folder = found
     before = {path: path.stat().st_mtime_ns for path in smoke_store.glob("stages/*/*")}
     chosen = [word for name in SCHEMES for word in ("--scheme", name)]
@@ -94,7 +101,11 @@ def test_a_second_call_computes_nothing_and_gives_the_same(found: tuple[Frontier
 
 
 def test_a_scheme_that_fails_takes_no_other_with_it(
-    found: tuple[Frontier, Path], smoke_run: Any, smoke_store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    found: tuple[Frontier, Path],
+    smoke_run: Any,
+    smoke_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     real = module.stage_runner
 
@@ -105,7 +116,17 @@ def test_a_scheme_that_fails_takes_no_other_with_it(
         return fail if label.endswith("gptq:int5") else real(options, label, outcomes)
 
     monkeypatch.setattr(module, "stage_runner", broken)
-    asked = [smoke_run.report.run_id, "--scheme", "gptq:int5", "--scheme", "reference", "--store", smoke_store, "--output", tmp_path]
+    asked = [
+        smoke_run.report.run_id,
+        "--scheme",
+        "gptq:int5",
+        "--scheme",
+        "reference",
+        "--store",
+        smoke_store,
+        "--output",
+        tmp_path,
+    ]
     result = fairway(*asked, "--json")
     assert result.exit_code == 1
     told = json.loads(result.stdout)
@@ -122,7 +143,10 @@ def test_points_that_nothing_beats_are_marked(found: tuple[Frontier, Path]) -> N
     worse = smallest.derive(scheme="worse", total_bytes=smallest.total_bytes + 1, bpb=smallest.bpb + 0.1)
     over = smallest.derive(scheme="over", bpb=frontier.unquantized_bpb - 1)
     rows = {
-        row["scheme"]: row[""] for row in frontier_rows(frontier.derive(points=(smallest, worse, over), limit_bytes=over.total_bytes - 7))
+        row["scheme"]: row[""]
+        for row in frontier_rows(
+            frontier.derive(points=(smallest, worse, over), limit_bytes=over.total_bytes - 7)
+        )
     }
     assert rows["worse"] == "over the limit by 8"
     assert rows["over"] == f"{EFFICIENT}, over the limit by 7"
@@ -138,7 +162,9 @@ def test_points_that_nothing_beats_are_marked(found: tuple[Frontier, Path]) -> N
         (["last", "--retries", "-1"], ["--retries = -1"]),
     ],
 )
-def test_bad_input_is_refused_before_anything_starts(arguments: list[str], named: list[str], smoke_run: Any, smoke_store: Path) -> None:
+def test_bad_input_is_refused_before_anything_starts(
+    arguments: list[str], named: list[str], smoke_run: Any, smoke_store: Path
+) -> None:
     result = fairway(*arguments, "--store", smoke_store)
     assert result.exit_code == 2
     assert all(text in result.stderr for text in named), result.stderr
@@ -157,7 +183,9 @@ def test_weights_that_are_gone_are_named_with_the_remedy(smoke_run: Any, smoke_s
     assert "Run the pipeline" in result.stderr
 
 
-def test_a_folder_that_cannot_be_is_refused_before_anything_is_quantized(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_quantized(
+    smoke_run: Any, smoke_store: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     result = fairway(smoke_run.report.run_id, "--store", smoke_store, "--output", tmp_path / "file" / "plots")
     assert result.exit_code == 2

@@ -1,4 +1,7 @@
-"""gc takes away what no run needs and nothing else; verify finds what lies about. On a copy of a finished run's store."""
+"""gc takes away what no run needs and nothing else; verify finds what lies about.
+
+On a copy of a finished run's store.
+"""
 
 import json
 import os
@@ -22,7 +25,9 @@ from stages.store.store import Store
 
 @pytest.fixture
 def store(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> Store:
-    """A finished run of its own, an older run with another quantization's results, and what an interrupted run left."""
+    """A finished run of its own, an older run with another quantization's results, and what an
+    interrupted run left.
+    """
     root = tmp_path / "store"
     report = smoke_run.report
     for stage in report.stages:
@@ -67,7 +72,9 @@ LEFT_OVER = {
     "work/removed-1234/abc": "what an interrupted removal left",
     "work/merge/abc.damaged-1234/model": "a damaged result, made again since",
     "work/merge/abc/model": "an unfinished result; the same run would go on with it",
-    "recheck/demo-12345678-seed1/runs/x/report.json": "the store of a recheck that was interrupted or gave other figures",
+    "recheck/demo-12345678-seed1/runs/x/report.json": (
+        "the store of a recheck that was interrupted or gave other figures"
+    ),
     "cache/matplotlib/fonts.json": "a library's cache; it is filled again when needed",
     "runs/interrupted/report.sha256": "a run that was interrupted before its report was written",
     "runs/older/.report.json.12-abcdef01.tmp": "a file whose writer was interrupted",
@@ -110,7 +117,9 @@ def test_a_lock_in_use_is_neither_listed_nor_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "locks").iterdir()) == ["users.lock"]
 
 
-def test_listing_beside_a_run_that_goes_on_does_not_stop_at_what_just_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_beside_a_run_that_goes_on_does_not_stop_at_what_just_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, path = Store(tmp_path), tmp_path / "work" / "train" / "abc" / "half"
     path.parent.mkdir(parents=True)
     path.touch()
@@ -126,7 +135,14 @@ def test_listing_beside_a_run_that_goes_on_does_not_stop_at_what_just_went(tmp_p
 
 def ledger_of(*run_ids: str) -> Ledger:
     entries = tuple(
-        SeedEntry(seed=seed, status="failed", run_id=run_id, run_name="demo", created_at="2001-01-01T00:00:00+00:00", code_sha256="")
+        SeedEntry(
+            seed=seed,
+            status="failed",
+            run_id=run_id,
+            run_name="demo",
+            created_at="2001-01-01T00:00:00+00:00",
+            code_sha256="",
+        )
         for seed, run_id in enumerate(run_ids)
     )
     return Ledger(name="demo", configuration="c" * 64, first_seed=0, max_seeds=5, entries=entries)
@@ -156,8 +172,13 @@ def test_an_unreadable_ledger_stops_everything_and_is_named_as_damage(store: Sto
 
 
 def test_while_the_store_is_open_elsewhere_nothing_is_removed(store: Store) -> None:
-    hold = f"import sys; from stages.store.store import Store; s = Store({str(store.root)!r}); print('open', flush=True); sys.stdin.read()"
-    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    hold = (
+        f"import sys; from stages.store.store import Store; s = Store({str(store.root)!r}); "
+        "print('open', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert other.stdout is not None
     assert other.stdout.readline() == "open\n"
     with pytest.raises(StoreInUseError, match="a run is in progress"):
@@ -175,10 +196,15 @@ def test_the_commands(store: Store) -> None:
 
     store._users.close()
     listed = fairway("gc", "--older-than", "0", "--json")
-    assert {Path(item["path"]).parent.name for item in json.loads(listed.stdout)["items"]} == {"merge", "train"}
+    assert {Path(item["path"]).parent.name for item in json.loads(listed.stdout)["items"]} == {
+        "merge",
+        "train",
+    }
     assert "Nothing was removed" in fairway("gc", "--older-than", "0").stdout
     assert fairway("verify").returncode == 1  # the empty folder under stages/merge has no record
-    assert fairway("gc", "--remove", "--older-than", "0", "--keep-runs", "1").returncode == 0  # the older run is made up
+    assert (
+        fairway("gc", "--remove", "--older-than", "0", "--keep-runs", "1").returncode == 0
+    )  # the older run is made up
     sound = fairway("verify")
     assert (sound.returncode, "all sound" in sound.stdout) == (0, True)
     save = next((store.root / "runs").glob("*/report.json"))

@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 
 from schemas.errors import SpecError, StageError
 from schemas.pipeline import PipelineReport
@@ -25,7 +30,12 @@ def first_logs(smoke_run: Any) -> list[str]:
     deadline, lines = time.monotonic() + 15, []
     with get_client(sync_client=True) as client:
         while time.monotonic() < deadline and not any("step 40/40" in line for line in lines):
-            lines = [item.message for item in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])), limit=200)]
+            lines = [
+                item.message
+                for item in client.read_logs(
+                    LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])), limit=200
+                )
+            ]
             time.sleep(0.3)
     return lines
 
@@ -55,7 +65,9 @@ def test_lines_of_the_stages_reach_the_runs_log(first_logs: list[str]) -> None:
 def test_a_run_shows_tables_and_the_loss_curve(smoke_run: Any) -> None:
     run_id = smoke_run.state.state_details.flow_run_id
     with get_client(sync_client=True) as client:
-        artifacts = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id])))
+        artifacts = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        )
     by_key = {artifact.key: str(artifact.data) for artifact in artifacts}
     progress = {key for key in by_key if key.startswith("progress-")}
     assert progress >= {"progress-tokenize-corpus", "progress-train", "progress-evaluate"}
@@ -76,7 +88,9 @@ def test_a_run_shows_tables_and_the_loss_curve(smoke_run: Any) -> None:
     assert base64.b64decode(picture[1]).startswith(b"<svg")
 
 
-def test_a_second_run_is_wholly_cached_and_gives_the_same(run_pipeline: Any, smoke_run: Any, smoke_store: Path) -> None:
+def test_a_second_run_is_wholly_cached_and_gives_the_same(
+    run_pipeline: Any, smoke_run: Any, smoke_store: Path
+) -> None:
     again = run_pipeline(smoke_store)
     assert again.state.is_completed()
     assert {state.name for state in again.task_states.values()} == {"Cached"}
@@ -85,7 +99,9 @@ def test_a_second_run_is_wholly_cached_and_gives_the_same(run_pipeline: Any, smo
     assert all(stage.cached for stage in again.report.stages)
 
 
-def test_other_quantization_reruns_it_and_what_follows(run_pipeline: Any, smoke_run: Any, smoke_store: Path) -> None:
+def test_other_quantization_reruns_it_and_what_follows(
+    run_pipeline: Any, smoke_run: Any, smoke_store: Path
+) -> None:
     rerun = run_pipeline(smoke_store, "quantize.zstd_level=5")  # as no other test of this store asks
     assert rerun.computed == FROM_QUANTIZE
     assert rerun.report.packed.blob != smoke_run.report.packed.blob
@@ -98,19 +114,28 @@ def test_another_method_trains_again_only_where_late_qat_would_know_another_grid
     rerun = run_pipeline(smoke_store, "quantize.method=round_to_nearest")
     assert rerun.computed[0] == "train"
     assert rerun.report.spec.train.qat.grid == "round_to_nearest"
-    without = [run_pipeline(smoke_store, "train.qat.start_lr_scale=0", *more) for more in ((), ("quantize.method=round_to_nearest",))]
+    without = [
+        run_pipeline(smoke_store, "train.qat.start_lr_scale=0", *more)
+        for more in ((), ("quantize.method=round_to_nearest",))
+    ]
     assert without[0].computed[0] == "train"
     assert without[1].computed == FROM_QUANTIZE
     assert without[1].report.packed.method == "round_to_nearest"
 
 
 @pytest.mark.parametrize("harm", ["deleted", "flipped byte", "cut short", "emptied"])
-def test_a_damaged_blob_is_made_again_and_nothing_else_is(harm: str, run_pipeline: Any, smoke_run: Any, smoke_store: Path) -> None:
+def test_a_damaged_blob_is_made_again_and_nothing_else_is(
+    harm: str, run_pipeline: Any, smoke_run: Any, smoke_store: Path
+) -> None:
     blob = smoke_store / smoke_run.report.packed.blob.path
     content = blob.read_bytes()
     blob.unlink()
     if harm != "deleted":
-        harmed = {"flipped byte": content[:40] + bytes([content[40] ^ 1]) + content[41:], "cut short": content[:-1], "emptied": b""}
+        harmed = {
+            "flipped byte": content[:40] + bytes([content[40] ^ 1]) + content[41:],
+            "cut short": content[:-1],
+            "emptied": b"",
+        }
         blob.write_bytes(harmed[harm])
     rerun = run_pipeline(smoke_store)
     assert rerun.state.is_completed()
@@ -119,7 +144,9 @@ def test_a_damaged_blob_is_made_again_and_nothing_else_is(harm: str, run_pipelin
     assert blob.read_bytes() == content
 
 
-def test_over_the_limit_the_run_fails_after_its_report_and_says_by_how_much(run_pipeline: Any, smoke_run: Any, smoke_store: Path) -> None:
+def test_over_the_limit_the_run_fails_after_its_report_and_says_by_how_much(
+    run_pipeline: Any, smoke_run: Any, smoke_store: Path
+) -> None:
     over = run_pipeline(smoke_store, "check_size.limit_bytes=100")
     assert over.state.is_failed()
     assert over.computed == ["check_size", "audit", "publish"]

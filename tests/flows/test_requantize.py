@@ -13,7 +13,9 @@ from schemas.runtime import RunOptions
 from stages.store.runs import load_report
 
 
-def test_variants_get_reports_of_their_own_and_nothing_before_quantize_runs(smoke_run: Any, smoke_store: Path) -> None:
+def test_variants_get_reports_of_their_own_and_nothing_before_quantize_runs(
+    smoke_run: Any, smoke_store: Path
+) -> None:
     earlier = smoke_run.report
     state = requantize(
         earlier.run_id,
@@ -34,7 +36,14 @@ def test_variants_get_reports_of_their_own_and_nothing_before_quantize_runs(smok
     assert [stage.key for stage in report.stages[:3]] == [stage.key for stage in earlier.stages[:3]]
     with get_client(sync_client=True) as client:
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [report.run_id]}))
-    assert {task.name.split("-")[0] for task in tasks} == {"quantize", "package", "check_size", "evaluate", "audit", "publish"}
+    assert {task.name.split("-")[0] for task in tasks} == {
+        "quantize",
+        "package",
+        "check_size",
+        "evaluate",
+        "audit",
+        "publish",
+    }
 
 
 def test_a_limit_is_met_within_a_thousandth_script_included(fitted: Any) -> None:
@@ -46,8 +55,12 @@ def test_a_limit_is_met_within_a_thousandth_script_included(fitted: Any) -> None
 
 
 def test_a_limit_that_cannot_be_met_is_answered_with_the_smallest(smoke_run: Any, smoke_store: Path) -> None:
-    state = requantize(smoke_run.report.run_id, limit_bytes=1_000, options=_options(smoke_store), return_state=True)
-    with pytest.raises(StageError, match=r"quantize\.fit\.limit_bytes = 1000: .* the smallest possible is [\d,]+ bytes"):
+    state = requantize(
+        smoke_run.report.run_id, limit_bytes=1_000, options=_options(smoke_store), return_state=True
+    )
+    with pytest.raises(
+        StageError, match=r"quantize\.fit\.limit_bytes = 1000: .* the smallest possible is [\d,]+ bytes"
+    ):
         state.result()
 
 
@@ -56,19 +69,51 @@ def test_a_limit_that_cannot_be_met_is_answered_with_the_smallest(smoke_run: Any
     [
         ({"overrides": ("train.seed=2",)}, r"train\.seed=2: is decided before quantization"),
         ({"overrides": ("quantize.methd=x",)}, r"quantize\.method"),
-        ({"bits": ("int2", "int3", "int4", "int5", "int6", "int7"), "clip_grids": tuple(f".{n}" for n in range(1, 8))}, "42 variants"),
+        (
+            {
+                "bits": ("int2", "int3", "int4", "int5", "int6", "int7"),
+                "clip_grids": tuple(f".{n}" for n in range(1, 8)),
+            },
+            "42 variants",
+        ),
         ({"limit_bytes": 100_000, "bits": ("int4",)}, "limit_bytes = 100000: is met by the method ecsq"),
-        ({"methods": ("gptq_lite", "ecsq"), "bits": ("int4",)}, "bits = int4: method ecsq chooses its steps itself; .*loss_nats"),
-        ({"methods": ("ecsq",), "edge_bits": "int8"}, "edge_bits = int8: method ecsq chooses its steps itself"),
-        ({"methods": ("ecsq",), "embedding_format": "int4"}, "embedding_format = int4: method ecsq chooses its steps itself"),
-        ({"methods": ("round_to_nearest",), "clip_grids": ("0.9",)}, r"clip_grids = 0\.9: method round_to_nearest searches no clip"),
-        ({"overrides": ("quantize.method=round_to_nearest", "quantize.clip_candidates=[0.9]")}, "round_to_nearest searches no clip"),
-        ({"overrides": ("quantize.method=ecsq",), "bits": ("int4",)}, "bits = int4: method ecsq chooses its steps itself"),
-        ({"methods": ("gptq", "gptq_lite"), "overrides": ("quantize.ecsq.loss_nats=0.1",)}, "method gptq takes no settings of ecsq"),
-        ({"overrides": ("quantize.fit.limit_bytes=90000",)}, r"fit\.limit_bytes = 90000: method gptq_lite has no steps to fit; .*ecsq"),
+        (
+            {"methods": ("gptq_lite", "ecsq"), "bits": ("int4",)},
+            "bits = int4: method ecsq chooses its steps itself; .*loss_nats",
+        ),
+        (
+            {"methods": ("ecsq",), "edge_bits": "int8"},
+            "edge_bits = int8: method ecsq chooses its steps itself",
+        ),
+        (
+            {"methods": ("ecsq",), "embedding_format": "int4"},
+            "embedding_format = int4: method ecsq chooses its steps itself",
+        ),
+        (
+            {"methods": ("round_to_nearest",), "clip_grids": ("0.9",)},
+            r"clip_grids = 0\.9: method round_to_nearest searches no clip",
+        ),
+        (
+            {"overrides": ("quantize.method=round_to_nearest", "quantize.clip_candidates=[0.9]")},
+            "round_to_nearest searches no clip",
+        ),
+        (
+            {"overrides": ("quantize.method=ecsq",), "bits": ("int4",)},
+            "bits = int4: method ecsq chooses its steps itself",
+        ),
+        (
+            {"methods": ("gptq", "gptq_lite"), "overrides": ("quantize.ecsq.loss_nats=0.1",)},
+            "method gptq takes no settings of ecsq",
+        ),
+        (
+            {"overrides": ("quantize.fit.limit_bytes=90000",)},
+            r"fit\.limit_bytes = 90000: method gptq_lite has no steps to fit; .*ecsq",
+        ),
     ],
 )
-def test_what_it_would_not_carry_out_is_refused(asked: dict, named: str, smoke_run: Any, smoke_store: Path) -> None:
+def test_what_it_would_not_carry_out_is_refused(
+    asked: dict, named: str, smoke_run: Any, smoke_store: Path
+) -> None:
     state = requantize(smoke_run.report.run_id, options=_options(smoke_store), return_state=True, **asked)
     with pytest.raises(SpecError, match=named):
         state.result()
@@ -78,7 +123,9 @@ def test_a_model_that_is_gone_is_named_with_the_remedy(smoke_run: Any, smoke_sto
     weights = smoke_store / smoke_run.report.merged.weights.path
     away = weights.rename(weights.with_suffix(".away"))
     try:
-        state = requantize(smoke_run.report.run_id, bits=("int4",), options=_options(smoke_store), return_state=True)
+        state = requantize(
+            smoke_run.report.run_id, bits=("int4",), options=_options(smoke_store), return_state=True
+        )
         with pytest.raises(SpecError, match=r"merged\.safetensors is missing.*Run the pipeline"):
             state.result()
     finally:

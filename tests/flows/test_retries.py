@@ -1,4 +1,7 @@
-"""The table of docs/reliability.md: which error is tried again, how often, with what delay. Each is raised inside a real task run."""
+"""The table of docs/reliability.md: which error is tried again, how often, with what delay.
+
+Each is raised inside a real task run.
+"""
 
 import errno
 import re
@@ -49,16 +52,26 @@ ERRORS: dict[str, tuple[Any, type[BaseException], int]] = {
     "ValidationError": (bad_data, ValidationError, 1),
     "ChildFailedError": (killed_process, ChildFailedError, 3),
     "TimeoutError": (process_that_hangs, TimeoutError, 3),
-    "StorageError": (raised(StorageError("store: cannot write x (No space left on device)")), StorageError, 3),
+    "StorageError": (
+        raised(StorageError("store: cannot write x (No space left on device)")),
+        StorageError,
+        3,
+    ),
     "DamagedFileError": (raised(DamagedFileError("model.safetensors is damaged")), DamagedFileError, 3),
     "OSError": (raised(OSError(errno.EIO, "Input/output error")), OSError, 3),
-    "sqlite3.OperationalError": (raised(sqlite3.OperationalError("database is locked")), sqlite3.OperationalError, 3),
+    "sqlite3.OperationalError": (
+        raised(sqlite3.OperationalError("database is locked")),
+        sqlite3.OperationalError,
+        3,
+    ),
     "MemoryError": (raised(MemoryError()), MemoryError, 3),
 }
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_each_error_is_tried_as_often_as_the_table_says(name: str, api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_error_is_tried_as_often_as_the_table_says(
+    name: str, api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     act, kind, tries = ERRORS[name]
     at: list[float] = []
 
@@ -77,7 +90,9 @@ def test_each_error_is_tried_as_often_as_the_table_says(name: str, api: str, tmp
     state = one_stage(return_state=True)
     assert isinstance(state.result(raise_on_failure=False), kind)
     assert len(at) == tries
-    row = next(line for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{name}`"))
+    row = next(
+        line for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{name}`")
+    )
     assert ("no" if tries == 1 else "yes") == re.split(r"\s*\|\s*", row)[3].split(",")[0], row
     if tries == 3:
         assert at[1] - at[0] >= 0.07
@@ -92,5 +107,8 @@ def test_the_delays_are_as_documented(figure: Callable[..., None]) -> None:
     assert RunOptions().retries == 3
     assert "2, 4 and 8 s" in TABLE.read_text(encoding="utf-8")
     again = [name for name, tries in _tried.items() if tries > 1]
-    told = f"{len(again)} tried 3 times with --retries 2 ({', '.join(again)}), {len(_tried) - len(again)} once; as the table says"
+    told = (
+        f"{len(again)} tried 3 times with --retries 2 ({', '.join(again)}), "
+        f"{len(_tried) - len(again)} once; as the table says"
+    )
     figure("7", f"{len(_tried)} kinds of error raised in a task run", told, set(_tried) == set(ERRORS))

@@ -43,7 +43,9 @@ def test_last_fits_its_limit_where_that_is_asked(store: Path, smoke_run: Any) ->
     report = smoke_run.report
     over = report.size.derive(limit_bytes=1, margin_bytes=1 - report.size.total_bytes, fits=False)
     created_at = "2026-01-04T00:00:00+00:00"
-    save_report(store, report.derive(run_id="cccc-4", name="demo-seed3-33333333", created_at=created_at, size=over))
+    save_report(
+        store, report.derive(run_id="cccc-4", name="demo-seed3-33333333", created_at=created_at, size=over)
+    )
     assert find_run(store, "last").run_id == "cccc-4"
     assert find_run(store, "last", fitting=True).run_id == "bbbb-3"
     assert find_run(store, "cccc", fitting=True).run_id == "cccc-4"
@@ -108,7 +110,9 @@ def test_a_crash_while_a_report_is_replaced_leaves_the_old_one_or_the_new(
         assert load_report(store, "aaaa-1") == expected
 
 
-def test_a_damaged_report_is_named_and_does_not_hide_the_others(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_report_is_named_and_does_not_hide_the_others(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = store / "runs" / "aaaa-1" / "report.json"
     path.write_text(path.read_text()[:-20])
     assert [report.run_id for report in list_reports(store)] == ["aaaa-2", "bbbb-3"]
@@ -119,9 +123,15 @@ def test_a_damaged_report_is_named_and_does_not_hide_the_others(store: Path, cap
 
 def test_a_report_of_another_version_says_so_and_what_to_do(store: Path) -> None:
     path = store / "runs" / "aaaa-1" / "report.json"
-    older = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("schema_version", "audit")}
+    older = {
+        name: value
+        for name, value in json.loads(path.read_text()).items()
+        if name not in ("schema_version", "audit")
+    }
     write_sealed(path, json.dumps(older).encode())
-    with pytest.raises(SpecError, match=r"records of version 1, this one reads \d+\)\. Run its settings again"):
+    with pytest.raises(
+        SpecError, match=r"records of version 1, this one reads \d+\)\. Run its settings again"
+    ):
         load_report(store, "aaaa-1")
 
 

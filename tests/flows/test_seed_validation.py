@@ -34,7 +34,10 @@ def trained(monkeypatch: pytest.MonkeyPatch, smoke_run: Any) -> dict[int, float 
         if not isinstance(outcome, str):
             report = smoke_run.report
             sliding = report.evaluation.sliding.derive(loss=outcome)
-            save_report(Path(options.store), report.derive(run_id=str(run_id), evaluation=report.evaluation.derive(sliding=sliding)))
+            save_report(
+                Path(options.store),
+                report.derive(run_id=str(run_id), evaluation=report.evaluation.derive(sliding=sliding)),
+            )
         return state
 
     monkeypatch.setattr(module, "pipeline", chain)
@@ -43,10 +46,14 @@ def trained(monkeypatch: pytest.MonkeyPatch, smoke_run: Any) -> dict[int, float 
 
 @pytest.fixture
 def fire(api: str, tmp_path: Path) -> Fire:
-    return lambda **asked: seed_validation("smoke", options=RunOptions(store=str(tmp_path)), return_state=True, **asked)
+    return lambda **asked: seed_validation(
+        "smoke", options=RunOptions(store=str(tmp_path)), return_state=True, **asked
+    )
 
 
-def test_each_firing_trains_the_next_seed_and_never_the_same_one(fire: Fire, trained: Any, tmp_path: Path) -> None:
+def test_each_firing_trains_the_next_seed_and_never_the_same_one(
+    fire: Fire, trained: Any, tmp_path: Path
+) -> None:
     for count in (1, 2, 3):
         book, _ = fire(max_seeds=3).result()
         assert [entry.seed for entry in book.completed()] == list(range(1, count + 1))
@@ -62,7 +69,10 @@ def test_a_failed_seed_is_kept_shown_and_tried_again(fire: Fire, trained: Any, t
     assert find_ledger(tmp_path, "smoke").entries[0].error == "the loss diverged"
     del trained[1]
     book, said = fire().result()
-    assert [(entry.seed, entry.status, entry.tries) for entry in book.entries] == [(1, "completed", 2), (2, "completed", 1)]
+    assert [(entry.seed, entry.status, entry.tries) for entry in book.entries] == [
+        (1, "completed", 2),
+        (2, "completed", 1),
+    ]
     assert "failed, to be tried again: none" in said[0]
 
 
@@ -73,7 +83,10 @@ def test_a_seed_of_another_kind_of_machine_is_not_checked_here_but_named(
     monkeypatch.setattr(module, "machine_kind", lambda compute: "another kind")
     fire().result()
     monkeypatch.setattr(module, "machine_kind", machine_kind)
-    with pytest.raises(SpecError, match=r"recheck_seed = 1: was trained on another kind of machine \(another kind\) than this one"):
+    with pytest.raises(
+        SpecError,
+        match=r"recheck_seed = 1: was trained on another kind of machine \(another kind\) than this one",
+    ):
         fire(recheck_seed=1).result()
     book, said = fire().result()
     assert [entry.machine for entry in book.completed()] == ["another kind", here]
@@ -82,11 +95,17 @@ def test_a_seed_of_another_kind_of_machine_is_not_checked_here_but_named(
     assert f"another kind (seed 1); {here} (seed 2)" in line
 
 
-def test_a_new_ledger_beside_one_of_its_name_is_said(fire: Fire, trained: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_new_ledger_beside_one_of_its_name_is_said(
+    fire: Fire, trained: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     first, _ = fire().result()
     assert "is new" not in caplog.text
-    second, _ = fire(overrides=("train.compute.precision=float32", "evaluate.compute.precision=bfloat16")).result()
-    assert f"ledger {second.label} is new. Of its name there are {first.label}, of other settings" in caplog.text
+    second, _ = fire(
+        overrides=("train.compute.precision=float32", "evaluate.compute.precision=bfloat16")
+    ).result()
+    assert (
+        f"ledger {second.label} is new. Of its name there are {first.label}, of other settings" in caplog.text
+    )
     assert "here it is float32" in caplog.text
 
 
@@ -96,7 +115,10 @@ def test_a_recheck_that_gives_other_figures_fails_loudly(fire: Fire, trained: An
     assert checked.entries[0].rechecked_at
     assert len(checked.entries) == 1
     trained[1] = 2.0100001
-    with pytest.raises(StageError, match=r"seed 1 .* is not reproducible \(the same code\): val_loss_nats was 2.01, is 2.0100001"):
+    with pytest.raises(
+        StageError,
+        match=r"seed 1 .* is not reproducible \(the same code\): val_loss_nats was 2.01, is 2.0100001",
+    ):
         fire(recheck_seed=1).result()
 
 
@@ -107,7 +129,10 @@ def test_a_recheck_that_gives_other_figures_fails_loudly(fire: Fire, trained: An
         ({"max_seeds": 11}, "max_seeds = 11: .* declared with 10"),
         ({"overrides": ("train.seed=3",)}, r"train\.seed = 3: .* use first_seed"),
         ({"against": "other"}, "against = other: no such ledger"),
-        ({"ledger": "gpu", "overrides": ("train.compute.device=cuda",), "recheck_seed": 1}, "not a completed seed"),
+        (
+            {"ledger": "gpu", "overrides": ("train.compute.device=cuda",), "recheck_seed": 1},
+            "not a completed seed",
+        ),
     ],
 )
 def test_what_would_spoil_a_ledger_is_refused(fire: Fire, trained: Any, asked: dict, named: str) -> None:
@@ -120,9 +145,20 @@ def test_the_verdict_against_a_mark_and_against_a_ledger(fire: Fire, trained: An
     trained.update({1: 2.500, 2: 2.501, 3: 2.499, 11: 2.600, 12: 2.601, 13: 2.599})
     _, said = fire(new_seeds_per_run=3, mark_nats=2.51).result()
     text = " ".join(said)
-    for part in ("Mean 2.50000", "deviation 0.00100", "0.01000 nats better", "asked for 0.005", "**beaten**", "look 2 of at most 9"):
+    for part in (
+        "Mean 2.50000",
+        "deviation 0.00100",
+        "0.01000 nats better",
+        "asked for 0.005",
+        "**beaten**",
+        "look 2 of at most 9",
+    ):
         assert part in text
-    for part in ("bytes a token: mark", "95 % interval", "Power: at the spread seen (0.00100 nats) a true difference of 0.005 nats"):
+    for part in (
+        "bytes a token: mark",
+        "95 % interval",
+        "Power: at the spread seen (0.00100 nats) a true difference of 0.005 nats",
+    ):
         assert part in text
     assert "**not beaten**" in " ".join(fire(new_seeds_per_run=0, mark_nats=2.504).result()[1])
     fire(ledger="slower", first_seed=11, new_seeds_per_run=3).result()

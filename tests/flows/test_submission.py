@@ -34,7 +34,17 @@ def fairway(*arguments: object) -> Result:
 @pytest.fixture(scope="module")
 def exported(smoke_run: Any, smoke_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("submissions") / "of smöke"
-    result = fairway("export", smoke_run.report.run_id, *ABOUT, "--out", folder, "--only-this-seed", "--store", smoke_store, "--json")
+    result = fairway(
+        "export",
+        smoke_run.report.run_id,
+        *ABOUT,
+        "--out",
+        folder,
+        "--only-this-seed",
+        "--store",
+        smoke_store,
+        "--json",
+    )
     assert result.exit_code == 0, result.output
     assert {rule["rule"]: rule["verdict"] for rule in json.loads(result.stdout)["rules"]} == {
         rule.rule: "pass" for rule in check_folder(folder)
@@ -43,16 +53,41 @@ def exported(smoke_run: Any, smoke_store: Path, tmp_path_factory: pytest.TempPat
 
 
 def run_alone(folder: Path, report: PipelineReport, store: Path, *options: str) -> dict[str, Any]:
-    """The program of a package in an empty folder, under torchrun, isolated: its scores. The blob it made stays in `folder`."""
+    """The program of a package in an empty folder, under torchrun, isolated: its scores.
+
+    The blob it made stays in `folder`.
+    """
     folder.mkdir()
     (folder / "train_gpt.py").write_bytes((store / report.package.script.path).read_bytes())
     data = (store / report.tokenized.train_shards[0].path).parent
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_WAIT_POLICY": "PASSIVE", "DATA_PATH": str(data)}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "DATA_PATH": str(data),
+    }
     # An environment of its own, on the same kind of machine.
     environment |= {name: os.environ[name] for name in (*CPU_CAPS, *CPU_SWITCHES) if name in os.environ}
     environment["TOKENIZER_PATH"] = str(store / report.tokenized.tokenizer.path)
-    command = [sys.executable, "-I", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "--no-python"]
-    command += [sys.executable, "-I", "train_gpt.py", "--json", "scores.json", "--log-file", "train.log", *options]
+    command = [
+        sys.executable,
+        "-I",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=1",
+        "--no-python",
+    ]
+    command += [
+        sys.executable,
+        "-I",
+        "train_gpt.py",
+        "--json",
+        "scores.json",
+        "--log-file",
+        "train.log",
+        *options,
+    ]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "scores.json").read_text())
@@ -60,23 +95,37 @@ def run_alone(folder: Path, report: PipelineReport, store: Path, *options: str) 
 
 def assert_same(folder: Path, scores: dict[str, Any], report: PipelineReport, store: Path) -> None:
     assert (folder / "model.fwz").read_bytes() == (store / report.package.blob.path).read_bytes()
-    for kind, score in (("non_overlapping", report.evaluation.non_overlapping), ("sliding", report.evaluation.sliding)):
+    for kind, score in (
+        ("non_overlapping", report.evaluation.non_overlapping),
+        ("sliding", report.evaluation.sliding),
+    ):
         assert scores[kind]["bpb"] == score.bpb
         assert scores[kind]["nll_nats_sum"] == score.nll_nats_sum
 
 
-def test_the_program_alone_makes_the_same_bytes_and_the_same_score(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> None:
+def test_the_program_alone_makes_the_same_bytes_and_the_same_score(
+    smoke_run: Any, smoke_store: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "empty folder"
     scores = run_alone(folder, smoke_run.report, smoke_store)
     assert_same(folder, scores, smoke_run.report, smoke_store)
     said = (folder / "train.log").read_text()
     assert smoke_run.report.package.blob.sha256 in said
     assert f"trained {smoke_run.report.trained.steps} steps" in said
-    assert sorted(path.name for path in folder.iterdir()) == ["model.fwz", "scores.json", "train.log", "train_gpt.py"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "model.fwz",
+        "scores.json",
+        "train.log",
+        "train_gpt.py",
+    ]
 
 
-def test_the_program_alone_meets_the_limit_with_the_same_bytes(fitted: Any, smoke_store: Path, tmp_path: Path) -> None:
-    """It trains on its own, calibrates on the same text and fits the same steps; its code's bytes it counts itself."""
+def test_the_program_alone_meets_the_limit_with_the_same_bytes(
+    fitted: Any, smoke_store: Path, tmp_path: Path
+) -> None:
+    """It trains on its own, calibrates on the same text and fits the same steps; its code's bytes it
+    counts itself.
+    """
     folder = tmp_path / "empty"
     scores = run_alone(folder, fitted.report, smoke_store, "--stride", "0")
     assert (folder / "model.fwz").read_bytes() == (smoke_store / fitted.report.package.blob.path).read_bytes()
@@ -88,14 +137,27 @@ def test_the_program_alone_meets_the_limit_with_the_same_bytes(fitted: Any, smok
 def test_another_seed_is_another_model(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> None:
     folder = tmp_path / "seed 7"
     run_alone(folder, smoke_run.report, smoke_store, "--seed", "7", "--stride", "0")
-    assert (folder / "model.fwz").read_bytes() != (smoke_store / smoke_run.report.package.blob.path).read_bytes()
+    assert (folder / "model.fwz").read_bytes() != (
+        smoke_store / smoke_run.report.package.blob.path
+    ).read_bytes()
 
 
-def test_the_program_refuses_missing_data_before_it_trains(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> None:
+def test_the_program_refuses_missing_data_before_it_trains(
+    smoke_run: Any, smoke_store: Path, tmp_path: Path
+) -> None:
     script, shards = tmp_path / "train_gpt.py", smoke_store / smoke_run.report.tokenized.train_shards[0].path
     script.write_bytes((smoke_store / smoke_run.report.package.script.path).read_bytes())
-    for options, named in ((["--train", str(shards)], "--val"), (["--train", str(shards), "--val", str(shards)], "tokenizer")):
-        done = subprocess.run([sys.executable, "-I", str(script), *options], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    for options, named in (
+        (["--train", str(shards)], "--val"),
+        (["--train", str(shards), "--val", str(shards)], "tokenizer"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-I", str(script), *options],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert done.returncode == 1
         assert named in done.stderr
         assert "step 1/" not in done.stdout
@@ -110,15 +172,33 @@ def test_the_program_alone_makes_the_demos_bytes(run_pipeline: Callable[..., Any
     assert_same(tmp_path / "empty", scores, report, store)
 
 
-def test_the_folder_has_the_official_shape_and_its_figures_are_the_records(exported: Path, smoke_run: Any) -> None:
+def test_the_folder_has_the_official_shape_and_its_figures_are_the_records(
+    exported: Path, smoke_run: Any
+) -> None:
     report, info = smoke_run.report, json.loads((exported / "submission.json").read_text())
-    names = ["README.md", "model.fwz", "requirements.txt", "submission.json", "train_gpt.py", "train_seed1337.log"]
+    names = [
+        "README.md",
+        "model.fwz",
+        "requirements.txt",
+        "submission.json",
+        "train_gpt.py",
+        "train_seed1337.log",
+    ]
     assert sorted(path.name for path in exported.iterdir()) == names
     assert info["val_bpb"] == round(report.evaluation.sliding.bpb, 8)
     assert info["val_loss"] == round(report.evaluation.sliding.loss, 8)
     assert info["pre_quant_val_bpb"] == round(report.val_bpb_merged, 8)
-    assert info["bytes_total"] == sum((exported / name).stat().st_size for name in ("train_gpt.py", "model.fwz")) == report.size.total_bytes
-    assert (info["author"], info["github_id"], info["name"], info["seeds"]) == ("Ada Lovelace", "ada", "A smoke run", [1337])
+    assert (
+        info["bytes_total"]
+        == sum((exported / name).stat().st_size for name in ("train_gpt.py", "model.fwz"))
+        == report.size.total_bytes
+    )
+    assert (info["author"], info["github_id"], info["name"], info["seeds"]) == (
+        "Ada Lovelace",
+        "ada",
+        "A smoke run",
+        [1337],
+    )
     log = (exported / "train_seed1337.log").read_text()
     for text in (
         "train.seed = 1337",
@@ -128,7 +208,12 @@ def test_the_folder_has_the_official_shape_and_its_figures_are_the_records(expor
     ):
         assert text in log
     readme = (exported / "README.md").read_text()
-    for text in ("torchrun --standalone --nproc_per_node=1", "late QAT", "shared value embedding", "| bytes as shipped | pass |"):
+    for text in (
+        "torchrun --standalone --nproc_per_node=1",
+        "late QAT",
+        "shared value embedding",
+        "| bytes as shipped | pass |",
+    ):
         assert text in readme
 
 
@@ -146,17 +231,26 @@ def test_a_changed_figure_or_file_is_found(exported: Path, tmp_path: Path) -> No
     info = json.loads((exported / "submission.json").read_text())
     val_bpb = str(info["val_bpb"])
     assert verdicts("README.md", f"| `val_bpb` | {val_bpb} |", "| `val_bpb` | 1.1 |") == {"README's figures"}
-    assert verdicts("submission.json", f'"bytes_total": {info["bytes_total"]},', '"bytes_total": 17,') >= {"bytes as declared"}
-    assert verdicts("submission.json", f'"val_bpb": {val_bpb},\n  "pre', '"val_bpb": 1.25,\n  "pre') >= {"seeds", "README's figures"}
+    assert verdicts("submission.json", f'"bytes_total": {info["bytes_total"]},', '"bytes_total": 17,') >= {
+        "bytes as declared"
+    }
+    assert verdicts("submission.json", f'"val_bpb": {val_bpb},\n  "pre', '"val_bpb": 1.25,\n  "pre') >= {
+        "seeds",
+        "README's figures",
+    }
     assert verdicts("train_gpt.py", "import argparse", "import argparse\nimport requests") == {
         "no network",
         "bytes as declared",
         "bytes as shipped",
     } - {"bytes as shipped"}
-    assert verdicts("train_seed1337.log", "trained 40 steps in", "trained 40 steps in 601.5 s; trained 40 steps in") == {"training time"}
+    assert verdicts(
+        "train_seed1337.log", "trained 40 steps in", "trained 40 steps in 601.5 s; trained 40 steps in"
+    ) == {"training time"}
 
 
-def test_an_exported_folder_is_scored_again_to_the_same_digits(exported: Path, smoke_run: Any, smoke_store: Path) -> None:
+def test_an_exported_folder_is_scored_again_to_the_same_digits(
+    exported: Path, smoke_run: Any, smoke_store: Path
+) -> None:
     shards = (smoke_store / smoke_run.report.tokenized.val_shards[0].path).parent / "fineweb_val_*.bin"
     result = fairway("rescore", exported, "--shards", shards, "--json")
     assert result.exit_code == 0, result.output
@@ -167,10 +261,14 @@ def test_an_exported_folder_is_scored_again_to_the_same_digits(exported: Path, s
     assert told["scored_by"] == "fairway"
     assert told["precision"].startswith(smoke_run.report.spec.evaluate.compute.precision)
     claimed = json.loads((exported / "submission.json").read_text())
-    assert claimed["eval_batch_tokens"] == smoke_run.report.spec.evaluate.scoring.batch_tokens  # last digits depend on it
+    assert (
+        claimed["eval_batch_tokens"] == smoke_run.report.spec.evaluate.scoring.batch_tokens
+    )  # last digits depend on it
 
 
-def test_rescore_does_not_run_the_folders_script_unless_told(exported: Path, smoke_run: Any, smoke_store: Path, tmp_path: Path) -> None:
+def test_rescore_does_not_run_the_folders_script_unless_told(
+    exported: Path, smoke_run: Any, smoke_store: Path, tmp_path: Path
+) -> None:
     import shutil
 
     copy = tmp_path / "stranger"
@@ -186,18 +284,31 @@ def test_rescore_does_not_run_the_folders_script_unless_told(exported: Path, smo
     assert "left no scores" in told.stderr
 
 
-def test_the_other_seeds_of_the_same_settings_and_code_are_in_the_folder(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> None:
+def test_the_other_seeds_of_the_same_settings_and_code_are_in_the_folder(
+    smoke_run: Any, smoke_store: Path, tmp_path: Path
+) -> None:
     store, report = Store(smoke_store), smoke_run.report
 
     def with_settings(*settings: str) -> PipelineReport:
         return report.derive(spec=apply_overrides(report.spec, list(settings)), run_id=str(settings))
 
-    seven, seven_again = with_settings("train.seed=7"), with_settings("train.seed=7", "train.model.vocab_size=320")
-    others = [with_settings("train.seed=8", "train.schedule.max_steps=41"), seven, seven_again, with_settings("train.seed=1337")]
+    seven, seven_again = (
+        with_settings("train.seed=7"),
+        with_settings("train.seed=7", "train.model.vocab_size=320"),
+    )
+    others = [
+        with_settings("train.seed=8", "train.schedule.max_steps=41"),
+        seven,
+        seven_again,
+        with_settings("train.seed=1337"),
+    ]
     stages = tuple(stage.derive(key="0" * 64) if stage.stage == "train" else stage for stage in report.stages)
     others.append(with_settings("train.seed=9").derive(stages=stages))  # its record is not in the store
     found = seeds_of(store, report, others)
-    assert [(item.spec.train.seed, item.run_id) for item in found] == [(1337, report.run_id), (7, seven_again.run_id)]
+    assert [(item.spec.train.seed, item.run_id) for item in found] == [
+        (1337, report.run_id),
+        (7, seven_again.run_id),
+    ]
     made = export_submission(store, found, about_of("Ada", "ada", "Two seeds", ""), tmp_path / "two")
     assert made.info.seeds == (7, 1337)
     assert made.info.val_bpb == round(report.evaluation.sliding.bpb, 8)
@@ -215,9 +326,18 @@ def test_the_other_seeds_of_the_same_settings_and_code_are_in_the_folder(smoke_r
         (["check", "/nothing"], ["FOLDER", "/nothing"]),
         (["rescore", "/nothing", "--shards", "/nothing/*"], ["--shards", "no file matches"]),
         (["rescore", "/nothing", "--shards", "/etc/passwd"], ["--tokenizer"]),
-        (["rescore", "/nothing", "--shards", "/etc/passwd", "--tokenizer", "/etc/passwd"], ["FOLDER", "/nothing"]),
-        (["rescore", "/tmp", "--shards", "/etc/passwd", "--tokenizer", "/x", "--device", "tpu"], ["--device", "cuda"]),
-        (["rescore", "/tmp", "--shards", "/etc/passwd", "--tokenizer", "/x", "--stride", "-1"], ["stride", "-1", "at least 0"]),
+        (
+            ["rescore", "/nothing", "--shards", "/etc/passwd", "--tokenizer", "/etc/passwd"],
+            ["FOLDER", "/nothing"],
+        ),
+        (
+            ["rescore", "/tmp", "--shards", "/etc/passwd", "--tokenizer", "/x", "--device", "tpu"],
+            ["--device", "cuda"],
+        ),
+        (
+            ["rescore", "/tmp", "--shards", "/etc/passwd", "--tokenizer", "/x", "--stride", "-1"],
+            ["stride", "-1", "at least 0"],
+        ),
     ],
 )
 def test_bad_input_is_answered_with_one_message_and_status_2(
@@ -236,29 +356,46 @@ def test_every_command_has_help_and_takes_json(command: str) -> None:
     assert "--json" in result.output
 
 
-def test_a_run_whose_files_are_gone_is_not_exported(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> None:
+def test_a_run_whose_files_are_gone_is_not_exported(
+    smoke_run: Any, smoke_store: Path, tmp_path: Path
+) -> None:
     script = smoke_store / smoke_run.report.package.script.path
     content = script.read_bytes()
     script.write_bytes(content + b"#")
     try:
         with pytest.raises(SpecError, match=r"train_gpt\.py .*Run the pipeline"):
-            write_submission(Store(smoke_store), smoke_run.report.run_id, about_of("A", "a", "N", ""), tmp_path / "out", True)
+            write_submission(
+                Store(smoke_store),
+                smoke_run.report.run_id,
+                about_of("A", "a", "N", ""),
+                tmp_path / "out",
+                True,
+            )
     finally:
         script.write_bytes(content)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_deployments_flow_writes_the_folder_and_shows_the_rules(api: str, smoke_run: Any, smoke_store: Path, tmp_path: Path) -> None:
+def test_the_deployments_flow_writes_the_folder_and_shows_the_rules(
+    api: str, smoke_run: Any, smoke_store: Path, tmp_path: Path
+) -> None:
     from flows.export import export
 
     options = RunOptions(store=str(smoke_store))
-    given = {"run": smoke_run.report.run_id, "folder": str(tmp_path / "out"), "only_this_seed": True, "options": options}
+    given = {
+        "run": smoke_run.report.run_id,
+        "folder": str(tmp_path / "out"),
+        "only_this_seed": True,
+        "options": options,
+    }
     state = export("Ada", "ada", "From a form", **given, return_state=True)
     assert state.is_completed()
     assert Path(state.result()) == tmp_path / "out"
     run_id = state.state_details.flow_run_id
     with get_client(sync_client=True) as client:
-        artifacts = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id])))
+        artifacts = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        )
     by_key = {artifact.key: str(artifact.data) for artifact in artifacts}
     assert set(by_key) == {"submission", "submission-rules"}
     assert "bytes as shipped" in by_key["submission-rules"]

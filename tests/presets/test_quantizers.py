@@ -14,7 +14,13 @@ BASE = QuantizerSettings(zstd_level=3, clip_candidates=(1.0, 0.9))
 def test_every_scheme_has_settings_of_its_own_and_keeps_the_rest() -> None:
     made = [scheme_settings(name, BASE, num_layers=6) for name in SCHEMES]
     assert len(set(made)) == len(SCHEMES) == len(set(SCHEMES))
-    assert {settings.method for settings in made} == {"reference", "round_to_nearest", "gptq_lite", "gptq", "ecsq"}
+    assert {settings.method for settings in made} == {
+        "reference",
+        "round_to_nearest",
+        "gptq_lite",
+        "gptq",
+        "ecsq",
+    }
     assert {(settings.zstd_level, settings.clip_candidates) for settings in made} == {(3, (1.0, 0.9))}
 
 
@@ -32,7 +38,9 @@ def test_the_reference_keeps_its_edges_and_its_embedding() -> None:
 
 def test_a_setting_of_ones_own_is_taken() -> None:
     assert format_for("blocks.0.attn.q.weight", scheme_settings("gptq:int3", BASE, 6).rules) == "int3"
-    assert scheme_settings("ecsq:0.002", replace(BASE, ecsq=EcsqSettings(measured_shares=True)), 6).ecsq == EcsqSettings(0.002, True)
+    assert scheme_settings(
+        "ecsq:0.002", replace(BASE, ecsq=EcsqSettings(measured_shares=True)), 6
+    ).ecsq == EcsqSettings(0.002, True)
 
 
 def test_a_run_that_was_fitted_to_a_limit_is_not_fitted_here() -> None:

@@ -21,7 +21,13 @@ from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.quantizer_settings import FormatRule, QuantizerSettings, format_for
 from schemas.setting import Settings, from_dict
-from schemas.settings import ComputeSettings, ModelSettings, OptimizerSettings, ScheduleSettings, TrainSettings
+from schemas.settings import (
+    ComputeSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    TrainSettings,
+)
 
 HASH = "a" * 64
 
@@ -35,7 +41,15 @@ class Sample(Schema):
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_never_gets_into_a_record_and_is_named(number: float) -> None:
-    score = {"bpb": 1.0, "loss": 1.0, "nll_nats_sum": 1.0, "num_targets": 1, "num_bytes": 1, "num_bos_targets": 0, "bos_nats_sum": 0.0}
+    score = {
+        "bpb": 1.0,
+        "loss": 1.0,
+        "nll_nats_sum": 1.0,
+        "num_targets": 1,
+        "num_bytes": 1,
+        "num_bos_targets": 0,
+        "bos_nats_sum": 0.0,
+    }
     with pytest.raises(ValidationError) as caught:
         Score(**score | {"seconds": 0.0, "loss": number})
     assert invalid_field(caught.value) == f"Score.loss = {number}: Input should be a finite number"
@@ -56,16 +70,27 @@ def test_no_schema_lets_numbers_in_that_are_not_finite() -> None:
 
 def test_fingerprints_ignore_order_paths_and_volatile_fields_only() -> None:
     base = Sample(a=1, tags=frozenset({"x", "y", "z"}), file=FileRef(path="p", num_bytes=1, sha256=HASH))
-    assert fingerprint(base) == fingerprint(base.derive(seconds=5.0, file=FileRef(path="q", num_bytes=1, sha256=HASH)))
+    assert fingerprint(base) == fingerprint(
+        base.derive(seconds=5.0, file=FileRef(path="q", num_bytes=1, sha256=HASH))
+    )
     assert fingerprint(base) != fingerprint(base.derive(a=2))
     assert fingerprint(base) != fingerprint(base.derive(file=FileRef(path="p", num_bytes=1, sha256="b" * 64)))
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
 
 
 def test_fingerprints_are_the_same_in_another_process() -> None:
-    code = "from presets import PRESETS; from schemas.base import fingerprint; print([fingerprint(make()) for make in PRESETS.values()])"
+    code = (
+        "from presets import PRESETS; from schemas.base import fingerprint; "
+        "print([fingerprint(make()) for make in PRESETS.values()])"
+    )
     texts = {
-        subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, check=True, capture_output=True, text=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
         for seed in ("1", "2")
     }
     assert texts == {str([fingerprint(make()) for make in PRESETS.values()]) + "\n"}
@@ -98,7 +123,10 @@ def test_every_preset_survives_json_and_its_settings_survive_plain_dicts(preset:
 
 
 def test_schemas_import_neither_torch_nor_numpy() -> None:
-    code = "import sys, schemas.pipeline, presets; assert not {'torch', 'numpy', 'prefect', 'pyarrow'} & set(sys.modules)"
+    code = (
+        "import sys, schemas.pipeline, presets; assert not {'torch', 'numpy', 'prefect', "
+        "'pyarrow'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -144,12 +172,17 @@ def test_equal_settings_are_one_key_however_their_numbers_are_written(one: Setti
         (lambda: ScheduleSettings(max_seconds=True), r"max_seconds = True: must be of type float, not bool"),
         (lambda: ScheduleSettings(max_seconds="600"), r"max_seconds = '600': must be of type float, not str"),
         (lambda: ComputeSettings(compile=1), r"compile = 1: must be of type bool, not int"),
-        (lambda: ModelSettings(value_embedding_layers=9), r"value_embedding_layers = 9: must be of type list"),
+        (
+            lambda: ModelSettings(value_embedding_layers=9),
+            r"value_embedding_layers = 9: must be of type list",
+        ),
         (lambda: TrainSettings(compute={}), r"compute = {}: must be of type ComputeSettings, not dict"),
         (lambda: OptimizerSettings(frozen=(1,)), r"frozen = 1: must be of type str, not int"),
     ],
 )
-def test_settings_made_in_python_are_checked_by_type_and_choice(make: Callable[[], Settings], message: str) -> None:
+def test_settings_made_in_python_are_checked_by_type_and_choice(
+    make: Callable[[], Settings], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -157,14 +190,18 @@ def test_settings_made_in_python_are_checked_by_type_and_choice(make: Callable[[
 @pytest.mark.parametrize("change", [{"device": "cpu"}, {"precision": "float32"}])
 def test_fused_kernels_are_refused_where_they_cannot_run(change: dict) -> None:
     on_gpu = ComputeSettings(device="cuda", fused_kernels=True)
-    with pytest.raises(ValueError, match="fused_kernels = true: they are for device = 'cuda' and precision = 'bfloat16'"):
+    with pytest.raises(
+        ValueError, match="fused_kernels = true: they are for device = 'cuda' and precision = 'bfloat16'"
+    ):
         replace(on_gpu, **change)
 
 
 def test_the_first_matching_rule_decides_a_format() -> None:
     rules = PRESETS["reference"]().quantize.rules
     assert format_for("tok_emb.weight", rules) == "fp16"
-    assert format_for("blocks.0.attn.q.weight", rules) == format_for("blocks.10.mlp.up.weight", rules) == "int8"
+    assert (
+        format_for("blocks.0.attn.q.weight", rules) == format_for("blocks.10.mlp.up.weight", rules) == "int8"
+    )
     assert format_for("blocks.1.attn.q.weight", rules) == "int6"
     assert format_for("blocks.10.attn.q_gain", rules) == "fp32"
 

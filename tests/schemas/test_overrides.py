@@ -43,7 +43,9 @@ def _value(spec: PipelineSpec, name: str) -> Any:
 
 
 def test_the_listing_reaches_every_field_of_every_schema() -> None:
-    assert {"tokenize.corpus.paths", "tokenize.corpus.dataset", "tokenize.split.num_val_documents"} <= set(EVERY)
+    assert {"tokenize.corpus.paths", "tokenize.corpus.dataset", "tokenize.split.num_val_documents"} <= set(
+        EVERY
+    )
     for cls, prefix in (
         (settings.ModelSettings, "train.model"),
         (quantizer_settings.CalibrationSettings, "quantize.calibration"),
@@ -89,7 +91,9 @@ def test_nonsense_for_a_setting_is_refused_and_named(name: str) -> None:
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [name for name, (_, info) in EVERY.items() if "at least" in info.bounds or "above" in info.bounds])
+@pytest.mark.parametrize(
+    "name", [name for name, (_, info) in EVERY.items() if "at least" in info.bounds or "above" in info.bounds]
+)
 def test_a_number_below_its_bound_is_refused_and_named(name: str) -> None:
     spec, info = EVERY[name]
     value = [-1] if isinstance(info.value, list) else -1
@@ -99,7 +103,9 @@ def test_a_number_below_its_bound_is_refused_and_named(name: str) -> None:
     assert "-1" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [name for name, (_, info) in EVERY.items() if type(info.value) in (int, float)])
+@pytest.mark.parametrize(
+    "name", [name for name, (_, info) in EVERY.items() if type(info.value) in (int, float)]
+)
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "nan", "1e999", "true", "", "null", "ten"])
 def test_what_is_no_finite_number_is_refused_for_a_number(name: str, text: str) -> None:
     spec, _ = EVERY[name]
@@ -129,7 +135,9 @@ def test_any_text_gives_a_spec_or_a_spec_error(name: str, value: str) -> None:
     st.sampled_from(sorted(EVERY)),
     st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5),
 )
-def test_any_value_gives_a_spec_that_validates_or_a_spec_error_that_names_the_setting(name: str, value: Any) -> None:
+def test_any_value_gives_a_spec_that_validates_or_a_spec_error_that_names_the_setting(
+    name: str, value: Any
+) -> None:
     spec, _ = EVERY[name]
     try:
         changed = apply_overrides(spec, [f"{name}={json.dumps(value)}"])
@@ -143,7 +151,13 @@ def test_any_value_gives_a_spec_that_validates_or_a_spec_error_that_names_the_se
 
 def test_a_value_is_json_or_else_text() -> None:
     changed = apply_overrides(
-        SPEC, ["quantize.clip_candidates=[1.0, 0.5]", "merge.averaging.method=last", "publish.title=007", "train.seed=7"]
+        SPEC,
+        [
+            "quantize.clip_candidates=[1.0, 0.5]",
+            "merge.averaging.method=last",
+            "publish.title=007",
+            "train.seed=7",
+        ],
     )
     assert changed.quantize.clip_candidates == (1.0, 0.5)
     assert changed.merge.averaging.method == "last"
@@ -156,14 +170,23 @@ def test_an_optional_setting_is_emptied_by_nothing_or_null() -> None:
     capped = apply_overrides(SPEC, ["train.schedule.max_seconds=60"])
     assert capped.train.schedule.max_seconds == 60
     for text in ("", "null"):
-        assert apply_overrides(capped, [f"train.schedule.max_seconds={text}"]).train.schedule.max_seconds is None
+        assert (
+            apply_overrides(capped, [f"train.schedule.max_seconds={text}"]).train.schedule.max_seconds is None
+        )
 
 
 def test_another_kind_takes_the_old_kinds_fields_away_wherever_it_stands() -> None:
     base = apply_overrides(SPEC, ["tokenize.corpus.max_documents=3"])
     for order in (1, -1):
-        changed = apply_overrides(base, ['tokenize.corpus.paths=["a.txt"]', "tokenize.corpus.kind=files"][::order])
-        assert changed.tokenize.corpus.model_dump() == {"kind": "files", "paths": ("a.txt",), "format": "auto", "text_column": "text"}
+        changed = apply_overrides(
+            base, ['tokenize.corpus.paths=["a.txt"]', "tokenize.corpus.kind=files"][::order]
+        )
+        assert changed.tokenize.corpus.model_dump() == {
+            "kind": "files",
+            "paths": ("a.txt",),
+            "format": "auto",
+            "text_column": "text",
+        }
 
 
 def test_the_same_kind_again_keeps_its_fields() -> None:
@@ -177,7 +200,9 @@ def test_a_setting_of_another_kind_says_which_kind_has_it() -> None:
 
 
 def _pairs() -> list[tuple[str, str]]:
-    pairs = [(name, name.removesuffix("_fraction") + "_steps") for name in EVERY if name.endswith("_fraction")]
+    pairs = [
+        (name, name.removesuffix("_fraction") + "_steps") for name in EVERY if name.endswith("_fraction")
+    ]
     return [pair for pair in pairs if pair[1] in EVERY]
 
 
@@ -209,7 +234,9 @@ def test_list_items_go_by_index() -> None:
 def test_settings_are_checked_together_after_all_are_applied() -> None:
     both = ["tokenize.tokenizer.vocab_size=512", "train.model.vocab_size=512"]
     assert apply_overrides(SPEC, both).train.model.vocab_size == 512
-    with pytest.raises(SpecError, match=r"tokenize\.tokenizer\.vocab_size = 512 and train\.model\.vocab_size = 1024"):
+    with pytest.raises(
+        SpecError, match=r"tokenize\.tokenizer\.vocab_size = 512 and train\.model\.vocab_size = 1024"
+    ):
         apply_overrides(SPEC, both[:1])
 
 

@@ -1,4 +1,6 @@
-"""A real `fairway up` on a port and in a home of its own, spoken to over its HTTP API, as the browser does."""
+"""A real `fairway up` on a port and in a home of its own, spoken to over its HTTP API, as the browser
+does.
+"""
 
 import json
 import os
@@ -22,7 +24,9 @@ ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 class _Patient(httpx.HTTPTransport):
-    """Tries again, as Prefect's own client does, when the server says that SQLite was busy: nothing has been written then."""
+    """Tries again, as Prefect's own client does, when the server says that SQLite was busy: nothing has
+    been written then.
+    """
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         for _ in range(20):
@@ -53,14 +57,32 @@ class Served:
 
     @property
     def environment(self) -> dict[str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "FAIRWAY_"))}
-        return {**clean, "PREFECT_HOME": str(self.home), "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
+        clean = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "FAIRWAY_"))
+        }
+        return {
+            **clean,
+            "PREFECT_HOME": str(self.home),
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+        }
 
     def start(self) -> float:
         """Bring everything up; returns the seconds that took."""
         began = time.monotonic()
-        command = [str(FAIRWAY), "up", "--port", str(self.port), "--store", str(self.store), "--heartbeat-seconds", "30", "--json"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=self.environment, start_new_session=True)
+        command = [
+            str(FAIRWAY),
+            "up",
+            "--port",
+            str(self.port),
+            "--store",
+            str(self.store),
+            "--heartbeat-seconds",
+            "30",
+            "--json",
+        ]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=self.environment, start_new_session=True
+        )
         said = ""
         for line in self.process.stdout:
             said += line
@@ -84,7 +106,11 @@ class Served:
                 line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if line and f"FAIRWAY_STORE={self.store}".encode() in environment and all(word in line for word in words):
+            if (
+                line
+                and f"FAIRWAY_STORE={self.store}".encode() in environment
+                and all(word in line for word in words)
+            ):
                 found.append(line)
         return found
 
@@ -92,36 +118,56 @@ class Served:
         return self.api.get(f"/deployments/name/{name}/{name}").raise_for_status().json()
 
     def start_run(self, name: str, **parameters: Any) -> str:
-        answer = self.api.post(f"/deployments/{self.deployment(name)['id']}/create_flow_run", json={"parameters": parameters})
+        answer = self.api.post(
+            f"/deployments/{self.deployment(name)['id']}/create_flow_run", json={"parameters": parameters}
+        )
         assert answer.status_code == 201, answer.text
         return answer.json()["id"]
 
     def run(self, run_id: str) -> dict[str, Any]:
         return self.api.get(f"/flow_runs/{run_id}").raise_for_status().json()
 
-    def wait(self, run_id: str, seconds: float = 150, watch: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    def wait(
+        self, run_id: str, seconds: float = 150, watch: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
         """The run once it has ended; `watch` is called all the while."""
         deadline = time.monotonic() + seconds
         while (run := self.run(run_id))["state_type"] not in ENDED:
             watch()
-            assert time.monotonic() < deadline, f"{run['name']} is still {run['state_name']}: {self.logs(run_id)[-5:]}"
+            assert time.monotonic() < deadline, (
+                f"{run['name']} is still {run['state_name']}: {self.logs(run_id)[-5:]}"
+            )
             time.sleep(0.3)
         # Task states travel as events and may arrive after the flow's own.
-        while any(task["state_type"] not in ENDED for task in self.tasks(run_id).values()) and time.monotonic() < deadline:
+        while (
+            any(task["state_type"] not in ENDED for task in self.tasks(run_id).values())
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.1)
         return run
 
     def tasks(self, *run_ids: str) -> dict[str, dict[str, Any]]:
         """Task runs by stage."""
-        found = self.api.post("/task_runs/filter", json={"flow_runs": {"id": {"any_": list(run_ids)}}}).raise_for_status().json()
+        found = (
+            self.api.post("/task_runs/filter", json={"flow_runs": {"id": {"any_": list(run_ids)}}})
+            .raise_for_status()
+            .json()
+        )
         return {task["name"].split("-")[0]: task for task in found}
 
     def subflows(self, run_id: str) -> list[dict[str, Any]]:
-        return self.api.post("/flow_runs/filter", json={"flow_runs": {"parent_flow_run_id": {"any_": [run_id]}}}).raise_for_status().json()
+        return (
+            self.api.post("/flow_runs/filter", json={"flow_runs": {"parent_flow_run_id": {"any_": [run_id]}}})
+            .raise_for_status()
+            .json()
+        )
 
     def artifacts(self, run_id: str) -> dict[str, Any]:
         body = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
-        return {item["key"]: item for item in self.api.post("/artifacts/filter", json=body).raise_for_status().json()}
+        return {
+            item["key"]: item
+            for item in self.api.post("/artifacts/filter", json=body).raise_for_status().json()
+        }
 
     def logs(self, run_id: str) -> list[dict[str, Any]]:
         body = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC"}

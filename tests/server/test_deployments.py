@@ -1,4 +1,6 @@
-"""Deployments end to end: a real server and worker, runs by deployment, a schedule that fires, and a stop in the middle."""
+"""Deployments end to end: a real server and worker, runs by deployment, a schedule that fires, and a stop
+in the middle.
+"""
 
 import re
 import signal
@@ -19,7 +21,12 @@ pytestmark = pytest.mark.ui
 
 BAD_VALUES = [
     ("pipeline", {"max_steps": -1}, "'max_steps'", "-1 is less than the minimum of 1"),
-    ("pipeline", {"preset": "dmeo"}, "'preset'", "'dmeo' is not one of ['smoke', 'demo', 'medium', 'record', 'reference']"),
+    (
+        "pipeline",
+        {"preset": "dmeo"},
+        "'preset'",
+        "'dmeo' is not one of ['smoke', 'demo', 'medium', 'record', 'reference']",
+    ),
     ("pipeline", {"overrides": ["nonsense"]}, "'overrides[0]'", "'nonsense' does not match"),
     ("requantize", {"bits": ["int9"]}, "'bits[0]'", "'int9' is not one of"),
     ("requantize", {"clip_grids": ["1.0, 1.5"]}, "'clip_grids[0]'", "does not match"),
@@ -29,8 +36,12 @@ BAD_VALUES = [
 
 
 @pytest.mark.parametrize(("deployment", "parameters", "field", "reason"), BAD_VALUES)
-def test_a_bad_value_is_refused_before_a_run_exists(served: Any, deployment: str, parameters: dict, field: str, reason: str) -> None:
-    answer = served.api.post(f"/deployments/{served.deployment(deployment)['id']}/create_flow_run", json={"parameters": parameters})
+def test_a_bad_value_is_refused_before_a_run_exists(
+    served: Any, deployment: str, parameters: dict, field: str, reason: str
+) -> None:
+    answer = served.api.post(
+        f"/deployments/{served.deployment(deployment)['id']}/create_flow_run", json={"parameters": parameters}
+    )
     assert answer.status_code == 409
     assert field in answer.text
     assert reason in answer.json()["detail"]
@@ -41,7 +52,12 @@ def test_an_empty_field_is_taken(served: Any) -> None:
     answer = served.api.post(
         f"/deployments/{served.deployment('pipeline')['id']}/create_flow_run",
         json={
-            "parameters": {"preset": "smoke", "max_steps": None, "limit_bytes": None, "options": {"store": "", "retries": None}},
+            "parameters": {
+                "preset": "smoke",
+                "max_steps": None,
+                "limit_bytes": None,
+                "options": {"store": "", "retries": None},
+            },
             "state": {"type": "PAUSED"},
         },
     )
@@ -50,13 +66,18 @@ def test_an_empty_field_is_taken(served: Any) -> None:
 
 
 def test_the_weekly_schedule_is_planned_and_nothing_else_is(served: Any) -> None:
-    schedules = {name: served.deployment(name)["schedules"] for name in ("pipeline", "requantize", "seed-validation")}
+    schedules = {
+        name: served.deployment(name)["schedules"] for name in ("pipeline", "requantize", "seed-validation")
+    }
     assert [len(found) for found in schedules.values()] == [0, 0, 1]
     assert schedules["seed-validation"][0]["schedule"]["timezone"] == "Europe/Berlin"
     deadline = time.monotonic() + 90
     planned: list[Any] = []
     while not planned and time.monotonic() < deadline:
-        body = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "deployments": {"name": {"any_": ["seed-validation"]}}}
+        body = {
+            "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+            "deployments": {"name": {"any_": ["seed-validation"]}},
+        }
         planned = served.api.post("/flow_runs/filter", json=body).json()
         time.sleep(0.5)
     assert planned, "the scheduler planned no run"
@@ -65,10 +86,20 @@ def test_the_weekly_schedule_is_planned_and_nothing_else_is(served: Any) -> None
 def test_runs_made_by_deployment_show_what_they_did(served: Any, two_runs: Any) -> None:
     first, _ = two_runs
     assert first["state_name"] == "Completed"
-    expected = dict.fromkeys(STAGES, "Completed") | {"tokenize_corpus": "Cached"}  # the longer run had tokenized already
+    expected = dict.fromkeys(STAGES, "Completed") | {
+        "tokenize_corpus": "Cached"
+    }  # the longer run had tokenized already
     assert {stage: task["state_name"] for stage, task in served.tasks(first["id"]).items()} == expected
     artifacts = served.artifacts(first["id"])
-    assert {"result", "report", "byte-budget", "quantization", "bpb-decomposition", "loss-curve", "techniques"} <= set(artifacts)
+    assert {
+        "result",
+        "report",
+        "byte-budget",
+        "quantization",
+        "bpb-decomposition",
+        "loss-curve",
+        "techniques",
+    } <= set(artifacts)
     assert "100" in str(artifacts["progress-train"]["data"])
     [link] = re.findall(r"\((http://127[^)]+/report\.html)\)", artifacts["report"]["data"])
     assert first["name"] in httpx.get(link).raise_for_status().text
@@ -86,10 +117,18 @@ def test_log_lines_of_training_arrive_within_two_seconds_and_are_few(served: Any
 
 def test_one_training_at_a_time_and_the_other_run_says_what_it_waits_for(served: Any, two_runs: Any) -> None:
     assert [run["state_name"] for run in two_runs] == ["Completed", "Completed"]
-    spans = sorted((task["start_time"], task["end_time"]) for task in (served.tasks(run["id"])["train"] for run in two_runs))
+    spans = sorted(
+        (task["start_time"], task["end_time"])
+        for task in (served.tasks(run["id"])["train"] for run in two_runs)
+    )
     assert spans[0][1] <= spans[1][0]
     names = {run["name"] for run in two_runs}
-    waits = [line["message"] for run in two_runs for line in served.logs(run["id"]) if line["message"].startswith("train: waits for ")]
+    waits = [
+        line["message"]
+        for run in two_runs
+        for line in served.logs(run["id"])
+        if line["message"].startswith("train: waits for ")
+    ]
     assert len(waits) == 1
     assert "tag:train" in waits[0]
     assert any(name in waits[0] for name in names)
@@ -116,13 +155,17 @@ def test_requantize_compares_bits_and_never_trains(served: Any, two_runs: Any) -
 
 
 def test_a_cancelled_sweep_ends_at_once_with_all_its_variants(served: Any, two_runs: Any) -> None:
-    run_id = served.start_run("requantize", run=two_runs[0]["name"], bits=["int2", "int3", "int7", "int8"], at_once=2)
+    run_id = served.start_run(
+        "requantize", run=two_runs[0]["name"], bits=["int2", "int3", "int7", "int8"], at_once=2
+    )
     deadline = time.monotonic() + 90
     while not (scoring := served.processes("torch.distributed.run")) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert scoring
     began = time.monotonic()
-    served.api.post(f"/flow_runs/{run_id}/set_state", json={"state": {"type": "CANCELLING", "name": "Cancelling"}}).raise_for_status()
+    served.api.post(
+        f"/flow_runs/{run_id}/set_state", json={"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    ).raise_for_status()
     assert served.wait(run_id, 60)["state_name"] == "Cancelled"
     while served.processes("torch.distributed.run") and time.monotonic() - began < 60:
         time.sleep(0.1)
@@ -141,9 +184,14 @@ def test_each_firing_of_a_schedule_adds_one_seed(served: Any, two_runs: Any) -> 
     soon = (datetime.now(UTC) + timedelta(seconds=5)).isoformat()
     parameters = {"preset": "smoke", "max_seeds": 4, "mark_nats": 9.0}
     schedule = {"schedule": {"interval": 30, "anchor_date": soon}, "active": True, "parameters": parameters}
-    [made] = served.api.post(f"/deployments/{deployment}/schedules", json=[schedule]).raise_for_status().json()
+    [made] = (
+        served.api.post(f"/deployments/{deployment}/schedules", json=[schedule]).raise_for_status().json()
+    )
     body = {
-        "flow_runs": {"parent_task_run_id": {"is_null_": True}, "state": {"type": {"any_": ["PENDING", "RUNNING", "COMPLETED", "FAILED"]}}},
+        "flow_runs": {
+            "parent_task_run_id": {"is_null_": True},
+            "state": {"type": {"any_": ["PENDING", "RUNNING", "COMPLETED", "FAILED"]}},
+        },
         "deployments": {"id": {"any_": [deployment]}},
         "sort": "EXPECTED_START_TIME_ASC",
     }
@@ -186,7 +234,9 @@ def test_a_stop_in_the_middle_leaves_no_process_and_no_run_that_hangs(served: An
     assert run["state_name"] == "Crashed"
     assert "training goes on from its last checkpoint" in run["state"]["message"]
     assert served.tasks(run_id)["train"]["state_name"] == "Crashed"
-    again = served.wait(served.start_run("pipeline", preset="smoke"), 100)  # wholly cached, so no slot is needed
+    again = served.wait(
+        served.start_run("pipeline", preset="smoke"), 100
+    )  # wholly cached, so no slot is needed
     assert {task["state_name"] for task in served.tasks(again["id"]).values()} == {"Cached"}
     assert served.stop() < 30
     assert served.processes() == []

@@ -1,4 +1,6 @@
-"""The owner's three uses by clicking, in a real browser. With FAIRWAY_SCREENSHOTS=docs/images the README's pictures are taken.
+"""The owner's three uses by clicking, in a real browser.
+
+With FAIRWAY_SCREENSHOTS=docs/images the README's pictures are taken.
 
 The browser may reach nothing but this machine, and the pages must not even try.
 """
@@ -45,7 +47,12 @@ def page(browser: Any, served: Any) -> Iterator[Page]:
     outside: list[str] = []
     opened = browser.new_page(viewport={"width": 1200, "height": 800})
     opened.set_default_timeout(15_000)
-    opened.on("request", lambda request: None if request.url.startswith((served.url, "data:", "blob:")) else outside.append(request.url))
+    opened.on(
+        "request",
+        lambda request: (
+            None if request.url.startswith((served.url, "data:", "blob:")) else outside.append(request.url)
+        ),
+    )
     yield opened
     opened.close()
     assert outside == []
@@ -72,8 +79,12 @@ def field(page: Page, name: str) -> Locator:
 
 
 def choose(page: Page, name: str, *options: str) -> None:
-    button, shown = field(page, name).locator("button.p-select-button__control"), page.locator(".p-select-option")
-    button.click()  # the label around the button gives it the click a second time, which closes the list again
+    button, shown = (
+        field(page, name).locator("button.p-select-button__control"),
+        page.locator(".p-select-option"),
+    )
+    # the label around the button gives it the click a second time, which closes the list again
+    button.click()
     for key in ("ArrowDown", "Enter", "Enter"):
         page.wait_for_timeout(600)
         if shown.count():
@@ -184,9 +195,13 @@ def test_draw_the_frontier_of_a_run(page: Page, served: Any, two_runs: Any) -> N
     picture(page, "frontier-plot")
 
 
-def test_see_the_next_seed_validation_and_what_the_last_one_concluded(page: Page, served: Any, two_runs: Any) -> None:
+def test_see_the_next_seed_validation_and_what_the_last_one_concluded(
+    page: Page, served: Any, two_runs: Any
+) -> None:
     for _ in range(2):  # seed 7 is in the store already, seed 8 is trained
-        run_id = served.start_run("seed-validation", preset="smoke", ledger="browser", first_seed=7, max_seeds=2, mark_nats=2.8)
+        run_id = served.start_run(
+            "seed-validation", preset="smoke", ledger="browser", first_seed=7, max_seeds=2, mark_nats=2.8
+        )
         served.wait(run_id, RUN_SECONDS)
     page.goto(f"{served.url}/deployments/deployment/{served.deployment('seed-validation')['id']}")
     tab(page, "Upcoming")

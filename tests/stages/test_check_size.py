@@ -22,7 +22,9 @@ MakeWorkspace = Callable[[str], Workspace]
 
 
 @pytest.fixture
-def packed(tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace) -> PackedModel:
+def packed(
+    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> PackedModel:
     return quantize(QuantizerSettings(), tiny_merged, tiny_tokens, make_workspace("quantize"))
 
 
@@ -41,7 +43,14 @@ def test_the_total_is_the_files_on_disk_and_every_part_adds_up(
     assert report.total_bytes == sum(on_disk.values()) == report.code_bytes + report.model_bytes
     assert report.model_bytes == packed.blob_bytes
     assert sum(part.num_bytes for part in report.tensor_groups) == report.model_bytes
-    assert {part.name for part in report.tensor_groups} == {"embedding", "value embedding", "attention", "mlp", "controls", "header"}
+    assert {part.name for part in report.tensor_groups} == {
+        "embedding",
+        "value embedding",
+        "attention",
+        "mlp",
+        "controls",
+        "header",
+    }
     embedding = next(group for group in report.tensor_groups if group.name == "embedding")
     row = next(tensor for tensor in packed.tensors if tensor.name == "tok_emb.weight")
     assert (embedding.num_weights, embedding.entropy_bits) == (300 * 32, pytest.approx(row.entropy_bits))
@@ -51,7 +60,9 @@ def test_the_total_is_the_files_on_disk_and_every_part_adds_up(
     assert report.margin_bytes == 16_000_000 - report.total_bytes
 
 
-def test_any_other_file_in_the_folder_counts_as_code(packed: PackedModel, packaged: Package, make_workspace: MakeWorkspace) -> None:
+def test_any_other_file_in_the_folder_counts_as_code(
+    packed: PackedModel, packaged: Package, make_workspace: MakeWorkspace
+) -> None:
     work = make_workspace("check_size")
     before = check_size(CheckSizeSpec(), packaged, packed, work)
     extra = work.root / packaged.folder / "notes" / "stray.bin"
@@ -74,20 +85,26 @@ def test_the_limit_itself_fits_and_one_byte_less_does_not_and_is_no_error(
     assert over.margin_bytes == -1
     assert len(over.largest) == 3
     assert over.largest[0].name == "train_gpt.py"
-    assert [part.num_bytes for part in over.largest] == sorted((part.num_bytes for part in over.largest), reverse=True)
+    assert [part.num_bytes for part in over.largest] == sorted(
+        (part.num_bytes for part in over.largest), reverse=True
+    )
     sentence = describe_size(over)
     assert "are 1 over the limit" in sentence
     assert all(part.name in sentence for part in over.largest)
 
 
-def test_a_damaged_blob_is_not_counted(packed: PackedModel, packaged: Package, make_workspace: MakeWorkspace) -> None:
+def test_a_damaged_blob_is_not_counted(
+    packed: PackedModel, packaged: Package, make_workspace: MakeWorkspace
+) -> None:
     work = make_workspace("check_size")
     Path(work.root / packaged.blob.path).write_bytes(b"x")
     with pytest.raises(DamagedFileError):
         check_size(CheckSizeSpec(), packaged, packed, work)
 
 
-def test_records_of_different_blobs_are_refused(packed: PackedModel, packaged: Package, make_workspace: MakeWorkspace) -> None:
+def test_records_of_different_blobs_are_refused(
+    packed: PackedModel, packaged: Package, make_workspace: MakeWorkspace
+) -> None:
     other = packed.derive(blob=packed.blob.derive(sha256="0" * 64))
     with pytest.raises(SpecError, match="different blobs"):
         check_size(CheckSizeSpec(), packaged, other, make_workspace("check_size"))
@@ -110,7 +127,12 @@ def test_tensors_are_grouped_by_their_role(name: str, group: str) -> None:
 
 
 @given(st.integers(0, 10**9), st.lists(st.integers(0, 10**7), min_size=1, max_size=20).filter(any))
-def test_shares_sum_to_the_total_and_each_is_its_proportion_within_one(total: int, weights: list[int]) -> None:
+def test_shares_sum_to_the_total_and_each_is_its_proportion_within_one(
+    total: int, weights: list[int]
+) -> None:
     shares = apportion(total, weights)
     assert sum(shares) == total
-    assert all(abs(share - total * weight / sum(weights)) < 1 + 1e-6 * total for share, weight in zip(shares, weights, strict=True))
+    assert all(
+        abs(share - total * weight / sum(weights)) < 1 + 1e-6 * total
+        for share, weight in zip(shares, weights, strict=True)
+    )

@@ -1,4 +1,7 @@
-"""Merging: errors before any process starts. The whole stage runs in tests/flows and below on the smoke model."""
+"""Merging: errors before any process starts.
+
+The whole stage runs in tests/flows and below on the smoke model.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -62,7 +65,10 @@ def test_a_window_without_snapshots_is_refused_with_what_there_is(
 ) -> None:
     work = make_workspace()
     spec = load_preset("smoke").merge.derive(averaging=AveragingSettings(start_lr_scale=0.05))
-    with pytest.raises(SpecError, match=r"start_lr_scale = 0.05: no snapshot .* 1 snapshots at lr scales 0.100 to 0.100.*method=last"):
+    with pytest.raises(
+        SpecError,
+        match=r"start_lr_scale = 0.05: no snapshot .* 1 snapshots at lr scales 0.100 to 0.100.*method=last",
+    ):
         merge(spec, trained(work, [snapshot(work, 9, 0.1, MODEL)]), tiny_tokens, work)
     with pytest.raises(SpecError, match="training left no snapshots"):
         merge(spec, trained(work, []), tiny_tokens, work)
@@ -72,19 +78,40 @@ def test_the_figures_are_summed_with_the_threads_of_the_settings(
     make_workspace: Callable[..., Workspace], tiny_tokens: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, seen = make_workspace(), []
-    score = Score(bpb=1, loss=1, nll_nats_sum=1, num_targets=1, num_bytes=1, num_bos_targets=0, bos_nats_sum=0, seconds=0).model_dump()
+    score = Score(
+        bpb=1,
+        loss=1,
+        nll_nats_sum=1,
+        num_targets=1,
+        num_bytes=1,
+        num_bos_targets=0,
+        bos_nats_sum=0,
+        seconds=0,
+    ).model_dump()
     monkeypatch.setattr("stages.merge.launch_module", lambda *job: {"last": score, "merged": score})
-    monkeypatch.setattr("stages.merge._relative_distance", lambda *states: float(seen.append(torch.get_num_threads()) or 0))
+    monkeypatch.setattr(
+        "stages.merge._relative_distance", lambda *states: float(seen.append(torch.get_num_threads()) or 0)
+    )
     spec, snapshots = load_preset("smoke").merge, trained(work, [snapshot(work, 9, 0.1, MODEL)])
     before = torch.get_num_threads()
     for threads in (1, 3):
-        merge(spec.derive(compute=replace(spec.compute, threads_per_process=threads)), snapshots, tiny_tokens, work)
+        merge(
+            spec.derive(compute=replace(spec.compute, threads_per_process=threads)),
+            snapshots,
+            tiny_tokens,
+            work,
+        )
     assert seen == [1, 3]
     assert torch.get_num_threads() == before
 
 
-def test_snapshots_of_different_models_are_not_averaged(make_workspace: Callable[..., Workspace], tiny_tokens: TokenizedCorpus) -> None:
+def test_snapshots_of_different_models_are_not_averaged(
+    make_workspace: Callable[..., Workspace], tiny_tokens: TokenizedCorpus
+) -> None:
     work = make_workspace()
     snapshots = [snapshot(work, 8, 0.1, MODEL), snapshot(work, 9, 0.05, replace(MODEL, mlp_hidden=72))]
-    with pytest.raises(StageError, match=r"cannot be averaged: tensor 'blocks.0.mlp.down.weight' of snapshot 1 has shape \(32, 72\)"):
+    with pytest.raises(
+        StageError,
+        match=r"cannot be averaged: tensor 'blocks.0.mlp.down.weight' of snapshot 1 has shape \(32, 72\)",
+    ):
         merge(load_preset("smoke").merge, trained(work, snapshots), tiny_tokens, work)

@@ -36,13 +36,18 @@ CODED = QuantizerSettings(
 
 
 @pytest.fixture
-def packed(tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace) -> PackedModel:
+def packed(
+    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> PackedModel:
     return quantize(QuantizerSettings(), tiny_merged, tiny_tokens, make_workspace("quantize"))
 
 
 @pytest.fixture
 def either(
-    request: pytest.FixtureRequest, tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+    request: pytest.FixtureRequest,
+    tiny_merged: MergedModel,
+    tiny_tokens: TokenizedCorpus,
+    make_workspace: MakeWorkspace,
 ) -> PackedModel:
     return quantize(request.param, tiny_merged, tiny_tokens, make_workspace("quantize"))
 
@@ -52,7 +57,9 @@ def validation(tmp_path: Path) -> Path:
     """A folder with a real tokenizer of 300 pieces and one validation shard made with it."""
     folder = tmp_path / "validation data"
     folder.mkdir()
-    text = "The state of the union is strong, and the people of the nation are stronger — über alle Maßen. " * 30
+    text = (
+        "The state of the union is strong, and the people of the nation are stronger — über alle Maßen. " * 30
+    )
     lines = [text[start : start + 80] for start in range(0, len(text), 80)]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -96,14 +103,42 @@ def test_the_script_alone_scores_the_blob_like_the_modules_do(
     made = package(PackageSpec(keep_comments=False), either, work)
     elsewhere = tmp_path / "somewhere else"
     shutil.copytree(work.root / made.folder, elsewhere)
-    command = [sys.executable, "-I", str(elsewhere / "train_gpt.py"), "--eval", "--val", str(validation / "fineweb_val_*.bin")]
-    command += ["--tokenizer", str(validation / "tokenizer.model"), "--json", str(tmp_path / "scores.json"), "--threads", "1"]
-    command += ["--sequence-length", "32", "--stride", "16", "--batch-tokens", "256", "--precision", "float32", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-I",
+        str(elsewhere / "train_gpt.py"),
+        "--eval",
+        "--val",
+        str(validation / "fineweb_val_*.bin"),
+    ]
+    command += [
+        "--tokenizer",
+        str(validation / "tokenizer.model"),
+        "--json",
+        str(tmp_path / "scores.json"),
+        "--threads",
+        "1",
+    ]
+    command += [
+        "--sequence-length",
+        "32",
+        "--stride",
+        "16",
+        "--batch-tokens",
+        "256",
+        "--precision",
+        "float32",
+        "--device",
+        "cpu",
+    ]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
     scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
 
     model = load_packed_model(work.read(either.blob), torch.device("cpu"))
-    stream, table = TokenStream(sorted(validation.glob("*.bin"))), load_token_bytes(validation / "tokenizer.model")
+    stream, table = (
+        TokenStream(sorted(validation.glob("*.bin"))),
+        load_token_bytes(validation / "tokenizer.model"),
+    )
     for kind, stride in (("non_overlapping", 32), ("sliding", 16)):
         sums = score(model, stream, table, ScoringSettings(32, 16, 256), stride, torch.float32)
         assert scores[kind]["bpb"] == pytest.approx(sums.bpb, rel=1e-6)
@@ -112,7 +147,11 @@ def test_the_script_alone_scores_the_blob_like_the_modules_do(
 
 def test_a_script_that_needs_more_than_a_reviewer_has_is_refused() -> None:
     check_imports("import os, torch\nfrom numpy import array\ndef f():\n    import sentencepiece\n")
-    for statement in ("import pydantic", "def f():\n    from stages.core.model import GPT", "from . import x"):
+    for statement in (
+        "import pydantic",
+        "def f():\n    from stages.core.model import GPT",
+        "from . import x",
+    ):
         with pytest.raises(StageError, match="would import"):
             check_imports(statement)
 

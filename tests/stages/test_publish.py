@@ -70,7 +70,13 @@ def _change(name: str, shape: tuple[int, ...], **figures: Any) -> ParameterChang
 
 def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[str, Any]:
     split = SplitCounts(
-        num_documents=9, num_tokens=400, num_bos=9, utf8_bytes=1010, normalized_utf8_bytes=1000, zstd_bytes=300, xz_bytes=310
+        num_documents=9,
+        num_tokens=400,
+        num_bos=9,
+        utf8_bytes=1010,
+        normalized_utf8_bytes=1000,
+        zstd_bytes=300,
+        xz_bytes=310,
     )
     tensors = (
         TensorReport(
@@ -103,7 +109,14 @@ def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[
     snapshot = Snapshot(step=58, lr_scale=0.07, qat_on=True, weights=_ref("58"))
     return {
         "tokenized": TokenizedCorpus(
-            tokenizer=_ref("t"), tokenizer_sha256="1" * 64, vocab_size=300, bos_id=1, train_shards=(), val_shards=(), train=split, val=split
+            tokenizer=_ref("t"),
+            tokenizer_sha256="1" * 64,
+            vocab_size=300,
+            bos_id=1,
+            train_shards=(),
+            val_shards=(),
+            train=split,
+            val=split,
         ),
         "trained": Checkpoints(
             model=ModelSettings(),
@@ -118,12 +131,28 @@ def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[
             qat_steps=3,
             groups=(
                 ParameterGroup(
-                    name="matrices", optimizer="muon", lr=0.02, weight_decay=0.04, decay_factor=0.97, parameters=("a",), num_parameters=128
+                    name="matrices",
+                    optimizer="muon",
+                    lr=0.02,
+                    weight_decay=0.04,
+                    decay_factor=0.97,
+                    parameters=("a",),
+                    num_parameters=128,
                 ),
             ),
             changes=(
-                _change("blocks.0.attn.q.weight", (8, 16), initial_rms=0.3, final_rms=0.4, change_rms=0.2, learned_rms=0.2, qat_bits=6),
-                _change(HOSTILE, (16,), initial_rms=1, final_rms=1, change_rms=0, learned_rms=0, qat_bits=None),
+                _change(
+                    "blocks.0.attn.q.weight",
+                    (8, 16),
+                    initial_rms=0.3,
+                    final_rms=0.4,
+                    change_rms=0.2,
+                    learned_rms=0.2,
+                    qat_bits=6,
+                ),
+                _change(
+                    HOSTILE, (16,), initial_rms=1, final_rms=1, change_rms=0, learned_rms=0, qat_bits=None
+                ),
             ),
             metrics=metrics,
             timings=TrainTimings(
@@ -158,7 +187,13 @@ def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[
             blob_bytes_round_to_nearest=210,
             tensors=tensors,
         ),
-        "package": Package(folder="stages/p", script=_ref("train_gpt.py"), blob=_ref("model.fwz"), modules=("a",), source_sha256="2" * 64),
+        "package": Package(
+            folder="stages/p",
+            script=_ref("train_gpt.py"),
+            blob=_ref("model.fwz"),
+            modules=("a",),
+            source_sha256="2" * 64,
+        ),
         "size": SizeReport(
             limit_bytes=16_000_000 if fits else 1000,
             total_bytes=1200,
@@ -183,8 +218,20 @@ def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[
         ),
         "audit": Audit(
             findings=(
-                Finding(key="xsa", title="XSA", verdict="took effect", evidence="2 layers", figures={"without_it_bpb": 0.1}),
-                Finding(key="qat", title="late QAT", verdict="no effect", evidence=f"began too late {HOSTILE}", figures={}),
+                Finding(
+                    key="xsa",
+                    title="XSA",
+                    verdict="took effect",
+                    evidence="2 layers",
+                    figures={"without_it_bpb": 0.1},
+                ),
+                Finding(
+                    key="qat",
+                    title="late QAT",
+                    verdict="no effect",
+                    evidence=f"began too late {HOSTILE}",
+                    figures={},
+                ),
             ),
             probe_tokens=4096,
         ),
@@ -195,10 +242,16 @@ def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[
 def published(make_workspace: Callable[..., Workspace]) -> Callable[..., str]:
     """Publishes synthetic results; gives the page."""
 
-    def make(spec: PublishSpec | None = None, name: str = "publish", steps: int = STEPS, **changes: Any) -> str:
+    def make(
+        spec: PublishSpec | None = None, name: str = "publish", steps: int = STEPS, **changes: Any
+    ) -> str:
         work = make_workspace(name)
         pq.write_table(pa.table(_metrics(steps)), work.out_dir / "metrics.parquet")
-        result = publish(spec or PublishSpec(), **_results(work.ref(work.out_dir / "metrics.parquet"), **changes), work=work)
+        result = publish(
+            spec or PublishSpec(),
+            **_results(work.ref(work.out_dir / "metrics.parquet"), **changes),
+            work=work,
+        )
         assert isinstance(result, PublishedReport)
         assert work.read(result.loss_curve).read_text().startswith("<svg")
         return work.read(result.html).read_text()
@@ -216,7 +269,11 @@ class _Collector(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action", "data", "srcset")]
+        self.addresses += [
+            value or ""
+            for name, value in attrs
+            if name in ("src", "href", "xlink:href", "action", "data", "srcset")
+        ]
 
 
 def test_the_page_asks_for_nothing_outside_and_runs_nothing(published: Callable[..., str]) -> None:
@@ -229,7 +286,9 @@ def test_the_page_asks_for_nothing_outside_and_runs_nothing(published: Callable[
 
 
 def test_text_from_results_and_settings_is_escaped(published: Callable[..., str]) -> None:
-    page = published(PublishSpec(title=HOSTILE, run_name=HOSTILE, settings=(ReportedSetting(name=HOSTILE, value=HOSTILE),)))
+    page = published(
+        PublishSpec(title=HOSTILE, run_name=HOSTILE, settings=(ReportedSetting(name=HOSTILE, value=HOSTILE),))
+    )
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 5
 
@@ -270,7 +329,9 @@ def test_each_part_of_the_account_is_there(published: Callable[..., str]) -> Non
         ),
         inputs={},
     )
-    page = published(PublishSpec(settings=(ReportedSetting(name="train.seed", value="7"),), provenance=(origin,)))
+    page = published(
+        PublishSpec(settings=(ReportedSetting(name="train.seed", value="7"),), provenance=(origin,))
+    )
     for text in (
         "blocks.0.attn.q.weight",
         "1: 75%, 0.9: 25%",
@@ -290,7 +351,9 @@ def test_each_part_of_the_account_is_there(published: Callable[..., str]) -> Non
 
 
 @pytest.mark.parametrize("stage", ["audit", "publish"])
-def test_what_a_stage_tells_of_its_inputs_is_part_of_its_key(stage: str, make_workspace: Callable[..., Workspace]) -> None:
+def test_what_a_stage_tells_of_its_inputs_is_part_of_its_key(
+    stage: str, make_workspace: Callable[..., Workspace]
+) -> None:
     work = make_workspace("metrics")
     for name in ("metrics.parquet", "others.parquet"):
         (work.out_dir / name).write_text(name)
@@ -319,8 +382,12 @@ def test_the_audit_measures_with_the_threads_of_the_settings(
 ) -> None:
     work, seen = make_workspace("audit"), []
 
-    def launch(module: str, job: dict[str, Any], folder: Path, compute: ComputeSettings, *rest: Any, torchrun: bool) -> Any:
-        seen.append((module, compute.threads_per_process, job["spec"]["evaluate"]["compute"]["threads_per_process"]))
+    def launch(
+        module: str, job: dict[str, Any], folder: Path, compute: ComputeSettings, *rest: Any, torchrun: bool
+    ) -> Any:
+        seen.append(
+            (module, compute.threads_per_process, job["spec"]["evaluate"]["compute"]["threads_per_process"])
+        )
         return Audit(findings=(), probe_tokens=0).model_dump(mode="json")
 
     monkeypatch.setattr("stages.audit.launch_module", launch)
@@ -328,7 +395,9 @@ def test_the_audit_measures_with_the_threads_of_the_settings(
     results = _results(FileRef(path="metrics.parquet", num_bytes=1, sha256="0" * 64))
     del results["audit"]
     spec = settle(load_preset("smoke"))
-    spec = spec.derive(evaluate=spec.evaluate.derive(compute=replace(spec.evaluate.compute, threads_per_process=threads)))
+    spec = spec.derive(
+        evaluate=spec.evaluate.derive(compute=replace(spec.evaluate.compute, threads_per_process=threads))
+    )
     audit(spec, **results, work=work)
     assert seen == [("stages.auditing.rank", threads, threads)]
 
@@ -344,7 +413,9 @@ def test_the_same_results_give_the_same_bytes(published: Callable[..., str]) -> 
     assert published(name="first") == published(name="second")
 
 
-def test_it_copes_with_no_sliding_score_one_step_and_a_size_over_the_limit(published: Callable[..., str]) -> None:
+def test_it_copes_with_no_sliding_score_one_step_and_a_size_over_the_limit(
+    published: Callable[..., str],
+) -> None:
     page = published(sliding=False, steps=1, fits=False)
     assert "200 OVER the limit of 1,000" in page
     assert "sliding windows" not in page
@@ -360,7 +431,9 @@ def test_metrics_without_a_column_or_a_step_are_refused(make_workspace: Callable
         read_metrics(folder / "b.parquet", METRIC_COLUMNS)
 
 
-def test_a_themed_plot_takes_its_colours_from_the_page_and_an_unthemed_one_brings_them(published: Callable[..., str]) -> None:
+def test_a_themed_plot_takes_its_colours_from_the_page_and_an_unthemed_one_brings_them(
+    published: Callable[..., str],
+) -> None:
     metrics = {name: np.array(values) for name, values in _metrics().items()}
     themed, alone = plots.loss_curve(metrics, themed=True), plots.loss_curve(metrics, themed=False)
     assert "currentColor" in themed
@@ -380,9 +453,13 @@ def test_a_method_that_gains_nothing_is_said_to_gain_nothing() -> None:
     packed: PackedModel = _results(_ref("m"))["packed"]
     worse = packed.derive(
         blob_bytes=packed.blob_bytes_round_to_nearest + 5,
-        tensors=tuple(tensor.derive(rms_error=tensor.rms_error_round_to_nearest) for tensor in packed.tensors),
+        tensors=tuple(
+            tensor.derive(rms_error=tensor.rms_error_round_to_nearest) for tensor in packed.tensors
+        ),
     )
-    assert content.quantization_gain(worse).endswith("gptq_lite gives no less squared error and a blob 5 bytes larger.")
+    assert content.quantization_gain(worse).endswith(
+        "gptq_lite gives no less squared error and a blob 5 bytes larger."
+    )
     assert "no search" in content.quantization_gain(packed.derive(method="round_to_nearest"))
 
 

@@ -34,7 +34,10 @@ SPEC = QuantizerSettings(
 
 
 def test_the_blob_holds_the_quantized_model_and_its_settings(
-    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, tiny_state: dict[str, torch.Tensor], make_workspace: MakeWorkspace
+    tiny_merged: MergedModel,
+    tiny_tokens: TokenizedCorpus,
+    tiny_state: dict[str, torch.Tensor],
+    make_workspace: MakeWorkspace,
 ) -> None:
     work = make_workspace("quantize")
     packed = quantize(SPEC, tiny_merged, tiny_tokens, work)
@@ -51,7 +54,10 @@ def test_the_blob_holds_the_quantized_model_and_its_settings(
 
 
 def test_each_tensors_row_says_what_was_stored_and_at_what_error(
-    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, tiny_state: dict[str, torch.Tensor], make_workspace: MakeWorkspace
+    tiny_merged: MergedModel,
+    tiny_tokens: TokenizedCorpus,
+    tiny_state: dict[str, torch.Tensor],
+    make_workspace: MakeWorkspace,
 ) -> None:
     packed = quantize(SPEC, tiny_merged, tiny_tokens, make_workspace("quantize"))
     rows = {row.name: row for row in packed.tensors}
@@ -61,7 +67,9 @@ def test_each_tensors_row_says_what_was_stored_and_at_what_error(
         assert row.shape == tuple(original.shape)
         assert row.rms_error == pytest.approx(error, rel=1e-9)
         assert row.relative_error == pytest.approx(error / original.double().square().mean().sqrt().item())
-        assert sum(share.num_rows for share in row.clips) == (original.size(0) if row.format.startswith("int") else 0)
+        assert sum(share.num_rows for share in row.clips) == (
+            original.size(0) if row.format.startswith("int") else 0
+        )
         assert 0 < row.compressed_bytes < row.stored_bytes + 20
     clipped = rows["blocks.1.mlp.up.weight"]
     assert clipped.format == "int4"
@@ -78,7 +86,9 @@ def test_plain_rounding_is_measured_beside_and_is_its_own_comparison(
     tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
 ) -> None:
     searched = quantize(SPEC, tiny_merged, tiny_tokens, make_workspace("a"))
-    plain = quantize(dataclasses.replace(SPEC, method="round_to_nearest"), tiny_merged, tiny_tokens, make_workspace("b"))
+    plain = quantize(
+        dataclasses.replace(SPEC, method="round_to_nearest"), tiny_merged, tiny_tokens, make_workspace("b")
+    )
     assert searched.blob_bytes_round_to_nearest == plain.blob_bytes == plain.blob_bytes_round_to_nearest
     assert searched.blob_bytes != plain.blob_bytes
     assert all(row.rms_error == row.rms_error_round_to_nearest for row in plain.tensors)
@@ -104,12 +114,20 @@ def test_the_log_says_whether_the_search_gained_anything(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    quantize(dataclasses.replace(SPEC, clip_candidates=candidates), tiny_merged, tiny_tokens, make_workspace("quantize"))
+    quantize(
+        dataclasses.replace(SPEC, clip_candidates=candidates),
+        tiny_merged,
+        tiny_tokens,
+        make_workspace("quantize"),
+    )
     assert caplog.messages[-1].endswith(verdict)
 
 
 def test_the_figures_are_summed_with_the_threads_of_the_settings(
-    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace, monkeypatch: pytest.MonkeyPatch
+    tiny_merged: MergedModel,
+    tiny_tokens: TokenizedCorpus,
+    make_workspace: MakeWorkspace,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = set()
 
@@ -136,16 +154,26 @@ def test_rules_that_make_a_vector_an_integer_are_the_users_error(
 
 
 def test_weights_that_no_format_holds_end_the_stage(
-    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, tiny_state: dict[str, torch.Tensor], make_workspace: MakeWorkspace
+    tiny_merged: MergedModel,
+    tiny_tokens: TokenizedCorpus,
+    tiny_state: dict[str, torch.Tensor],
+    make_workspace: MakeWorkspace,
 ) -> None:
     tiny_state["blocks.1.attn.k.weight"][0, 0] = math.nan
     work = make_workspace("other")
     save_file(tiny_state, work.out_dir / "x.safetensors")
     with pytest.raises(StageError, match=r"blocks\.1\.attn\.k\.weight holds values that are not finite"):
-        quantize(SPEC, tiny_merged.derive(weights=work.ref(work.out_dir / "x.safetensors")), tiny_tokens, make_workspace("quantize"))
+        quantize(
+            SPEC,
+            tiny_merged.derive(weights=work.ref(work.out_dir / "x.safetensors")),
+            tiny_tokens,
+            make_workspace("quantize"),
+        )
 
 
-def test_damaged_weights_are_not_read(tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace) -> None:
+def test_damaged_weights_are_not_read(
+    tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> None:
     work = make_workspace("quantize")
     path = work.root / tiny_merged.weights.path
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
@@ -154,10 +182,17 @@ def test_damaged_weights_are_not_read(tiny_merged: MergedModel, tiny_tokens: Tok
 
 
 CALIBRATION = CalibrationSettings(num_sequences=16, sequence_length=32, batch_sequences=8)
-CODED = dataclasses.replace(SPEC, method="ecsq", rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")), calibration=CALIBRATION)
+CODED = dataclasses.replace(
+    SPEC,
+    method="ecsq",
+    rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")),
+    calibration=CALIBRATION,
+)
 
 
-@pytest.mark.parametrize("spec", [CODED, dataclasses.replace(SPEC, method="gptq", calibration=CALIBRATION)], ids=["ecsq", "gptq"])
+@pytest.mark.parametrize(
+    "spec", [CODED, dataclasses.replace(SPEC, method="gptq", calibration=CALIBRATION)], ids=["ecsq", "gptq"]
+)
 def test_the_stage_reads_the_training_split_alone_and_makes_the_bytes_that_the_program_makes(
     spec: QuantizerSettings,
     tiny_merged: MergedModel,
@@ -166,7 +201,9 @@ def test_the_stage_reads_the_training_split_alone_and_makes_the_bytes_that_the_p
     make_workspace: MakeWorkspace,
 ) -> None:
     no_val = tuple(shard.derive(path="/nonexistent/val.bin") for shard in tiny_tokens.val_shards)
-    without_val = tiny_tokens.derive(val_shards=no_val, tokenizer=tiny_tokens.tokenizer.derive(path="/nonexistent/tokenizer"))
+    without_val = tiny_tokens.derive(
+        val_shards=no_val, tokenizer=tiny_tokens.tokenizer.derive(path="/nonexistent/tokenizer")
+    )
     work = make_workspace("quantize")
     packed = quantize(spec, tiny_merged, without_val, work)
     metadata = {"model": dataclasses.asdict(tiny_merged.model), "method": spec.method}
@@ -174,7 +211,9 @@ def test_the_stage_reads_the_training_split_alone_and_makes_the_bytes_that_the_p
     assert work.read(packed.blob).read_bytes() == pack(here.model, metadata, spec.zstd_level)
     assert (packed.divergence_nats, packed.step_multiplier) == (here.divergence_nats, here.multiplier)
     assert 0 < here.divergence_nats < (0.01 if spec is CODED else 1)
-    assert {row.format for row in packed.tensors} == ({"coded", "fp32"} if spec is CODED else {"fp16", "int8", "int4", "fp32"})
+    assert {row.format for row in packed.tensors} == (
+        {"coded", "fp32"} if spec is CODED else {"fp16", "int8", "int4", "fp32"}
+    )
 
 
 def train_stream(tokens: TokenizedCorpus) -> TokenStream:
@@ -193,7 +232,11 @@ def test_too_little_training_text_is_the_users_error(
     tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
 ) -> None:
     spec = dataclasses.replace(CODED, calibration=dataclasses.replace(CALIBRATION, num_sequences=10_000))
-    with pytest.raises(SpecError, match=r"quantize\.calibration\.num_sequences = 10000: the training split has 624 sequences of 32 tokens"):
+    with pytest.raises(
+        SpecError,
+        match=r"quantize\.calibration\.num_sequences = 10000: "
+        r"the training split has 624 sequences of 32 tokens",
+    ):
         quantize(spec, tiny_merged, tiny_tokens, make_workspace("a"))
 
 

@@ -1,4 +1,6 @@
-"""From text to shards: what is written is the text, what is counted is what was written, and what cannot work is refused."""
+"""From text to shards: what is written is the text, what is counted is what was written, and what cannot
+work is refused.
+"""
 
 import hashlib
 import json
@@ -16,7 +18,14 @@ from hypothesis import strategies as st
 from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
 from schemas.stages import STAGES
-from schemas.tokenize_corpus import FilesCorpus, FirstDocuments, HashFraction, TokenizedCorpus, TokenizerSpec, TokenizeSpec
+from schemas.tokenize_corpus import (
+    FilesCorpus,
+    FirstDocuments,
+    HashFraction,
+    TokenizedCorpus,
+    TokenizerSpec,
+    TokenizeSpec,
+)
 from stages.core.shards import open_shard
 from stages.corpora import locate
 from stages.store.hashing import FileHashes
@@ -26,8 +35,26 @@ from stages.tokenization.splits import split_of
 from stages.tokenization.tokenizer import sentences, train_tokenizer
 from stages.tokenize_corpus import tokenize_corpus
 
-WORDS = ["union", "state", "treasury", "naïve", "café", "—", "12,345", "of\u00a0the", "漢字", "🙂", "peace", "war", "commerce", "ﬁscal"]
-TEXTS = [" ".join(WORDS[(number * step) % len(WORDS)] + str(number) for step in range(1, 40)) + "\n" for number in range(60)]
+WORDS = [
+    "union",
+    "state",
+    "treasury",
+    "naïve",
+    "café",
+    "—",
+    "12,345",
+    "of\u00a0the",
+    "漢字",
+    "🙂",
+    "peace",
+    "war",
+    "commerce",
+    "ﬁscal",
+]
+TEXTS = [
+    " ".join(WORDS[(number * step) % len(WORDS)] + str(number) for step in range(1, 40)) + "\n"
+    for number in range(60)
+]
 TOKENIZER = TokenizerSpec(vocab_size=320)
 
 
@@ -41,7 +68,11 @@ class Bench:
     def spec(self, texts: list[str], **changes) -> TokenizeSpec:
         path = self.folder / "corpus.jsonl"
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        values = {"corpus": FilesCorpus(paths=(str(path),)), "tokenizer": TOKENIZER, "split": HashFraction(val_fraction=0.3)}
+        values = {
+            "corpus": FilesCorpus(paths=(str(path),)),
+            "tokenizer": TOKENIZER,
+            "split": HashFraction(val_fraction=0.3),
+        }
         return TokenizeSpec(**(values | changes))
 
     def run(self, spec: TokenizeSpec) -> tuple[TokenizedCorpus, Workspace]:
@@ -49,7 +80,14 @@ class Bench:
         published_as = PurePosixPath(f"run{self.runs}")
         out_dir = self.folder / published_as
         out_dir.mkdir()
-        work = Workspace(self.folder, out_dir, published_as, RunOptions(), FileHashes(None), lambda *said: self.progress.append(said))
+        work = Workspace(
+            self.folder,
+            out_dir,
+            published_as,
+            RunOptions(),
+            FileHashes(None),
+            lambda *said: self.progress.append(said),
+        )
         return tokenize_corpus(spec, locate(spec), work), work
 
 
@@ -71,14 +109,23 @@ def test_shards_hold_each_document_once_in_order_as_bos_and_its_ids(bench, split
     spec = bench.spec(TEXTS, split=split, shard_tokens=500)
     result, work = bench.run(spec)
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(work.read(result.tokenizer)))
-    for name, shards, counts in (("train", result.train_shards, result.train), ("val", result.val_shards, result.val)):
+    for name, shards, counts in (
+        ("train", result.train_shards, result.train),
+        ("val", result.val_shards, result.val),
+    ):
         texts = split_texts(spec, TEXTS, name)
         expected = [token for text in texts for token in [1, *tokenizer.encode(text)]]
         assert read_split(work, shards) == expected
         assert len(shards) == -(-len(expected) // 500)
-        assert (counts.num_documents, counts.num_bos, counts.num_tokens) == (len(texts), len(texts), len(expected))
+        assert (counts.num_documents, counts.num_bos, counts.num_tokens) == (
+            len(texts),
+            len(texts),
+            len(expected),
+        )
         assert counts.utf8_bytes == sum(len(text.encode()) for text in texts)
-        assert counts.normalized_utf8_bytes == sum(len(tokenizer.normalize(text).replace("▁", " ").encode()) for text in texts)
+        assert counts.normalized_utf8_bytes == sum(
+            len(tokenizer.normalize(text).replace("▁", " ").encode()) for text in texts
+        )
     assert sorted(path.name for path in work.out_dir.iterdir()) == sorted(
         ref.name for ref in (result.tokenizer, *result.train_shards, *result.val_shards)
     )
@@ -113,7 +160,10 @@ def test_the_number_of_threads_does_not_bear_on_the_result(bench, monkeypatch):
 def test_the_tokenizer_is_trained_on_training_documents_only(bench):
     texts = ["zyx zyx zyx qqq " * 30, *TEXTS]
     with_other_validation = ["entirely different text " * 30, *TEXTS]
-    results = [bench.run(bench.spec(list_, split=FirstDocuments(num_val_documents=1)))[0] for list_ in (texts, with_other_validation)]
+    results = [
+        bench.run(bench.spec(list_, split=FirstDocuments(num_val_documents=1)))[0]
+        for list_ in (texts, with_other_validation)
+    ]
     assert results[0].tokenizer_sha256 == results[1].tokenizer_sha256
     assert results[0].val.num_tokens != results[1].val.num_tokens
 
@@ -121,7 +171,11 @@ def test_the_tokenizer_is_trained_on_training_documents_only(bench):
 def test_long_lines_are_not_lost_for_training(bench):
     long_line = " ".join(["mississippi"] * 2000)
     result, work = bench.run(
-        bench.spec(["x y z", long_line], split=FirstDocuments(num_val_documents=1), tokenizer=TokenizerSpec(vocab_size=275))
+        bench.spec(
+            ["x y z", long_line],
+            split=FirstDocuments(num_val_documents=1),
+            tokenizer=TokenizerSpec(vocab_size=275),
+        )
     )
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(work.read(result.tokenizer)))
     assert "▁mississippi" in [tokenizer.id_to_piece(token) for token in range(275)]
@@ -187,7 +241,13 @@ def test_a_ready_made_tokenizer_is_copied_and_its_content_bears_on_the_key(bench
 
 def other_ids(path: Path) -> None:
     model = sentencepiece.SentencePieceTrainer
-    model.train(sentence_iterator=iter(TEXTS), model_prefix=str(path.with_suffix("")), model_type="bpe", vocab_size=320, minloglevel=2)
+    model.train(
+        sentence_iterator=iter(TEXTS),
+        model_prefix=str(path.with_suffix("")),
+        model_type="bpe",
+        vocab_size=320,
+        minloglevel=2,
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,7 +255,10 @@ def other_ids(path: Path) -> None:
     [
         (lambda path: None, r"tokenizer\.model_path = .*there is no such file"),
         (lambda path: path.write_bytes(b"abc"), r"tokenizer\.model_path = .*is not a SentencePiece model"),
-        (lambda path: path.write_bytes(train_tokenizer(TokenizerSpec(vocab_size=300), TEXTS)), r"has 300 pieces. Set it to 300"),
+        (
+            lambda path: path.write_bytes(train_tokenizer(TokenizerSpec(vocab_size=300), TEXTS)),
+            r"has 300 pieces. Set it to 300",
+        ),
         (other_ids, r"its ids are pad -1, bos 1, eos 2, unk 0"),
     ],
 )
@@ -217,19 +280,31 @@ def test_a_ready_made_tokenizer_that_does_not_fit_is_refused(bench, tmp_path, ma
             {"split": FirstDocuments(num_val_documents=60)},
             r"split\.num_val_documents = 60: leaves no training document with text, of 60",
         ),
-        (["", *TEXTS], {"split": FirstDocuments(num_val_documents=1)}, r"split\.num_val_documents = 1: leaves no validation document"),
+        (
+            ["", *TEXTS],
+            {"split": FirstDocuments(num_val_documents=1)},
+            r"split\.num_val_documents = 1: leaves no validation document",
+        ),
         (
             TEXTS[:3],
             {"split": HashFraction(val_fraction=1e-9)},
             r"split\.val_fraction = 1e-09: .*none of the 3 documents .*validation. Raise it",
         ),
-        (TEXTS[:3], {"split": HashFraction(val_fraction=1 - 1e-9)}, r"split\.val_fraction.*training. Lower it"),
+        (
+            TEXTS[:3],
+            {"split": HashFraction(val_fraction=1 - 1e-9)},
+            r"split\.val_fraction.*training. Lower it",
+        ),
         (
             TEXTS,
             {"tokenizer": TokenizerSpec(vocab_size=60_000)},
             r"tokenizer\.vocab_size = 60000: .*too small for so many pieces. Set it to at most \d",
         ),
-        (TEXTS, {"tokenizer": TokenizerSpec(vocab_size=262)}, r"tokenizer\.vocab_size = 262: .*at least \d+ pieces"),
+        (
+            TEXTS,
+            {"tokenizer": TokenizerSpec(vocab_size=262)},
+            r"tokenizer\.vocab_size = 262: .*at least \d+ pieces",
+        ),
         (["\0\0 \0", "\0"] * 5, {}, "all of its 10 documents are empty"),
     ],
 )
@@ -239,8 +314,13 @@ def test_what_cannot_be_split_or_learnt_is_refused_with_a_remedy(bench, texts, c
 
 
 def test_the_same_document_in_both_splits_is_refused_even_if_its_spaces_differ(bench):
-    with pytest.raises(StageError, match="document 60 of the training split has the same text as document 2 of the validation split"):
-        bench.run(bench.spec([*TEXTS, TEXTS[2].replace(" ", "\n\n")], split=FirstDocuments(num_val_documents=5)))
+    with pytest.raises(
+        StageError,
+        match="document 60 of the training split has the same text as document 2 of the validation split",
+    ):
+        bench.run(
+            bench.spec([*TEXTS, TEXTS[2].replace(" ", "\n\n")], split=FirstDocuments(num_val_documents=5))
+        )
 
 
 def test_equal_documents_stay_together_when_split_by_hash(bench):
@@ -254,7 +334,10 @@ def test_equal_documents_stay_together_when_split_by_hash(bench):
 def test_the_split_by_hash_is_that_of_the_texts_sha256():
     split = HashFraction(val_fraction=0.25)
     texts = [f"text {number}" for number in range(400)]
-    expected = ["val" if int(hashlib.sha256(text.encode()).hexdigest(), 16) / 2**256 < 0.25 else "train" for text in texts]
+    expected = [
+        "val" if int(hashlib.sha256(text.encode()).hexdigest(), 16) / 2**256 < 0.25 else "train"
+        for text in texts
+    ]
     assert [split_of(split, index, text) for index, text in enumerate(texts)] == expected
     assert 70 <= expected.count("val") <= 130
 
@@ -269,4 +352,6 @@ def test_ready_made_shards_pass_through_the_stage_uncopied(bench, tmp_path):
     result, work = bench.run(TokenizeSpec.model_validate({"corpus": corpus}))
     assert list(work.out_dir.iterdir()) == []
     assert (result.train.num_tokens, result.val.num_bos) == (made.train.num_tokens, made.val.num_bos)
-    assert np.array_equal(open_shard(work.read(result.val_shards[0])), open_shard(folder / "fineweb_val_000000.bin"))
+    assert np.array_equal(
+        open_shard(work.read(result.val_shards[0])), open_shard(folder / "fineweb_val_000000.bin")
+    )

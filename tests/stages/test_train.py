@@ -24,24 +24,40 @@ from stages.training.files import TrainingFiles
 MakeWorkspace = Callable[..., Workspace]
 
 
-def run(settings: TrainSettings, tokens: TokenizedCorpus, work: Workspace) -> tuple[Checkpoints, dict[str, torch.Tensor], list[dict]]:
+def run(
+    settings: TrainSettings, tokens: TokenizedCorpus, work: Workspace
+) -> tuple[Checkpoints, dict[str, torch.Tensor], list[dict]]:
     trained = train(settings, tokens, work)
     rows = pq.read_table(work.root / trained.metrics.path).to_pylist()
     return trained, load_file(work.root / trained.last.weights.path), rows
 
 
-def train_here(settings: TrainSettings, tokens: TokenizedCorpus, resume: TrainState | None = None, stop_after: int | None = None):
-    """The loop in this process: weights, losses by step, and the states handed to the checkpoint hook after every step."""
+def train_here(
+    settings: TrainSettings,
+    tokens: TokenizedCorpus,
+    resume: TrainState | None = None,
+    stop_after: int | None = None,
+):
+    """The loop in this process: weights, losses by step, and the states handed to the checkpoint hook
+    after every step.
+    """
     rows: list[StepMetrics] = []
     states: list[TrainState] = []
     snapshots: dict[int, dict[str, torch.Tensor]] = {}
-    hooks = Hooks(rows.append, lambda step, scale, qat, weights: snapshots.update({step: weights}), lambda: True, states.append)
+    hooks = Hooks(
+        rows.append,
+        lambda step, scale, qat, weights: snapshots.update({step: weights}),
+        lambda: True,
+        states.append,
+    )
     trainer = Trainer(settings, [Path(ref.path) for ref in tokens.train_shards], hooks, resume)
     trainer.run()
     return trainer.weights(), rows, states, snapshots
 
 
-def test_a_run_leaves_a_full_account(smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace) -> None:
+def test_a_run_leaves_a_full_account(
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> None:
     work = make_workspace()
     trained, weights, rows = run(smoke_training, tiny_tokens, work)
     assert [row["step"] for row in rows] == list(range(1, 13))
@@ -51,7 +67,9 @@ def test_a_run_leaves_a_full_account(smoke_training: TrainSettings, tiny_tokens:
     assert trained.qat_steps == sum(row["qat_on"] for row in rows) > 0
     assert sorted(name for group in trained.groups for name in group.parameters) == sorted(weights)
     assert trained.num_parameters == sum(tensor.numel() for tensor in weights.values())
-    assert all(change.change_rms > 0 for change in trained.changes), [c.name for c in trained.changes if c.change_rms == 0]
+    assert all(change.change_rms > 0 for change in trained.changes), [
+        c.name for c in trained.changes if c.change_rms == 0
+    ]
     assert sorted(path.name for path in work.out_dir.iterdir()) == [
         "checkpoints",  # these two go when the result is published
         "last.safetensors",
@@ -61,10 +79,16 @@ def test_a_run_leaves_a_full_account(smoke_training: TrainSettings, tiny_tokens:
     ]
 
 
-def test_two_processes_train_like_one(smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace) -> None:
+def test_two_processes_train_like_one(
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> None:
     compute = replace(smoke_training.compute, precision="float32")
-    one, weights_one, rows_one = run(replace(smoke_training, compute=compute), tiny_tokens, make_workspace("one"))
-    two, weights_two, rows_two = run(replace(smoke_training, compute=replace(compute, num_processes=2)), tiny_tokens, make_workspace("two"))
+    one, weights_one, rows_one = run(
+        replace(smoke_training, compute=compute), tiny_tokens, make_workspace("one")
+    )
+    two, weights_two, rows_two = run(
+        replace(smoke_training, compute=replace(compute, num_processes=2)), tiny_tokens, make_workspace("two")
+    )
     assert two.tokens_seen == one.tokens_seen
     for a, b in zip(rows_one, rows_two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-4)
@@ -72,7 +96,9 @@ def test_two_processes_train_like_one(smoke_training: TrainSettings, tiny_tokens
         torch.testing.assert_close(tensor, weights_two[name], rtol=0, atol=5e-3)
 
 
-def test_a_run_is_bitwise_reproducible_and_another_seed_is_another_run(smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus) -> None:
+def test_a_run_is_bitwise_reproducible_and_another_seed_is_another_run(
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus
+) -> None:
     first, rows, _, _ = train_here(smoke_training, tiny_tokens)
     again, rows_again, _, _ = train_here(smoke_training, tiny_tokens)
     other, _, _, _ = train_here(replace(smoke_training, seed=7), tiny_tokens)
@@ -81,13 +107,19 @@ def test_a_run_is_bitwise_reproducible_and_another_seed_is_another_run(smoke_tra
     assert not torch.equal(first["tok_emb.weight"], other["tok_emb.weight"])
 
 
-def test_a_resumed_run_ends_in_the_same_bits(smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus) -> None:
+def test_a_resumed_run_ends_in_the_same_bits(
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus
+) -> None:
     whole, rows, states, snapshots = train_here(smoke_training, tiny_tokens)
     for state in (states[3], states[10]):
         resumed, later_rows, _, later_snapshots = train_here(smoke_training, tiny_tokens, resume=state)
         assert [row.loss for row in later_rows] == [row.loss for row in rows[state.steps :]]
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-        assert all(torch.equal(weights[name], snapshots[step][name]) for step, weights in later_snapshots.items() for name in weights)
+        assert all(
+            torch.equal(weights[name], snapshots[step][name])
+            for step, weights in later_snapshots.items()
+            for name in weights
+        )
 
 
 def test_the_stage_goes_on_from_the_newest_sound_checkpoint(
@@ -103,7 +135,12 @@ def test_the_stage_goes_on_from_the_newest_sound_checkpoint(
         if metrics.step == 9:
             raise KeyboardInterrupt
 
-    hooks = Hooks(stop_at_nine, files.add_snapshot, lambda: True, lambda state: (states.append(state), files.add_checkpoint(state)))
+    hooks = Hooks(
+        stop_at_nine,
+        files.add_snapshot,
+        lambda: True,
+        lambda state: (states.append(state), files.add_checkpoint(state)),
+    )
     with pytest.raises(KeyboardInterrupt):
         Trainer(smoke_training, [Path(ref.path) for ref in tiny_tokens.train_shards], hooks).run()
     files.close()
@@ -122,13 +159,19 @@ def test_the_value_embedding_stays_put_only_when_frozen_on_purpose(
     smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
 ) -> None:
     frozen = replace(
-        smoke_training, optimizer=replace(smoke_training.optimizer, frozen=("value_embedding.table.*", "value_embedding.proj.*"))
+        smoke_training,
+        optimizer=replace(
+            smoke_training.optimizer, frozen=("value_embedding.table.*", "value_embedding.proj.*")
+        ),
     )
     trained, _, _ = run(frozen, tiny_tokens, make_workspace())
     still = {change.name for change in trained.changes if change.change_rms == 0}
-    # With a zero projection that never trains, the value embedding adds nothing, so its scale gets no gradient either.
+    # With a zero projection that never trains, the value embedding adds nothing, so its scale gets no
+    # gradient either.
     assert still >= {"value_embedding.table.weight", "value_embedding.proj.weight"}
-    assert [group.optimizer for group in trained.groups if "value_embedding.proj.weight" in group.parameters] == ["none"]
+    assert [
+        group.optimizer for group in trained.groups if "value_embedding.proj.weight" in group.parameters
+    ] == ["none"]
 
 
 def test_the_wallclock_cap_ends_training_and_the_schedule_reaches_its_end(
@@ -142,16 +185,24 @@ def test_the_wallclock_cap_ends_training_and_the_schedule_reaches_its_end(
         assert row.lr_scale == lr_scale_at(Clock(before.step, before.seconds), schedule)
 
 
-def test_warmup_passes_leave_every_bit_as_it_was(smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus) -> None:
+def test_warmup_passes_leave_every_bit_as_it_was(
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus
+) -> None:
     plain, _, _, _ = train_here(smoke_training, tiny_tokens)
-    warmed, _, _, _ = train_here(replace(smoke_training, schedule=replace(smoke_training.schedule, compile_warmup_steps=3)), tiny_tokens)
+    warmed, _, _, _ = train_here(
+        replace(smoke_training, schedule=replace(smoke_training.schedule, compile_warmup_steps=3)),
+        tiny_tokens,
+    )
     assert all(torch.equal(plain[name], warmed[name]) for name in plain)
 
 
 def test_a_diverged_loss_stops_the_stage_with_step_and_last_good_checkpoint(
     smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
 ) -> None:
-    wild = replace(smoke_training, optimizer=replace(smoke_training.optimizer, embedding_lr=1e38, scalar_lr=1e38, grad_clip_norm=0.0))
+    wild = replace(
+        smoke_training,
+        optimizer=replace(smoke_training.optimizer, embedding_lr=1e38, scalar_lr=1e38, grad_clip_norm=0.0),
+    )
     with pytest.raises(StageError, match=r"training loss is (nan|inf) at step \d+; .*checkpoint"):
         train(wild, tiny_tokens, make_workspace())
 
@@ -160,7 +211,9 @@ def test_a_gradient_that_is_not_finite_stops_training_though_the_loss_still_is(
     smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus
 ) -> None:
     rows: list[StepMetrics] = []
-    trainer = Trainer(smoke_training, [Path(ref.path) for ref in tiny_tokens.train_shards], Hooks(rows.append))
+    trainer = Trainer(
+        smoke_training, [Path(ref.path) for ref in tiny_tokens.train_shards], Hooks(rows.append)
+    )
     trainer.model.tok_emb.weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(DivergedError, match=r"gradient norm is (nan|inf) at step 1"):
         trainer.run()
@@ -170,7 +223,10 @@ def test_a_gradient_that_is_not_finite_stops_training_though_the_loss_still_is(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: replace(s, model=replace(s.model, vocab_size=512)), "train.model.vocab_size = 512: the tokenizer has 320"),
+        (
+            lambda s: replace(s, model=replace(s.model, vocab_size=512)),
+            "train.model.vocab_size = 512: the tokenizer has 320",
+        ),
         (
             lambda s: replace(s, data=replace(s.data, sequence_length=1024)),
             "train.data.sequence_length = 1024: the validation split has only 700",
@@ -178,7 +234,11 @@ def test_a_gradient_that_is_not_finite_stops_training_though_the_loss_still_is(
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_process_starts(
-    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace, change: Callable, message: str
+    smoke_training: TrainSettings,
+    tiny_tokens: TokenizedCorpus,
+    make_workspace: MakeWorkspace,
+    change: Callable,
+    message: str,
 ) -> None:
     work = make_workspace()
     with pytest.raises(SpecError, match=message):

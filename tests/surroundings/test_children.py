@@ -1,4 +1,6 @@
-"""What processes of stages take over from the environment and the working folder: nothing that is meant for others. Real processes."""
+"""What processes of stages take over from the environment and the working folder: nothing that is meant
+for others. Real processes.
+"""
 
 import json
 import os
@@ -58,10 +60,19 @@ def test_leftovers_are_known_by_name_and_the_users_own_two_stay() -> None:
 
 
 def test_a_child_sees_no_leftovers_and_speaks_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
-    python = {"PYTHONWARNINGS": "error", "PYTHONOPTIMIZE": "2", "PYTHONIOENCODING": "ascii", "PYTHONINSPECT": "1", "PYTHONUTF8": "0"}
+    python = {
+        "PYTHONWARNINGS": "error",
+        "PYTHONOPTIMIZE": "2",
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONINSPECT": "1",
+        "PYTHONUTF8": "0",
+    }
     for name, value in {**OF_A_SCHEDULER, **python, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}.items():
         monkeypatch.setenv(name, value)
-    code = "import json, os, sys, warnings; warnings.warn('not an error'); print(json.dumps([dict(os.environ), '−→ü'], ensure_ascii=False))"
+    code = (
+        "import json, os, sys, warnings; warnings.warn('not an error'); "
+        "print(json.dumps([dict(os.environ), '−→ü'], ensure_ascii=False))"
+    )
     told, text = json.loads(run_child([sys.executable, "-c", code], ONE, no_progress, None)[-1])
     assert text == "−→ü"
     assert told["OMP_NUM_THREADS"] == "1"
@@ -69,7 +80,9 @@ def test_a_child_sees_no_leftovers_and_speaks_utf_8(monkeypatch: pytest.MonkeyPa
     assert not {"PYTHONWARNINGS", "PYTHONOPTIMIZE", "PYTHONIOENCODING", "PYTHONINSPECT"} & {*told}
 
 
-def test_ranks_meet_among_leftovers_beside_files_that_are_named_like_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_meet_among_leftovers_beside_files_that_are_named_like_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs, here, work = tmp_path / "path", tmp_path / "cwd", tmp_path / "work"
     for folder in (theirs, here, work):
         folder.mkdir()
@@ -85,24 +98,40 @@ def test_ranks_meet_among_leftovers_beside_files_that_are_named_like_modules(tmp
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", str(theirs))
     monkeypatch.chdir(here)
-    assert launch_module("job_module", {}, work, TWO, no_progress, 120) == ["2", os.pathsep.join([str(ROOT), str(theirs)])]
+    assert launch_module("job_module", {}, work, TWO, no_progress, 120) == [
+        "2",
+        os.pathsep.join([str(ROOT), str(theirs)]),
+    ]
 
 
-def test_a_hidden_gpu_is_named_by_the_variable_that_hides_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hidden_gpu_is_named_by_the_variable_that_hides_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(SpecError, match=r"compute.device = cuda.* sees 0 with CUDA_VISIBLE_DEVICES = ''"):
-        launch_module("stages.training.rank", {}, tmp_path, ComputeSettings(device="cuda", num_processes=2), no_progress, None)
+        launch_module(
+            "stages.training.rank",
+            {},
+            tmp_path,
+            ComputeSettings(device="cuda", num_processes=2),
+            no_progress,
+            None,
+        )
 
 
 @pytest.mark.parametrize("memory", ["missing", "a file"])
-def test_ranks_meet_in_the_store_where_memory_takes_no_file(memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_meet_in_the_store_where_memory_takes_no_file(
+    memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launch, "_MEMORY", tmp_path / memory)
     (tmp_path / "a file").write_text("")
     assert launch._meeting_place(tmp_path) == tmp_path / "rendezvous"
     assert list((tmp_path / "rendezvous").iterdir()) == []
 
 
-def test_no_room_anywhere_is_said_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_anywhere_is_said_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launch, "_MEMORY", tmp_path / "missing")
     monkeypatch.setattr(launch, "_MEETING_BYTES", 1 << 50)
     with pytest.raises((OSError, MemoryError)):
@@ -130,9 +159,14 @@ print(run_torchrun([sys.argv[1]], Path(sys.argv[1]).parent, compute, lambda *_: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "where"), [("64k", "rendezvous"), ("1m", "/dev/shm/")])
-def test_sixteen_megabytes_are_reduced_through_any_size_of_shared_memory(size: str, where: str, tmp_path: Path) -> None:
+def test_sixteen_megabytes_are_reduced_through_any_size_of_shared_memory(
+    size: str, where: str, tmp_path: Path
+) -> None:
     mounted = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
-    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "sh", "-c", mounted], capture_output=True).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(["unshare", "-rm", "sh", "-c", mounted], capture_output=True).returncode
+    ):
         pytest.skip("this machine lets nobody mount in a namespace of his own")
     (tmp_path / "rank.py").write_text(MEET)
     command = f'{mounted} && exec "$0" "$@"'

@@ -1,4 +1,7 @@
-"""A process of the command line makes itself fit for work, or says within a second why it cannot. Real processes."""
+"""A process of the command line makes itself fit for work, or says within a second why it cannot.
+
+Real processes.
+"""
 
 import os
 import resource
@@ -16,9 +19,19 @@ ROOT = Path(__file__).parents[2]
 FIT = "from stages.processes.own_process import *\nimport sys, os, signal\n"
 
 
-def python(code: str, cwd: Path = ROOT, before: Callable[[], Any] | None = None, text: bool = True, **environment: str) -> Any:
+def python(
+    code: str,
+    cwd: Path = ROOT,
+    before: Callable[[], Any] | None = None,
+    text: bool = True,
+    **environment: str,
+) -> Any:
     """Run `code` with this checkout importable, whatever the working folder."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("LC_ALL", "LANG", "PYTHONUTF8", "PYTHONIOENCODING")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("LC_ALL", "LANG", "PYTHONUTF8", "PYTHONIOENCODING")
+    }
     return subprocess.run(
         [sys.executable, "-c", FIT + code],
         cwd=cwd,
@@ -46,7 +59,9 @@ def refusal(**given: Any) -> str:
         {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     ],
 )
-def test_characters_that_an_encoding_lacks_become_plain_ones_and_no_minus_is_lost(surroundings: dict[str, str]) -> None:
+def test_characters_that_an_encoding_lacks_become_plain_ones_and_no_minus_is_lost(
+    surroundings: dict[str, str],
+) -> None:
     text, minus = ascii("−2.45 % × 3 … für → 漢"), ascii("−1")
     code = f"standard_streams(); print({text}); print({minus}, file=sys.stderr)"
     done = python(code, **surroundings)
@@ -54,7 +69,11 @@ def test_characters_that_an_encoding_lacks_become_plain_ones_and_no_minus_is_los
 
 
 def test_a_path_that_is_no_text_is_printed_as_its_bytes() -> None:
-    done = python("standard_streams(); print(os.fsdecode(b'/tmp/\\xff')); print('ü')", text=False, PYTHONIOENCODING="utf-8")
+    done = python(
+        "standard_streams(); print(os.fsdecode(b'/tmp/\\xff')); print('ü')",
+        text=False,
+        PYTHONIOENCODING="utf-8",
+    )
     assert (done.returncode, done.stdout) == (0, b"/tmp/\xff\n\xc3\xbc\n")
 
 
@@ -64,20 +83,27 @@ def test_json_stays_exact_where_the_output_is_ascii() -> None:
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
-def test_a_closed_stream_is_replaced_before_another_file_takes_its_place(closed: tuple[int, ...], tmp_path: Path) -> None:
+def test_a_closed_stream_is_replaced_before_another_file_takes_its_place(
+    closed: tuple[int, ...], tmp_path: Path
+) -> None:
     def close() -> None:
         for descriptor in closed:
             os.close(descriptor)
 
     out = tmp_path / "opened"
-    code = f"standard_streams(); f = open({str(out)!r}, 'w'); f.write(str(f.fileno())); f.close(); print('x'); print('y', file=sys.stderr)"
+    code = (
+        f"standard_streams(); f = open({str(out)!r}, 'w'); f.write(str(f.fileno())); f.close(); "
+        "print('x'); print('y', file=sys.stderr)"
+    )
     assert python(code, before=close).returncode == 0
     assert int(out.read_text()) > 2
 
 
 def test_the_program_ends_quietly_once_the_reader_of_its_output_has_gone() -> None:
     code = "standard_streams()\ntry:\n    while True: print('x' * 1000)\nfinally: sys.stdout.flush()"
-    writer = subprocess.Popen([sys.executable, "-c", FIT + code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", FIT + code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert writer.stdout is not None
     assert writer.stderr is not None
     writer.stdout.readline()
@@ -101,14 +127,25 @@ def test_work_goes_on_once_the_reader_of_its_messages_has_gone(tmp_path: Path) -
 
 def test_a_full_disk_under_the_output_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-m", "flows.cli", "--help"], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (1, "fairway: standard output cannot be written: No space left on device\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", "--help"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "fairway: standard output cannot be written: No space left on device\n",
+    )
 
 
 def test_the_command_line_ends_like_other_tools_before_a_closed_pipe() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, "-m", "flows.cli", "--help"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE)
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "--help"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE
+    )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
 
@@ -137,7 +174,8 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be() -> None:
 
 def test_no_leftover_of_a_scheduler_stays_and_warnings_are_no_errors() -> None:
     code = (
-        "import warnings; surroundings(); warnings.warn('x'); print(sorted({'RANK', 'OMP_NUM_THREADS', 'PYTHONWARNINGS'} & {*os.environ}))"
+        "import warnings; surroundings(); warnings.warn('x'); print(sorted({'RANK', "
+        "'OMP_NUM_THREADS', 'PYTHONWARNINGS'} & {*os.environ}))"
     )
     assert python(code, RANK="3", OMP_NUM_THREADS="1", PYTHONWARNINGS="error").stdout == "[]\n"
 
@@ -153,7 +191,8 @@ def test_a_folder_for_temporary_files_that_is_none_is_passed_over(folder: str, t
 def test_no_folder_for_temporary_files_at_all_is_named() -> None:
     code = (
         "def nothing(): raise FileNotFoundError(2, 'No usable temporary directory found')\n"
-        "tempfile._get_default_tempdir = nothing\ntry: surroundings()\nexcept SpecError as error: print(error)"
+        "tempfile._get_default_tempdir = nothing\ntry: surroundings()\nexcept SpecError as error: "
+        "print(error)"
     )
     assert "Set TMPDIR to one" in python(code).stdout
 
@@ -164,7 +203,9 @@ def test_a_user_without_a_home_gets_one_for_the_time_of_the_command() -> None:
         pytest.skip("this machine lets nobody be another user in a namespace of his own")
     code = FIT + "surroundings(); print(Path.home(), Path.home().is_dir())"
     environment = {name: value for name, value in os.environ.items() if name != "HOME"}
-    done = subprocess.run([*unknown, sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*unknown, sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     home, there = done.stdout.split()
     assert there == "True"
     assert not Path(home).exists()
@@ -172,7 +213,8 @@ def test_a_user_without_a_home_gets_one_for_the_time_of_the_command() -> None:
 
 def test_a_terminal_that_closes_interrupts_once_and_not_under_nohup() -> None:
     code = (
-        "standard_streams()\ntry:\n    with hangup_interrupts():\n        os.kill(os.getpid(), signal.SIGHUP); print('went on')\n"
+        "standard_streams()\ntry:\n    with hangup_interrupts():\n        os.kill(os.getpid(), "
+        "signal.SIGHUP); print('went on')\n"
         "except KeyboardInterrupt: print('ended')"
     )
     assert python(code).stdout == "ended\n"

@@ -1,4 +1,6 @@
-"""Proxies, settings and files that Prefect would trip over, and the schedule on the nights when clocks are put forward or back."""
+"""Proxies, settings and files that Prefect would trip over, and the schedule on the nights when clocks
+are put forward or back.
+"""
 
 import asyncio
 import os
@@ -26,7 +28,16 @@ from stages.store.hashing import FileHashes
 
 ROOT = Path(__file__).parents[2]
 PROXY = "http://127.0.0.1:9"
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "NO_PROXY", "no_proxy")
+PROXIES = (
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
+)
 
 # Before Prefect is imported, which reads its environment once.
 _HOME = tempfile.TemporaryDirectory(prefix="fairway-surroundings-", ignore_cleanup_errors=True)
@@ -55,9 +66,13 @@ def listening(family: socket.AddressFamily, host: str) -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-@pytest.mark.parametrize("said", ["", "corp.example,.local", "*.corp,10.0.0.0/8", "fd00::/8,[::1],fe80::1/64", "localhost"])
+@pytest.mark.parametrize(
+    "said", ["", "corp.example,.local", "*.corp,10.0.0.0/8", "fd00::/8,[::1],fe80::1/64", "localhost"]
+)
 @pytest.mark.parametrize("name", ["NO_PROXY", "no_proxy"])
-def test_loopback_is_reached_without_a_proxy_whatever_no_proxy_says(name: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_is_reached_without_a_proxy_whatever_no_proxy_says(
+    name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for proxy in ("HTTP_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(proxy, PROXY)
     monkeypatch.setenv(name, said)
@@ -67,8 +82,14 @@ def test_loopback_is_reached_without_a_proxy_whatever_no_proxy_says(name: str, s
     assert os.environ["NO_PROXY"] == os.environ["no_proxy"]
     assert all(urllib.request.proxy_bypass(host) for host in ("127.0.0.1", "localhost", "::1"))
     assert not urllib.request.proxy_bypass("example.com")
-    with listening(socket.AF_INET, "127.0.0.1") as port, httpx.Client(timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
-        client.get(f"http://127.0.0.1:{port}/")  # reached: it listens and says nothing; nobody listens where the proxy should be
+    with (
+        listening(socket.AF_INET, "127.0.0.1") as port,
+        httpx.Client(timeout=0.5) as client,
+        pytest.raises(httpx.ReadTimeout),
+    ):
+        client.get(
+            f"http://127.0.0.1:{port}/"
+        )  # reached: it listens and says nothing; nobody listens where the proxy should be
 
 
 def test_every_use_of_prefect_begins_with_a_way_to_loopback(tmp_path: Path) -> None:
@@ -88,7 +109,9 @@ def test_both_spellings_of_no_proxy_are_kept() -> None:
 
 
 @pytest.mark.parametrize("value", ["socks5://proxy:1", "socks://proxy:1/", "ftp://proxy"])
-def test_a_proxy_that_the_http_client_refuses_is_left_out_and_named(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_the_http_client_refuses_is_left_out_and_named(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("all_proxy", value)
     with pytest.raises((ImportError, ValueError)):
         httpx.Client()
@@ -97,7 +120,9 @@ def test_a_proxy_that_the_http_client_refuses_is_left_out_and_named(value: str, 
     httpx.Client().close()
 
 
-def test_what_would_have_left_by_an_unusable_proxy_does_not_leave_without_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_would_have_left_by_an_unusable_proxy_does_not_leave_without_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://user:secret@proxy:1")
     said = leave_out_unusable_proxies(os.environ)
     with pytest.raises(SpecError, match=r"ALL_PROXY = socks5://.*HTTPS_PROXY") as refused:
@@ -124,7 +149,9 @@ def test_a_silent_server_is_named_with_the_proxy_that_was_asked(monkeypatch: pyt
 
 
 def test_a_silent_server_of_a_profile_is_named_with_where_it_comes_from() -> None:
-    with pytest.raises(SpecError, match=r"\(from .*profiles.toml, .*Connection refused.*set PREFECT_API_URL= to nothing"):
+    with pytest.raises(
+        SpecError, match=r"\(from .*profiles.toml, .*Connection refused.*set PREFECT_API_URL= to nothing"
+    ):
         environment.require_answer("http://127.0.0.1:9/api", "to run with a temporary one")
 
 
@@ -148,7 +175,9 @@ server.serve_forever()
 
 
 @pytest.mark.parametrize("content", [b'active = "x', b"\xff\xfe\x00"])
-def test_a_broken_file_of_profiles_is_left_out(content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_broken_file_of_profiles_is_left_out(
+    content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "home" / ".prefect").mkdir(parents=True)
     (tmp_path / "home" / ".prefect" / "profiles.toml").write_bytes(content)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -157,7 +186,9 @@ def test_a_broken_file_of_profiles_is_left_out(content: bytes, monkeypatch: pyte
     assert not Path(os.environ["PREFECT_PROFILES_PATH"]).exists()
 
 
-def test_an_empty_file_of_profiles_and_a_home_that_is_none_are_no_trouble(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_empty_file_of_profiles_and_a_home_that_is_none_are_no_trouble(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / ".prefect").mkdir()
     (tmp_path / ".prefect" / "profiles.toml").touch()
     monkeypatch.delenv("PREFECT_HOME")
@@ -189,7 +220,9 @@ def test_a_prefect_setting_that_prefect_refuses_is_named_by_its_variable(tmp_pat
     assert "Traceback" not in done.stderr
 
 
-def test_a_temporary_server_takes_nothing_from_settings_for_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_temporary_server_takes_nothing_from_settings_for_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     theirs = {
         "PREFECT_API_URL": "http://theirs/api",
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://them@theirs/prefect",
@@ -208,7 +241,9 @@ def test_a_temporary_server_takes_nothing_from_settings_for_another(monkeypatch:
     assert not Path(told["PREFECT_PROFILES_PATH"]).exists()
 
 
-@pytest.mark.parametrize(("says", "starts"), [("no module of that name", 1), ("error while binding: address already in use", 3)])
+@pytest.mark.parametrize(
+    ("says", "starts"), [("no module of that name", 1), ("error while binding: address already in use", 3)]
+)
 def test_a_temporary_server_that_ends_at_once_is_told_within_seconds(
     says: str, starts: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -217,10 +252,15 @@ def test_a_temporary_server_that_ends_at_once_is_told_within_seconds(
     def start(home: Path, port: int, lock: int, server_log: Path) -> subprocess.Popen:
         started.append(port)
         with server_log.open("ab") as output:
-            return subprocess.Popen([sys.executable, "-c", f"print({says!r}); raise SystemExit(3)"], stdout=output)
+            return subprocess.Popen(
+                [sys.executable, "-c", f"print({says!r}); raise SystemExit(3)"], stdout=output
+            )
 
     monkeypatch.setattr(environment, "_start", start)
-    with pytest.raises(RuntimeError, match=f"(?s)ended with status 3 before it answered.*{says}"), environment._server(tmp_path, 0):
+    with (
+        pytest.raises(RuntimeError, match=f"(?s)ended with status 3 before it answered.*{says}"),
+        environment._server(tmp_path, 0),
+    ):
         pass
     assert len(started) == starts
 
@@ -242,7 +282,11 @@ def test_the_schedule_fires_once_a_week_on_the_nights_when_clocks_change(night: 
     # The scheduler asks again and again, from whatever time it is: all answers together are the firings.
     begins = [night - timedelta(days=8) + timedelta(minutes=17 * step) for step in range(17 * 24 * 60 // 17)]
     fired = sorted(
-        {date.astimezone(UTC) for begin in begins[::7] + begins[900:1000] for date in asyncio.run(schedule.get_dates(2, start=begin))}
+        {
+            date.astimezone(UTC)
+            for begin in begins[::7] + begins[900:1000]
+            for date in asyncio.run(schedule.get_dates(2, start=begin))
+        }
     )
     apart = [later - earlier for earlier, later in zip(fired, fired[1:], strict=False)]
     assert len(fired) >= 3

@@ -19,7 +19,11 @@ PROXY = "http://127.0.0.1:9"
 
 
 def bare() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "FAIRWAY_", "LC_", "PYTHON"))}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PREFECT_", "FAIRWAY_", "LC_", "PYTHON"))
+    }
 
 
 def test_a_run_completes_among_all_of_it_at_once(tmp_path: Path) -> None:
@@ -29,7 +33,13 @@ def test_a_run_completes_among_all_of_it_at_once(tmp_path: Path) -> None:
     for name in ("random.py", "stages.py", "torch.py"):
         (here / name).write_text(SHADOW)
     (home / ".prefect" / "profiles.toml").write_text('active = "x')
-    proxies = {"HTTP_PROXY": PROXY, "HTTPS_PROXY": PROXY, "http_proxy": PROXY, "ALL_PROXY": "socks://127.0.0.1:9/", "NO_PROXY": "fd00::/8"}
+    proxies = {
+        "HTTP_PROXY": PROXY,
+        "HTTPS_PROXY": PROXY,
+        "http_proxy": PROXY,
+        "ALL_PROXY": "socks://127.0.0.1:9/",
+        "NO_PROXY": "fd00::/8",
+    }
     screen = {"COLUMNS": "40", "NO_COLOR": "1", "TERM": "dumb"}
     plain = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     python = {"PYTHONPATH": str(theirs), "PYTHONWARNINGS": "error", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -49,9 +59,28 @@ def test_a_run_completes_among_all_of_it_at_once(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 
     done = subprocess.run(
-        [sys.executable, "-c", "from flows.cli.main import main; main()", "run", "--preset", "smoke", "--store", str(tmp_path / "store")],
+        [
+            sys.executable,
+            "-c",
+            "from flows.cli.main import main; main()",
+            "run",
+            "--preset",
+            "smoke",
+            "--store",
+            str(tmp_path / "store"),
+        ],
         cwd=here,
-        env={**bare(), **OF_A_SCHEDULER, **proxies, **screen, **plain, **python, **prefect, **folders, "PYTHONSAFEPATH": "1"},
+        env={
+            **bare(),
+            **OF_A_SCHEDULER,
+            **proxies,
+            **screen,
+            **plain,
+            **python,
+            **prefect,
+            **folders,
+            "PYTHONSAFEPATH": "1",
+        },
         preexec_fn=narrow_down,
         capture_output=True,
         timeout=280,
@@ -63,7 +92,11 @@ def test_a_run_completes_among_all_of_it_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in said
     [report] = list_reports(tmp_path / "store")
     assert report.size.fits
-    open_to_others = [path for path in (tmp_path / "store").rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o077]
+    open_to_others = [
+        path
+        for path in (tmp_path / "store").rglob("*")
+        if not path.is_symlink() and path.stat().st_mode & 0o077
+    ]
     assert open_to_others == []
 
 
@@ -83,7 +116,17 @@ def test_a_terminal_that_closes_ends_the_run_and_the_same_command_goes_on(tmp_pa
 
 @pytest.mark.slow
 def test_a_run_whose_messages_nobody_reads_any_more_is_finished(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "flows.cli", "run", "--preset", "smoke", "--store", str(tmp_path / "store"), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "run",
+        "--preset",
+        "smoke",
+        "--store",
+        str(tmp_path / "store"),
+        "--json",
+    ]
     with (tmp_path / "out").open("wb") as out:
         run = subprocess.Popen(command, cwd=ROOT, env=bare(), stdout=out, stderr=subprocess.PIPE)
     assert run.stderr is not None

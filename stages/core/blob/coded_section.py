@@ -1,12 +1,14 @@
-"""The blob's section of coded matrices: their grids, the spread of their codes, the tables, and one rANS stream for all codes.
+"""The blob's section of coded matrices: their grids, the spread of their codes, the tables, and one rANS
+stream for all codes.
 
     sizes    lowest class, uint16 | tables, uint16 | stream bytes, uint32
     steps    one float32 a matrix, in byte planes
     grids    row exponents of all matrices, int8 | column exponents
-    spreads  row class + row exponent of all matrices, int8 | the same of columns (a sum varies less than its parts)
+    spreads  row class + row exponent of all matrices, int8 | the same of columns
     tables   as in `symbol_models`
     stream   as in `rans`; matrices in the header's order, each row by row
 
+Class and exponent are stored as their sum, because the sum varies less than its parts.
 Nothing when there is no coded matrix. All numbers are little-endian.
 """
 
@@ -16,7 +18,14 @@ import numpy as np
 import torch
 
 from stages.core.blob.rans import RansError, decode, encode
-from stages.core.blob.symbol_models import ModelTableError, SpreadClasses, fit_tables, spread_classes, tables_from_bytes, tables_to_bytes
+from stages.core.blob.symbol_models import (
+    ModelTableError,
+    SpreadClasses,
+    fit_tables,
+    spread_classes,
+    tables_from_bytes,
+    tables_to_bytes,
+)
 from stages.core.quantizers.coded_grid import CODE_LIMIT, CodedGrid
 
 _SIZES_BYTES = 8
@@ -33,12 +42,17 @@ def coded_to_bytes(matrices: list[tuple[np.ndarray, CodedGrid]]) -> bytes:
     if not matrices:
         return b""
     spreads = [spread_classes(codes) for codes, _ in matrices]
-    lowest, tables = fit_tables([(codes, spread) for (codes, _), spread in zip(matrices, spreads, strict=True)])
+    lowest, tables = fit_tables(
+        [(codes, spread) for (codes, _), spread in zip(matrices, spreads, strict=True)]
+    )
     models = np.concatenate([spread.models(lowest, len(tables)) for spread in spreads])
     symbols = np.concatenate([codes.reshape(-1) for codes, _ in matrices]).astype(np.int32) + _ZERO_CODE
     stream = encode(symbols.astype(np.uint16), models, tables)
     steps = np.array([grid.step for _, grid in matrices], "<f4").view(np.uint8).reshape(-1, 4).T.tobytes()
-    rows, columns = [grid.rows.numpy() for _, grid in matrices], [grid.columns.numpy() for _, grid in matrices]
+    rows, columns = (
+        [grid.rows.numpy() for _, grid in matrices],
+        [grid.columns.numpy() for _, grid in matrices],
+    )
     vectors = [
         *rows,
         *columns,
@@ -46,10 +60,14 @@ def coded_to_bytes(matrices: list[tuple[np.ndarray, CodedGrid]]) -> bytes:
         *(spread.columns + column for spread, column in zip(spreads, columns, strict=True)),
     ]
     sizes = np.array([lowest, len(tables)], "<u2").tobytes() + np.array([len(stream)], "<u4").tobytes()
-    return b"".join([sizes, steps, *(vector.tobytes() for vector in vectors), tables_to_bytes(tables), stream])
+    return b"".join(
+        [sizes, steps, *(vector.tobytes() for vector in vectors), tables_to_bytes(tables), stream]
+    )
 
 
-def coded_from_bytes(section: memoryview, shapes: list[tuple[int, int]]) -> tuple[list[tuple[torch.Tensor, CodedGrid]], int]:
+def coded_from_bytes(
+    section: memoryview, shapes: list[tuple[int, int]]
+) -> tuple[list[tuple[torch.Tensor, CodedGrid]], int]:
     """Codes int16 (R, C) and grid of each matrix of `shapes`, and the bytes used. Raises CodedSectionError.
 
     Memory is a fixed multiple of the numbers that the shapes declare: callers bound those.
@@ -59,12 +77,18 @@ def coded_from_bytes(section: memoryview, shapes: list[tuple[int, int]]) -> tupl
     num_rows, num_columns = sum(shape[0] for shape in shapes), sum(shape[1] for shape in shapes)
     fixed = _SIZES_BYTES + 4 * len(shapes) + 2 * (num_rows + num_columns)
     if len(section) < fixed:
-        raise CodedSectionError(f"{len(section):,} bytes are left for coded matrices that need more than {fixed:,}")
+        raise CodedSectionError(
+            f"{len(section):,} bytes are left for coded matrices that need more than {fixed:,}"
+        )
     lowest, num_tables = (int(value) for value in np.frombuffer(section, "<u2", 2))
     stream_bytes = int(np.frombuffer(section, "<u4", 1, offset=4)[0])
-    steps = np.ascontiguousarray(np.frombuffer(section, np.uint8, 4 * len(shapes), _SIZES_BYTES).reshape(4, -1).T).view("<f4")[:, 0]
+    steps = np.ascontiguousarray(
+        np.frombuffer(section, np.uint8, 4 * len(shapes), _SIZES_BYTES).reshape(4, -1).T
+    ).view("<f4")[:, 0]
     if not 0 < num_tables <= _MOST_TABLES or lowest >= _MOST_TABLES:
-        raise CodedSectionError(f"declares {num_tables} tables from class {lowest}; 1 to {_MOST_TABLES} are taken")
+        raise CodedSectionError(
+            f"declares {num_tables} tables from class {lowest}; 1 to {_MOST_TABLES} are taken"
+        )
     if not (np.isfinite(steps) & (steps > 0)).all():
         raise CodedSectionError("a matrix has a step that is no positive finite number")
     vectors = np.frombuffer(section, np.int8, 2 * (num_rows + num_columns), _SIZES_BYTES + 4 * len(shapes))
@@ -73,13 +97,24 @@ def coded_from_bytes(section: memoryview, shapes: list[tuple[int, int]]) -> tupl
         tables, table_bytes = tables_from_bytes(section[fixed:], num_tables)
         end = fixed + table_bytes + stream_bytes
         if end > len(section):
-            raise CodedSectionError(f"declares a stream of {stream_bytes:,} bytes, {len(section) - fixed - table_bytes:,} are left")
+            raise CodedSectionError(
+                f"declares a stream of {stream_bytes:,} bytes, "
+                f"{len(section) - fixed - table_bytes:,} are left"
+            )
         grids, models = [], []
         row, column = 0, 0
         for step, (height, width) in zip(steps, shapes, strict=True):
             across, down = slice(row, row + height), slice(column, column + width)
-            grids.append(CodedGrid(float(step), torch.from_numpy(rows[across].copy()), torch.from_numpy(columns[down].copy())))
-            models.append(SpreadClasses(row_sums[across] - rows[across], column_sums[down] - columns[down]).models(lowest, num_tables))
+            grids.append(
+                CodedGrid(
+                    float(step), torch.from_numpy(rows[across].copy()), torch.from_numpy(columns[down].copy())
+                )
+            )
+            models.append(
+                SpreadClasses(row_sums[across] - rows[across], column_sums[down] - columns[down]).models(
+                    lowest, num_tables
+                )
+            )
             row, column = row + height, column + width
         symbols = decode(section[fixed + table_bytes : end], np.concatenate(models), tables)
     except (ModelTableError, RansError) as error:

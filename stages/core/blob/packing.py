@@ -1,14 +1,18 @@
-"""The blob that ships: every tensor of a model and its metadata in one checked, compressed container. No pickle.
+"""The blob that ships: every tensor of a model and its metadata in one checked, compressed container.
+
+No pickle.
 
     blob     "FWZ" + version byte | first 8 bytes of the frame's sha256 | zstandard frame of the content
     content  header length, uint32 | header, JSON | payload
     header   {"metadata": {…}, "tensors": [[name, format, [dims]], …]}
-    payload  codes of the integer tensors, one byte each | their fp16 row scales | fp16 tensors | fp32 tensors | coded matrices
+    payload  codes of the integer tensors, one byte each | their fp16 row scales | fp16 tensors
+             | fp32 tensors | coded matrices
 
-All numbers are little-endian; tensors follow one another in the header's order, so offsets need no storing and cannot
-lie. What resembles each other stands together, because that compresses better: formats, and within them the tensors of one
-role over all layers; scales and floating-point tensors are byte planes (all first bytes, then all second ones …). Coded
-matrices have a section of their own (`coded_section`), whose stream zstandard stores as it is.
+All numbers are little-endian; tensors follow one another in the header's order, so offsets need no storing
+and cannot lie. What resembles each other stands together, because that compresses better: formats, and within
+them the tensors of one role over all layers; scales and floating-point tensors are byte planes (all first
+bytes, then all second ones …). Coded matrices have a section of their own (`coded_section`), whose stream
+zstandard stores as it is.
 """
 
 import hashlib
@@ -33,7 +37,8 @@ DIGEST_BYTES = 8
 HEADER_BYTES_LIMIT = 4 * 2**20
 CONTENT_BYTES_FLOOR = 64 * 2**20
 CONTENT_RATIO_LIMIT = 64
-# Weights repeat nothing over longer distances: a window of one zstd block gives the same size in a fraction of the time.
+# Weights repeat nothing over longer distances: a window of one zstd block gives the same size in a fraction
+# of the time.
 BLOB_WINDOW_LOG = 17
 BLOB_FORMATS: tuple[StoredFormat, ...] = get_args(StoredFormat)
 
@@ -58,7 +63,8 @@ class BlobEntry:
 def pack(model: QuantizedModel, metadata: dict[str, Any], level: int) -> bytes:
     """The blob of `model`; equal inputs give equal bytes. `metadata` is plain JSON types.
 
-    Raises TypeError for metadata that JSON cannot hold, and ValueError for tensors or metadata that `unpack` would refuse.
+    Raises TypeError for metadata that JSON cannot hold, and ValueError for tensors or metadata that `unpack`
+    would refuse.
     """
     header, payload = serialize(model, metadata)
     return seal(header, payload, level)
@@ -68,7 +74,9 @@ def serialize(model: QuantizedModel, metadata: dict[str, Any]) -> tuple[bytes, b
     """Header and payload, uncompressed. Raises as `pack` does."""
     tensors = sorted(model.tensors, key=_place_in_blob)
     entries = [[tensor.name, tensor.format, list(tensor.values.shape)] for tensor in tensors]
-    header = json.dumps({"metadata": metadata, "tensors": entries}, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    header = json.dumps(
+        {"metadata": metadata, "tensors": entries}, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
     _parse_header(header)
     return header, payload_of(tensors)
 
@@ -85,27 +93,41 @@ def payload_of(tensors: list[QuantizedTensor]) -> bytes:
     halves = [tensor.values for tensor in tensors if tensor.format == "fp16"]
     floats = [tensor.values for tensor in tensors if tensor.format == "fp32"]
     coded = [(tensor.values.numpy(), tensor.grid) for tensor in tensors if tensor.grid is not None]
-    return codes + _to_planes(scales, "<f2") + _to_planes(halves, "<f2") + _to_planes(floats, "<f4") + coded_to_bytes(coded)
+    return (
+        codes
+        + _to_planes(scales, "<f2")
+        + _to_planes(halves, "<f2")
+        + _to_planes(floats, "<f4")
+        + coded_to_bytes(coded)
+    )
 
 
 def seal(header: bytes, payload: bytes, level: int) -> bytes:
-    """Compressed content behind its checksum. Raises ValueError for a content that `unpack` would refuse as a decompression bomb."""
+    """Compressed content behind its checksum.
+
+    Raises ValueError for a content that `unpack` would refuse as a decompression bomb.
+    """
     content = len(header).to_bytes(4, "little") + header + payload
     frame = compress_frame(content, level)
     blob = BLOB_MAGIC + hashlib.sha256(frame).digest()[:DIGEST_BYTES] + frame
     if len(header) > HEADER_BYTES_LIMIT or len(content) > _content_limit(blob):
         raise ValueError(
-            f"a header of {len(header):,} bytes or a content of {len(content):,} bytes in {len(blob):,} is more than a blob may "
-            f"have: at most {HEADER_BYTES_LIMIT:,} bytes of header, and {_content_limit(blob):,} bytes of content at this size"
+            f"a header of {len(header):,} bytes or a content of {len(content):,} bytes in "
+            f"{len(blob):,} is more than a blob may "
+            f"have: at most {HEADER_BYTES_LIMIT:,} bytes of header, and {_content_limit(blob):,} "
+            "bytes of content at this size"
         )
     return blob
 
 
 def compress_frame(content: bytes, level: int) -> bytes:
-    """One zstandard frame that declares its size. Single-threaded, so equal content gives equal bytes on every machine.
+    """One zstandard frame that declares its size.
 
-    Matches shorter than five bytes are not searched for: at the highest levels zstandard takes them where coding the literals,
-    which are quantized weights with a skewed distribution, would cost less (docs/log.md has what it saves).
+    Single-threaded, so equal content gives equal bytes on every machine.
+
+    Matches shorter than five bytes are not searched for: at the highest levels zstandard takes them where
+    coding the literals, which are quantized weights with a skewed distribution, would cost less (docs/log.md
+    has what it saves).
     """
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, source_size=len(content), window_log=BLOB_WINDOW_LOG, write_content_size=True, min_match=5
@@ -116,14 +138,19 @@ def compress_frame(content: bytes, level: int) -> bytes:
 def unpack(blob: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The model's tensors as float32, in the header's order, and the metadata.
 
-    Raises BlobError for anything but a blob that `pack` could have made. Memory stays within a fixed multiple of the larger
-    of 64 MiB and 64 times the blob.
+    Raises BlobError for anything but a blob that `pack` could have made. Memory stays within a fixed multiple
+    of the larger of 64 MiB and 64 times the blob.
     """
     header, payload = open_blob(blob)
     metadata, entries = _parse_header(header)
     declared = sum(entry.num_elements for entry in entries if entry.format == "coded")
-    if declared > _content_limit(blob):  # a stream of symbols that cost nothing could stand for any number of them
-        raise BlobError(f"a blob of {len(blob):,} bytes declares {declared:,} coded numbers; {_content_limit(blob):,} are taken")
+    if declared > _content_limit(
+        blob
+    ):  # a stream of symbols that cost nothing could stand for any number of them
+        raise BlobError(
+            f"a blob of {len(blob):,} bytes declares {declared:,} coded numbers; "
+            f"{_content_limit(blob):,} are taken"
+        )
     return _read_payload(entries, payload), metadata
 
 
@@ -138,14 +165,20 @@ def open_blob(blob: bytes) -> tuple[bytes, memoryview]:
     try:
         declared = zstandard.frame_content_size(frame)
         if not 4 <= declared <= _content_limit(blob):
-            raise BlobError(f"a blob of {len(blob):,} bytes declares a content of {declared:,}; 4 to {_content_limit(blob):,} are taken")
-        content = zstandard.ZstdDecompressor().decompress(frame, max_output_size=declared, allow_extra_data=False)
+            raise BlobError(
+                f"a blob of {len(blob):,} bytes declares a content of {declared:,}; 4 to "
+                f"{_content_limit(blob):,} are taken"
+            )
+        content = zstandard.ZstdDecompressor().decompress(
+            frame, max_output_size=declared, allow_extra_data=False
+        )
     except zstandard.ZstdError as error:
         raise BlobError(f"cannot be decompressed: {error}") from error
     header_bytes = int.from_bytes(content[:4], "little")
     if header_bytes > min(HEADER_BYTES_LIMIT, len(content) - 4):
         raise BlobError(
-            f"declares a header of {header_bytes:,} bytes in a content of {len(content):,}; at most {HEADER_BYTES_LIMIT:,} are taken"
+            f"declares a header of {header_bytes:,} bytes in a content of {len(content):,}; at most "
+            f"{HEADER_BYTES_LIMIT:,} are taken"
         )
     return content[4 : 4 + header_bytes], memoryview(content)[4 + header_bytes :]
 
@@ -156,7 +189,9 @@ def _content_limit(blob: bytes) -> int:
 
 def _parse_header(header: bytes) -> tuple[dict[str, Any], list[BlobEntry]]:
     try:
-        value = json.loads(header.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        value = json.loads(
+            header.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant
+        )
     except (ValueError, RecursionError) as error:
         raise BlobError(f"the header is no JSON that is taken here: {error}") from error
     if not isinstance(value, dict) or set(value) != {"metadata", "tensors"}:
@@ -172,13 +207,21 @@ def _parse_header(header: bytes) -> tuple[dict[str, Any], list[BlobEntry]]:
 
 def _parse_entry(index: int, item: Any) -> BlobEntry:
     match item:
-        case [str(name), str(tensor_format), [*shape]] if name and name.isascii() and name.isprintable() and tensor_format in BLOB_FORMATS:
+        case [str(name), str(tensor_format), [*shape]] if (
+            name and name.isascii() and name.isprintable() and tensor_format in BLOB_FORMATS
+        ):
             pass
         case _:
-            raise BlobError(f"tensor {index} is not declared as [printable ASCII name, one of {', '.join(BLOB_FORMATS)}, [dims]]")
+            raise BlobError(
+                f"tensor {index} is not declared as [printable ASCII name, one of "
+                f"{', '.join(BLOB_FORMATS)}, [dims]]"
+            )
     sound = len(shape) <= 8 and all(type(dim) is int and 0 < dim < 2**40 for dim in shape)
     if not sound or ((bits_of(tensor_format) or tensor_format == "coded") and len(shape) != 2):
-        raise BlobError(f"tensor {name!r} cannot have this shape as {tensor_format}: give at most 8 positive dims, two for a matrix")
+        raise BlobError(
+            f"tensor {name!r} cannot have this shape as {tensor_format}: give at most 8 positive "
+            "dims, two for a matrix"
+        )
     return BlobEntry(name, tensor_format, tuple(shape))
 
 
@@ -194,7 +237,9 @@ def _read_payload(entries: list[BlobEntry], payload: memoryview) -> dict[str, Te
         "fp32": 4 * sum(entry.num_elements for entry in floats),
     }
     if sum(lengths.values()) > len(payload) or (sum(lengths.values()) < len(payload) and not coded):
-        raise BlobError(f"the tensors declare {sum(lengths.values()):,} bytes; the payload has {len(payload):,}")
+        raise BlobError(
+            f"the tensors declare {sum(lengths.values()):,} bytes; the payload has {len(payload):,}"
+        )
     sections, start = {}, 0
     for section, length in lengths.items():
         sections[section] = payload[start : start + length]
@@ -202,12 +247,18 @@ def _read_payload(entries: list[BlobEntry], payload: memoryview) -> dict[str, Te
     codes = torch.from_numpy(np.frombuffer(sections["codes"], np.int8).copy())
     scales = _from_planes(sections["scales"], "<f2")
     tensors: dict[str, Tensor] = {}
-    for entry, tensor_codes in zip(integers, codes.split([entry.num_elements for entry in integers]), strict=True):
+    for entry, tensor_codes in zip(
+        integers, codes.split([entry.num_elements for entry in integers]), strict=True
+    ):
         tensor_scales, scales = scales[: entry.shape[0]], scales[entry.shape[0] :]
         tensors[entry.name] = _integer_tensor(entry, tensor_codes, tensor_scales)
-    tensors |= _float_tensors(halves, _from_planes(sections["fp16"], "<f2")) | _float_tensors(floats, _from_planes(sections["fp32"], "<f4"))
+    tensors |= _float_tensors(halves, _from_planes(sections["fp16"], "<f2")) | _float_tensors(
+        floats, _from_planes(sections["fp32"], "<f4")
+    )
     try:
-        matrices, used = coded_from_bytes(payload[start:], [(entry.shape[0], entry.shape[1]) for entry in coded])
+        matrices, used = coded_from_bytes(
+            payload[start:], [(entry.shape[0], entry.shape[1]) for entry in coded]
+        )
     except CodedSectionError as error:
         raise BlobError(f"the coded matrices cannot be read: {error}") from error
     if start + used != len(payload):
@@ -238,7 +289,9 @@ def _float_tensors(entries: list[BlobEntry], values: Tensor) -> dict[str, Tensor
 
 
 def _to_planes(tensors: list[Tensor], dtype: str) -> bytes:
-    values = np.concatenate([np.empty(0, dtype), *(tensor.numpy().astype(dtype).reshape(-1) for tensor in tensors)])
+    values = np.concatenate(
+        [np.empty(0, dtype), *(tensor.numpy().astype(dtype).reshape(-1) for tensor in tensors)]
+    )
     return values.view(np.uint8).reshape(-1, values.itemsize).T.tobytes()
 
 

@@ -1,8 +1,10 @@
-"""Interleaved range asymmetric numeral systems (rANS): symbols to words and back, each symbol under a model of its own.
+"""Interleaved range asymmetric numeral systems (rANS): symbols to words and back, each symbol under a
+model of its own.
 
-Source: J. Duda, arXiv:1311.2540; the interleaving, which makes one NumPy operation work on all lanes, F. Giesen, arXiv:1402.3392.
-Lane l holds the symbols l, l + L, l + 2L, … of N; states are 32 bits and give up 16 bits at a time. All arithmetic is on
-integers, so what one machine wrote every machine reads.
+Source: J. Duda, arXiv:1311.2540; the interleaving, which makes one NumPy operation work on all lanes, F.
+    Giesen, arXiv:1402.3392.
+Lane l holds the symbols l, l + L, l + 2L, … of N; states are 32 bits and give up 16 bits at a time. All
+arithmetic is on integers, so what one machine wrote every machine reads.
 """
 
 import numpy as np
@@ -19,7 +21,8 @@ class RansError(ValueError):
 
 
 def encode(symbols: np.ndarray, models: np.ndarray, frequencies: np.ndarray) -> bytes:
-    """`symbols` (N,) uint16, each under the model `models` (N,) of `frequencies` (K, A) -> little-endian bytes.
+    """`symbols` (N,) uint16, each under the model `models` (N,) of `frequencies` (K, A) -> little-endian
+    bytes.
 
     Raises ValueError for a symbol of frequency 0.
     """
@@ -30,7 +33,9 @@ def encode(symbols: np.ndarray, models: np.ndarray, frequencies: np.ndarray) -> 
     start = (np.cumsum(frequencies, axis=1) - frequencies)[models, symbols].astype(np.uint64)
     state = np.full(lanes, _STATE_FLOOR, np.uint64)
     words: list[np.ndarray] = []
-    for first in range((len(symbols) - 1) // lanes * lanes, -1, -lanes):  # last symbols first: decoding runs forwards
+    for first in range(
+        (len(symbols) - 1) // lanes * lanes, -1, -lanes
+    ):  # last symbols first: decoding runs forwards
         f, s = frequency[first : first + lanes], start[first : first + lanes]
         now = state[: len(f)]
         full = now >= f << np.uint64(32 - PRECISION_BITS)
@@ -41,7 +46,8 @@ def encode(symbols: np.ndarray, models: np.ndarray, frequencies: np.ndarray) -> 
 
 
 def decode(stream: bytes | memoryview, models: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
-    """The symbols (N,) uint16 that `encode` was given, from its bytes and the same `models` (N,) and `frequencies` (K, A).
+    """The symbols (N,) uint16 that `encode` was given, from its bytes and the same `models` (N,) and
+    `frequencies` (K, A).
 
     Raises RansError unless the stream is used up exactly and every lane ends where encoding began.
     """
@@ -61,22 +67,31 @@ def decode(stream: bytes | memoryview, models: np.ndarray, frequencies: np.ndarr
         now = frequency_at[slot] * (now >> PRECISION_BITS) + start_at[slot]
         low = np.flatnonzero(now < _STATE_FLOOR)
         if used + len(low) > len(words):
-            raise RansError(f"the stream of {len(stream):,} bytes ends before {len(models):,} symbols are read")
+            raise RansError(
+                f"the stream of {len(stream):,} bytes ends before {len(models):,} symbols are read"
+            )
         now[low] = now[low] << 16 | words[used : used + len(low)]
         used += len(low)
         state[: len(row)] = now
     if used != len(words) or not (state == _STATE_FLOOR).all():
-        raise RansError(f"the stream of {len(stream):,} bytes holds something else than {len(models):,} symbols of these models")
+        raise RansError(
+            f"the stream of {len(stream):,} bytes holds something else than {len(models):,} symbols "
+            "of these models"
+        )
     return symbols
 
 
 def lane_count(num_symbols: int) -> int:
-    """Lanes for so many symbols: each costs 4 bytes, and saves a step of the loop in Python for every 16,384 symbols."""
+    """Lanes for so many symbols: each costs 4 bytes, and saves a step of the loop in Python for every
+    16,384 symbols.
+    """
     return max(1, num_symbols // _SYMBOLS_PER_LANE)
 
 
 def _lookup_tables(frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each slot of each model, flat (K·TOTAL,): the symbol, its frequency, and the slot's distance from its start."""
+    """For each slot of each model, flat (K·TOTAL,): the symbol, its frequency, and the slot's distance
+    from its start.
+    """
     models, alphabet = frequencies.shape
     flat = frequencies.reshape(-1)
     symbol_at = np.repeat(np.tile(np.arange(alphabet, dtype=np.uint16), models), flat)

@@ -1,8 +1,10 @@
-"""How likely each code of a matrix is: one table of frequencies for each class of spread, shared by all matrices.
+"""How likely each code of a matrix is: one table of frequencies for each class of spread, shared by all
+matrices.
 
-A code's spread is taken as (its row's) × (its column's), in quarters of an octave: class = row class + column class. The classes
-are stored, a byte for each row and column, and the tables once for the whole model; both are small beside the codes.
-Codes are symmetric enough that a table holds the magnitudes only. Shape legend: R rows, C columns, K tables.
+A code's spread is taken as (its row's) × (its column's), in quarters of an octave: class = row class + column
+class. The classes are stored, a byte for each row and column, and the tables once for the whole model; both
+are small beside the codes. Codes are symmetric enough that a table holds the magnitudes only. Shape legend: R
+rows, C columns, K tables.
 """
 
 from dataclasses import dataclass
@@ -25,7 +27,9 @@ class ModelTableError(ValueError):
 
 @dataclass(frozen=True)
 class SpreadClasses:
-    """Row class int8 (R,) and column class int8 (C,); their sum is a code's class before it is limited to the tables there are."""
+    """Row class int8 (R,) and column class int8 (C,); their sum is a code's class before it is limited to
+    the tables there are.
+    """
 
     rows: np.ndarray
     columns: np.ndarray
@@ -37,7 +41,9 @@ class SpreadClasses:
 
 
 def spread_classes(codes: np.ndarray) -> SpreadClasses:
-    """The classes of `codes` int16 (R, C): columns by their rms, then rows by the rms of what is left of it."""
+    """The classes of `codes` int16 (R, C): columns by their rms, then rows by the rms of what is left of
+    it.
+    """
     squares = codes.astype(np.float64) ** 2
     overall = max(float(squares.mean()), _SPREAD_FLOOR**2)
     columns = _classes(np.sqrt(squares.mean(axis=0) / overall))
@@ -47,9 +53,11 @@ def spread_classes(codes: np.ndarray) -> SpreadClasses:
 
 
 def fit_tables(matrices: list[tuple[np.ndarray, SpreadClasses]]) -> tuple[int, np.ndarray]:
-    """Lowest class, and the frequencies int64 (K, MAX_SYMBOLS) of the classes from there on, for codes int16 (R, C) with their classes.
+    """Lowest class, and the frequencies int64 (K, MAX_SYMBOLS) of the classes from there on, for codes
+    int16 (R, C) with their classes.
 
-    Classes at both ends with too few codes to pay for a table share the next one's. The symbol of a code is code + MAX_SYMBOLS / 2.
+    Classes at both ends with too few codes to pay for a table share the next one's. The symbol of a code is
+    code + MAX_SYMBOLS / 2.
     """
     counts = np.zeros((_MOST_CLASSES, LARGEST_CODE + 1), np.int64)
     for codes, spread in matrices:
@@ -67,15 +75,25 @@ def fit_tables(matrices: list[tuple[np.ndarray, SpreadClasses]]) -> tuple[int, n
 
 
 def tables_to_bytes(frequencies: np.ndarray) -> bytes:
-    """For each table (K, MAX_SYMBOLS) the number of magnitudes after 0; then the frequencies of those, in byte planes; all uint16."""
+    """For each table (K, MAX_SYMBOLS) the number of magnitudes after 0; then the frequencies of those, in
+    byte planes; all uint16.
+    """
     sides = [row[_ZERO + 1 :] for row in frequencies]
     lengths = np.array([int(np.flatnonzero(side)[-1]) + 1 if side.any() else 0 for side in sides], "<u2")
-    values = np.concatenate([np.empty(0, "<u2"), *(side[:length].astype("<u2") for side, length in zip(sides, lengths, strict=True))])
+    values = np.concatenate(
+        [
+            np.empty(0, "<u2"),
+            *(side[:length].astype("<u2") for side, length in zip(sides, lengths, strict=True)),
+        ]
+    )
     return lengths.tobytes() + values.view(np.uint8).reshape(-1, 2).T.tobytes()
 
 
 def tables_from_bytes(content: bytes | memoryview, num_tables: int) -> tuple[np.ndarray, int]:
-    """The tables int64 (num_tables, MAX_SYMBOLS), and how many bytes of `content` they took. Raises ModelTableError."""
+    """The tables int64 (num_tables, MAX_SYMBOLS), and how many bytes of `content` they took.
+
+    Raises ModelTableError.
+    """
     if 2 * num_tables > len(content):
         raise ModelTableError(f"{len(content):,} bytes cannot hold {num_tables} tables of frequencies")
     lengths = np.frombuffer(content[: 2 * num_tables], "<u2").astype(np.int64)
@@ -94,7 +112,9 @@ def tables_from_bytes(content: bytes | memoryview, num_tables: int) -> tuple[np.
 
 def _classes(ratios: np.ndarray) -> np.ndarray:
     floor = 2.0 ** (-100 / CLASSES_PER_OCTAVE)
-    return np.clip(np.round(CLASSES_PER_OCTAVE * np.log2(np.maximum(ratios, floor))), -100, 100).astype(np.int8)
+    return np.clip(np.round(CLASSES_PER_OCTAVE * np.log2(np.maximum(ratios, floor))), -100, 100).astype(
+        np.int8
+    )
 
 
 def _one_sided(counts: np.ndarray) -> np.ndarray:

@@ -1,9 +1,11 @@
-"""What text says about the matrices of a model: how much a change of each weight costs, as a Kronecker-factored Fisher matrix.
+"""What text says about the matrices of a model: how much a change of each weight costs, as a
+Kronecker-factored Fisher matrix.
 
-For a matrix W (R, C) with inputs x and gradients δ at its outputs, the loss grows by about ½ Σ_i r_i e_iᵀ H e_i when row i
-changes by e_i; r_i = E[δ_i²] and H = Σ |δ|² xxᵀ / Σ |δ|² (K-FAC, arXiv:1503.05671; tokens weighted by what they matter, as in
-arXiv:2505.07004). Targets are drawn from the model's own predictions, so that this is the Fisher matrix and the text's noise
-stays out. Shape legend: B batch, T tokens, R rows, C columns.
+For a matrix W (R, C) with inputs x and gradients δ at its outputs, the loss grows by about ½ Σ_i r_i e_iᵀ H
+e_i when row i changes by e_i; r_i = E[δ_i²] and H = Σ |δ|² xxᵀ / Σ |δ|² (K-FAC, arXiv:1503.05671; tokens
+weighted by what they matter, as in arXiv:2505.07004). Targets are drawn from the model's own predictions, so
+that this is the Fisher matrix and the text's noise stays out. Shape legend: B batch, T tokens, R rows, C
+columns.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,7 +27,9 @@ class MatrixStatistics:
 
 @dataclass
 class _Sums:
-    """Over all tokens: Σ |δ|² xxᵀ (C, C), Σ |δ|², and Σ δ² (R,); one for each way in which a matrix is used."""
+    """Over all tokens: Σ |δ|² xxᵀ (C, C), Σ |δ|², and Σ δ² (R,); one for each way in which a matrix is
+    used.
+    """
 
     inputs: Tensor
     weight: Tensor
@@ -37,12 +41,14 @@ def collect_statistics(
 ) -> dict[str, MatrixStatistics]:
     """Statistics of every matrix by its weight's name, from `batches` of token ids (B, T + 1) int64.
 
-    Memory is a C×C matrix for each weight besides one batch's activations, however much text there is. Gradients of the model
-    are cleared. Raises ValueError when there are no batches.
+    Memory is a C×C matrix for each weight besides one batch's activations, however much text there is.
+    Gradients of the model are cleared. Raises ValueError when there are no batches.
     """
     sums: dict[tuple[str, str], _Sums] = {}
     names = {module: name for name, module in model.named_modules() if isinstance(module, Matrix)}
-    handles = [module.register_forward_hook(_watch(sums, name), with_kwargs=True) for module, name in names.items()]
+    handles = [
+        module.register_forward_hook(_watch(sums, name), with_kwargs=True) for module, name in names.items()
+    ]
     look_ups = {module: _watched_look_up(sums, name, module) for module, name in names.items()}
     generator = torch.Generator().manual_seed(seed)
     num_tokens = 0
@@ -65,12 +71,15 @@ def collect_statistics(
     if not num_tokens:
         raise ValueError("calibration needs at least one batch of text")
     return {
-        f"{name}.weight": _combine([found for (owner, _), found in sums.items() if owner == name], num_tokens) for name in names.values()
+        f"{name}.weight": _combine([found for (owner, _), found in sums.items() if owner == name], num_tokens)
+        for name in names.values()
     }
 
 
 def _watch(sums: dict[tuple[str, str], _Sums], name: str) -> Callable[..., None]:
-    def after_forward(module: Matrix, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+    def after_forward(
+        module: Matrix, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
+    ) -> None:
         x = args[0].detach().reshape(-1, args[0].size(-1))
         row_scale = args[1] if len(args) > 1 else kwargs.get("row_scale")
 
@@ -80,14 +89,20 @@ def _watch(sums: dict[tuple[str, str], _Sums], name: str) -> Callable[..., None]
                 delta = delta * row_scale.detach()
             squares = delta.square()
             weight = squares.sum(dim=1, keepdim=True)
-            _add(sums, (name, "product"), _Sums((x * weight).T @ x, weight.sum(dtype=torch.float64), squares.sum(dim=0)))
+            _add(
+                sums,
+                (name, "product"),
+                _Sums((x * weight).T @ x, weight.sum(dtype=torch.float64), squares.sum(dim=0)),
+            )
 
         output.register_hook(with_gradient)
 
     return after_forward
 
 
-def _watched_look_up(sums: dict[tuple[str, str], _Sums], name: str, module: Matrix) -> Callable[[Tensor, torch.dtype], Tensor]:
+def _watched_look_up(
+    sums: dict[tuple[str, str], _Sums], name: str, module: Matrix
+) -> Callable[[Tensor, torch.dtype], Tensor]:
     """A look-up reads one row for each token: the gradient itself stands in that row, for all columns."""
 
     def look_up(ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -115,13 +130,22 @@ def _add(sums: dict[tuple[str, str], _Sums], key: tuple[str, str], new: _Sums) -
 
 
 def _combine(uses: list[_Sums], num_tokens: int) -> MatrixStatistics:
-    """One H and r for a matrix used in several ways (the tied embedding): H is their sum, each row weighted by its own trace."""
+    """One H and r for a matrix used in several ways (the tied embedding): H is their sum, each row
+    weighted by its own trace.
+    """
     hessians = [use.inputs / use.weight.clamp_min(torch.finfo(torch.float64).tiny) for use in uses]
     rows = [use.rows / num_tokens for use in uses]
     if len(uses) == 1:
         return MatrixStatistics(hessians[0], rows[0])
-    total = sum((row.sum() * hessian for row, hessian in zip(rows, hessians, strict=True)), torch.zeros_like(hessians[0]))
+    total = sum(
+        (row.sum() * hessian for row, hessian in zip(rows, hessians, strict=True)),
+        torch.zeros_like(hessians[0]),
+    )
     total = total / total.trace()
     return MatrixStatistics(
-        total, sum((row * hessian.trace() for row, hessian in zip(rows, hessians, strict=True)), torch.zeros_like(rows[0]))
+        total,
+        sum(
+            (row * hessian.trace() for row, hessian in zip(rows, hessians, strict=True)),
+            torch.zeros_like(rows[0]),
+        ),
     )

@@ -1,4 +1,6 @@
-"""A whole model through ecsq: one multiplier for all steps, shared out by the estimate or by measurement, and fitted to a limit."""
+"""A whole model through ecsq: one multiplier for all steps, shared out by the estimate or by measurement,
+and fitted to a limit.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -16,22 +18,30 @@ from stages.core.quantizers.methods import integer_bits, store_as_float
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
 
 COARSEST_LOSS_NATS = 1.0
-MAX_FIT_TRIES = 16  # four or five do, but the bytes of a model of a few kilobytes jump between neighbouring steps
+MAX_FIT_TRIES = (
+    16  # four or five do, but the bytes of a model of a few kilobytes jump between neighbouring steps
+)
 _SHARE_LIMIT = 2.0
 
 
 class LimitTooSmallError(ValueError):
-    """No steps make a package within the limit. The message begins with the setting's name and says what is the smallest."""
+    """No steps make a package within the limit.
+
+    The message begins with the setting's name and says what is the smallest.
+    """
 
     def __init__(self, limit_bytes: int, smallest_bytes: int) -> None:
         super().__init__(
-            f"fit.limit_bytes = {limit_bytes}: cannot be met: the smallest possible is {smallest_bytes:,} bytes, script included"
+            f"fit.limit_bytes = {limit_bytes}: cannot be met: the smallest possible is "
+            f"{smallest_bytes:,} bytes, script included"
         )
 
 
 @dataclass(frozen=True)
 class CodedPlan:
-    """Everything but the multiplier: prepared matrices, each one's share of it, its largest step by a floor, and the other tensors."""
+    """Everything but the multiplier: prepared matrices, each one's share of it, its largest step by a
+    floor, and the other tensors.
+    """
 
     state: dict[str, Tensor]
     settings: QuantizerSettings
@@ -40,7 +50,9 @@ class CodedPlan:
     largest: dict[str, float]
 
     def multiplier_for(self, loss_nats: float) -> float:
-        """c at which the Fisher estimate of the loss's growth is `loss_nats`: each of n weights costs c²/24."""
+        """c at which the Fisher estimate of the loss's growth is `loss_nats`: each of n weights costs
+        c²/24.
+        """
         return math.sqrt(24 * loss_nats / sum(matrix.weight.numel() for matrix in self.matrices.values()))
 
     def quantized(self, multiplier: float) -> QuantizedModel:
@@ -59,8 +71,13 @@ class CodedPlan:
         return min(multiplier * self.shares[name], self.largest[name])
 
 
-def plan_coded(state: dict[str, Tensor], settings: QuantizerSettings, statistics: Mapping[str, MatrixStatistics]) -> CodedPlan:
-    """The plan with equal shares. Raises FormatRuleError as `quantize_state` does, and ValueError, naming the tensor."""
+def plan_coded(
+    state: dict[str, Tensor], settings: QuantizerSettings, statistics: Mapping[str, MatrixStatistics]
+) -> CodedPlan:
+    """The plan with equal shares.
+
+    Raises FormatRuleError as `quantize_state` does, and ValueError, naming the tensor.
+    """
     matrices = {}
     for name, tensor in state.items():
         if integer_bits(name, tensor, settings) is None:
@@ -82,12 +99,18 @@ def _largest_multiplier(name: str, matrix: PreparedMatrix, settings: QuantizerSe
 
 
 def with_measured_shares(
-    plan: CodedPlan, model: GPT, batches: list[Tensor], multiplier: float, progress: Callable[[int], None] = lambda done: None
+    plan: CodedPlan,
+    model: GPT,
+    batches: list[Tensor],
+    multiplier: float,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[CodedPlan, dict[str, float]]:
-    """The plan with shares by measurement, and the divergence (nats a token) that quantizing each matrix alone makes.
+    """The plan with shares by measurement, and the divergence (nats a token) that quantizing each matrix
+    alone makes.
 
-    At the best allocation every weight costs the same, so a matrix whose divergence is k times its estimate gets steps 1/√k as
-    large, within a factor of 2. `batches` of training text, token ids (B, T + 1). `model` comes back with its own weights.
+    At the best allocation every weight costs the same, so a matrix whose divergence is k times its estimate
+    gets steps 1/√k as large, within a factor of 2. `batches` of training text, token ids (B, T + 1). `model`
+    comes back with its own weights.
     """
     expected = predictions(model, batches)
     shares, measured = {}, {}
@@ -112,8 +135,12 @@ def predictions(model: GPT, batches: Iterable[Tensor]) -> list[Tensor]:
 
 
 def divergence(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Mean Kullback-Leibler divergence, nats a token: how much the loss grows on text drawn from the expected predictions."""
-    total = sum(float((a.exp() * (a - b)).sum(dtype=torch.float64)) for a, b in zip(expected, found, strict=True))
+    """Mean Kullback-Leibler divergence, nats a token: how much the loss grows on text drawn from the
+    expected predictions.
+    """
+    total = sum(
+        float((a.exp() * (a - b)).sum(dtype=torch.float64)) for a, b in zip(expected, found, strict=True)
+    )
     return total / sum(a.shape[0] * a.shape[1] for a in expected)
 
 
@@ -125,10 +152,12 @@ def fit_multiplier(
     tolerance_fraction: float,
     progress: Callable[[int], None] = lambda done: None,
 ) -> float:
-    """The multiplier whose `num_bytes` is at most `limit_bytes` and within the tolerance of it; at most MAX_FIT_TRIES sizes are made.
+    """The multiplier whose `num_bytes` is at most `limit_bytes` and within the tolerance of it; at most
+    MAX_FIT_TRIES sizes are made.
 
-    Bytes fall nearly linearly with the multiplier's logarithm: false position on that, halving when it stalls. Ends early with
-    the finest that fits where finer steps no longer make more bytes. Raises LimitTooSmallError when `coarsest` is too large.
+    Bytes fall nearly linearly with the multiplier's logarithm: false position on that, halving when it
+    stalls. Ends early with the finest that fits where finer steps no longer make more bytes. Raises
+    LimitTooSmallError when `coarsest` is too large.
     """
     wanted = limit_bytes * (1 - tolerance_fraction / 2)
     fits: tuple[float, int] | None = None
@@ -156,7 +185,13 @@ def fit_multiplier(
     return fits[0]
 
 
-def _next_multiplier(fits: tuple[float, int] | None, over: tuple[float, int] | None, wanted: float, coarsest: float, bisect: bool) -> float:
+def _next_multiplier(
+    fits: tuple[float, int] | None,
+    over: tuple[float, int] | None,
+    wanted: float,
+    coarsest: float,
+    bisect: bool,
+) -> float:
     if fits is None:
         assert over is not None
         return min(over[0] * 4, coarsest)

@@ -1,8 +1,10 @@
-"""Entropy-constrained scalar quantization with error feedback: steps by what errors cost, bits left to the coder.
+"""Entropy-constrained scalar quantization with error feedback: steps by what errors cost, bits left to
+the coder.
 
-At a given loss the bits are fewest when every weight's rounding costs the same (Gersho and Gray, Vector Quantization and Signal
-Compression, 1992, chapter 8): the step of weight (i, j) is c · r_i^(−½) · U_jj, with r_i the row's weight, U the factor of the inverse
-Hessian, and one c for the whole model. Shape legend: R rows, C columns.
+At a given loss the bits are fewest when every weight's rounding costs the same (Gersho and Gray, Vector
+Quantization and Signal Compression, 1992, chapter 8): the step of weight (i, j) is c · r_i^(−½) · U_jj, with
+r_i the row's weight, U the factor of the inverse Hessian, and one c for the whole model. Shape legend: R
+rows, C columns.
 """
 
 import math
@@ -21,7 +23,9 @@ _ROW_WEIGHT_FLOOR = 1e-3  # of the mean: rows that the calibration text never us
 
 @dataclass(frozen=True)
 class PreparedMatrix:
-    """What is the same for every c: the weight, the factor U (C, C), and how its steps are shaped, in quarter octaves."""
+    """What is the same for every c: the weight, the factor U (C, C), and how its steps are shaped, in
+    quarter octaves.
+    """
 
     weight: Tensor
     factor: Tensor
@@ -32,7 +36,11 @@ class PreparedMatrix:
     def multiplier_of_bits(self, bits: int) -> float:
         """The multiplier at which the mean square of the steps is that of an int-`bits` grid for each row."""
         row_steps = self.weight.abs().amax(dim=1).double() / (2 ** (bits - 1) - 1)
-        own = self.step * quarter_octaves(self.rows).double().unsqueeze(1) * quarter_octaves(self.columns).double()
+        own = (
+            self.step
+            * quarter_octaves(self.rows).double().unsqueeze(1)
+            * quarter_octaves(self.columns).double()
+        )
         return float((row_steps.square().mean() / own.square().mean()).sqrt())
 
 
@@ -48,7 +56,8 @@ def prepare(weight: Tensor, statistics: MatrixStatistics, damping: float) -> Pre
 def quantize_coded(matrix: PreparedMatrix, multiplier: float) -> tuple[Tensor, CodedGrid]:
     """Codes int16 (R, C) and their grid for c = `multiplier`.
 
-    A row whose largest weight would need a code beyond CODE_LIMIT gets coarser steps, no other one is clipped.
+    A row whose largest weight would need a code beyond CODE_LIMIT gets coarser steps, no other one is
+    clipped.
     """
     step = float(torch.tensor(matrix.step * multiplier, dtype=torch.float32))
     scaled = matrix.weight / quarter_octaves(matrix.columns)

@@ -1,6 +1,8 @@
-"""Rounding that passes each column's error on to the columns not yet rounded, so that the layer's output changes least.
+"""Rounding that passes each column's error on to the columns not yet rounded, so that the layer's output
+changes least.
 
-Sources: GPTQ, arXiv:2210.17323 (the recursion on the inverse Hessian's Cholesky factor); optimal brain surgeon before it.
+Sources: GPTQ, arXiv:2210.17323 (the recursion on the inverse Hessian's Cholesky factor); optimal brain
+    surgeon before it.
 Shape legend: R rows, C columns.
 """
 
@@ -13,20 +15,24 @@ _COLUMNS_AT_ONCE = 64  # errors within a block are passed on column by column, t
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     """Upper-triangular U (C, C) float64 with UᵀU = (H + damping·mean(diag H)·I)⁻¹.
 
-    The error e_j of column j, once all later columns have made up for what they can, costs (e_j / U_jj)². Raises ValueError
-    for a Hessian that is not finite or has no positive trace.
+    The error e_j of column j, once all later columns have made up for what they can, costs (e_j / U_jj)².
+    Raises ValueError for a Hessian that is not finite or has no positive trace.
     """
     values = hessian.double()
     mean = values.diagonal().mean()
     if not bool(torch.isfinite(values).all()) or not bool(mean > 0):
-        raise ValueError("has a Hessian that is not finite or is zero: its inputs never varied in the calibration text")
+        raise ValueError(
+            "has a Hessian that is not finite or is zero: its inputs never varied in the calibration text"
+        )
     lower = torch.linalg.cholesky(values + damping * mean * torch.eye(len(values), dtype=torch.float64))
     return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
 
 
 def round_with_feedback(weight: Tensor, factor: Tensor, limit: int) -> Tensor:
-    """`weight` (R, C), in units of the steps, rounded to integers within ±limit; float32 (R, C). `factor` as of `inverse_factor`,
-    in the same units: for steps s_j of the columns its column j is divided by s_j.
+    """`weight` (R, C), in units of the steps, rounded to integers within ±limit; float32 (R, C).
+
+    `factor` as of `inverse_factor`, in the same units: for steps s_j of the columns its column j is divided
+    by s_j.
     """
     left, factor = weight.float().clone(), factor.float()
     rounded = torch.empty_like(left)

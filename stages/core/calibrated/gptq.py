@@ -1,4 +1,5 @@
-"""GPTQ on the grid of each row: error feedback with the whole Hessian of the calibration text, largest inputs first.
+"""GPTQ on the grid of each row: error feedback with the whole Hessian of the calibration text, largest
+inputs first.
 
 Source: arXiv:2210.17323, with its activation order and damping.
 """
@@ -12,8 +13,13 @@ from stages.core.calibrated.error_feedback import inverse_factor, round_with_fee
 from stages.core.quantizers.grid import QuantizedRows, max_level, quantize_rows
 
 
-def gptq(weight: Tensor, bits: int, settings: QuantizerSettings, statistics: MatrixStatistics) -> QuantizedRows:
-    """`weight` float32 (R, C) with the scales of plain rounding and codes by error feedback. Raises ValueError as `quantize_rows` does."""
+def gptq(
+    weight: Tensor, bits: int, settings: QuantizerSettings, statistics: MatrixStatistics
+) -> QuantizedRows:
+    """`weight` float32 (R, C) with the scales of plain rounding and codes by error feedback.
+
+    Raises ValueError as `quantize_rows` does.
+    """
     plain = quantize_rows(weight, bits, 1.0)
     order = torch.argsort(statistics.hessian.diagonal(), descending=True, stable=True)
     factor = inverse_factor(statistics.hessian[order][:, order], settings.calibration.damping)

@@ -12,16 +12,22 @@ from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
 
 
 def quantize_state(
-    state: dict[str, Tensor], settings: QuantizerSettings, statistics: Mapping[str, MatrixStatistics] | None = None
+    state: dict[str, Tensor],
+    settings: QuantizerSettings,
+    statistics: Mapping[str, MatrixStatistics] | None = None,
 ) -> QuantizedModel:
-    """Each tensor of `state` in the format of the first rule that matches its name; matrices by `settings.method`.
+    """Each tensor of `state` in the format of the first rule that matches its name; matrices by
+    `settings.method`.
 
-    `statistics` of every matrix that the rules store as integers, for gptq; ecsq has `coded_model`. Raises FormatRuleError when a
-    rule gives an integer format to anything but a matrix, and ValueError, naming the tensor, for values that are not
-    finite or that its format cannot hold, or for a method without its statistics.
+    `statistics` of every matrix that the rules store as integers, for gptq; ecsq has `coded_model`. Raises
+    FormatRuleError when a rule gives an integer format to anything but a matrix, and ValueError, naming the
+    tensor, for values that are not finite or that its format cannot hold, or for a method without its
+    statistics.
     """
     if settings.method not in METHODS and (settings.method != "gptq" or statistics is None):
-        raise ValueError(f"method {settings.method} cannot be run without the statistics of a calibration text")
+        raise ValueError(
+            f"method {settings.method} cannot be run without the statistics of a calibration text"
+        )
     tensors = []
     for name, tensor in state.items():
         bits = integer_bits(name, tensor, settings)
@@ -36,5 +42,7 @@ def quantize_state(
                 rows = METHODS[settings.method](weight, bits, settings)
         except ValueError as error:
             raise ValueError(f"tensor {name} {error}") from error
-        tensors.append(QuantizedTensor(name, format_for(name, settings.rules), rows.codes, rows.scales, rows.clip_ratios))
+        tensors.append(
+            QuantizedTensor(name, format_for(name, settings.rules), rows.codes, rows.scales, rows.clip_ratios)
+        )
     return QuantizedModel(settings.method, tuple(tensors))

@@ -1,4 +1,5 @@
-"""A whole model by gptq or ecsq: statistics of training text, steps that meet a limit, and how far the predictions move.
+"""A whole model by gptq or ecsq: statistics of training text, steps that meet a limit, and how far the
+predictions move.
 
 The quantize stage and the program that ships run this same code, so that both make the same blob.
 """
@@ -39,9 +40,9 @@ _SHARES_PROGRESS = 100
 class CalibratedModel:
     """A quantized model and what was measured on the way.
 
-    `divergence_nats` a token of all tensors together, on training text. Of ecsq alone: the multiplier of all steps, the divergence of
-    each matrix quantized by itself where shares were measured, and where a limit was fitted the tries as (multiplier, bytes of the
-    package).
+    `divergence_nats` a token of all tensors together, on training text. Of ecsq alone: the multiplier of all
+    steps, the divergence of each matrix quantized by itself where shares were measured, and where a limit was
+    fitted the tries as (multiplier, bytes of the package).
     """
 
     model: QuantizedModel
@@ -60,10 +61,12 @@ def quantize_with_text(
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[float, float], None] = lambda done, total: None,
 ) -> CalibratedModel:
-    """`state` (float32, on the CPU) by settings.method with the text of `stream`; `metadata` is what the blob will hold.
+    """`state` (float32, on the CPU) by settings.method with the text of `stream`; `metadata` is what the
+    blob will hold.
 
-    Sets the threads and the deterministic mode that the result depends on. Raises LimitTooSmallError and FormatRuleError as the
-    methods do, and ValueError for weights that no format holds or where the stream is too short.
+    Sets the threads and the deterministic mode that the result depends on. Raises LimitTooSmallError and
+    FormatRuleError as the methods do, and ValueError for weights that no format holds or where the stream is
+    too short.
     """
     calibration = settings.calibration
     compute_with(calibration.threads, deterministic=True)
@@ -72,7 +75,9 @@ def quantize_with_text(
     batches = calibration_batches(stream, calibration)
     measures_shares = settings.method == "ecsq" and settings.ecsq.measured_shares
     shares_progress = _SHARES_PROGRESS if measures_shares else 0
-    total = len(batches) + shares_progress + (MAX_FIT_TRIES if settings.fit.limit_bytes is not None else 0) + 1
+    total = (
+        len(batches) + shares_progress + (MAX_FIT_TRIES if settings.fit.limit_bytes is not None else 0) + 1
+    )
     statistics = collect_statistics(model, batches, calibration.seed, lambda done: progress(done, total))
     say(f"calibrated on {calibration.num_sequences * calibration.sequence_length:,} tokens of training text")
     checks = batches[: max(1, MEASURED_SEQUENCES // calibration.batch_sequences)]
@@ -89,7 +94,9 @@ def quantize_with_text(
             )
         if settings.fit.limit_bytes is not None:
             before_fit = len(batches) + shares_progress
-            multiplier = _fit_plan(plan, settings, metadata, tries, say, lambda done: progress(before_fit + done, total))
+            multiplier = _fit_plan(
+                plan, settings, metadata, tries, say, lambda done: progress(before_fit + done, total)
+            )
         quantized = plan.quantized(multiplier)
     expected = predictions(model, checks)
     model.load_state_dict({tensor.name: tensor.dequantized() for tensor in quantized.tensors})
@@ -100,14 +107,20 @@ def quantize_with_text(
 
 
 def calibration_batches(stream: TokenStream, settings: CalibrationSettings) -> list[Tensor]:
-    """Token ids (B, T + 1) int64: sequences drawn from the whole stream without overlap, in the order of the draw.
+    """Token ids (B, T + 1) int64: sequences drawn from the whole stream without overlap, in the order of
+    the draw.
 
     Raises ValueError where the stream is too short.
     """
     settings.check_text(len(stream))
     there = settings.sequences_in(len(stream))
-    starts = np.random.default_rng(settings.seed).permutation(there)[: settings.num_sequences] * settings.sequence_length
-    rows = torch.from_numpy(np.stack([stream.read(int(start), settings.sequence_length + 1) for start in starts]))
+    starts = (
+        np.random.default_rng(settings.seed).permutation(there)[: settings.num_sequences]
+        * settings.sequence_length
+    )
+    rows = torch.from_numpy(
+        np.stack([stream.read(int(start), settings.sequence_length + 1) for start in starts])
+    )
     return list(rows.split(settings.batch_sequences))
 
 
@@ -129,4 +142,11 @@ def _fit_plan(
         say(f"steps × {multiplier / start:.3g}: {size:,} bytes")
         return size
 
-    return fit_multiplier(num_bytes, start, plan.multiplier_for(COARSEST_LOSS_NATS), fit.limit_bytes, fit.tolerance_fraction, progress)
+    return fit_multiplier(
+        num_bytes,
+        start,
+        plan.multiplier_for(COARSEST_LOSS_NATS),
+        fit.limit_bytes,
+        fit.tolerance_fraction,
+        progress,
+    )

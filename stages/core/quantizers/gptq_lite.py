@@ -1,32 +1,52 @@
-"""Clip search: for each row the clip ratio whose grid, stored fp16 step included, gives the least squared error.
+"""Clip search: for each row the clip ratio whose grid, stored fp16 step included, gives the least squared
+error.
 
-Source: the "GPTQ-lite" of openai/parameter-golf pull request 543, done for each row and measured on the final grid.
+Source: the "GPTQ-lite" of openai/parameter-golf pull request 543, done for each row and measured on the final
+    grid.
 """
 
 import torch
 from torch import Tensor
 
 from schemas.quantizer_settings import QuantizerSettings
-from stages.core.quantizers.grid import QuantizedRows, fake_quantize, largest_of_rows, quantize_rows, row_scales, squared_row_errors
+from stages.core.quantizers.grid import (
+    QuantizedRows,
+    fake_quantize,
+    largest_of_rows,
+    quantize_rows,
+    row_scales,
+    squared_row_errors,
+)
 
 CLIP_SEARCH_NUMBERS = 2**20  # float32 numbers worked on at once: 4 MiB, which stays in cache
 _CUDA_SEARCH_NUMBERS = 2**27  # half a GiB: a GPU takes longer to start small work than to do it
 
 
 def gptq_lite(weight: Tensor, bits: int, settings: QuantizerSettings) -> QuantizedRows:
-    """`weight` float32 (R, C) with the best of `settings.clip_candidates` for each row. Raises ValueError as `quantize_rows` does."""
-    largest_of_rows(weight)  # the search itself checks nothing: training calls it too, and a check waits for the GPU
+    """`weight` float32 (R, C) with the best of `settings.clip_candidates` for each row.
+
+    Raises ValueError as `quantize_rows` does.
+    """
+    largest_of_rows(
+        weight
+    )  # the search itself checks nothing: training calls it too, and a check waits for the GPU
     return quantize_rows(weight, bits, best_clip_ratios(weight, bits, settings.clip_candidates))
 
 
 def fake_gptq_lite(weights: Tensor, bits: int, candidates: tuple[float, ...]) -> Tensor:
-    """`weights` (..., R, C) as each matrix would come back from the blob, without gradient; bit for bit on the same device."""
+    """`weights` (..., R, C) as each matrix would come back from the blob, without gradient; bit for bit
+    on the same device.
+    """
     rows = weights.detach().flatten(0, -2)
-    return fake_quantize(rows, bits, best_clip_ratios(rows, bits, candidates).unsqueeze(1)).view(weights.shape)
+    return fake_quantize(rows, bits, best_clip_ratios(rows, bits, candidates).unsqueeze(1)).view(
+        weights.shape
+    )
 
 
 def best_clip_ratios(weight: Tensor, bits: int, candidates: tuple[float, ...]) -> Tensor:
-    """The candidate with the least squared error for each row of `weight` (R, C), float32 (R,); of equal ones the largest."""
+    """The candidate with the least squared error for each row of `weight` (R, C), float32 (R,); of equal
+    ones the largest.
+    """
     ratios = torch.tensor(sorted(set(candidates), reverse=True), dtype=torch.float32)
     if weight.is_cuda:  # from pinned memory, so that the host need not wait for the GPU
         ratios = ratios.pin_memory().to(weight.device, non_blocking=True)

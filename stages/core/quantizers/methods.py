@@ -17,7 +17,9 @@ METHODS: dict[str, Callable[[Tensor, int, QuantizerSettings], QuantizedRows]] = 
     "round_to_nearest": round_to_nearest,
     "reference": reference,
 }
-"""Methods that see one matrix and its bits; `gptq` and `ecsq` need the statistics of a calibration text besides."""
+"""Methods that see one matrix and its bits; `gptq` and `ecsq` need the statistics of a calibration text
+besides.
+"""
 
 
 class FormatRuleError(ValueError):
@@ -25,25 +27,34 @@ class FormatRuleError(ValueError):
 
 
 def integer_bits(name: str, tensor: Tensor, settings: QuantizerSettings) -> int | None:
-    """Bits of the integer format that the rules give the tensor; None for a floating-point one. Raises FormatRuleError."""
+    """Bits of the integer format that the rules give the tensor; None for a floating-point one.
+
+    Raises FormatRuleError.
+    """
     tensor_format = format_for(name, settings.rules)
     bits = bits_of(tensor_format)
     if bits is not None and tensor.dim() != 2:
         raise FormatRuleError(
-            f"{name} has shape {tuple(tensor.shape)} and the rules make it {tensor_format}, but only matrices have a scale for "
+            f"{name} has shape {tuple(tensor.shape)} and the rules make it {tensor_format}, but "
+            "only matrices have a scale for "
             f'each row: put a rule ("{name}", "fp16" or "fp32") before the one that matches it'
         )
     return bits
 
 
 def store_as_float(name: str, tensor: Tensor, settings: QuantizerSettings) -> QuantizedTensor:
-    """The tensor in the floating-point format of its rule. Raises ValueError for values that it cannot hold."""
+    """The tensor in the floating-point format of its rule.
+
+    Raises ValueError for values that it cannot hold.
+    """
     tensor_format = format_for(name, settings.rules)
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"tensor {name} holds values that are not finite numbers")
     stored = tensor.to(FLOAT_FORMATS[tensor_format], copy=True)
     if not bool(torch.isfinite(stored).all()):
-        raise ValueError(f"tensor {name} holds a value of {tensor.abs().max():.3g}, beyond fp16: store it as fp32")
+        raise ValueError(
+            f"tensor {name} holds a value of {tensor.abs().max():.3g}, beyond fp16: store it as fp32"
+        )
     return QuantizedTensor(name, tensor_format, stored)
 
 

@@ -1,4 +1,6 @@
-"""What quantization makes and the blob holds: tensors as integer codes with row scales, or in floating point."""
+"""What quantization makes and the blob holds: tensors as integer codes with row scales, or in floating
+point.
+"""
 
 from dataclasses import dataclass
 
@@ -14,8 +16,11 @@ FLOAT_FORMATS = {"fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """One tensor. Integer formats: `values` int8 codes (R, C), `scales` fp16 (R,), `clip_ratios` float32 (R,), not stored.
-    Format coded: `values` int16 codes (R, C) on `grid`. Floating-point formats: `values` in the tensor's own shape, and nothing else.
+    """One tensor.
+
+    Integer formats: `values` int8 codes (R, C), `scales` fp16 (R,), `clip_ratios` float32 (R,), not stored.
+    Format coded: `values` int16 codes (R, C) on `grid`. Floating-point formats: `values` in the tensor's own
+    shape, and nothing else.
     """
 
     name: str
@@ -50,4 +55,8 @@ class QuantizedModel:
 
 def bits_of(tensor_format: StoredFormat) -> int | None:
     """Bits of an integer format, None for a floating-point or coded one."""
-    return None if tensor_format in FLOAT_FORMATS or tensor_format == "coded" else int(tensor_format.removeprefix("int"))
+    return (
+        None
+        if tensor_format in FLOAT_FORMATS or tensor_format == "coded"
+        else int(tensor_format.removeprefix("int"))
+    )

@@ -1,8 +1,9 @@
-"""The reference's own scheme (parameter-golf pull request 543), as a baseline: kept as it is, faults included.
+"""The reference's own scheme (parameter-golf pull request 543), as a baseline: kept as it is, faults
+included.
 
-Five clip candidates, one for the whole tensor; the candidates are quantiles so high that they lie between the two largest values of a
-row; the error that chooses among them is that of the int8 grid; a scale is never below 1/127; int6 is every fourth int8 level.
-Shape legend: R rows, C columns.
+Five clip candidates, one for the whole tensor; the candidates are quantiles so high that they lie between the
+two largest values of a row; the error that chooses among them is that of the int8 grid; a scale is never
+below 1/127; int6 is every fourth int8 level. Shape legend: R rows, C columns.
 """
 
 import torch
@@ -16,22 +17,33 @@ SCALE_FLOOR = 1 / 127
 
 
 def reference(weight: Tensor, bits: int, settings: QuantizerSettings) -> QuantizedRows:
-    """`weight` float32 (R, C): int8, and below that every 2^(8−bits)-th of its levels. Raises ValueError as `quantize_rows` does."""
+    """`weight` float32 (R, C): int8, and below that every 2^(8−bits)-th of its levels.
+
+    Raises ValueError as `quantize_rows` does.
+    """
     largest = largest_of_rows(weight)
     codes, scales, clip = _on_reference_grid(weight, bits)
     if bool((scales > FP16_LARGEST).any()):
-        raise ValueError(f"holds a value of {largest.max():.3g}, whose int{bits} step is beyond fp16: store it as fp32")
-    return QuantizedRows(codes.to(torch.int8), scales.half(), clip / largest.clamp_min(torch.finfo(torch.float32).tiny))
+        raise ValueError(
+            f"holds a value of {largest.max():.3g}, whose int{bits} step is beyond fp16: store it as fp32"
+        )
+    return QuantizedRows(
+        codes.to(torch.int8), scales.half(), clip / largest.clamp_min(torch.finfo(torch.float32).tiny)
+    )
 
 
 def fake_reference(weights: Tensor, bits: int) -> Tensor:
-    """`weights` (N, R, C) as each matrix would come back from the blob, without gradient; bit for bit on the same device."""
+    """`weights` (N, R, C) as each matrix would come back from the blob, without gradient; bit for bit on
+    the same device.
+    """
     grids = [_on_reference_grid(weight, bits) for weight in weights.detach()]
     return torch.stack([codes * scales.unsqueeze(1) for codes, scales, _ in grids])
 
 
 def upper_quantiles(magnitudes: Tensor, quantiles: tuple[float, ...]) -> Tensor:
-    """`torch.quantile` of each row of `magnitudes` (R, C) at high `quantiles`, (Q, R), without sorting the whole row."""
+    """`torch.quantile` of each row of `magnitudes` (R, C) at high `quantiles`, (Q, R), without sorting
+    the whole row.
+    """
     ranks = torch.tensor(quantiles, dtype=torch.float32) * (magnitudes.size(1) - 1)
     above, below = ranks.ceil().long(), ranks.long()
     top = magnitudes.topk(magnitudes.size(1) - int(below.min()), dim=1).values
@@ -41,7 +53,10 @@ def upper_quantiles(magnitudes: Tensor, quantiles: tuple[float, ...]) -> Tensor:
 
 
 def _on_reference_grid(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (R, C), fp16 steps (R,) and clips (R,) of a matrix, all as float32. Nothing here waits for a GPU."""
+    """Codes (R, C), fp16 steps (R,) and clips (R,) of a matrix, all as float32.
+
+    Nothing here waits for a GPU.
+    """
     clips = upper_quantiles(weight.abs(), REFERENCE_QUANTILES)
     all_scales = round_to_fp16((clips / max_level(8)).clamp_min(SCALE_FLOOR))
     errors = []

@@ -7,5 +7,8 @@ from stages.core.quantizers.grid import QuantizedRows, quantize_rows
 
 
 def round_to_nearest(weight: Tensor, bits: int, settings: QuantizerSettings) -> QuantizedRows:
-    """`weight` float32 (R, C) on the grid with every clip ratio 1. Raises ValueError as `quantize_rows` does."""
+    """`weight` float32 (R, C) on the grid with every clip ratio 1.
+
+    Raises ValueError as `quantize_rows` does.
+    """
     return quantize_rows(weight, bits, 1.0)

@@ -12,7 +12,17 @@ from typer.testing import CliRunner, Result
 from flows.cli.main import app
 from stages.store.machine import CPU_CAPS
 
-HEAVY = {"torch", "prefect", "pydantic", "numpy", "matplotlib", "pyarrow", "rich.table", "schemas.setting", "schemas.settings"}
+HEAVY = {
+    "torch",
+    "prefect",
+    "pydantic",
+    "numpy",
+    "matplotlib",
+    "pyarrow",
+    "rich.table",
+    "schemas.setting",
+    "schemas.settings",
+}
 
 
 def fairway(*arguments: object) -> Result:
@@ -21,11 +31,15 @@ def fairway(*arguments: object) -> Result:
 
 def test_help_needs_nothing_heavy() -> None:
     code = "import sys, flows.cli.main; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not HEAVY & set(loaded)
 
 
-@pytest.mark.parametrize("command", ["run", "requantize", "frontier", "validate-seeds", "up", "describe", "show", "runs"])
+@pytest.mark.parametrize(
+    "command", ["run", "requantize", "frontier", "validate-seeds", "up", "describe", "show", "runs"]
+)
 def test_every_command_has_help_and_takes_json(command: str) -> None:
     result = fairway(command, "--help")
     assert result.exit_code == 0
@@ -45,7 +59,9 @@ def test_describe_lists_every_setting_with_unit_and_bounds() -> None:
     from schemas.overrides import describe_fields
 
     told = json.loads(fairway("describe", "demo", "--json").stdout)
-    assert [item["name"] for item in told["settings"]] == [info.name for info in describe_fields(resolve("demo", []))]
+    assert [item["name"] for item in told["settings"]] == [
+        info.name for info in describe_fields(resolve("demo", []))
+    ]
     steps = next(item for item in told["settings"] if item["name"] == "train.schedule.max_steps")
     assert (steps["unit"], steps["bounds"]) == ("steps", "at least 1")
     assert told["max_tokens"] == told["max_steps"] * told["batch_tokens"]
@@ -53,24 +69,37 @@ def test_describe_lists_every_setting_with_unit_and_bounds() -> None:
 
 
 def test_describe_follows_overrides_and_short_options() -> None:
-    told = json.loads(fairway("describe", "demo", "--seed", 7, "--processes", 2, "--set", "train.schedule.max_steps=5", "--json").stdout)
+    told = json.loads(
+        fairway(
+            "describe", "demo", "--seed", 7, "--processes", 2, "--set", "train.schedule.max_steps=5", "--json"
+        ).stdout
+    )
     values = {item["name"]: item["value"] for item in told["settings"]}
     assert values["train.seed"] == 7
     assert values["train.schedule.max_steps"] == told["max_steps"] == 5
-    assert [values[f"{section}.compute.num_processes"] for section in ("train", "merge", "evaluate")] == [2, 2, 2]
+    assert [values[f"{section}.compute.num_processes"] for section in ("train", "merge", "evaluate")] == [
+        2,
+        2,
+        2,
+    ]
 
 
 @pytest.mark.parametrize(
-    ("flags", "precision"), [("avx2 fma", "float32"), ("fma avx512f avx512bw avx512vl avx512dq avx512_bf16", "bfloat16")]
+    ("flags", "precision"),
+    [("avx2 fma", "float32"), ("fma avx512f avx512bw avx512vl avx512dq avx512_bf16", "bfloat16")],
 )
-def test_describe_says_the_precision_and_why(monkeypatch: pytest.MonkeyPatch, flags: str, precision: str) -> None:
+def test_describe_says_the_precision_and_why(
+    monkeypatch: pytest.MonkeyPatch, flags: str, precision: str
+) -> None:
     for name in CPU_CAPS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("stages.store.machine._cpuinfo", lambda: f"flags : {flags}\n")
     told = json.loads(fairway("describe", "demo", "--json").stdout)
     assert told["precision"] == precision
     values = {item["name"]: item["value"] for item in told["settings"]}
-    assert {values[f"{section}.compute.precision"] for section in ("train", "merge", "evaluate")} == {precision}
+    assert {values[f"{section}.compute.precision"] for section in ("train", "merge", "evaluate")} == {
+        precision
+    }
     why = told["precision_note"].partition(": ")[2]
     assert why.startswith("this CPU (AVX")
     assert why in " ".join(fairway("describe", "demo").stdout.split())
@@ -78,7 +107,13 @@ def test_describe_says_the_precision_and_why(monkeypatch: pytest.MonkeyPatch, fl
 
 def test_describe_for_people_names_parts_and_limit() -> None:
     output = fairway("describe", "reference").stdout
-    for text in ("25,224,291", "idle parameters", "frozen parameters", "16,000,000", "train.schedule.max_steps"):
+    for text in (
+        "25,224,291",
+        "idle parameters",
+        "frozen parameters",
+        "16,000,000",
+        "train.schedule.max_steps",
+    ):
         assert text in output
 
 
@@ -100,7 +135,9 @@ def test_describe_for_people_names_parts_and_limit() -> None:
         (["show", "nothing"], ["nothing", "no finished run"]),
     ],
 )
-def test_bad_input_is_answered_with_one_message_and_status_2(arguments: list[str], named: list[str], tmp_path: Path) -> None:
+def test_bad_input_is_answered_with_one_message_and_status_2(
+    arguments: list[str], named: list[str], tmp_path: Path
+) -> None:
     where = [] if arguments[0] == "describe" else ["--store", tmp_path]
     result = fairway(*arguments, *where)
     assert result.exit_code == 2
@@ -119,7 +156,10 @@ def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_debug_lets_the_stack_trace_through(tmp_path: Path) -> None:
     assert fairway("run", "--preset", "dmeo", "--store", tmp_path, "--debug").exception is not None
-    assert type(fairway("run", "--preset", "dmeo", "--store", tmp_path, "--debug").exception).__name__ == "SpecError"
+    assert (
+        type(fairway("run", "--preset", "dmeo", "--store", tmp_path, "--debug").exception).__name__
+        == "SpecError"
+    )
 
 
 def test_run_gives_pure_json_and_says_the_rest_on_standard_error(smoke_run: Any, smoke_store: Path) -> None:
@@ -136,14 +176,29 @@ def test_run_ends_with_the_table(smoke_run: Any, smoke_store: Path) -> None:
     output = fairway("run", "--preset", "smoke", "--store", smoke_store).stdout
     report = smoke_run.report
     sliding = f"{report.val_bpb_quantized_sliding:.5f}"
-    for figure in (f"{report.val_bpb_last:.5f}", f"{report.val_bpb_merged:.5f}", f"{report.val_bpb_quantized:.5f}", sliding):
+    for figure in (
+        f"{report.val_bpb_last:.5f}",
+        f"{report.val_bpb_merged:.5f}",
+        f"{report.val_bpb_quantized:.5f}",
+        sliding,
+    ):
         assert figure in output
-    for text in ("zstd -22", "xz -9", f"{report.size.total_bytes:,}", "16,000,000", "34,887", "Cached", "report.html"):
+    for text in (
+        "zstd -22",
+        "xz -9",
+        f"{report.size.total_bytes:,}",
+        "16,000,000",
+        "34,887",
+        "Cached",
+        "report.html",
+    ):
         assert text in output
 
 
 def test_a_run_over_the_limit_shows_its_table_and_fails(smoke_run: Any, smoke_store: Path) -> None:
-    result = fairway("run", "--preset", "smoke", "--store", smoke_store, "--set", "check_size.limit_bytes=200", "--json")
+    result = fairway(
+        "run", "--preset", "smoke", "--store", smoke_store, "--set", "check_size.limit_bytes=200", "--json"
+    )
     assert result.exit_code == 1
     assert json.loads(result.stdout)["fits"] is False
     assert "over the limit by" in result.stderr

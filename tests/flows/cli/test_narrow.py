@@ -17,7 +17,13 @@ from flows.cli.terminal import is_screen, rows_table
 
 ROOT = Path(__file__).parents[3]
 ROWS = [
-    {"stage": "tokenize_corpus", "seconds": "0.6", "state": "Cached (took 123.4 s)", "key": "b45b238bdc75", "note": ""},
+    {
+        "stage": "tokenize_corpus",
+        "seconds": "0.6",
+        "state": "Cached (took 123.4 s)",
+        "key": "b45b238bdc75",
+        "note": "",
+    },
     {
         "stage": "train",
         "seconds": "1,234.5",
@@ -50,7 +56,9 @@ def test_a_table_that_does_not_fit_becomes_lists_in_which_no_word_is_cut(width: 
 
 
 def test_empty_cells_are_left_out_and_names_are_not_read_as_markup() -> None:
-    shown = printed(20, rows_table("Stages", [{"name": "[/b] a name", "note": "", "long value": "x" * 15}], set()))
+    shown = printed(
+        20, rows_table("Stages", [{"name": "[/b] a name", "note": "", "long value": "x" * 15}], set())
+    )
     assert [line.strip() for line in shown.splitlines()] == ["Stages", "[/b] a name", "long value:", "x" * 15]
 
 
@@ -72,14 +80,19 @@ def test_a_file_with_forced_colours_is_no_screen(monkeypatch: pytest.MonkeyPatch
 def test_the_list_of_runs_is_whole_on_a_terminal_of_forty_columns(tmp_path: Path) -> None:
     code = (
         "from flows.cli.base import make_console\nfrom flows.cli.terminal import print_runs\n"
-        "entry = {'name': 'smoke-seed1337-6a6a11ef', 'run_id': '1f938cc1-2', 'state': 'Completed', 'started': '2026-11-25T17:49:52+00:00',"
-        " 'val_bpb_quantized': 3.72348, 'val_bpb_quantized_sliding': 3.71988, 'total_bytes': 212934, 'fits': True, 'seconds': 23.8}\n"
+        "entry = {'name': 'smoke-seed1337-6a6a11ef', 'run_id': '1f938cc1-2', 'state': 'Completed', "
+        "'started': '2026-11-25T17:49:52+00:00',"
+        " 'val_bpb_quantized': 3.72348, 'val_bpb_quantized_sliding': 3.71988, 'total_bytes': "
+        "212934, 'fits': True, 'seconds': 23.8}\n"
         "print_runs(make_console(), [entry])"
     )
     ours, theirs = pty.openpty()
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=theirs, env={**kept, "COLUMNS": "40", "LINES": "24", "TERM": "xterm"}
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=theirs,
+        env={**kept, "COLUMNS": "40", "LINES": "24", "TERM": "xterm"},
     )
     os.close(theirs)
     shown = b""
@@ -91,5 +104,7 @@ def test_the_list_of_runs_is_whole_on_a_terminal_of_forty_columns(tmp_path: Path
     os.close(ours)
     assert process.wait(60) == 0
     plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
-    assert {"smoke-seed1337-6a6a11ef", "1f938cc1", "Completed", "3.72348", "212,934", "23.8"} <= set(plain.split())
+    assert {"smoke-seed1337-6a6a11ef", "1f938cc1", "Completed", "3.72348", "212,934", "23.8"} <= set(
+        plain.split()
+    )
     assert max(len(line) for line in plain.splitlines()) <= 40

@@ -21,8 +21,17 @@ SHOWN = r"[/b][red]:bug: \x1b]0;PWNED\x07"
 
 @pytest.fixture(params=[False, True])
 def console(request: pytest.FixtureRequest) -> Console:
-    """As `make_console` makes it, and one that would read markup: the tables must not count on the console."""
-    return Console(file=io.StringIO(), width=300, markup=request.param, emoji=request.param, force_terminal=True, color_system=None)
+    """As `make_console` makes it, and one that would read markup: the tables must not count on the
+    console.
+    """
+    return Console(
+        file=io.StringIO(),
+        width=300,
+        markup=request.param,
+        emoji=request.param,
+        force_terminal=True,
+        color_system=None,
+    )
 
 
 def _said(console: Console) -> str:
@@ -39,7 +48,9 @@ def test_every_table_shows_text_as_it_is(console: Console, tmp_path: Path, smoke
     terminal.print_runs(console, [entry])
     terminal.print_rules(console, HOSTILE, [RuleResult(rule="size", verdict="fail", reason=HOSTILE)])
     terminal.print_unneeded(console, [Unneeded(tmp_path / HOSTILE, 1, HOSTILE)], tmp_path, removed=False)
-    terminal.print_server_run(console, {**entry, "flow": HOSTILE, "message": HOSTILE}, [{"stage": HOSTILE, "message": HOSTILE}])
+    terminal.print_server_run(
+        console, {**entry, "flow": HOSTILE, "message": HOSTILE}, [{"stage": HOSTILE, "message": HOSTILE}]
+    )
     terminal.print_report(console, smoke_run.report.derive(name=HOSTILE), tmp_path / HOSTILE, techniques=True)
     said = _said(console)
     assert said.count(SHOWN) == 5 + 5 + 6 + 2 + 2 + 2 + 6 + 3
@@ -58,7 +69,9 @@ def test_tables_without_rows_have_their_heads(console: Console, tmp_path: Path) 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_log_lines_show_text_as_it_is(is_terminal: bool) -> None:
-    console = Console(file=io.StringIO(), width=200, markup=False, force_terminal=is_terminal, color_system=None)
+    console = Console(
+        file=io.StringIO(), width=200, markup=False, force_terminal=is_terminal, color_system=None
+    )
     with terminal.log_to(console):
         logging.getLogger("stages").info("reads %s", HOSTILE)
     assert SHOWN in _said(console)
@@ -87,5 +100,7 @@ def test_errors_and_json_cannot_steer_the_terminal() -> None:
     assert r"publish.\x1b[2Jtitle" in refused.output
     told = CliRunner().invoke(app, ["describe", "smoke", "--json", "--set", "publish.title=\x9b2J"])
     assert "\x9b" not in told.output
-    [title] = [info["value"] for info in json.loads(told.output)["settings"] if info["name"] == "publish.title"]
+    [title] = [
+        info["value"] for info in json.loads(told.output)["settings"] if info["name"] == "publish.title"
+    ]
     assert title == "\x9b2J"

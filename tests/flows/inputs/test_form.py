@@ -41,7 +41,13 @@ def test_every_field_sets_its_settings() -> None:
 
 
 def test_empty_fields_change_nothing() -> None:
-    empty = {**dict.fromkeys(VALUES), "bits": "as it is", "edge_bits": "as it is", "embedding_format": "as it is", "clip_candidates": ""}
+    empty = {
+        **dict.fromkeys(VALUES),
+        "bits": "as it is",
+        "edge_bits": "as it is",
+        "embedding_format": "as it is",
+        "clip_candidates": "",
+    }
     for preset in PRESETS:
         assert resolve(preset, [], empty) == resolve(preset, [])
 
@@ -72,20 +78,47 @@ GRIDS = "quantize.clip_candidates=[1.0, 0.9]"
         ("demo", ECSQ, {"bits": "int4"}, "bits = int4: method ecsq chooses its steps itself"),
         ("demo", ECSQ, {"edge_bits": "int7"}, "edge_bits = int7: method ecsq chooses"),
         ("demo", ECSQ, {"embedding_format": "int4"}, "embedding_format = int4: method ecsq chooses"),
-        ("demo", [*ECSQ, "quantize.rules.3.format=int4"], {}, r"quantize\.rules\.3\.format = int4: method ecsq chooses"),
-        ("demo", ["quantize.method=round_to_nearest"], {"clip_candidates": "1, 0.9"}, "clip_candidates = 1, 0.9: .* no clip ratios"),
-        ("demo", ["quantize.method=round_to_nearest", GRIDS], {}, r"quantize\.clip_candidates = \[1\.0, 0\.9\]: .* no clip ratios"),
+        (
+            "demo",
+            [*ECSQ, "quantize.rules.3.format=int4"],
+            {},
+            r"quantize\.rules\.3\.format = int4: method ecsq chooses",
+        ),
+        (
+            "demo",
+            ["quantize.method=round_to_nearest"],
+            {"clip_candidates": "1, 0.9"},
+            "clip_candidates = 1, 0.9: .* no clip ratios",
+        ),
+        (
+            "demo",
+            ["quantize.method=round_to_nearest", GRIDS],
+            {},
+            r"quantize\.clip_candidates = \[1\.0, 0\.9\]: .* no clip ratios",
+        ),
         ("demo", [*ECSQ, "quantize.clip_candidates.1=0.9"], {}, "method ecsq searches no clip ratios"),
         ("demo", ["quantize.calibration.num_sequences=64"], {}, "method gptq_lite reads no calibration text"),
         ("demo", ["quantize.ecsq.loss_nats=0.01"], {}, "method gptq_lite takes no settings of ecsq"),
-        ("record", ["quantize.ecsq.loss_nats=0.01"], {}, "fit.limit_bytes = 16000000 decides the steps; .* quantize.fit.limit_bytes="),
+        (
+            "record",
+            ["quantize.ecsq.loss_nats=0.01"],
+            {},
+            "fit.limit_bytes = 16000000 decides the steps; .* quantize.fit.limit_bytes=",
+        ),
         ("demo", [*ECSQ, "quantize.fit.tolerance_fraction=0.1"], {}, "no limit is fitted"),
         ("demo", ["merge.averaging.ema_decay=0.5"], {}, "merge.averaging.method = swa has no decay"),
-        ("demo", ["merge.averaging.method=last", "merge.averaging.every_nth=2"], {}, "last averages no snapshots"),
+        (
+            "demo",
+            ["merge.averaging.method=last", "merge.averaging.every_nth=2"],
+            {},
+            "last averages no snapshots",
+        ),
         ("demo", ["train.qat.start_lr_scale=0", "train.qat.rules.3.format=int4"], {}, "late QAT is off"),
     ],
 )
-def test_what_the_chosen_methods_ignore_is_refused(preset: str, overrides: list[str], fields: dict[str, str], named: str) -> None:
+def test_what_the_chosen_methods_ignore_is_refused(
+    preset: str, overrides: list[str], fields: dict[str, str], named: str
+) -> None:
     with pytest.raises(SpecError, match=named):
         resolve(preset, overrides, fields)
 
@@ -93,8 +126,16 @@ def test_what_the_chosen_methods_ignore_is_refused(preset: str, overrides: list[
 @pytest.mark.parametrize(
     ("preset", "overrides", "fields"),
     [
-        ("record", ["quantize.method=gptq_lite", "quantize.fit.limit_bytes="], {"bits": "int4", "clip_candidates": "1, 0.9"}),
-        ("demo", ["quantize.method=ecsq", "train.qat.grid=round_to_nearest"], {"bits": "int4"}),  # for training under QAT
+        (
+            "record",
+            ["quantize.method=gptq_lite", "quantize.fit.limit_bytes="],
+            {"bits": "int4", "clip_candidates": "1, 0.9"},
+        ),
+        (
+            "demo",
+            ["quantize.method=ecsq", "train.qat.grid=round_to_nearest"],
+            {"bits": "int4"},
+        ),  # for training under QAT
         ("demo", ECSQ, {"embedding_format": "int8"}),
         ("demo", [*ECSQ, "quantize.ecsq.loss_nats=0.01", "quantize.calibration.num_sequences=64"], {}),
         ("record", ["quantize.fit.tolerance_fraction=0.1"], {}),
@@ -105,8 +146,12 @@ def test_what_the_chosen_methods_ignore_is_refused(preset: str, overrides: list[
         ("demo", ["quantize.fit.code_bytes=null"], {}),
     ],
 )
-def test_what_counts_after_all_overrides_is_taken(preset: str, overrides: list[str], fields: dict[str, str]) -> None:
-    assert resolve(preset, overrides, fields) != resolve(preset, []) or overrides == ["quantize.fit.code_bytes=null"]
+def test_what_counts_after_all_overrides_is_taken(
+    preset: str, overrides: list[str], fields: dict[str, str]
+) -> None:
+    assert resolve(preset, overrides, fields) != resolve(preset, []) or overrides == [
+        "quantize.fit.code_bytes=null"
+    ]
 
 
 def test_overrides_count_after_the_fields() -> None:
@@ -160,7 +205,9 @@ def test_an_export_asks_for_the_author_and_nothing_else() -> None:
     assert not re.fullmatch(schema.properties["github_id"]["pattern"], "octo cat")
 
 
-def test_empty_options_are_the_defaults_with_the_store_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_options_are_the_defaults_with_the_store_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("FAIRWAY_STORE", "/of the/worker")
     filled = TypeAdapter(Options).validate_python({"store": "", "retries": 5, "stage_timeout_seconds": None})
     assert run_options(filled) == RunOptions(store="/of the/worker", retries=5)

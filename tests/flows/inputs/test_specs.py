@@ -14,11 +14,16 @@ NO_QAT = ["train.qat.start_lr_scale=0"]
 def test_a_fit_is_told_the_bytes_of_the_script_that_will_ship(options: list[str]) -> None:
     spec = resolve("record", options)
     shipped = as_shipped(program(spec.package, spec.package_spec().recipe)[0], spec.package)
-    assert quantize_spec(spec) == replace(spec.quantize, fit=replace(spec.quantize.fit, code_bytes=len(shipped)))
+    assert quantize_spec(spec) == replace(
+        spec.quantize, fit=replace(spec.quantize.fit, code_bytes=len(shipped))
+    )
 
 
 def test_without_a_limit_or_with_bytes_given_nothing_is_added() -> None:
-    for changes in ([], [*NO_QAT, "quantize.method=ecsq", "quantize.fit.limit_bytes=2000000", "quantize.fit.code_bytes=7"]):
+    for changes in (
+        [],
+        [*NO_QAT, "quantize.method=ecsq", "quantize.fit.limit_bytes=2000000", "quantize.fit.code_bytes=7"],
+    ):
         spec = resolve("demo", changes)
         assert quantize_spec(spec) == spec.quantize
 
@@ -26,14 +31,25 @@ def test_without_a_limit_or_with_bytes_given_nothing_is_added() -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (["quantize.method=gptq"], r"quantize\.calibration\.num_sequences = 32: the training split has 31 sequences of 64 tokens"),
         (
-            [*NO_QAT, "quantize.method=ecsq", "quantize.fit.limit_bytes=20000", "quantize.calibration.num_sequences=31"],
-            r"quantize\.fit\.limit_bytes = 20000: the script alone has [\d,]+ bytes; .*package\.compressed=true",
+            ["quantize.method=gptq"],
+            r"quantize\.calibration\.num_sequences = 32: the training split has 31 sequences of 64 tokens",
+        ),
+        (
+            [
+                *NO_QAT,
+                "quantize.method=ecsq",
+                "quantize.fit.limit_bytes=20000",
+                "quantize.calibration.num_sequences=31",
+            ],
+            r"quantize\.fit\.limit_bytes = 20000: the script alone has [\d,]+ bytes; "
+            r".*package\.compressed=true",
         ),
     ],
 )
-def test_what_quantization_would_refuse_is_refused_before_training(settings: list[str], named: str, tiny_tokens: TokenizedCorpus) -> None:
+def test_what_quantization_would_refuse_is_refused_before_training(
+    settings: list[str], named: str, tiny_tokens: TokenizedCorpus
+) -> None:
     spec = resolve("smoke", settings)
     tokenized = tiny_tokens.derive(train=tiny_tokens.train.derive(num_tokens=32 * 64))
     with pytest.raises(SpecError, match=named):
@@ -54,20 +70,32 @@ def test_what_quantization_would_refuse_is_refused_before_training(settings: lis
         (["quantize.method=ecsq", "train.qat.grid=reference"], "reference", ()),
     ],
 )
-def test_late_qat_takes_the_quantizers_grid(changes: list[str], grid: str, candidates: tuple[float, ...] | None) -> None:
+def test_late_qat_takes_the_quantizers_grid(
+    changes: list[str], grid: str, candidates: tuple[float, ...] | None
+) -> None:
     spec = resolve("demo", changes)
     assert spec.train.qat.grid == grid
-    assert spec.train.qat.clip_candidates == (spec.quantize.clip_candidates if candidates is None else candidates)
+    assert spec.train.qat.clip_candidates == (
+        spec.quantize.clip_candidates if candidates is None else candidates
+    )
 
 
 def test_without_qat_another_quantizer_is_not_another_training() -> None:
-    trainings = {resolve("demo", [*NO_QAT, f"quantize.method={method}"]).train for method in ("gptq_lite", "reference", "gptq", "ecsq")}
+    trainings = {
+        resolve("demo", [*NO_QAT, f"quantize.method={method}"]).train
+        for method in ("gptq_lite", "reference", "gptq", "ecsq")
+    }
     assert len(trainings) == 1
-    assert resolve("demo", ["quantize.method=gptq"]).train == resolve("demo", ["quantize.method=round_to_nearest"]).train
+    assert (
+        resolve("demo", ["quantize.method=gptq"]).train
+        == resolve("demo", ["quantize.method=round_to_nearest"]).train
+    )
 
 
 def test_qat_for_a_quantizer_without_a_grid_is_refused_with_the_remedy() -> None:
-    message = r"train\.qat\.start_lr_scale = 0\.2 and quantize\.method = ecsq: .* set train\.qat\.start_lr_scale=0"
+    message = (
+        r"train\.qat\.start_lr_scale = 0\.2 and quantize\.method = ecsq: .* set train\.qat\.start_lr_scale=0"
+    )
     with pytest.raises(SpecError, match=message):
         resolve("demo", ["quantize.method=ecsq"])
 
@@ -79,7 +107,9 @@ def test_a_grid_and_its_candidates_go_together(setting: str) -> None:
 
 
 @pytest.mark.parametrize("changes", [(), ("quantize.method=gptq",), ("train.qat.grid=reference",)])
-def test_a_run_is_made_of_its_preset_again_with_the_grid_left_to_the_quantizer(changes: tuple[str, ...]) -> None:
+def test_a_run_is_made_of_its_preset_again_with_the_grid_left_to_the_quantizer(
+    changes: tuple[str, ...],
+) -> None:
     assert settings_between("demo", resolve("demo", changes)) == changes
 
 

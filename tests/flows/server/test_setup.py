@@ -76,7 +76,9 @@ def test_an_automation_that_was_switched_off_stays_off(client: SyncPrefectClient
 def test_an_automation_that_was_edited_stays_as_it_is(client: SyncPrefectClient) -> None:
     made = _automation(client)
     edited = server._automation(540)
-    edited = edited.model_copy(update={"trigger": edited.trigger.model_copy(update={"within": timedelta(seconds=900)})})
+    edited = edited.model_copy(
+        update={"trigger": edited.trigger.model_copy(update={"within": timedelta(seconds=900)})}
+    )
     client.update_automation(made.id, edited)
     server.prepare(60)
     assert _automation(client).trigger.within == timedelta(seconds=900)

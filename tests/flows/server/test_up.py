@@ -16,7 +16,10 @@ from schemas.errors import SpecError
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], int]]:
-    """`port(offset)`: a port of which only that plus `offset` is taken. Whatever would be started fails the test."""
+    """`port(offset)`: a port of which only that plus `offset` is taken.
+
+    Whatever would be started fails the test.
+    """
     for name in ("_server", "_process", "_deploy"):
         monkeypatch.setattr(up, name, lambda *_, name=name: pytest.fail(f"{name} was reached"))
     before = dict(os.environ)
@@ -28,7 +31,9 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], int]]:
     os.environ.update(before)
 
 
-@pytest.mark.parametrize(("offset", "named"), [(0, "another program listens there"), (1, "the next one is for the reports")])
+@pytest.mark.parametrize(
+    ("offset", "named"), [(0, "another program listens there"), (1, "the next one is for the reports")]
+)
 def test_a_taken_port_is_refused_before_anything_is_started(
     offset: int, named: str, port: Callable[[int], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -38,7 +43,10 @@ def test_a_taken_port_is_refused_before_anything_is_started(
     chosen = port(offset)
     if not port_is_free(chosen) and offset:
         pytest.skip(f"{chosen} happens to be taken as well")
-    with pytest.raises(SpecError, match=rf"--port = {chosen}: {named}"), up.everything_up(tmp_path, chosen, 180):
+    with (
+        pytest.raises(SpecError, match=rf"--port = {chosen}: {named}"),
+        up.everything_up(tmp_path, chosen, 180),
+    ):
         pass
 
 

@@ -28,7 +28,9 @@ def test_a_server_that_does_not_say_who_trains_stops_no_training(
     monkeypatch.setattr(tasks, "who_trains", who_trains)
     with caplog.at_level(logging.WARNING):
         tasks._say_who_trains("train")
-    assert f"whom train waits for: the server did not answer as expected ({type(error).__name__})" in caplog.text
+    assert (
+        f"whom train waits for: the server did not answer as expected ({type(error).__name__})" in caplog.text
+    )
 
 
 def test_a_fault_of_ours_is_no_fault_of_the_server() -> None:
@@ -37,8 +39,12 @@ def test_a_fault_of_ours_is_no_fault_of_the_server() -> None:
 
 
 def test_the_names_of_flows_are_those_of_the_flows_and_every_deployment_is_one() -> None:
-    modules = [importlib.import_module(f"flows.{module.name}") for module in pkgutil.iter_modules(flows.__path__)]
+    modules = [
+        importlib.import_module(f"flows.{module.name}") for module in pkgutil.iter_modules(flows.__path__)
+    ]
     found = {item.name for module in modules for item in vars(module).values() if isinstance(item, Flow)}
     assert sorted(flows.FLOW_NAMES) == sorted(found)
-    deployments = yaml.safe_load((Path(flows.__file__).parents[1] / "prefect.yaml").read_text())["deployments"]
+    deployments = yaml.safe_load((Path(flows.__file__).parents[1] / "prefect.yaml").read_text())[
+        "deployments"
+    ]
     assert {entry["name"] for entry in deployments} <= set(flows.FLOW_NAMES)

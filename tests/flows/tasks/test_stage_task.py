@@ -33,7 +33,12 @@ def test_lines_from_the_stage_and_its_threads_are_stored_under_the_task_run(
     @flow
     def one_stage() -> None:
         run = tasks.stage_runner(RunOptions(store=str(smoke_store)), "test", outcomes)
-        run("check_size", smoke_run.report.spec.check_size, package=smoke_run.report.package, packed=smoke_run.report.packed)
+        run(
+            "check_size",
+            smoke_run.report.spec.check_size,
+            package=smoke_run.report.package,
+            packed=smoke_run.report.packed,
+        )
 
     outcomes: list[Any] = []
     monkeypatch.setattr(tasks, "run_stage", talkative)
@@ -51,7 +56,9 @@ def test_lines_from_the_stage_and_its_threads_are_stored_under_the_task_run(
     deadline = time.monotonic() + 15
     with get_client(sync_client=True) as client:
         while time.monotonic() < deadline and not wanted <= set(found):
-            logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[state.state_details.flow_run_id])))
+            logs = client.read_logs(
+                LogFilter(flow_run_id=LogFilterFlowRunId(any_=[state.state_details.flow_run_id]))
+            )
             found = {item.message: item.task_run_id for item in logs}
             time.sleep(0.3)
     assert wanted <= set(found)

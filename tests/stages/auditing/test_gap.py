@@ -1,4 +1,6 @@
-"""The gap by cause: the parts sum to the whole, each is what a slow reference says, and a model with one cause has one."""
+"""The gap by cause: the parts sum to the whole, each is what a slow reference says, and a model with one
+cause has one.
+"""
 
 import math
 
@@ -34,7 +36,9 @@ def test_each_part_is_what_a_slow_reference_finds_and_all_sum_to_the_whole(
 ) -> None:
     settings = QuantizerSettings(method=method, rules=RULES, clip_candidates=(1.0, 0.8, 0.6))
     if method == "reference":  # beyond its floor of the scale, so that int4 cannot reach the largest weights
-        tiny_state = {name: 6 * tensor if tensor.dim() == 2 else tensor for name, tensor in tiny_state.items()}
+        tiny_state = {
+            name: 6 * tensor if tensor.dim() == 2 else tensor for name, tensor in tiny_state.items()
+        }
     quantized = quantize_state(tiny_state, settings)
     shipped = {tensor.name: tensor.dequantized() for tensor in quantized.tensors}
     gap = gap_by_cause(tiny_model, tiny_state, shipped, settings, sequences)
@@ -42,13 +46,19 @@ def test_each_part_is_what_a_slow_reference_finds_and_all_sum_to_the_whole(
     clipped, rounded = dict(tiny_state), dict(shipped)
     for tensor in quantized.tensors:
         if tensor.scales is not None:
-            clipped[tensor.name], rounded[tensor.name] = _weight_by_weight(tiny_state[tensor.name], tensor.clip_ratios, method)
-    base, at_clips, all_rounded = (_bpb(tiny_model, state, sequences) for state in (tiny_state, clipped, rounded))
+            clipped[tensor.name], rounded[tensor.name] = _weight_by_weight(
+                tiny_state[tensor.name], tensor.clip_ratios, method
+            )
+    base, at_clips, all_rounded = (
+        _bpb(tiny_model, state, sequences) for state in (tiny_state, clipped, rounded)
+    )
     expected = {"clipping": at_clips - base}
     for group in ("embedding", "value embedding", "attention", "mlp"):
         swapped = clipped | {name: tensor for name, tensor in rounded.items() if group_of(name) == group}
         expected[f"rounding, {group}"] = _bpb(tiny_model, swapped, sequences) - at_clips
-    expected["rounding, interaction of the groups"] = all_rounded - at_clips - sum(list(expected.values())[1:])
+    expected["rounding, interaction of the groups"] = (
+        all_rounded - at_clips - sum(list(expected.values())[1:])
+    )
     expected["fp16 scales"] = _bpb(tiny_model, shipped, sequences) - all_rounded
     found = {part.cause: part.bpb for part in gap.parts}
     assert set(found) == set(expected)
@@ -59,13 +69,18 @@ def test_each_part_is_what_a_slow_reference_finds_and_all_sum_to_the_whole(
     assert math.fsum(found.values()) == pytest.approx(gap.total.bpb, abs=1e-12)
 
 
-def test_the_divergence_of_a_step_is_that_of_the_formula(tiny_model: ModelSettings, tiny_state: State, sequences: Sequences) -> None:
+def test_the_divergence_of_a_step_is_that_of_the_formula(
+    tiny_model: ModelSettings, tiny_state: State, sequences: Sequences
+) -> None:
     settings = QuantizerSettings(method="gptq_lite", rules=RULES, clip_candidates=(0.6,))
     shipped = {tensor.name: tensor.dequantized() for tensor in quantize_state(tiny_state, settings).tensors}
     gap = gap_by_cause(tiny_model, tiny_state, shipped, settings, sequences)
     clipped, _ = take_apart(tiny_state, shipped, settings)
     for part, state in ((gap.total, shipped), (_part(gap, "clipping"), clipped)):
-        p, q = (_logits(tiny_model, weights, sequences.ids).double().softmax(-1) for weights in (tiny_state, state))
+        p, q = (
+            _logits(tiny_model, weights, sequences.ids).double().softmax(-1)
+            for weights in (tiny_state, state)
+        )
         expected = float((p * (p / q).log()).sum(-1).mean())
         assert part.divergence_nats == pytest.approx(expected, rel=1e-3)
         assert expected > 1e-4
@@ -74,7 +89,9 @@ def test_the_divergence_of_a_step_is_that_of_the_formula(tiny_model: ModelSettin
 def test_weights_that_lie_on_the_grid_but_for_a_few_beyond_it_have_clipping_as_their_only_cause(
     tiny_model: ModelSettings, tiny_state: State, sequences: Sequences
 ) -> None:
-    """Every row has levels of a step 2⁻⁶ (exact in fp16), and one weight twice as large as the outermost level: clip ratio ½."""
+    """Every row has levels of a step 2⁻⁶ (exact in fp16), and one weight twice as large as the outermost
+    level: clip ratio ½.
+    """
     settings = QuantizerSettings(method="gptq_lite", rules=RULES, clip_candidates=(0.5,))
     generator = torch.Generator().manual_seed(2)
     state = {}
@@ -95,7 +112,9 @@ def test_nothing_is_clipped_by_plain_rounding_and_fp16_scales_alone_can_cost(
     tiny_model: ModelSettings, tiny_state: State, sequences: Sequences
 ) -> None:
     """Levels of a step that fp16 does not hold: only the scale is wrong afterwards."""
-    settings = QuantizerSettings(method="round_to_nearest", rules=(FormatRule("*.weight", "int4"), FormatRule("*", "fp32")))
+    settings = QuantizerSettings(
+        method="round_to_nearest", rules=(FormatRule("*.weight", "int4"), FormatRule("*", "fp32"))
+    )
     step = 0.05 * (1 + 2**-11.5)
     generator = torch.Generator().manual_seed(3)
     state = dict(tiny_state)
@@ -114,9 +133,13 @@ def test_nothing_is_clipped_by_plain_rounding_and_fp16_scales_alone_can_cost(
 def test_methods_with_error_feedback_have_rounding_only_and_say_why(
     tiny_model: ModelSettings, tiny_state: State, sequences: Sequences
 ) -> None:
-    shipped = {name: tensor + 0.01 * torch.sign(tensor) * (tensor.dim() == 2) for name, tensor in tiny_state.items()}
+    shipped = {
+        name: tensor + 0.01 * torch.sign(tensor) * (tensor.dim() == 2) for name, tensor in tiny_state.items()
+    }
     for method in ("gptq", "ecsq"):
-        gap = gap_by_cause(tiny_model, tiny_state, shipped, QuantizerSettings(method=method, rules=RULES), sequences)
+        gap = gap_by_cause(
+            tiny_model, tiny_state, shipped, QuantizerSettings(method=method, rules=RULES), sequences
+        )
         assert {part.cause.partition(",")[0] for part in gap.parts} == {"rounding"}
         assert gap.note.startswith(f"{method} clips nothing")
         assert math.fsum(part.bpb for part in gap.parts) == pytest.approx(gap.total.bpb, abs=1e-12)
@@ -128,7 +151,9 @@ def test_the_standard_error_shrinks_with_the_square_root_and_holds_for_a_ratio()
     values = 0.3 * weights + generator.normal(size=weights.shape)
     ratios, errors = zip(*(ratio_with_error(v, w) for v, w in zip(values, weights, strict=True)), strict=True)
     assert np.std(ratios) == pytest.approx(np.mean(errors), rel=0.1)
-    assert ratio_with_error(values.ravel(), weights.ravel())[1] == pytest.approx(np.mean(errors) / math.sqrt(400), rel=0.1)
+    assert ratio_with_error(values.ravel(), weights.ravel())[1] == pytest.approx(
+        np.mean(errors) / math.sqrt(400), rel=0.1
+    )
 
 
 def test_sequences_do_not_overlap_and_are_spread_over_the_text() -> None:

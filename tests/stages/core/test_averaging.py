@@ -8,7 +8,10 @@ from stages.core.averaging import average_states, averaging_weights, choose_snap
 
 def states(count: int) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(3)
-    return [{"a": 1e4 + torch.randn(4, 5, generator=generator), "b": torch.randn(3, generator=generator)} for _ in range(count)]
+    return [
+        {"a": 1e4 + torch.randn(4, 5, generator=generator), "b": torch.randn(3, generator=generator)}
+        for _ in range(count)
+    ]
 
 
 def test_swa_is_the_mean_in_float64() -> None:
@@ -25,7 +28,9 @@ def test_ema_is_the_recursion_over_snapshots() -> None:
     expected = snapshots[0]["b"].double()
     for snapshot in snapshots[1:]:
         expected = 0.6 * expected + 0.4 * snapshot["b"].double()
-    torch.testing.assert_close(average_states(snapshots, averaging_weights(6, settings))["b"], expected.float())
+    torch.testing.assert_close(
+        average_states(snapshots, averaging_weights(6, settings))["b"], expected.float()
+    )
 
 
 def test_averaging_leaves_the_snapshots_as_they_were() -> None:

@@ -16,7 +16,12 @@ BOS = 1
 
 def train(path: Path, lines: list[str], vocab_size: int, **options) -> Path:
     model = io.BytesIO()
-    settings = {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "nmt_nfkc", "add_dummy_prefix": False}
+    settings = {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "nmt_nfkc",
+        "add_dummy_prefix": False,
+    }
     settings |= {"pad_id": 0, "bos_id": BOS, "eos_id": 2, "unk_id": 3, "minloglevel": 2}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines), model_writer=model, vocab_size=vocab_size, **(settings | options)
@@ -91,8 +96,15 @@ def test_a_documents_bytes_are_those_of_its_normalised_text(tokenizer, table, te
 @pytest.fixture(scope="module")
 def spaced_path(tmp_path_factory) -> Path:
     """A model that keeps runs of spaces and has pieces of several words."""
-    options = {"remove_extra_whitespaces": False, "split_by_whitespace": False, "required_chars": "▁", "add_dummy_prefix": True}
-    return train(tmp_path_factory.mktemp("spaced") / "b.model", ["a b  a b   ab", "  b a  a"] * 30, 275, **options)
+    options = {
+        "remove_extra_whitespaces": False,
+        "split_by_whitespace": False,
+        "required_chars": "▁",
+        "add_dummy_prefix": True,
+    }
+    return train(
+        tmp_path_factory.mktemp("spaced") / "b.model", ["a b  a b   ab", "  b a  a"] * 30, 275, **options
+    )
 
 
 @given(text=st.text(alphabet="ab ▁\n\u00a0漢", max_size=40))
@@ -104,7 +116,11 @@ def test_with_other_normalisations_only_a_leading_space_counts_nothing(spaced_pa
 
 
 @pytest.mark.parametrize(
-    ("ids", "said"), [({"bos_id": 2, "eos_id": 1}, "its BOS has the id 2; .*need id 1"), ({"bos_id": -1}, "has no BOS piece.*need id 1")]
+    ("ids", "said"),
+    [
+        ({"bos_id": 2, "eos_id": 1}, "its BOS has the id 2; .*need id 1"),
+        ({"bos_id": -1}, "has no BOS piece.*need id 1"),
+    ],
 )
 def test_a_tokenizer_with_another_bos_has_no_byte_counts_to_score_with(tmp_path, ids, said):
     path = train(tmp_path / "a.model", ["the cat sat on the mat"] * 20, 272, required_chars="▁", **ids)

@@ -65,7 +65,9 @@ def test_squared_relu(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("asked", "tokens"), [(16, 16), (13, 13), (5, 13), (1, 9)])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 1), (4, 2), (2, 2)])
 @pytest.mark.parametrize("block", [4, 8, 64])
-def test_attention(dtype: torch.dtype, asked: int, tokens: int, heads: int, kv_heads: int, block: int) -> None:
+def test_attention(
+    dtype: torch.dtype, asked: int, tokens: int, heads: int, kv_heads: int, block: int
+) -> None:
     q = random(2, asked, heads, 8, dtype=dtype, seed=3)
     k, v = (random(2, tokens, kv_heads, 8, dtype=dtype, seed=seed) for seed in (4, 5))
     assert_same(lambda q, k, v: CausalAttention.apply(q, k, v, block), plain_attention, [q, k, v])

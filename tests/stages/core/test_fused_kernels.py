@@ -1,4 +1,6 @@
-"""The Triton kernels against plain PyTorch: on a GPU in bfloat16, or with TRITON_INTERPRET=1 on the CPU in float32."""
+"""The Triton kernels against plain PyTorch: on a GPU in bfloat16, or with TRITON_INTERPRET=1 on the CPU
+in float32.
+"""
 
 import os
 
@@ -39,16 +41,30 @@ def assert_same(fused: tuple[Tensor, ...], plain: tuple[Tensor, ...], inputs: tu
     )
     for ours, reference in zip(*both, strict=True):
         assert ours.shape == reference.shape
-        assert float((ours.detach().double() - reference.detach().double()).norm() / reference.detach().double().norm()) < TOLERANCE
+        assert (
+            float(
+                (ours.detach().double() - reference.detach().double()).norm()
+                / reference.detach().double().norm()
+            )
+            < TOLERANCE
+        )
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "dims", "rope_dims"), [(4, 2, 16, 8), (2, 1, 64, 16), (3, 3, 32, 32), (2, 2, 16, 0)])
-def test_heads_are_normalised_rotated_and_gained_as_in_plain_pytorch(heads: int, kv_heads: int, dims: int, rope_dims: int) -> None:
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dims", "rope_dims"), [(4, 2, 16, 8), (2, 1, 64, 16), (3, 3, 32, 32), (2, 2, 16, 0)]
+)
+def test_heads_are_normalised_rotated_and_gained_as_in_plain_pytorch(
+    heads: int, kv_heads: int, dims: int, rope_dims: int
+) -> None:
     qkv, gain = leaf(2, 37, (heads + 2 * kv_heads) * dims), leaf(heads, dtype=torch.float32)
     rotation = rotary_angles(37, rope_dims, 10_000.0, torch.device(DEVICE))
     parts = qkv.split((heads * dims, kv_heads * dims, kv_heads * dims), dim=-1)
     q, k, v = (part.unflatten(-1, (-1, dims)) for part in parts)
-    plain = (rotate_partly(rms_norm(q), *rotation) * gain.to(DTYPE)[:, None], rotate_partly(rms_norm(k), *rotation), v)
+    plain = (
+        rotate_partly(rms_norm(q), *rotation) * gain.to(DTYPE)[:, None],
+        rotate_partly(rms_norm(k), *rotation),
+        v,
+    )
     assert_same(fused_kernels.prepare_heads(qkv, rotation, gain, kv_heads), plain, (qkv, gain))
 
 
@@ -67,8 +83,8 @@ def test_the_mixs_gradient_is_that_of_plain_pytorch(dim: int) -> None:
 
 def test_a_whole_model_compiles_in_one_piece_and_gives_the_same_gradients() -> None:
     settings = ModelSettings(
-        vocab_size=64, num_layers=3, model_dim=64, num_heads=4, num_kv_heads=2, mlp_hidden=48, rope_dims=8, xsa_layers=2,
-        value_embedding_dim=8, value_embedding_layers=(2,),
+        vocab_size=64, num_layers=3, model_dim=64, num_heads=4, num_kv_heads=2, mlp_hidden=48, rope_dims=8,
+        xsa_layers=2, value_embedding_dim=8, value_embedding_layers=(2,),
     )  # fmt: skip
     ids = torch.randint(3, 64, (2, 33), device=DEVICE)
     models = []

@@ -18,7 +18,9 @@ def stream(tmp_path: Path) -> TokenStream:
     return TokenStream(writer.paths)
 
 
-def global_batch(stream: TokenStream, step: int, num_processes: int, settings: DataSettings = SETTINGS, seed: int = 0) -> torch.Tensor:
+def global_batch(
+    stream: TokenStream, step: int, num_processes: int, settings: DataSettings = SETTINGS, seed: int = 0
+) -> torch.Tensor:
     rows = []
     for rank in range(num_processes):
         loader = BatchLoader(stream, settings, seed, rank, num_processes)

@@ -103,7 +103,11 @@ def test_attention_is_grouped_query_attention_written_out() -> None:
         c, s = cos[:, None], sin[:, None]
         return torch.cat((a * c + b * s, b * c - a * s, h[..., 4:]), -1)
 
-    q, k, v = normed_and_turned(heads(attention.q, 4)), normed_and_turned(heads(attention.k, 2)), heads(attention.v, 2)
+    q, k, v = (
+        normed_and_turned(heads(attention.q, 4)),
+        normed_and_turned(heads(attention.k, 2)),
+        heads(attention.v, 2),
+    )
     q = q * attention.q_gain[:, None]
     out = torch.zeros(6, 4, 8)
     for h in range(4):
@@ -131,7 +135,9 @@ def test_attention_is_grouped_query_attention_written_out() -> None:
 def test_every_technique_can_be_turned_off_and_matters(change: dict) -> None:
     model = make()
     other = GPT(replace(SMALL, **change))
-    other.load_state_dict({name: value for name, value in model.state_dict().items() if name in other.state_dict()})
+    other.load_state_dict(
+        {name: value for name, value in model.state_dict().items() if name in other.state_dict()}
+    )
     ids = random_ids()
     ids[:, 4] = BOS_ID
     assert not torch.allclose(model.logits(model.hidden(ids)), other.logits(other.hidden(ids)), atol=1e-4)
@@ -169,7 +175,9 @@ def test_qat_shows_the_quantized_weight_and_passes_the_gradient_straight_through
     torch.testing.assert_close(model.hidden(ids), plain.hidden(ids), rtol=1e-5, atol=1e-6)
     for instance in (model, plain):
         instance(ids[:, :-1], ids[:, 1:]).backward()
-    torch.testing.assert_close(model.blocks[1].mlp.up.weight.grad, plain.blocks[1].mlp.up.weight.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        model.blocks[1].mlp.up.weight.grad, plain.blocks[1].mlp.up.weight.grad, rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,12 +196,18 @@ def test_every_matrix_is_used_as_its_quantizer_would_store_it(settings: QatSetti
     fake, seen = fake_quantizer(settings)[1], 0
     for module in model.modules():
         if isinstance(module, Matrix) and module.qat_shift is not None:
-            assert torch.equal(module.current(torch.float32), fake(module.weight.unsqueeze(0), module.qat_bits)[0])
+            assert torch.equal(
+                module.current(torch.float32), fake(module.weight.unsqueeze(0), module.qat_bits)[0]
+            )
             seen += 1
     assert seen == 26
 
 
-@pytest.mark.parametrize("settings", [QatSettings(), QatSettings(grid="gptq_lite", clip_candidates=(1.0, 0.8))], ids=lambda s: s.grid)
+@pytest.mark.parametrize(
+    "settings",
+    [QatSettings(), QatSettings(grid="gptq_lite", clip_candidates=(1.0, 0.8))],
+    ids=lambda s: s.grid,
+)
 def test_switching_qat_on_compiles_nothing_again(settings: QatSettings) -> None:
     model, ids, counter = make(), random_ids(), CompileCounter()
     model.prepare_qat(settings)
@@ -228,7 +242,11 @@ def test_the_default_rules_make_every_block_matrix_an_integer_tensor() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 @pytest.mark.parametrize("num_last", [1, 5, 12])
 @torch.inference_mode()
-def test_the_last_positions_alone_come_out_as_among_all(dtype: torch.dtype, tolerance: float, num_last: int) -> None:
+def test_the_last_positions_alone_come_out_as_among_all(
+    dtype: torch.dtype, tolerance: float, num_last: int
+) -> None:
     model, ids = make(), random_ids()
     everything = model.hidden(ids, dtype)
-    torch.testing.assert_close(model.hidden(ids, dtype, num_last), everything[:, -num_last:], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        model.hidden(ids, dtype, num_last), everything[:, -num_last:], rtol=tolerance, atol=tolerance
+    )

@@ -5,7 +5,9 @@ from stages.core.muon import NEWTON_SCHULZ_COEFFICIENTS, Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 60), (2, 16, 40), (2, 40, 16)])
-def test_newton_schulz_brings_all_singular_values_near_one_and_keeps_the_directions(shape: tuple[int, ...]) -> None:
+def test_newton_schulz_brings_all_singular_values_near_one_and_keeps_the_directions(
+    shape: tuple[int, ...],
+) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)).double()
     result = orthogonalize(matrices, steps=5)
     for before, after in zip(matrices, result, strict=True):

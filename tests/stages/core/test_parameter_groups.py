@@ -33,7 +33,9 @@ def test_optimizers_hold_exactly_the_trained_parameters() -> None:
     model = GPT(PRESETS["smoke"]().train.model)
     settings = OptimizerSettings(frozen=("smear.*",))
     optimizers = make_optimizers(model, group_parameters(model, settings), settings, torch.float32)
-    held = [param for optimizer in optimizers for group in optimizer.param_groups for param in group["params"]]
+    held = [
+        param for optimizer in optimizers for group in optimizer.param_groups for param in group["params"]
+    ]
     assert len({id(param) for param in held}) == len(held)
     assert {id(param) for param in held} == {id(param) for param in model.parameters() if param.requires_grad}
     assert not model.smear.gate.requires_grad

@@ -1,4 +1,6 @@
-"""A blob is data from strangers: one that describes another model is refused before anything of its size is made."""
+"""A blob is data from strangers: one that describes another model is refused before anything of its size
+is made.
+"""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -50,7 +52,9 @@ def test_a_packed_model_comes_back_close_to_what_it_was(tmp_path: Path, model: G
         ({"num_layers": 4}, "the blob has None"),
     ],
 )
-def test_a_blob_whose_settings_do_not_fit_is_refused(tmp_path: Path, model: GPT, metadata: dict, message: str) -> None:
+def test_a_blob_whose_settings_do_not_fit_is_refused(
+    tmp_path: Path, model: GPT, metadata: dict, message: str
+) -> None:
     if metadata and "model" not in metadata:
         metadata = {"model": asdict(model.settings) | metadata}
     with pytest.raises(BlobError, match=message):
@@ -64,13 +68,30 @@ def with_other_bos(tmp_path: Path) -> list[str]:
         writer.write(np.array([2, 5, 6], np.uint16))
     text = iter(["the cat sat on the mat"] * 20)
     ids = {"pad_id": 0, "bos_id": 2, "eos_id": 1, "unk_id": 3}
-    options = {"model_prefix": str(tmp_path / "other"), "model_type": "bpe", "vocab_size": 272, "byte_fallback": True, "minloglevel": 2}
+    options = {
+        "model_prefix": str(tmp_path / "other"),
+        "model_type": "bpe",
+        "vocab_size": 272,
+        "byte_fallback": True,
+        "minloglevel": 2,
+    }
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=text, **(options | ids))
     shards = str(tmp_path / "fineweb_val_*.bin")
-    return ["--train", shards, "--val", shards, "--tokenizer", str(tmp_path / "other.model"), "--device", "cpu"]
+    return [
+        "--train",
+        shards,
+        "--val",
+        shards,
+        "--tokenizer",
+        str(tmp_path / "other.model"),
+        "--device",
+        "cpu",
+    ]
 
 
-def test_the_program_refuses_a_tokenizer_with_another_bos_before_it_works(tmp_path: Path, with_other_bos: list[str]) -> None:
+def test_the_program_refuses_a_tokenizer_with_another_bos_before_it_works(
+    tmp_path: Path, with_other_bos: list[str]
+) -> None:
     options = submission_parser(None).parse_args(with_other_bos)
     with pytest.raises(SystemExit, match=r"--tokenizer .*other\.model: its BOS has the id 2.*need id 1"):
         evaluate_blob(options, tmp_path / "no such blob", print)
@@ -78,7 +99,9 @@ def test_the_program_refuses_a_tokenizer_with_another_bos_before_it_works(tmp_pa
         train_blob(Recipe.__new__(Recipe), options, tmp_path / "blob", print)
 
 
-def test_rescoring_refuses_a_tokenizer_with_another_bos(tmp_path: Path, model: GPT, with_other_bos: list[str]) -> None:
+def test_rescoring_refuses_a_tokenizer_with_another_bos(
+    tmp_path: Path, model: GPT, with_other_bos: list[str]
+) -> None:
     blob(tmp_path, model, {"model": asdict(model.settings)})
     shards = sorted(tmp_path.glob("*.bin"))
     with pytest.raises(SpecError, match=r"--tokenizer = .*other\.model: its BOS has the id 2.*need id 1"):

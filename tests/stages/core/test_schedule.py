@@ -18,7 +18,12 @@ def test_progress_is_steps_or_seconds_whichever_is_further() -> None:
 
 
 def test_learning_rate_is_constant_then_linear_to_zero() -> None:
-    assert [lr_scale_at(Clock(step, 0.0), STEPS) for step in (0, 60, 80, 100)] == [1.0, 1.0, pytest.approx(0.5), 0.0]
+    assert [lr_scale_at(Clock(step, 0.0), STEPS) for step in (0, 60, 80, 100)] == [
+        1.0,
+        1.0,
+        pytest.approx(0.5),
+        0.0,
+    ]
 
 
 def test_a_slower_machine_gets_the_same_schedule_over_the_same_time() -> None:
@@ -35,8 +40,12 @@ def test_warmdown_in_steps_is_their_measured_length_of_wallclock_before_the_cap(
 
 
 def test_momentum_rises_linearly_over_its_warmup_in_progress_or_steps() -> None:
-    by_progress = OptimizerSettings(muon_momentum_start=0.8, muon_momentum=0.9, muon_momentum_warmup_fraction=0.5)
-    assert [momentum_at(Clock(step, 0.0), STEPS, by_progress) for step in (0, 25, 50, 90)] == pytest.approx([0.8, 0.85, 0.9, 0.9])
+    by_progress = OptimizerSettings(
+        muon_momentum_start=0.8, muon_momentum=0.9, muon_momentum_warmup_fraction=0.5
+    )
+    assert [momentum_at(Clock(step, 0.0), STEPS, by_progress) for step in (0, 25, 50, 90)] == pytest.approx(
+        [0.8, 0.85, 0.9, 0.9]
+    )
     by_steps = replace(by_progress, muon_momentum_warmup_fraction=None, muon_momentum_warmup_steps=10)
     assert momentum_at(Clock(5, 0.0), STEPS, by_steps) == pytest.approx(0.85)
 
@@ -62,7 +71,13 @@ def test_snapshots_by_progress_are_evenly_spaced_in_time() -> None:
     taken = [
         second
         for second in range(60)
-        if snapshot_due(Clock(second, second), Clock(second + 1, second + 1.0), lr_scale_at(Clock(second, second), TIMED), TIMED, settings)
+        if snapshot_due(
+            Clock(second, second),
+            Clock(second + 1, second + 1.0),
+            lr_scale_at(Clock(second, second), TIMED),
+            TIMED,
+            settings,
+        )
     ]
     assert len(taken) == 5
     assert all(b - a == 6 for a, b in zip(taken, taken[1:], strict=False))

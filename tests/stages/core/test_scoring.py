@@ -16,7 +16,15 @@ from stages.core.scoring import plan_windows, score
 from stages.core.shards import BOS_ID, ShardWriter
 
 MODEL = ModelSettings(
-    vocab_size=32, num_layers=2, model_dim=16, num_heads=2, num_kv_heads=1, mlp_hidden=16, rope_dims=4, xsa_layers=1, value_embedding_dim=0
+    vocab_size=32,
+    num_layers=2,
+    model_dim=16,
+    num_heads=2,
+    num_kv_heads=1,
+    mlp_hidden=16,
+    rope_dims=4,
+    xsa_layers=1,
+    value_embedding_dim=0,
 )
 TABLE = TokenBytes(
     base_bytes=np.array([0, 0, 0, 3] + [1 + i % 4 for i in range(28)]),
@@ -52,17 +60,23 @@ def stream(ids: np.ndarray, tmp_path: Path) -> TokenStream:
 
 @settings(deadline=None)
 @given(num_targets=st.integers(1, 400), length=st.integers(1, 60), data=st.data())
-def test_windows_score_every_target_once_and_none_is_empty(num_targets: int, length: int, data: st.DataObject) -> None:
+def test_windows_score_every_target_once_and_none_is_empty(
+    num_targets: int, length: int, data: st.DataObject
+) -> None:
     stride = data.draw(st.integers(1, length))
     windows = plan_windows(num_targets, length, stride)
     scored = [target for window in windows for target in range(window.first_target, window.stop)]
     assert scored == list(range(num_targets))
-    assert all(window.start <= window.first_target < window.stop <= window.start + length for window in windows)
+    assert all(
+        window.start <= window.first_target < window.stop <= window.start + length for window in windows
+    )
     assert all(window.start + length - stride < num_targets for window in windows[1:])
 
 
 def slow_nll(model: GPT, ids: np.ndarray, length: int, stride: int) -> list[float]:
-    """The definition, one target at a time: the context starts at the smallest multiple of stride that leaves room."""
+    """The definition, one target at a time: the context starts at the smallest multiple of stride that
+    leaves room.
+    """
     result = []
     for target in range(len(ids) - 1):
         start = 0 if target < length else math.ceil((target + 1 - length) / stride) * stride
@@ -74,8 +88,17 @@ def slow_nll(model: GPT, ids: np.ndarray, length: int, stride: int) -> list[floa
 
 @pytest.mark.parametrize(("length", "stride"), [(24, 24), (24, 8), (24, 5), (400, 64)])
 @torch.inference_mode()
-def test_score_is_the_slow_definition(model: GPT, ids: np.ndarray, stream: TokenStream, length: int, stride: int) -> None:
-    sums = score(model, stream, TABLE, ScoringSettings(length, min(stride, length), batch_tokens=100), stride, torch.float32)
+def test_score_is_the_slow_definition(
+    model: GPT, ids: np.ndarray, stream: TokenStream, length: int, stride: int
+) -> None:
+    sums = score(
+        model,
+        stream,
+        TABLE,
+        ScoringSettings(length, min(stride, length), batch_tokens=100),
+        stride,
+        torch.float32,
+    )
     expected = slow_nll(model, ids, length, stride)
     bytes_expected = 0
     for previous, target in zip(ids[:-1], ids[1:], strict=True):

@@ -21,13 +21,18 @@ def read_by_hand(path: Path) -> list[int]:
     return list(struct.unpack_from(f"<{count}H", data, 1024))
 
 
-def write_by_hand(path: Path, tokens: list[int], magic: int = 20240520, version: int = 1, count: int | None = None) -> Path:
+def write_by_hand(
+    path: Path, tokens: list[int], magic: int = 20240520, version: int = 1, count: int | None = None
+) -> Path:
     header = struct.pack("<iii", magic, version, len(tokens) if count is None else count)
     path.write_bytes(header.ljust(1024, b"\0") + struct.pack(f"<{len(tokens)}H", *tokens))
     return path
 
 
-@given(chunks=st.lists(st.lists(st.integers(0, 65_535), max_size=20), max_size=12), shard_tokens=st.integers(1, 30))
+@given(
+    chunks=st.lists(st.lists(st.integers(0, 65_535), max_size=20), max_size=12),
+    shard_tokens=st.integers(1, 30),
+)
 def test_any_stream_comes_back_in_full_shards_and_one_rest(tmp_path_factory, chunks, shard_tokens):
     folder = tmp_path_factory.mktemp("shards")
     with ShardWriter(folder, "train", shard_tokens) as writer:

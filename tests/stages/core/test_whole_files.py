@@ -1,4 +1,6 @@
-"""Files are replaced whole: under many writers, after errors, and in an order that a power cut cannot spoil."""
+"""Files are replaced whole: under many writers, after errors, and in an order that a power cut cannot
+spoil.
+"""
 
 import json
 import multiprocessing
@@ -20,7 +22,9 @@ def write_many(path: Path, start, failures) -> None:
         failures.put(repr(error))
 
 
-def test_processes_that_write_one_file_at_once_disturb_neither_one_another_nor_a_reader(tmp_path: Path) -> None:
+def test_processes_that_write_one_file_at_once_disturb_neither_one_another_nor_a_reader(
+    tmp_path: Path,
+) -> None:
     path, context = tmp_path / "error.json", multiprocessing.get_context("fork")
     path.write_text('{"text": ""}')
     start, failures = context.Event(), context.Queue()
@@ -36,12 +40,18 @@ def test_processes_that_write_one_file_at_once_disturb_neither_one_another_nor_a
     assert [item.name for item in tmp_path.iterdir()] == ["error.json"]
 
 
-def test_bytes_reach_the_disk_before_the_name_and_the_name_before_the_return(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_reach_the_disk_before_the_name_and_the_name_before_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events: list[str] = []
     fsync, replace = os.fsync, os.replace
 
     def flushed(descriptor: int) -> None:
-        events.append("folder flushed" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else f"{os.fstat(descriptor).st_size} bytes flushed")
+        events.append(
+            "folder flushed"
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode)
+            else f"{os.fstat(descriptor).st_size} bytes flushed"
+        )
         fsync(descriptor)
 
     def replaced(source: Path, target: Path) -> None:
@@ -54,17 +64,23 @@ def test_bytes_reach_the_disk_before_the_name_and_the_name_before_the_return(tmp
     assert events == ["5 bytes flushed", "named", "folder flushed"]
 
 
-def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "report.json"
     write_whole(path, b"old")
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space"):
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_writer_leaves_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_writer_leaves_is_known_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "replace", lambda source, target: os._exit(9))
     if (pid := os.fork()) == 0:
         write_whole(tmp_path / "step-1.safetensors", b"half")

@@ -38,7 +38,10 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 
 
 def test_each_json_line_is_a_document_and_blank_lines_are_none(tmp_path):
-    path = write(tmp_path / "a.jsonl", '{"text": "one", "id": 1}\n\n{"text": null}\r\n{"text": "t\\u00e9\\n"}\n {"text": ""}')
+    path = write(
+        tmp_path / "a.jsonl",
+        '{"text": "one", "id": 1}\n\n{"text": null}\r\n{"text": "t\\u00e9\\n"}\n {"text": ""}',
+    )
     assert read(path) == ["one", "", "té\n", ""]
 
 
@@ -46,21 +49,31 @@ def test_each_json_line_is_a_document_and_blank_lines_are_none(tmp_path):
 def test_any_text_comes_back_from_json_lines_and_parquet(tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("corpus")
     write(folder / "a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
-    pq.write_table(pa.table({"id": range(len(texts)), "text": pa.array(texts, pa.string())}), folder / "a.parquet", row_group_size=3)
+    pq.write_table(
+        pa.table({"id": range(len(texts)), "text": pa.array(texts, pa.string())}),
+        folder / "a.parquet",
+        row_group_size=3,
+    )
     assert read(folder / "a.jsonl") == texts
     assert read(folder / "a.parquet") == texts
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
 def test_parquet_columns_of_any_string_type_are_read(tmp_path, kind):
-    pq.write_table(pa.table({"body": pa.array(["a", None, "b"] * 300, pa.string()).cast(kind)}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({"body": pa.array(["a", None, "b"] * 300, pa.string()).cast(kind)}), tmp_path / "a.parquet"
+    )
     assert read(tmp_path / "a.parquet", text_column="body") == ["a", "", "b"] * 300
 
 
 def test_globs_cross_folders_and_each_file_is_read_once_in_sorted_order(tmp_path):
     for name in ("b.txt", "a.txt", "deep/er/c.txt", "deep/skip.md"):
         write(tmp_path / name, name)
-    assert read(tmp_path / "**/*.txt", tmp_path / "a.txt", tmp_path / "b*") == ["a.txt", "b.txt", "deep/er/c.txt"]
+    assert read(tmp_path / "**/*.txt", tmp_path / "a.txt", tmp_path / "b*") == [
+        "a.txt",
+        "b.txt",
+        "deep/er/c.txt",
+    ]
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_taken_as_it_is(tmp_path):
@@ -111,7 +124,9 @@ def test_unusable_content_is_named_with_its_place(tmp_path, name, content, said)
 
 def test_a_missing_parquet_column_is_answered_with_the_columns_there_are(tmp_path):
     pq.write_table(pa.table({"body": ["a"], "id": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(SpecError, match=r"no column corpus\.text_column = 'text'; its columns are 'body', 'id'"):
+    with pytest.raises(
+        SpecError, match=r"no column corpus\.text_column = 'text'; its columns are 'body', 'id'"
+    ):
         read(tmp_path / "a.parquet")
     with pytest.raises(SpecError, match="'id' holds int64, not text"):
         read(tmp_path / "a.parquet", text_column="id")
@@ -156,7 +171,10 @@ def test_a_file_without_permission_is_refused(tmp_path):
         read(path)
 
 
-@pytest.mark.parametrize("change", [lambda path: path.write_text("y"), lambda path: path.write_text("longer"), lambda path: path.unlink()])
+@pytest.mark.parametrize(
+    "change",
+    [lambda path: path.write_text("y"), lambda path: path.write_text("longer"), lambda path: path.unlink()],
+)
 def test_a_file_that_changed_since_it_was_hashed_is_not_read(tmp_path, change):
     path = write(tmp_path / "a.txt", "x")
     spec = TokenizeSpec(corpus=FilesCorpus(paths=(str(path),)))

@@ -37,12 +37,24 @@ class Hub(ThreadingHTTPServer):
     def description(self) -> dict:
         siblings = []
         for path in sorted(self.folder.rglob("*.*")):
-            sibling: dict = {"rfilename": path.relative_to(self.folder).as_posix(), "size": path.stat().st_size, "blobId": "0" * 40}
+            sibling: dict = {
+                "rfilename": path.relative_to(self.folder).as_posix(),
+                "size": path.stat().st_size,
+                "blobId": "0" * 40,
+            }
             if path.suffix == ".parquet":
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
                 sibling["lfs"] = {"size": path.stat().st_size, "sha256": digest, "pointerSize": 130}
             siblings.append(sibling)
-        return {"id": "owner/corpus", "sha": COMMIT, "siblings": siblings, "tags": [], "private": False, "downloads": 0, "likes": 0}
+        return {
+            "id": "owner/corpus",
+            "sha": COMMIT,
+            "siblings": siblings,
+            "tags": [],
+            "private": False,
+            "downloads": 0,
+            "likes": 0,
+        }
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -56,15 +68,24 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def _answer(self, send_body: bool) -> None:
         path = self.path.split("?")[0]
-        if path in ("/api/datasets/owner/corpus/revision/main", f"/api/datasets/owner/corpus/revision/{COMMIT}"):
-            self._send(json.dumps(self.server.description()).encode(), {"Content-Type": "application/json"}, send_body)
+        if path in (
+            "/api/datasets/owner/corpus/revision/main",
+            f"/api/datasets/owner/corpus/revision/{COMMIT}",
+        ):
+            self._send(
+                json.dumps(self.server.description()).encode(),
+                {"Content-Type": "application/json"},
+                send_body,
+            )
         elif path.startswith("/api/datasets/owner/corpus/revision/"):
             self._send(b"", {"X-Error-Code": "RevisionNotFound"}, send_body, status=404)
         elif path.startswith(prefix := f"/datasets/owner/corpus/resolve/{COMMIT}/"):
             data = (self.server.folder / path.removeprefix(prefix)).read_bytes()
             if send_body:
                 self.server.downloads.append(path.removeprefix(prefix))
-            self._send(data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}, send_body)
+            self._send(
+                data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}, send_body
+            )
         elif path == "/api/datasets/owner/gated/revision/main":
             self._send(b"", {"X-Error-Code": "GatedRepo"}, send_body, status=403)
         else:
@@ -106,7 +127,10 @@ def spec_of(**corpus) -> TokenizeSpec:
 def test_a_branch_is_resolved_to_a_commit_before_anything_large_is_downloaded(hub):
     manifest = locate(spec_of())
     assert manifest.revision == COMMIT
-    assert [file.path for file in manifest.files] == ["data/train-00000-of-00001.parquet", "data/train-extra.jsonl"]
+    assert [file.path for file in manifest.files] == [
+        "data/train-00000-of-00001.parquet",
+        "data/train-extra.jsonl",
+    ]
     assert [file.sha256 for file in manifest.files] == [
         hashlib.sha256((hub.folder / file.path).read_bytes()).hexdigest() for file in manifest.files
     ]
@@ -199,7 +223,9 @@ def test_what_the_hub_said_is_known_without_a_network(hub, tmp_path, cut_off, ca
     assert "cannot be reached" in caplog.text
     assert f"going on with {COMMIT}" in caplog.text
     other = spec_of(split="validation")
-    with pytest.raises(ConnectionError, match=r"data/validation\.jsonl is not on this machine and cannot be downloaded"):
+    with pytest.raises(
+        ConnectionError, match=r"data/validation\.jsonl is not on this machine and cannot be downloaded"
+    ):
         locate(other, memory=tmp_path / "memory")
 
 
@@ -240,14 +266,29 @@ def test_in_offline_mode_it_says_so(monkeypatch):
     [
         (["train.parquet", "training_notes.txt", "test.parquet"], "train", "", ["train.parquet"]),
         (["en/train/0.parquet", "en/test/0.parquet"], "test", "", ["en/test/0.parquet"]),
-        (["a/0.parquet", "a/1.parquet", "b.jsonl", "x.py"], "train", "", ["a/0.parquet", "a/1.parquet", "b.jsonl"]),
+        (
+            ["a/0.parquet", "a/1.parquet", "b.jsonl", "x.py"],
+            "train",
+            "",
+            ["a/0.parquet", "a/1.parquet", "b.jsonl"],
+        ),
         (["a/0.parquet", "a/1.parquet"], "validation", "", []),
         (["a.jsonl.gz", "b.JSONL.zst", "c.csv.gz"], "train", "", ["a.jsonl.gz", "b.JSONL.zst"]),
         (["a.jsonl", "a.jsonl.gz"], "train", "", ["a.jsonl"]),
-        (["en/c4-train.0.json.gz", "en/c4-validation.0.json.gz", "dataset_infos.json"], "train", "", ["en/c4-train.0.json.gz"]),
+        (
+            ["en/c4-train.0.json.gz", "en/c4-validation.0.json.gz", "dataset_infos.json"],
+            "train",
+            "",
+            ["en/c4-train.0.json.gz"],
+        ),
         (["train.parquet", "train.json"], "train", "", ["train.parquet"]),
         (["dataset_infos.json", ".cache/x.json", "config.json"], "train", "", []),
-        (["sample/10BT/0.parquet", "sample/100BT/0.parquet"], "train", "sample/10BT/", ["sample/10BT/0.parquet"]),
+        (
+            ["sample/10BT/0.parquet", "sample/100BT/0.parquet"],
+            "train",
+            "sample/10BT/",
+            ["sample/10BT/0.parquet"],
+        ),
     ],
 )
 def test_a_split_is_found_by_folder_or_file_name(names, split, folder, chosen):

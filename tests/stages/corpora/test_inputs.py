@@ -1,4 +1,6 @@
-"""Input that people have: each kind is read whole and in order, or refused with file, place and remedy; nothing in between."""
+"""Input that people have: each kind is read whole and in order, or refused with file, place and remedy;
+nothing in between.
+"""
 
 import bz2
 import gzip
@@ -56,8 +58,12 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 HALF = len(lines()) // 2
 ODD = [text + "\u2028second\u0085third\x0bfourth\x0c fifth" for text in TEXTS]
 SPACED = ["   " + text.replace(" ", "   ") + "\t\t\n\n\n" for text in TEXTS]
-MARKED = [text + " \u2581 <s> </s> <unk> <0x41> e\u0301 \ufb01 \u2460 \u00a0 \u200b \ufeff x" for text in TEXTS]
-CJK = ["".join(chr(0x4E00 + (number * 31 + place * 7) % 8000) for place in range(200)) for number in range(40)]
+MARKED = [
+    text + " \u2581 <s> </s> <unk> <0x41> e\u0301 \ufb01 \u2460 \u00a0 \u200b \ufeff x" for text in TEXTS
+]
+CJK = [
+    "".join(chr(0x4E00 + (number * 31 + place * 7) % 8000) for place in range(200)) for number in range(40)
+]
 LONG = ["x" * 200_000, "é" * 70_000, *TEXTS]
 
 # File, content (bytes, or what writes it), and the texts; a corpus setting may follow.
@@ -528,7 +534,9 @@ REFUSED: dict[str, tuple[str, Content, str] | tuple[str, Content, str, dict[str,
     "a struct": (
         "a.parquet",
         lambda path: table(path, text=[{"content": "a", "id": 1}]),
-        refused(r"'text' holds struct<content: string, id: int64>, not text", r"named with a dot: 'text\.content'"),
+        refused(
+            r"'text' holds struct<content: string, id: int64>, not text", r"named with a dot: 'text\.content'"
+        ),
     ),
     "a list": (
         "a.parquet",
@@ -572,8 +580,10 @@ REFUSED: dict[str, tuple[str, Content, str] | tuple[str, Content, str, dict[str,
     **{
         f"{name} damaged": (
             f"a.jsonl.{name}",
-            (data := pack(lines(WORDS)))[: len(data) // 2] + bytes(byte ^ 0x55 for byte in data[len(data) // 2 :]),
-            rf"a\.jsonl\.{name}: byte [\d,]+: (its \w+ stream is damaged near there|the file ends in the middle)",
+            (data := pack(lines(WORDS)))[: len(data) // 2]
+            + bytes(byte ^ 0x55 for byte in data[len(data) // 2 :]),
+            rf"a\.jsonl\.{name}: byte [\d,]+: "
+            r"(its \w+ stream is damaged near there|the file ends in the middle)",
         )
         for name, pack in PACKERS.items()
     },
@@ -662,7 +672,9 @@ def test_arrays_come_back_wherever_the_reader_cuts_them(
 
 
 @pytest.mark.parametrize("name", PACKERS)
-def test_a_compressed_file_that_is_cut_anywhere_is_never_read_as_if_it_were_whole(tmp_path: Path, name: str) -> None:
+def test_a_compressed_file_that_is_cut_anywhere_is_never_read_as_if_it_were_whole(
+    tmp_path: Path, name: str
+) -> None:
     packed = PACKERS[name](lines())
     for size in range(0, len(packed), 3):
         path = written(tmp_path, f"a.jsonl.{name}", packed[:size])
@@ -675,7 +687,9 @@ def test_memory_stays_flat_while_a_large_file_is_read(tmp_path: Path, name: str)
     generator = random.Random(0)
     rows = [json.dumps({"text": f"{number} {generator.getrandbits(4000)} "}) for number in range(4000)]
     data = f"[{','.join(rows)}]".encode() if name == "json" else "\n".join(rows).encode()
-    path = written(tmp_path, f"a.jsonl.{name}" if name != "json" else "a.json", PACKERS.get(name, bytes)(data))
+    path = written(
+        tmp_path, f"a.jsonl.{name}" if name != "json" else "a.json", PACKERS.get(name, bytes)(data)
+    )
     assert len(data) > 4_500_000
     assert peak_of_reading(path, 4000) < 1_500_000
 
@@ -705,7 +719,9 @@ def test_a_token_shard_is_no_text(tmp_path: Path) -> None:
         read(writer.paths[0], format="txt")
 
 
-def test_documents_that_no_memory_could_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documents_that_no_memory_could_hold_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in ("contents", "json_texts"):
         monkeypatch.setattr(f"stages.corpora.{module}.MAX_DOCUMENT_BYTES", 100_000)
     monkeypatch.setattr("stages.corpora.json_texts._READ_BYTES", 10_000)
@@ -751,11 +767,15 @@ def tokenize(folder: Path, path: Path, vocab_size: int = 320, **corpus: Any) -> 
     )
     out = folder / f"out-{random.getrandbits(64):x}"
     out.mkdir()
-    return tokenize_corpus(spec, locate(spec), Workspace(folder, out, PurePosixPath(out.name), RunOptions(), FileHashes(None)))
+    return tokenize_corpus(
+        spec, locate(spec), Workspace(folder, out, PurePosixPath(out.name), RunOptions(), FileHashes(None))
+    )
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-def test_a_broken_line_is_blamed_on_its_file_and_line_and_not_on_the_vocabulary(tmp_path: Path, name: str) -> None:
+def test_a_broken_line_is_blamed_on_its_file_and_line_and_not_on_the_vocabulary(
+    tmp_path: Path, name: str
+) -> None:
     data = lines(WORDS) + b'{"text": "abc"\n' + lines(WORDS)
     path = written(tmp_path, name, gzip.compress(data) if name.endswith("gz") else data)
     with pytest.raises(SpecError, match=r"\.jsonl(\.gz)?:41: is not valid JSON") as caught:
@@ -776,10 +796,16 @@ def test_errors_while_the_tokenizer_reads_come_out_as_they_are(kind: type[BaseEx
     assert caught.value is error
 
 
-@pytest.mark.parametrize("texts", [["ab " * (number + 1) for number in range(200)], ["a"] * 50, ["x" * 100_000] * 7])
-def test_too_few_characters_are_answered_with_the_largest_vocabulary_that_works(tmp_path: Path, texts: list[str]) -> None:
+@pytest.mark.parametrize(
+    "texts", [["ab " * (number + 1) for number in range(200)], ["a"] * 50, ["x" * 100_000] * 7]
+)
+def test_too_few_characters_are_answered_with_the_largest_vocabulary_that_works(
+    tmp_path: Path, texts: list[str]
+) -> None:
     path = written(tmp_path, "a.jsonl", lines(texts[:5] + [f"{text} ." for text in texts[5:]]))
-    with pytest.raises(SpecError, match=r"tokenizer\.vocab_size = 1024: .*too small.*Set it to at most (\d+)") as caught:
+    with pytest.raises(
+        SpecError, match=r"tokenizer\.vocab_size = 1024: .*too small.*Set it to at most (\d+)"
+    ) as caught:
         tokenize(tmp_path, path, 1024)
     most = int(str(caught.value).partition("at most ")[2].split(",")[0])
     assert tokenize(tmp_path, path, most).vocab_size == most
@@ -804,7 +830,9 @@ def test_null_rows_are_counted(tmp_path: Path) -> None:
     assert (result.train.num_documents, result.train.num_empty_documents_skipped) == (23, 12)
 
 
-def test_megabytes_without_white_space_are_tokenized_and_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_megabytes_without_white_space_are_tokenized_and_more_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = written(tmp_path, "a.jsonl", lines([*WORDS, "x" * 2_000_000]))
     assert tokenize(tmp_path, path, 300).train.utf8_bytes > 2_000_000
     monkeypatch.setattr("stages.tokenization.fast_encode._MAX_BYTES_AT_ONCE", 1_000_000)

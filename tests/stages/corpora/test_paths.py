@@ -127,7 +127,9 @@ def test_files_are_read_in_the_order_of_their_paths(tree: Tree) -> None:
     ]
 
 
-def test_a_name_with_brackets_is_a_name_where_there_is_one(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_name_with_brackets_is_a_name_where_there_is_one(
+    tree: Tree, caplog: pytest.LogCaptureFixture
+) -> None:
     tree.files("br[1]/a.txt", "br[1]/[b].txt", "br[1]/b.txt", "set1/x.txt", "set2/x.txt", "set[3/x.txt")
     caplog.set_level("INFO")
     assert tree.read("br[1]/*.txt") == ["br[1]/[b].txt", "br[1]/a.txt", "br[1]/b.txt"]
@@ -205,5 +207,7 @@ def test_a_folder_that_may_not_be_searched_is_named(tree: Tree, monkeypatch: pyt
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", without_b)
-    with pytest.raises(SpecError, match=r"corpus\.paths = .*cannot be read at .*/b \(Permission denied\).*permissions"):
+    with pytest.raises(
+        SpecError, match=r"corpus\.paths = .*cannot be read at .*/b \(Permission denied\).*permissions"
+    ):
         tree.read("**/*.txt")

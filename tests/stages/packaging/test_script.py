@@ -32,7 +32,9 @@ def test_a_script_without_recipe_only_scores(tmp_path: Path) -> None:
     assert recipe_source(None).endswith("RECIPE: Recipe | None = None\nMADE_ON = ''\n")
     script = tmp_path / "train_gpt.py"
     script.write_bytes(as_shipped(program(PackageOptions(), None)[0], PackageOptions()))
-    done = subprocess.run([sys.executable, "-I", str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-I", str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 1
     assert "it can only score (--eval)" in done.stderr
 
@@ -60,16 +62,27 @@ def test_the_compressed_script_is_the_same_program_and_prints_it(tmp_path: Path)
     script = tmp_path / "train_gpt.py"
     script.write_bytes(as_shipped(source, options))
     assert script.stat().st_size < 0.4 * len(source.encode())
-    printed = subprocess.run([sys.executable, "-I", str(script), "--source"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    printed = subprocess.run(
+        [sys.executable, "-I", str(script), "--source"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert printed.stdout == source + "\n"
 
 
 def test_a_compressed_script_knows_its_own_source(tmp_path: Path) -> None:
     """Compilers of kernels ask for the source of a function."""
     script = tmp_path / "train_gpt.py"
-    source = "import inspect\n\n\ndef kernel():\n    return 1\n\n\nprint(__name__, __file__, inspect.getsource(kernel), end='')\n"
+    source = (
+        "import inspect\n\n\ndef kernel():\n    return 1\n\n\nprint(__name__, __file__, "
+        "inspect.getsource(kernel), end='')\n"
+    )
     script.write_bytes(as_shipped(source, PackageOptions(compressed=True)))
-    told = subprocess.run([sys.executable, "-I", str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    told = subprocess.run(
+        [sys.executable, "-I", str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert told.stdout == f"__main__ {script} def kernel():\n    return 1\n", told.stderr
 
 
@@ -87,8 +100,18 @@ def test_other_settings_make_another_script_and_so_another_package() -> None:
     [
         ("{here}", "bfloat16", True, ["precision bfloat16 on {here}"]),
         ("", "float32", False, ["precision float32 on {here}"]),
-        ("AVX2, torch 2", "float32", True, ["precision float32 on {here}", "the run was made on AVX2, torch 2: here the last digits will"]),
-        ("{here}", "bfloat16", False, ["precision bfloat16 on {here}", "this CPU has no bfloat16 instructions: .*--precision float32"]),
+        (
+            "AVX2, torch 2",
+            "float32",
+            True,
+            ["precision float32 on {here}", "the run was made on AVX2, torch 2: here the last digits will"],
+        ),
+        (
+            "{here}",
+            "bfloat16",
+            False,
+            ["precision bfloat16 on {here}", "this CPU has no bfloat16 instructions: .*--precision float32"],
+        ),
     ],
 )
 def test_the_script_says_when_it_computes_otherwise(
@@ -125,7 +148,10 @@ def test_the_script_takes_the_recipes_precision_or_another(
 def test_only_a_run_with_fused_kernels_ships_them() -> None:
     recipe = settle(load_preset("record").recipe())
     plain = dataclasses.replace(
-        recipe, train=dataclasses.replace(recipe.train, compute=dataclasses.replace(recipe.train.compute, fused_kernels=False))
+        recipe,
+        train=dataclasses.replace(
+            recipe.train, compute=dataclasses.replace(recipe.train.compute, fused_kernels=False)
+        ),
     )
     assert recipe.train.compute.fused_kernels
     assert "triton" in imported_packages(program(PackageOptions(), recipe)[0])

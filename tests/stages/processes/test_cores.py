@@ -1,4 +1,6 @@
-"""Cores are counted as this process may use them: mask, and quota of its control groups, of either version."""
+"""Cores are counted as this process may use them: mask, and quota of its control groups, of either
+version.
+"""
 
 import math
 import os
@@ -38,15 +40,37 @@ def test_without_control_groups_the_mask_counts(machine: Path, monkeypatch: pyte
     [
         ("0::/\n", {"cpu.max": "250000 100000\n"}, 2.5),
         ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
-        ("0::/user/job\n", {"cpu.max": "max 100000\n", "user/cpu.max": "150000 100000", "user/job/cpu.max": "300000 100000"}, 1.5),
-        ("0::/docker/abc\n", {"cpu.max": "50000 100000\n"}, 0.5),  # the container sees its own group as the root
-        ("3:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "400000\n", "cpu/a/cpu.cfs_period_us": "100000\n"}, 4.0),
-        ("3:cpuacct,cpu:/\n", {"cpuacct,cpu/cpu.cfs_quota_us": "200000", "cpuacct,cpu/cpu.cfs_period_us": "100000"}, 2.0),
-        ("3:cpu,cpuacct:/a\n1:name=systemd:/\n0::/\n", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, math.inf),
+        (
+            "0::/user/job\n",
+            {"cpu.max": "max 100000\n", "user/cpu.max": "150000 100000", "user/job/cpu.max": "300000 100000"},
+            1.5,
+        ),
+        (
+            "0::/docker/abc\n",
+            {"cpu.max": "50000 100000\n"},
+            0.5,
+        ),  # the container sees its own group as the root
+        (
+            "3:cpu,cpuacct:/a\n",
+            {"cpu/a/cpu.cfs_quota_us": "400000\n", "cpu/a/cpu.cfs_period_us": "100000\n"},
+            4.0,
+        ),
+        (
+            "3:cpuacct,cpu:/\n",
+            {"cpuacct,cpu/cpu.cfs_quota_us": "200000", "cpuacct,cpu/cpu.cfs_period_us": "100000"},
+            2.0,
+        ),
+        (
+            "3:cpu,cpuacct:/a\n1:name=systemd:/\n0::/\n",
+            {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"},
+            math.inf,
+        ),
         ("5:cpuset:/\n0::/\n", {}, math.inf),
     ],
 )
-def test_the_smallest_quota_on_the_way_up_counts(own: str, files: dict[str, str], quota: float, machine: Path) -> None:
+def test_the_smallest_quota_on_the_way_up_counts(
+    own: str, files: dict[str, str], quota: float, machine: Path
+) -> None:
     write(machine / "own", own)
     for name, text in files.items():
         write(machine / name, text)

@@ -1,4 +1,7 @@
-"""Child processes: results come back, errors keep their kind, and nobody outlives the caller. Real processes throughout."""
+"""Child processes: results come back, errors keep their kind, and nobody outlives the caller.
+
+Real processes throughout.
+"""
 
 import json
 import math
@@ -43,7 +46,12 @@ def python(code: str) -> list[str]:
 
 def test_lines_are_logged_and_progress_is_reported() -> None:
     seen: list[tuple[float, float, str]] = []
-    tail = run_child(python("print('hello'); print('@progress 2 5 windows, sliding')"), ONE, lambda *p: seen.append(p), None)
+    tail = run_child(
+        python("print('hello'); print('@progress 2 5 windows, sliding')"),
+        ONE,
+        lambda *p: seen.append(p),
+        None,
+    )
     assert tail == ["hello"]
     assert seen == [(2.0, 5.0, "windows, sliding")]
 
@@ -73,8 +81,13 @@ def test_threads_spin_briefly_on_idle_cores_only_unless_the_environment_decides(
     monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: busy_percent)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(len(busy_percent))))
     monkeypatch.setattr("stages.processes.cores.cpu_quota", lambda: quota or math.inf)
-    environment = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | given
-    code = "import json, os; print(json.dumps([os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY')]))"
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    } | given
+    code = (
+        "import json, os; print(json.dumps([os.environ.get('GOMP_SPINCOUNT'), "
+        "os.environ.get('OMP_WAIT_POLICY')]))"
+    )
     tail = run_child(python(code), ComputeSettings(threads_per_process=2), no_progress, None, env=environment)
     assert json.loads(tail[-1]) == expected
 
@@ -114,7 +127,9 @@ def test_the_status_of_a_child_counts_also_where_a_grandchild_keeps_its_output_o
         run_child(python(GRANDCHILD + "raise SystemExit(3)"), ONE, no_progress, 60.0)
 
 
-def test_a_timeout_ends_a_child_that_ignores_sigterm_and_what_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeout_ends_a_child_that_ignores_sigterm_and_what_it_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("stages.processes.launch.TERM_GRACE_SECONDS", 0.5)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
     pids: list[float] = []
@@ -128,7 +143,10 @@ def test_a_timeout_ends_a_child_that_ignores_sigterm_and_what_it_started(monkeyp
 
 
 def test_a_child_that_closes_its_output_is_waited_for_as_long_as_it_may_run() -> None:
-    quiet = "import os, sys, time; print('so far', flush=True); os.close(1); os.close(2); time.sleep({}); os._exit(4)"
+    quiet = (
+        "import os, sys, time; print('so far', flush=True); os.close(1); os.close(2); "
+        "time.sleep({}); os._exit(4)"
+    )
     with pytest.raises(ChildFailedError, match="status 4"):
         run_child(python(quiet.format(1)), ONE, no_progress, 60.0)
     with pytest.raises(TimeoutError, match="ran past 1"):
@@ -137,29 +155,43 @@ def test_a_child_that_closes_its_output_is_waited_for_as_long_as_it_may_run() ->
 
 def test_all_that_a_child_wrote_before_its_end_is_read() -> None:
     seen: list[float] = []
-    code = "print('\\n'.join(f'@progress {n} 4000 ä' for n in range(4000)) + '\\r\\nhalf\\rlast ä', end='', flush=True)"
+    code = (
+        "print('\\n'.join(f'@progress {n} 4000 ä' for n in range(4000)) + '\\r\\nhalf\\rlast ä', "
+        "end='', flush=True)"
+    )
     assert run_child(python(code), ONE, lambda done, *_: seen.append(done), None) == ["half", "last ä"]
     assert seen == list(range(4000))
 
 
 def write_module(folder: Path, body: str) -> str:
     (folder / "job_module.py").write_text(
-        "import json, os, sys, time\nfrom pathlib import Path\nfrom stages.processes.launch import child_result\n"
+        "import json, os, sys, time\nfrom pathlib import Path\nfrom stages.processes.launch import "
+        "child_result\n"
         "job = json.loads(Path(sys.argv[1]).read_text())\nrank = int(os.environ['RANK'])\n" + body
     )
     return "job_module"
 
 
-def test_a_module_under_torchrun_gets_its_job_and_leaves_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_under_torchrun_gets_its_job_and_leaves_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    body = "with child_result(Path(sys.argv[2])) as leave:\n    if rank == 0: leave([job['x'] + 1, os.environ['WORLD_SIZE']])\n"
+    body = (
+        "with child_result(Path(sys.argv[2])) as leave:\n    if rank == 0: leave([job['x'] + 1, "
+        "os.environ['WORLD_SIZE']])\n"
+    )
     module = write_module(tmp_path, body)
     assert launch_module(module, {"x": 41}, tmp_path, TWO, no_progress, None) == [42, "2"]
 
 
-def test_a_permanent_error_in_a_process_arrives_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_permanent_error_in_a_process_arrives_as_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    body = "from schemas.errors import StageError\nwith child_result(Path(sys.argv[2])):\n    raise StageError('the loss is nan')\n"
+    body = (
+        "from schemas.errors import StageError\nwith child_result(Path(sys.argv[2])):\n    raise "
+        "StageError('the loss is nan')\n"
+    )
     module = write_module(tmp_path, body)
     with pytest.raises(StageError, match="the loss is nan"):
         launch_module(module, {}, tmp_path, ONE, no_progress, None)
@@ -197,6 +229,8 @@ def test_ranks_die_with_the_caller_however_it_ends(tmp_path: Path, how: signal.S
 def test_torchrun_is_used_for_one_process_too_and_leaves_no_file(tmp_path: Path) -> None:
     folder = tmp_path / "Lager, mit = und : im Namen"
     folder.mkdir()
-    (tmp_path / "rank.py").write_text("import os; print(os.environ['WORLD_SIZE'], os.environ['TORCHELASTIC_RUN_ID'] != '')")
+    (tmp_path / "rank.py").write_text(
+        "import os; print(os.environ['WORLD_SIZE'], os.environ['TORCHELASTIC_RUN_ID'] != '')"
+    )
     assert run_torchrun([str(tmp_path / "rank.py")], folder, ONE, no_progress, None)[-1] == "1 True"
     assert list(folder.iterdir()) == []

@@ -1,4 +1,7 @@
-"""Locks keep processes apart, wait no longer than the run that waits, and leave nothing behind. Real processes throughout."""
+"""Locks keep processes apart, wait no longer than the run that waits, and leave nothing behind.
+
+Real processes throughout.
+"""
 
 import multiprocessing
 import threading
@@ -23,12 +26,18 @@ def wait(path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["a result", "the store"])
-def test_waiting_for_a_lock_ends_when_the_run_is_stopped(what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_waiting_for_a_lock_ends_when_the_run_is_stopped(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "stages")
     first = Store(tmp_path)
     with ThreadPoolExecutor(1) as pool, first.lock(STAGES["train"], "k" * 64), first.alone() as alone:
         assert alone
-        work = (lambda: wait(tmp_path / "locks" / f"train-{'k' * 32}.lock")) if what == "a result" else lambda: Store(tmp_path)
+        work = (
+            (lambda: wait(tmp_path / "locks" / f"train-{'k' * 32}.lock"))
+            if what == "a result"
+            else lambda: Store(tmp_path)
+        )
         stop = Stopping()
         waiting = pool.submit(stop.here(work))
         while "waiting for process" not in caplog.text:
@@ -39,7 +48,9 @@ def test_waiting_for_a_lock_ends_when_the_run_is_stopped(what: str, tmp_path: Pa
             waiting.result(timeout=30)
 
 
-def test_who_is_waited_for_is_said_once_and_the_lock_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_who_is_waited_for_is_said_once_and_the_lock_is_taken_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "stages")
     path = tmp_path / "lock"
     file = try_lock(path)
@@ -65,7 +76,9 @@ def count_up(path: Path, counter: Path, times: int) -> None:
             counter.write_text(str(number + 1))
 
 
-def test_a_lock_keeps_processes_apart_though_each_removes_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_keeps_processes_apart_though_each_removes_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("stages.processes.locks._POLL_SECONDS", 0.0005)
     path, counter = tmp_path / "lock", tmp_path / "counter"
     counter.write_text("0")

@@ -1,4 +1,6 @@
-"""Ending a process ends what it started: the obedient in order, the deaf by SIGKILL, the orphaned by their environment."""
+"""Ending a process ends what it started: the obedient in order, the deaf by SIGKILL, the orphaned by
+their environment.
+"""
 
 import os
 import subprocess
@@ -11,7 +13,10 @@ import psutil
 from flows.server.environment import stop
 from stages.processes.process_tree import end_processes, end_trees, is_running, processes_with
 
-DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+DEAF = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', "
+    "flush=True); time.sleep(600)"
+)
 WITH_CHILD = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", {inner!r}], stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,6 @@
-"""A stop asked for by the main thread ends what other threads wait for, and is no error that is tried again."""
+"""A stop asked for by the main thread ends what other threads wait for, and is no error that is tried
+again.
+"""
 
 import sys
 import threading
@@ -14,7 +16,12 @@ from stages.processes.stopping import Stopping, stopping
 
 
 def sleep_long() -> None:
-    run_child([sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)"], ComputeSettings(), lambda *_: None, None)
+    run_child(
+        [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)"],
+        ComputeSettings(),
+        lambda *_: None,
+        None,
+    )
 
 
 def test_a_stop_ends_the_children_of_all_threads_and_later_ones() -> None:
@@ -31,10 +38,15 @@ def test_a_stop_ends_the_children_of_all_threads_and_later_ones() -> None:
     assert not stop._children
 
 
-def test_a_child_that_ignores_sigterm_is_ended_too_and_so_is_one_that_begins_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_ignores_sigterm_is_ended_too_and_so_is_one_that_begins_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("stages.processes.stopping.GRACE_SECONDS", 0.5)
     monkeypatch.setattr("stages.processes.launch.TERM_GRACE_SECONDS", 0.5)
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('@progress 1 1 x', flush=True); time.sleep(600)"
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('@progress 1 "
+        "1 x', flush=True); time.sleep(600)"
+    )
     stop, ready = Stopping(), threading.Event()
 
     def run() -> None:

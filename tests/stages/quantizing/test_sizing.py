@@ -31,7 +31,9 @@ def test_idle_and_frozen_parameters_are_named() -> None:
 
 def test_settings_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing_like_this"):
-        measure_model(ModelSettings(num_layers=11), OptimizerSettings(frozen=("nothing_like_this",)), QUANTIZER)
+        measure_model(
+            ModelSettings(num_layers=11), OptimizerSettings(frozen=("nothing_like_this",)), QUANTIZER
+        )
 
 
 @pytest.mark.parametrize("bits", [4, 5, 6, 8])

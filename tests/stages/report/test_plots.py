@@ -1,4 +1,6 @@
-r"""Names in plots are text, whatever stands in them: `$\frac$` is no formula, a control character breaks no picture."""
+r"""Names in plots are text, whatever stands in them: `$\frac$` is no formula, a control character breaks
+no picture.
+"""
 
 from xml.etree import ElementTree
 
@@ -12,7 +14,9 @@ NAMES = [r"publish.title=a $\frac$", "a $x$ b", "costs 5 $", r"\$a$b$", "a\x00b\
 
 
 def _texts(svg: str) -> list[str]:
-    return [element.text or "" for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    return [
+        element.text or "" for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -74,7 +74,10 @@ def test_the_next_seeds_are_failed_ones_and_then_new_ones_up_to_the_maximum() ->
 def test_a_plan_cannot_be_changed_after_looking(tmp_path: Path) -> None:
     with claim(tmp_path, ledger()):
         write_ledger(tmp_path, ledger().with_entry(entry(1)))
-    with pytest.raises(SpecError, match=r"max_seeds = 9: .* declared with 5"), claim(tmp_path, ledger(max_seeds=9)):
+    with (
+        pytest.raises(SpecError, match=r"max_seeds = 9: .* declared with 5"),
+        claim(tmp_path, ledger(max_seeds=9)),
+    ):
         pass
 
 
@@ -98,9 +101,16 @@ def test_an_unknown_ledger_is_answered_with_those_there_are(tmp_path: Path) -> N
         find_ledger(tmp_path, "other")
 
 
-def test_a_second_claim_waits_and_a_killed_holder_frees_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_claim_waits_and_a_killed_holder_frees_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "stages")
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3])
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     got: list[float] = []

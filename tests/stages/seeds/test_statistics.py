@@ -7,7 +7,14 @@ import pytest
 from scipy import stats
 
 from schemas.seeds import Comparison
-from stages.seeds.statistics import beats_ledger, beats_mark, nats_to_bpb, paired_difference, seeds_needed, summarize
+from stages.seeds.statistics import (
+    beats_ledger,
+    beats_mark,
+    nats_to_bpb,
+    paired_difference,
+    seeds_needed,
+    summarize,
+)
 
 
 def test_mean_deviation_and_interval_of_a_worked_example() -> None:
@@ -27,7 +34,9 @@ def test_one_seed_is_no_sample() -> None:
 
 
 def test_one_sample_test_by_hand() -> None:
-    """Values 1, 2, 3 against 4: t = (2 − 4)/(1/√3) = −3.4641 with 2 degrees; p = 0.0371 by the closed form of t with 2 degrees."""
+    """Values 1, 2, 3 against 4: t = (2 − 4)/(1/√3) = −3.4641 with 2 degrees; p = 0.0371 by the closed
+    form of t with 2 degrees.
+    """
     found = beats_mark([1.0, 2.0, 3.0], 4.5, 0.5, 0.05, 2)
     assert found is not None
     t = -2 * math.sqrt(3)
@@ -52,7 +61,9 @@ def test_a_worse_mean_has_a_large_p() -> None:
 
 
 def test_welch_of_a_worked_example() -> None:
-    """Unequal variances and sizes: t = −10/√(1/3 + 100/2)… with Welch–Satterthwaite degrees, computed from the definition."""
+    """Unequal variances and sizes: t = −10/√(1/3 + 100/2)… with Welch–Satterthwaite degrees, computed
+    from the definition.
+    """
     ours, theirs = [9.0, 10.0, 11.0], [12.0, 20.0, 28.0, 20.0]
     found = beats_ledger(ours, theirs, 0.0, 0.05, 1)
     assert found is not None
@@ -72,9 +83,17 @@ def test_values_without_spread_exactly_at_the_bar_are_no_success() -> None:
 
 
 def test_values_without_spread_have_no_statistic_and_can_be_recorded() -> None:
-    for found in (beats_mark([2.5, 2.5], 2.76, 0.25, 0.01, 1), beats_ledger([2.5, 2.5], [2.76, 2.76], 0.25, 0.01, 1)):
+    for found in (
+        beats_mark([2.5, 2.5], 2.76, 0.25, 0.01, 1),
+        beats_ledger([2.5, 2.5], [2.76, 2.76], 0.25, 0.01, 1),
+    ):
         assert found is not None
-        assert (found.passed, found.statistic, found.low, found.high) == (True, None, found.better_by, found.better_by)
+        assert (found.passed, found.statistic, found.low, found.high) == (
+            True,
+            None,
+            found.better_by,
+            found.better_by,
+        )
         assert Comparison.model_validate_json(found.model_dump_json()) == found
 
 
@@ -86,7 +105,9 @@ def test_looks_are_counted_from_the_second_seed() -> None:
 
 
 def test_nats_become_bits_per_byte_by_the_bytes_a_token() -> None:
-    """The reference's validation set: 62,021,846 tokens, 2.4359 bytes each; 0.005 nats are 0.00296 bpb, 1.9876 nats 1.1772 bpb."""
+    """The reference's validation set: 62,021,846 tokens, 2.4359 bytes each; 0.005 nats are 0.00296 bpb,
+    1.9876 nats 1.1772 bpb.
+    """
     num_bytes = round(62_021_846 * 2.4359)
     assert nats_to_bpb(0.005, 62_021_846, num_bytes) == pytest.approx(0.005 / 0.693147 / 2.4359, rel=1e-5)
     assert nats_to_bpb(0.005, 62_021_846, num_bytes) == pytest.approx(0.00296, abs=5e-6)
@@ -98,7 +119,10 @@ def test_the_interval_of_the_difference_to_a_mark_by_hand() -> None:
     found = beats_mark([1.0, 2.0, 3.0], 4.5, 0.5, 0.05, 2)
     assert found is not None
     half = 4.302653 / math.sqrt(3)
-    assert (found.low, found.high) == (pytest.approx(2.5 - half, abs=1e-6), pytest.approx(2.5 + half, abs=1e-6))
+    assert (found.low, found.high) == (
+        pytest.approx(2.5 - half, abs=1e-6),
+        pytest.approx(2.5 + half, abs=1e-6),
+    )
 
 
 def test_the_interval_of_welch_by_hand() -> None:
@@ -120,7 +144,9 @@ def test_equal_values_have_an_interval_of_one_point() -> None:
 
 
 def test_pairs_of_a_worked_example() -> None:
-    """Student's sleep data (Biometrika 1908; R's t.test(extra ~ group, paired = TRUE)): mean 1.58, interval 0.7001 to 2.4599, p 0.0028."""
+    """Student's sleep data (Biometrika 1908; R's t.test(extra ~ group, paired = TRUE)): mean 1.58,
+    interval 0.7001 to 2.4599, p 0.0028.
+    """
     first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
     second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
     found = paired_difference(second, first)
@@ -159,7 +185,9 @@ def test_seeds_needed_are_those_of_the_tables(
 
 
 def test_seeds_needed_find_the_difference_as_often_as_promised() -> None:
-    """By simulation: with that many seeds about 80 % of the tests pass, with two fewer clearly less than promised."""
+    """By simulation: with that many seeds about 80 % of the tests pass, with two fewer clearly less than
+    promised.
+    """
     count = seeds_needed(0.005, 0.004, 0.01)
     assert count is not None
     draws = np.random.default_rng(0).normal(2.9 - 0.005, 0.004, (4000, count))

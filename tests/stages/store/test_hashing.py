@@ -47,7 +47,9 @@ def test_a_broken_memory_is_begun_anew(tmp_path: Path, file: Path, caplog: pytes
     assert not caplog.text
 
 
-def test_a_byte_that_the_disk_flipped_is_found_in_a_small_file_and_in_a_large_one_once_forgotten(tmp_path: Path, file: Path) -> None:
+def test_a_byte_that_the_disk_flipped_is_found_in_a_small_file_and_in_a_large_one_once_forgotten(
+    tmp_path: Path, file: Path
+) -> None:
     for from_bytes, found in ((8, True), (0, False)):
         hashes = FileHashes(tmp_path / f"hashes-{from_bytes}.sqlite", from_bytes)
         file.write_bytes(b"content")

@@ -20,7 +20,15 @@ from stages.core.distributed import compute_dtype
 from stages.packaging.script import recipe_source
 from stages.store import machine
 from stages.store.keys import stage_key
-from stages.store.machine import CPU_CAPS, CPU_SWITCHES, machine_kind, precision_note, read_cpu, settle, this_machine
+from stages.store.machine import (
+    CPU_CAPS,
+    CPU_SWITCHES,
+    machine_kind,
+    precision_note,
+    read_cpu,
+    settle,
+    this_machine,
+)
 
 AS_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 AVX2 = "fma avx2 avx sse4_1"
@@ -63,7 +71,9 @@ def test_flags_and_caps_decide_what_a_cpu_is_taken_for(
 
 
 def test_arm_and_what_is_not_linux() -> None:
-    graviton = read_cpu("processor\t: 0\nFeatures\t: fp asimd sve bf16\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n", {})
+    graviton = read_cpu(
+        "processor\t: 0\nFeatures\t: fp asimd sve bf16\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n", {}
+    )
     assert (graviton.vendor, graviton.bfloat16) == ("ARM 0x41 0xd40", True)
     assert not read_cpu("Features\t: fp asimd\n", {}).bfloat16
     for text in ("", "nonsense", "a : b"):
@@ -71,18 +81,26 @@ def test_arm_and_what_is_not_linux() -> None:
         assert (unknown.isa, unknown.name, unknown.bfloat16) == ("unknown", "unknown CPU", False)
 
 
-@pytest.mark.parametrize("environment", [{}, AS_AVX2, {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}])
+@pytest.mark.parametrize(
+    "environment", [{}, AS_AVX2, {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}]
+)
 def test_torch_sees_the_same_machine(environment: dict[str, str]) -> None:
     code = (
-        "import json, sys; from stages.store import machine; from schemas.settings import ComputeSettings; cpu = machine.this_cpu();"
-        "words = machine.machine_in_words(ComputeSettings()); build = machine.torch_build(); early = 'torch' in sys.modules;"
+        "import json, sys; from stages.store import machine; from schemas.settings import "
+        "ComputeSettings; cpu = machine.this_cpu();"
+        "words = machine.machine_in_words(ComputeSettings()); build = machine.torch_build(); early "
+        "= 'torch' in sys.modules;"
         "import torch; from stages.core import distributed as processes;"
         "print(json.dumps([early, [cpu.capability, cpu.bfloat16, words, build],"
-        "[torch.backends.cpu.get_cpu_capability(), processes.cpu_multiplies_bfloat16(), processes.machine_in_words('cpu'),"
-        "{'version': torch.__version__, 'cuda': torch.version.cuda, 'git_version': torch.version.git_version}]]))"
+        "[torch.backends.cpu.get_cpu_capability(), processes.cpu_multiplies_bfloat16(), "
+        "processes.machine_in_words('cpu'),"
+        "{'version': torch.__version__, 'cuda': torch.version.cuda, 'git_version': "
+        "torch.version.git_version}]]))"
     )
     plain = {name: value for name, value in os.environ.items() if name not in CPU_CAPS}
-    told = subprocess.run([sys.executable, "-c", code], env=plain | environment, check=True, capture_output=True, text=True)
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=plain | environment, check=True, capture_output=True, text=True
+    )
     torch_was_needed, ours, of_torch = json.loads(told.stdout)
     assert not torch_was_needed
     assert ours == of_torch
@@ -97,7 +115,9 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch, flags: str, **environment: str) -> N
 
 
 @pytest.mark.parametrize(("flags", "precision"), [(SAPPHIRE_RAPIDS, "bfloat16"), (AVX2, "float32")])
-def test_auto_is_what_the_cpu_has_instructions_for(monkeypatch: pytest.MonkeyPatch, flags: str, precision: str) -> None:
+def test_auto_is_what_the_cpu_has_instructions_for(
+    monkeypatch: pytest.MonkeyPatch, flags: str, precision: str
+) -> None:
     on_cpu(monkeypatch, flags)
     spec = settle(load_preset("demo"))
     assert {section.compute.precision for section in (spec.train, spec.merge, spec.evaluate)} == {precision}
@@ -109,13 +129,17 @@ def test_auto_is_what_the_cpu_has_instructions_for(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("preset", ["record", "reference"])
-def test_the_presets_for_gpus_are_in_bfloat16_on_every_machine(monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
+def test_the_presets_for_gpus_are_in_bfloat16_on_every_machine(
+    monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
     on_cpu(monkeypatch, AVX2)
     spec = settle(load_preset(preset))
     assert {section.compute.precision for section in (spec.train, spec.merge, spec.evaluate)} == {"bfloat16"}
 
 
-def test_an_unsettled_precision_reaches_neither_a_key_nor_a_script_nor_the_core(tiny_tokens: TokenizedCorpus) -> None:
+def test_an_unsettled_precision_reaches_neither_a_key_nor_a_script_nor_the_core(
+    tiny_tokens: TokenizedCorpus,
+) -> None:
     unsettled = TrainSettings()
     assert unsettled.compute.precision == "auto"
     with pytest.raises(SpecError, match="train: precision = auto"):
@@ -131,17 +155,24 @@ def test_the_note_says_which_precision_and_why(monkeypatch: pytest.MonkeyPatch) 
     on_cpu(monkeypatch, AVX2)
     assert precision_note(auto) == "float32: this CPU (AVX2) has no bfloat16 instructions"
     assert precision_note(emulated) == (
-        "bfloat16: this CPU (AVX2) has no bfloat16 instructions, so it will take many times as long as float32"
+        "bfloat16: this CPU (AVX2) has no bfloat16 instructions, so it will take many times as long "
+        "as float32"
     )
     on_cpu(monkeypatch, COOPER_LAKE)
     assert precision_note(auto) == "bfloat16: this CPU (AVX-512 BF16) multiplies bfloat16"
-    assert precision_note(replace(auto, precision="float32")) == "float32: this CPU (AVX-512 BF16) multiplies bfloat16 too"
+    assert (
+        precision_note(replace(auto, precision="float32"))
+        == "float32: this CPU (AVX-512 BF16) multiplies bfloat16 too"
+    )
     monkeypatch.setattr(machine, "_cpuinfo", lambda: "")
     assert precision_note(auto) == "float32: unknown CPU"
 
 
 def test_the_kind_of_machine_is_part_of_every_key_that_it_can_change(
-    monkeypatch: pytest.MonkeyPatch, tiny_tokens: TokenizedCorpus, tiny_merged: MergedModel, smoke_training: TrainSettings
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_tokens: TokenizedCorpus,
+    tiny_merged: MergedModel,
+    smoke_training: TrainSettings,
 ) -> None:
     def keys() -> tuple[str, str]:
         training = replace(smoke_training, compute=replace(smoke_training.compute, precision="float32"))
@@ -168,11 +199,14 @@ def test_stages_that_compute_are_keyed_by_the_machine_and_the_others_are_not() -
     assert {name for name in STAGES if STAGES[name].compute(specs.get(name) or getattr(spec, name))} == names
 
 
-def test_a_gpu_counts_with_its_model_and_what_drives_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_gpu_counts_with_its_model_and_what_drives_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text(
         '#!/bin/sh\necho "$*" >> "$(dirname "$0")/asked"\n'
-        'case "$*" in *--id=MIG*) exit 6;; *--id=1*) echo NVIDIA A100;; *) echo NVIDIA H100; echo NVIDIA H100;; esac\n'
+        'case "$*" in *--id=MIG*) exit 6;; *--id=1*) echo NVIDIA A100;; *) echo NVIDIA H100; echo '
+        "NVIDIA H100;; esac\n"
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -201,22 +235,38 @@ def test_a_gpu_counts_with_its_model_and_what_drives_it(monkeypatch: pytest.Monk
 def score_here(root: Path, tokenized: TokenizedCorpus, script: Path) -> str:
     """What the packaged program logs when it scores its blob on this machine as it is."""
     environment = {name: value for name, value in os.environ.items() if name not in CPU_CAPS}
-    command = [sys.executable, "-I", str(script), "--eval", f"--tokenizer={root / tokenized.tokenizer.path}", "--stride=0"]
+    command = [
+        sys.executable,
+        "-I",
+        str(script),
+        "--eval",
+        f"--tokenizer={root / tokenized.tokenizer.path}",
+        "--stride=0",
+    ]
     command.append(f"--val={root / tokenized.val_shards[0].path}")
-    return subprocess.run(command, env=environment, cwd=root, check=True, capture_output=True, text=True, timeout=120).stdout
+    return subprocess.run(
+        command, env=environment, cwd=root, check=True, capture_output=True, text=True, timeout=120
+    ).stdout
 
 
 def test_the_chain_runs_as_on_a_cpu_without_bfloat16(tmp_path: Path) -> None:
-    """The whole chain in processes that see AVX2 alone: in float32, keyed apart from a run on this CPU as it is."""
+    """The whole chain in processes that see AVX2 alone: in float32, keyed apart from a run on this CPU as
+    it is.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in CPU_CAPS} | AS_AVX2
     command = [sys.executable, "-m", "tests.faults.chain", str(tmp_path), "train.schedule.max_steps=20"]
     told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert told.returncode == 0, told.stderr
-    records = {path.parts[-3]: json.loads(path.read_text()) for path in tmp_path.glob("stages/*/*/record.json")}
+    records = {
+        path.parts[-3]: json.loads(path.read_text()) for path in tmp_path.glob("stages/*/*/record.json")
+    }
     assert set(records) == set(STAGES)
     for name in ("train", "merge", "evaluate"):
         assert records[name]["spec"]["compute"]["precision"] == "float32"
-        assert records[name]["provenance"]["machine"]["precision"] == "float32: this CPU (AVX2) has no bfloat16 instructions"
+        assert (
+            records[name]["provenance"]["machine"]["precision"]
+            == "float32: this CPU (AVX2) has no bfloat16 instructions"
+        )
     assert {record["provenance"]["machine"]["capability"] for record in records.values()} == {"AVX2"}
     script = (tmp_path / records["package"]["result"]["script"]["path"]).read_text()
     assert "MADE_ON = 'AVX2, torch" in script
@@ -224,13 +274,19 @@ def test_the_chain_runs_as_on_a_cpu_without_bfloat16(tmp_path: Path) -> None:
     tokenized = TokenizedCorpus.model_validate(records["tokenize_corpus"]["result"])
     said = score_here(tmp_path, tokenized, tmp_path / records["package"]["result"]["script"]["path"])
     assert "precision float32 on " in said
-    assert ("the run was made on AVX2, torch" in said) == (not machine.machine_in_words(ComputeSettings()).startswith("AVX2,"))
+    assert ("the run was made on AVX2, torch" in said) == (
+        not machine.machine_in_words(ComputeSettings()).startswith("AVX2,")
+    )
     spec = settle(load_preset("smoke").with_qat_grid())
     training = replace(spec.train, schedule=replace(spec.train.schedule, max_steps=20))
     here = {
         precision: stage_key(
-            STAGES["train"], replace(training, compute=replace(training.compute, precision=precision)), {"tokenized": tokenized}
+            STAGES["train"],
+            replace(training, compute=replace(training.compute, precision=precision)),
+            {"tokenized": tokenized},
         )
         for precision in ("bfloat16", "float32")
     }
-    assert records["train"]["provenance"]["key"] not in here.values()  # MKL_ENABLE_INSTRUCTIONS tells even an AVX2 machine apart
+    assert (
+        records["train"]["provenance"]["key"] not in here.values()
+    )  # MKL_ENABLE_INSTRUCTIONS tells even an AVX2 machine apart

@@ -44,7 +44,12 @@ def test_a_crash_at_any_write_leaves_the_old_record_or_the_new(
     assert read_sealed(path) == expected
     write_sealed(path, NEW)
     assert read_sealed(path) == NEW
-    assert subprocess.run(["sha256sum", "--strict", "-c", "report.sha256"], cwd=tmp_path, capture_output=True).returncode == 0
+    assert (
+        subprocess.run(
+            ["sha256sum", "--strict", "-c", "report.sha256"], cwd=tmp_path, capture_output=True
+        ).returncode
+        == 0
+    )
     assert len((tmp_path / "report.sha256").read_text().splitlines()) == 1
 
 

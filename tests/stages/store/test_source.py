@@ -8,23 +8,43 @@ import grimp
 import pytest
 
 from schemas.stages import STAGES
-from stages.store.source import OUR_PACKAGES, code_digest, imported_modules, library_versions, reachable_modules
+from stages.store.source import (
+    OUR_PACKAGES,
+    code_digest,
+    imported_modules,
+    library_versions,
+    reachable_modules,
+)
 
 
 @pytest.mark.parametrize(
     ("stage", "reached", "not_reached"),
     [
-        ("tokenize_corpus", {"stages.corpora.files", "stages.core.shards"}, {"stages.core.model", "stages.train", "schemas.train"}),
+        (
+            "tokenize_corpus",
+            {"stages.corpora.files", "stages.core.shards"},
+            {"stages.core.model", "stages.train", "schemas.train"},
+        ),
         (
             "train",
             {"stages.training.rank", "stages.core.model", "stages.core.muon"},
             {"stages.quantize", "stages.corpora.files", "schemas.quantize"},
         ),
-        ("quantize", {"stages.core.quantizers.gptq_lite", "stages.core.blob.packing"}, {"stages.core.trainer", "stages.core.muon"}),
-        ("evaluate", {"schemas.evaluate", "stages.processes.launch"}, {"stages.core.trainer", "stages.quantize"}),
+        (
+            "quantize",
+            {"stages.core.quantizers.gptq_lite", "stages.core.blob.packing"},
+            {"stages.core.trainer", "stages.core.muon"},
+        ),
+        (
+            "evaluate",
+            {"schemas.evaluate", "stages.processes.launch"},
+            {"stages.core.trainer", "stages.quantize"},
+        ),
     ],
 )
-def test_a_stage_is_keyed_by_the_modules_it_reaches_and_no_others(stage: str, reached: set[str], not_reached: set[str]) -> None:
+def test_a_stage_is_keyed_by_the_modules_it_reaches_and_no_others(
+    stage: str, reached: set[str], not_reached: set[str]
+) -> None:
     modules = set(reachable_modules(STAGES[stage].code_roots))
     assert reached <= modules
     assert not modules & not_reached
@@ -54,14 +74,20 @@ def test_processes_that_a_stage_starts_are_part_of_its_key(name: str) -> None:
     started = set()
     for path in reachable_modules(stage.code_roots).values():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "launch_module" and path.stem != "launch":
+            if (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) == "launch_module"
+                and path.stem != "launch"
+            ):
                 assert isinstance(node.args[0], ast.Constant), f"{path}: name the module where it is launched"
                 started.add(node.args[0].value)
     assert started <= set(stage.child_modules)
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_the_modules_that_a_stage_reaches_are_those_that_grimp_finds(name: str, imports: grimp.ImportGraph) -> None:
+def test_the_modules_that_a_stage_reaches_are_those_that_grimp_finds(
+    name: str, imports: grimp.ImportGraph
+) -> None:
     roots = STAGES[name].code_roots
     expected = set(roots).union(*(imports.find_upstream_modules(root) for root in roots))
     expected |= {package for module in expected for package in _packages_of(module)}
@@ -90,7 +116,9 @@ def _packages_of(module: str) -> Iterator[str]:
         ("x", True, True),
     ],
 )
-def test_only_what_never_runs_here_is_left_out(tmp_path: Path, condition: str, first: bool, second: bool) -> None:
+def test_only_what_never_runs_here_is_left_out(
+    tmp_path: Path, condition: str, first: bool, second: bool
+) -> None:
     path = tmp_path / "module.py"
     path.write_text(f"if {condition}:\n    import json\nelif y:\n    import csv\nelse:\n    import wave\n")
     found = imported_modules(path)
@@ -101,13 +129,18 @@ def digest_of(folder: Path, text: str) -> str:
     (folder / "stages").mkdir(exist_ok=True)
     (folder / "stages" / "__init__.py").touch()
     (folder / "stages" / "helper.py").write_text(text)
-    (folder / "stages" / "top.py").write_text("def work():\n    from stages.helper import f\n    return f()\n")
+    (folder / "stages" / "top.py").write_text(
+        "def work():\n    from stages.helper import f\n    return f()\n"
+    )
     code = f"import sys; sys.path.insert(0, {str(folder)!r}); import importlib.util as u; " + (
         "import stages; from importlib import import_module; "
-        f"spec = u.spec_from_file_location('source', {str(Path(__file__).parents[3] / 'stages' / 'store' / 'source.py')!r}); "
+        "spec = u.spec_from_file_location('source', "
+        f"{str(Path(__file__).parents[3] / 'stages' / 'store' / 'source.py')!r}); "
         "m = u.module_from_spec(spec); spec.loader.exec_module(m); print(m.code_digest(['stages.top']))"
     )
-    return subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def test_code_counts_comments_and_docstrings_do_not(tmp_path: Path) -> None:
@@ -117,6 +150,11 @@ def test_code_counts_comments_and_docstrings_do_not(tmp_path: Path) -> None:
 
 
 def test_the_digest_is_the_same_in_another_process() -> None:
-    code = "from stages.store.source import code_digest; print(code_digest(['stages.train', 'stages.training.rank']))"
-    other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    code = (
+        "from stages.store.source import code_digest; print(code_digest(['stages.train', "
+        "'stages.training.rank']))"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
     assert other == code_digest(["stages.train", "stages.training.rank"])

@@ -1,4 +1,7 @@
-"""The store serves only what is whole, and says why it makes something again. Uses a real, cheap stage: check_size."""
+"""The store serves only what is whole, and says why it makes something again.
+
+Uses a real, cheap stage: check_size.
+"""
 
 import logging
 import math
@@ -59,12 +62,17 @@ def test_a_second_run_is_served_from_the_store(store: Store, packed: PackedModel
     assert not any((store.root / "work" / "package").iterdir())
 
 
-def test_a_result_that_is_not_finite_is_named_and_not_stored(store: Store, packed: PackedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_that_is_not_finite_is_named_and_not_stored(
+    store: Store, packed: PackedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def not_finite(spec: PackageSpec, packed: PackedModel, work: Workspace) -> PackedModel:
         return packed.derive(divergence_nats=math.nan)
 
     monkeypatch.setattr("stages.package.package", not_finite)
-    with pytest.raises(StageError, match=r"package: what came out cannot be recorded: PackedModel\.divergence_nats = nan: .*finite"):
+    with pytest.raises(
+        StageError,
+        match=r"package: what came out cannot be recorded: PackedModel\.divergence_nats = nan: .*finite",
+    ):
         package(store, packed)
     assert not (store.root / "stages" / "package").exists()
 
@@ -102,13 +110,18 @@ def test_damage_is_named_and_the_stage_runs_again(
         again = package(store, packed)
     assert not again.cached
     assert again.record.result == first.record.result
-    assert any("package" in message and Path(file).name in message and "runs again" in message for message in caplog.messages)
+    assert any(
+        "package" in message and Path(file).name in message and "runs again" in message
+        for message in caplog.messages
+    )
     assert package(store, packed).cached
 
 
 def test_the_record_of_another_result_is_not_served(store: Store, packed: PackedModel) -> None:
     mine = package(store, packed)
-    other = package(store, packed.derive(blob=packed.blob.derive(sha256=packed.blob.sha256), num_parameters=2))
+    other = package(
+        store, packed.derive(blob=packed.blob.derive(sha256=packed.blob.sha256), num_parameters=2)
+    )
     folders = [store.folder(PACKAGE, outcome.record.provenance.key) for outcome in (mine, other)]
     assert folders[0] != folders[1]
     shutil.copyfile(folders[1] / "record.json", folders[0] / "record.json")
@@ -122,14 +135,16 @@ def test_a_missing_input_is_named_and_nothing_is_published(store: Store, packed:
     assert not (store.root / "stages" / "package").exists()
 
 
-def test_the_key_follows_spec_code_and_content_but_not_where_files_lie(packed: PackedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_follows_spec_code_and_content_but_not_where_files_lie(
+    packed: PackedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = stage_key(PACKAGE, PackageSpec(), {"packed": packed})
     moved = packed.derive(blob=packed.blob.derive(path="stages/elsewhere.fwz"))
     assert stage_key(PACKAGE, PackageSpec(), {"packed": moved}) == key
     changed = packed.derive(blob=packed.blob.derive(sha256="0" * 64))
     assert stage_key(PACKAGE, PackageSpec(), {"packed": changed}) != key
     assert stage_key(PACKAGE, PackageSpec(keep_comments=False), {"packed": packed}) != key
-    monkeypatch.setattr("stages.execution.runner.code_digest", lambda *roots: "another version of the code")
+    monkeypatch.setattr("stages.store.keys.code_digest", lambda *roots: "another version of the code")
     assert stage_key(PACKAGE, PackageSpec(), {"packed": packed}) != key
 
 
@@ -175,7 +190,12 @@ def package_in_process(root: Path, packed_json: str, start, answers) -> None:
 def test_two_processes_that_want_the_same_make_it_once(store: Store, packed: PackedModel) -> None:
     context = multiprocessing.get_context("spawn")
     start, answers = context.Event(), context.Queue()
-    both = [context.Process(target=package_in_process, args=(store.root, packed.model_dump_json(), start, answers)) for _ in range(2)]
+    both = [
+        context.Process(
+            target=package_in_process, args=(store.root, packed.model_dump_json(), start, answers)
+        )
+        for _ in range(2)
+    ]
     for process in both:
         process.start()
     start.set()

@@ -69,14 +69,25 @@ if __name__ == "__main__":
 '''
 
 
-def run_log(seed: int = 1337, total: int = 15_900_000, score: float = 1.2345, seconds: float = 599.9, code: int = 50_000) -> str:
-    """What the baseline prints, shortened: sizes before and after compression, a diagnostic and the final evaluation."""
+def run_log(
+    seed: int = 1337,
+    total: int = 15_900_000,
+    score: float = 1.2345,
+    seconds: float = 599.9,
+    code: int = 50_000,
+) -> str:
+    """What the baseline prints, shortened: sizes before and after compression, a diagnostic and the final
+    evaluation.
+    """
     return "\n".join(
         [
             "world_size:8 grad_accum_steps:1",
             f"train_batch_tokens:524288 iterations:20000 max_wallclock_seconds:600.000 seed:{seed}",
             "step:0/20000 val_loss:6.9297 val_bpb:4.1042 train_time:0ms step_avg:0.02ms",
-            f"step:6840/20000 val_loss:1.9228 val_bpb:1.1388 train_time:{1000 * seconds:.0f}ms step_avg:87.74ms",
+            (
+                f"step:6840/20000 val_loss:1.9228 val_bpb:1.1388 train_time:{1000 * seconds:.0f}ms "
+                "step_avg:87.74ms"
+            ),
             f"stopping_early: wallclock_cap train_time:{1000 * seconds:.0f}ms step:6840/20000",
             "DIAGNOSTIC post_ema val_loss:1.9230 val_bpb:1.1389 eval_time:1997ms",
             "Serialized model: 106161590 bytes",
@@ -98,15 +109,28 @@ def log() -> Callable[..., str]:
 
 @pytest.fixture
 def judge(tmp_path: Path) -> Callable[..., dict[str, tuple[str, str]]]:
-    """Writes a folder and gives rule → verdict and reason. `files` replace or add to a sound folder's; None leaves one out."""
+    """Writes a folder and gives rule → verdict and reason.
 
-    def judged(info: dict[str, Any] | None = None, place: str = "folder", **files: Any) -> dict[str, tuple[str, str]]:
+    `files` replace or add to a sound folder's; None leaves one out.
+    """
+
+    def judged(
+        info: dict[str, Any] | None = None, place: str = "folder", **files: Any
+    ) -> dict[str, tuple[str, str]]:
         folder = tmp_path / place
         shutil.rmtree(folder, ignore_errors=True)
-        given = {"author": "A. Tester", "github_id": "tester", "name": "A case", "val_bpb": 1.2345, "bytes_total": 15_900_000}
+        given = {
+            "author": "A. Tester",
+            "github_id": "tester",
+            "name": "A case",
+            "val_bpb": 1.2345,
+            "bytes_total": 15_900_000,
+        }
         written: dict[str, Any] = {
             "README.md": "# A case\n\nval_bpb 1.2345\n",
-            "submission.json": json.dumps({key: value for key, value in (given | (info or {})).items() if value is not ...}),
+            "submission.json": json.dumps(
+                {key: value for key, value in (given | (info or {})).items() if value is not ...}
+            ),
             "train.log": run_log(),
             "train_gpt.py": PROGRAM,
             **files.pop("more", {}),

@@ -1,4 +1,6 @@
-"""Kinds of real folders: what is right is passed, what is wrong fails, and what the text cannot show is unknown."""
+"""Kinds of real folders: what is right is passed, what is wrong fails, and what the text cannot show is
+unknown.
+"""
 
 import base64
 import lzma
@@ -9,7 +11,12 @@ from typing import Any
 import pytest
 
 Judge = Callable[..., dict[str, tuple[str, str]]]
-SIZE, DECLARED, TRAINING, EVALUATION = "bytes as shipped", "bytes as declared", "training time", "evaluation time"
+SIZE, DECLARED, TRAINING, EVALUATION = (
+    "bytes as shipped",
+    "bytes as declared",
+    "training time",
+    "evaluation time",
+)
 LIMIT = 16_000_000
 
 
@@ -26,11 +33,17 @@ def test_a_sound_folder_of_the_baselines_shape_passes(judge: Judge) -> None:
     }
 
 
-@pytest.mark.parametrize("companion", ["train.pid", "run.sh", "Makefile", "sweep.ipynb", "tokenizer.model", "bpe.vocab", "fig.png", "k.cu"])
 @pytest.mark.parametrize(
-    ("declared", "verdict"), [(15_900_000, "pass"), (LIMIT, "pass"), (LIMIT + 1, "fail"), (16_439_738, "fail"), (..., "unknown")]
+    "companion",
+    ["train.pid", "run.sh", "Makefile", "sweep.ipynb", "tokenizer.model", "bpe.vocab", "fig.png", "k.cu"],
 )
-def test_a_small_companion_is_not_the_model(companion: str, declared: Any, verdict: str, judge: Judge) -> None:
+@pytest.mark.parametrize(
+    ("declared", "verdict"),
+    [(15_900_000, "pass"), (LIMIT, "pass"), (LIMIT + 1, "fail"), (16_439_738, "fail"), (..., "unknown")],
+)
+def test_a_small_companion_is_not_the_model(
+    companion: str, declared: Any, verdict: str, judge: Judge
+) -> None:
     found = judge({"bytes_total": declared}, more={companion: b"4711\n", "train.log": "seed:1337\n"})[SIZE]
     assert found[0] == verdict
     if declared is not ...:
@@ -59,7 +72,10 @@ def test_the_bytes_are_read_from_the_key_that_is_there(key: str, judge: Judge) -
     assert judge({"bytes_total": ..., key: 15_001_154}, train__log="seed:1\n")[SIZE][0] == "pass"
 
 
-@pytest.mark.parametrize("key", ["size_limit_bytes", "bytes_over_limit", "cap_margin_bytes", "raw_model_bytes", "peak_memory_bytes"])
+@pytest.mark.parametrize(
+    "key",
+    ["size_limit_bytes", "bytes_over_limit", "cap_margin_bytes", "raw_model_bytes", "peak_memory_bytes"],
+)
 def test_other_bytes_are_not_taken_for_the_artifact(key: str, judge: Judge) -> None:
     assert judge({key: 26_777_216})[SIZE][0] == "pass"
 
@@ -85,33 +101,45 @@ def test_the_bytes_of_every_seed_count(key: str, judge: Judge) -> None:
     ],
 )
 def test_a_log_over_the_limit_fails_and_is_named(name: str, line: str, judge: Judge) -> None:
-    verdict, reason = judge({"bytes_total": 15_900_000}, more={"train.log": None} | {name: f"seed:42\n{line}\n"})[SIZE]
+    verdict, reason = judge(
+        {"bytes_total": 15_900_000}, more={"train.log": None} | {name: f"seed:42\n{line}\n"}
+    )[SIZE]
     assert verdict == "fail"
     assert name in reason
     assert "16,050,000" in reason
     assert "15,900,000" in reason
 
 
-def test_a_size_before_compression_and_one_that_was_mended_do_not_count(judge: Judge, log: Callable[..., str]) -> None:
+def test_a_size_before_compression_and_one_that_was_mended_do_not_count(
+    judge: Judge, log: Callable[..., str]
+) -> None:
     earlier = "Total submission size int8+zlib: 16500000 bytes\n"
     assert judge({"bytes_total": ...}, train__log=log(total=15_900_000))[SIZE][0] == "pass"
     assert judge(train__log=earlier + log(total=15_900_000))[SIZE][0] == "pass"
     assert judge(train__log=log(total=15_900_000) + earlier)[SIZE][0] == "pass", "the declared one of the two"
     assert judge({"bytes_total": 15_800_000}, train__log=log(total=15_900_000) + earlier)[SIZE][0] == "fail"
-    only_raw = "Serialized model: 67236226 bytes\nCode size: 49619 bytes\nTotal submission size: 67285845 bytes\n"
+    only_raw = (
+        "Serialized model: 67236226 bytes\nCode size: 49619 bytes\nTotal submission size: 67285845 bytes\n"
+    )
     assert judge(train__log=only_raw)[SIZE][0] == "pass"
     assert judge({"bytes_total": ...}, train__log=only_raw)[SIZE][0] == "unknown"
 
 
-def test_code_made_smaller_after_the_run_is_counted_as_it_lies_here(judge: Judge, log: Callable[..., str], program: str) -> None:
-    """The log counts 88,253 bytes of source; the folder has a smaller script, and the declared sum is of that."""
+def test_code_made_smaller_after_the_run_is_counted_as_it_lies_here(
+    judge: Judge, log: Callable[..., str], program: str
+) -> None:
+    """The log counts 88,253 bytes of source; the folder has a smaller script, and the declared sum is of
+    that.
+    """
     model = 15_940_000
     printed = log(total=model + 88_253, code=88_253)
     assert judge({"bytes_total": model + len(program)}, train__log=printed)[SIZE][0] == "pass"
     assert judge({"bytes_total": 15_900_000}, train__log=printed)[SIZE][0] == "fail"
 
 
-def test_an_ablations_log_over_the_limit_says_nothing_of_the_submission(judge: Judge, log: Callable[..., str]) -> None:
+def test_an_ablations_log_over_the_limit_says_nothing_of_the_submission(
+    judge: Judge, log: Callable[..., str]
+) -> None:
     over = log(total=16_900_000, score=1.3)
     assert judge(more={"ablations/big.log": over})[SIZE][0] == "unknown"
     assert judge(more={"train_seed7.log": over})[SIZE][0] == "unknown", "another score than the declared one"
@@ -124,13 +152,19 @@ def test_models_in_the_folder_count(judge: Judge, program: str) -> None:
     assert judge({"bytes_total": 15_900_000}, more={"model.ptz": bytes(900)})[SIZE][0] == "unknown"
     assert judge({"bytes_total": ...}, more={"model.ptz": bytes(LIMIT - code)})[SIZE][0] == "pass"
     assert judge({"bytes_total": ...}, more={"model.ptz": bytes(LIMIT - code + 1)})[SIZE][0] == "fail"
-    raw = judge({"bytes_total": 15_900_000}, more={"model.ptz": None, "final_model.pt": bytes(20_000_000)})[SIZE]
+    raw = judge({"bytes_total": 15_900_000}, more={"model.ptz": None, "final_model.pt": bytes(20_000_000)})[
+        SIZE
+    ]
     assert raw[0] == "unknown", "weights before compression are not what is shipped"
 
 
-@pytest.mark.parametrize("content", [bytes, os.urandom, lambda size: base64.b85encode(os.urandom(size)), _lines])
+@pytest.mark.parametrize(
+    "content", [bytes, os.urandom, lambda size: base64.b85encode(os.urandom(size)), _lines]
+)
 @pytest.mark.parametrize("name", ["weights.txt", "train.log", "data.json", "plot.png", "README.md", "x"])
-def test_a_model_does_not_hide_behind_a_name(name: str, content: Callable[[int], bytes], judge: Judge) -> None:
+def test_a_model_does_not_hide_behind_a_name(
+    name: str, content: Callable[[int], bytes], judge: Judge
+) -> None:
     for declared in (1000, 15_900_000):
         verdict, _ = judge({"bytes_total": declared}, more={name: content(2_000_000)})[SIZE]
         assert verdict == "unknown"
@@ -236,7 +270,9 @@ def test_evaluation_on_other_hardware_is_unknown(judge: Judge) -> None:
         (1.52523, "| `val_bpb` | 1.6 | at first |\n\nval_bpb 1.52523", "fail"),
     ],
 )
-def test_the_readme_agrees_to_the_digits_of_the_coarser_figure(score: float, readme: str, verdict: str, judge: Judge) -> None:
+def test_the_readme_agrees_to_the_digits_of_the_coarser_figure(
+    score: float, readme: str, verdict: str, judge: Judge
+) -> None:
     assert judge({"val_bpb": score}, README__md=f"# A case\n\n{readme}\n")["README's figures"][0] == verdict
 
 
@@ -260,7 +296,9 @@ def test_a_log_names_a_seed_by_the_word(seed: int, logs: dict, verdict: str, jud
     assert found["seeds"][0] == verdict
 
 
-def test_figures_after_the_programs_source_are_found(judge: Judge, log: Callable[..., str], program: str) -> None:
+def test_figures_after_the_programs_source_are_found(
+    judge: Judge, log: Callable[..., str], program: str
+) -> None:
     """The baseline's log begins with the program, whose default seed is not the seed of the run."""
     for around in ("", "=" * 100 + "\nSource code:\n" + "=" * 100 + "\n"):
         printed = around + program * 3 + "=" * 100 + "\n" + log(seed=42)
@@ -278,7 +316,14 @@ def test_figures_after_the_programs_source_are_found(judge: Judge, log: Callable
         {"seed_results": [{"seed": 42, "val_bpb": 1.2344}, {"seed": 7, "val_bpb": 1.2346}]},
         {"val_bpb_seeds": {"42": 1.2344, "7": 1.2346}},
         {"seed_results": {"42": {"val_bpb": 1.2344}, "7": {"val_bpb": 1.2346}}, "seeds": [7, 42]},
-        {"seed_results": {"42": {"val_bpb": 1.2344}, "7": {"val_bpb": 1.2346}, "mean": {"val_bpb": 1.2345}, "std": 0.0001}},
+        {
+            "seed_results": {
+                "42": {"val_bpb": 1.2344},
+                "7": {"val_bpb": 1.2346},
+                "mean": {"val_bpb": 1.2345},
+                "std": 0.0001,
+            }
+        },
     ],
 )
 def test_seeds_are_read_in_every_shape(results: dict, judge: Judge) -> None:
@@ -286,12 +331,22 @@ def test_seeds_are_read_in_every_shape(results: dict, judge: Judge) -> None:
     assert judge(results, more=logs)["seeds"][0] == "pass"
     assert judge(results | {"val_bpb": 1.2344}, more=logs)["seeds"][0] in ("unknown", "pass")
     assert judge(results | {"val_bpb": 1.25}, more=logs)["seeds"][0] == "fail"
-    assert judge(results, more={"train_seed7.log": None, "train_seed42.log": "x\n", "train.log": None}, place="one")["seeds"][0] == "fail"
+    assert (
+        judge(
+            results, more={"train_seed7.log": None, "train_seed42.log": "x\n", "train.log": None}, place="one"
+        )["seeds"][0]
+        == "fail"
+    )
 
 
 def test_helper_modules_are_read_and_others_are_named(judge: Judge, program: str) -> None:
     source = "from helper import fetch\nimport pkg.inner as inner\n" + program
-    quiet = {"helper.py": "def fetch(): return 1\n", "pkg/inner.py": "x = 1\n", "pkg/__init__.py": "", "sweep.py": "import requests\n"}
+    quiet = {
+        "helper.py": "def fetch(): return 1\n",
+        "pkg/inner.py": "x = 1\n",
+        "pkg/__init__.py": "",
+        "sweep.py": "import requests\n",
+    }
     found = judge(train_gpt__py=source, more=quiet)
     assert found["no network"][0] == "pass"
     assert "sweep.py" in found["train_gpt.py is Python"][1]
@@ -303,7 +358,10 @@ def test_helper_modules_are_read_and_others_are_named(judge: Judge, program: str
         assert judge(train_gpt__py=source, more=quiet | {name: "def f(:\n"})["no network"][0] == "unknown"
     reads = "def read(files):\n    import glob\n    return glob.glob('fineweb_train_*.bin')\n"
     source = "import helper\n" + program.replace("model.eval()", "helper.read(1)")
-    assert judge(train_gpt__py=source, more=quiet | {"helper.py": reads})["no training data at evaluation"][0] == "fail"
+    assert (
+        judge(train_gpt__py=source, more=quiet | {"helper.py": reads})["no training data at evaluation"][0]
+        == "fail"
+    )
 
 
 @pytest.mark.parametrize("inner", ["", "import requests\n"])
@@ -327,8 +385,15 @@ def test_optional_figures_may_be_empty_or_text(value: Any, judge: Judge) -> None
 def test_bytes_in_groups_and_per_seed_are_read_and_those_of_others_are_not(judge: Judge) -> None:
     over, quiet = 16_001_154, "seed:1\n"
     assert judge({"bytes_total": ..., "artifact": {"total_bytes": over}}, train__log=quiet)[SIZE][0] == "fail"
-    assert judge({"bytes_total": ..., "artifact_bytes": {"42": 15_900_000, "7": over}}, train__log=quiet)[SIZE][0] == "fail"
-    assert judge({"baseline": {"bytes_total": over}, "prior_sota": {"artifact_bytes": over}})[SIZE][0] == "pass"
+    assert (
+        judge({"bytes_total": ..., "artifact_bytes": {"42": 15_900_000, "7": over}}, train__log=quiet)[SIZE][
+            0
+        ]
+        == "fail"
+    )
+    assert (
+        judge({"baseline": {"bytes_total": over}, "prior_sota": {"artifact_bytes": over}})[SIZE][0] == "pass"
+    )
 
 
 def test_a_log_without_a_total_states_its_parts(judge: Judge) -> None:
@@ -340,7 +405,10 @@ def test_a_log_without_a_total_states_its_parts(judge: Judge) -> None:
 
 @pytest.mark.parametrize("cell", ["600", "600.0", "600.028", "**600.03** s", "ten minutes"])
 def test_a_row_of_the_readme_agrees_to_its_own_digits(cell: str, judge: Judge) -> None:
-    readme = f"val_bpb 1.2345\n\n| `wallclock_seconds` | {cell} |\n| `bytes_total` | 15,900,000 bytes |\n| `author` | someone else |\n"
+    readme = (
+        f"val_bpb 1.2345\n\n| `wallclock_seconds` | {cell} |\n| `bytes_total` | 15,900,000 "
+        "bytes |\n| `author` | someone else |\n"
+    )
     assert judge({"wallclock_seconds": 600.028}, README__md=readme)["README's figures"][0] == "pass"
     readme = readme.replace(cell, "599")
     assert judge({"wallclock_seconds": 600.028}, README__md=readme)["README's figures"][0] == "fail"
@@ -348,8 +416,14 @@ def test_a_row_of_the_readme_agrees_to_its_own_digits(cell: str, judge: Judge) -
 
 def test_a_file_elsewhere_does_not_shadow_a_network_library(judge: Judge, program: str) -> None:
     source = "import requests\nimport socket\n" + program
-    assert judge(train_gpt__py=source, more={"sub/requests.py": "", "sub/socket.py": ""})["no network"][0] == "fail"
-    assert judge(train_gpt__py="import socket\n" + program, more={"socket.py": "x = 1\n"})["no network"][0] == "pass"
+    assert (
+        judge(train_gpt__py=source, more={"sub/requests.py": "", "sub/socket.py": ""})["no network"][0]
+        == "fail"
+    )
+    assert (
+        judge(train_gpt__py="import socket\n" + program, more={"socket.py": "x = 1\n"})["no network"][0]
+        == "pass"
+    )
     source = "import sys\nsys.path.insert(0, 'src')\nimport helper\n" + program
     assert judge(train_gpt__py=source, more={"src/helper.py": "import requests\n"})["no network"][0] == "fail"
 
@@ -359,17 +433,24 @@ def test_other_groups_are_not_taken_for_seeds(key: str, judge: Judge) -> None:
     assert judge({key: {"val_bpb": 1.2345, "steps": 5000}})["seeds"][0] == "unknown"
 
 
-@pytest.mark.parametrize("number", ["1e999999999", "1e-999999999", "1e99999999999999999999", "1." + "0" * 5000, "-0.0", "1e400"])
+@pytest.mark.parametrize(
+    "number", ["1e999999999", "1e-999999999", "1e99999999999999999999", "1." + "0" * 5000, "-0.0", "1e400"]
+)
 @pytest.mark.parametrize("key", ["val_bpb", "bytes_total", "wallclock_seconds", "seed"])
 def test_odd_numbers_end_in_a_verdict(number: str, key: str, judge: Judge) -> None:
-    text = '{"author": "a", "github_id": "b", "name": "c", "KEY": NUMBER, "seed_results": {"1": {"val_bpb": NUMBER}}}'
+    text = (
+        '{"author": "a", "github_id": "b", "name": "c", "KEY": NUMBER, "seed_results": {"1": '
+        '{"val_bpb": NUMBER}}}'
+    )
     text = text.replace("KEY", key).replace("NUMBER", number)
     found = judge(submission__json=text, README__md=f"val_bpb {number[:300]}\n| `{key}` | {number[:300]} |\n")
     assert all(reason for _, reason in found.values())
 
 
 @pytest.mark.parametrize(("name", "value"), [("MAX_LOGS", 1), ("LOGS_LIMIT_BYTES", 1200)])
-def test_logs_that_are_left_out_leave_it_unknown(name: str, value: int, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logs_that_are_left_out_leave_it_unknown(
+    name: str, value: int, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert judge(more={"z.log": "seed:1\n" * 99})[SIZE][0] == "pass"
     monkeypatch.setattr(f"stages.submission.rules.{name}", value)
     found = judge(more={"z.log": "seed:1\n" * 99})
@@ -392,5 +473,7 @@ def test_logs_that_are_left_out_leave_it_unknown(name: str, value: int, judge: J
         ({"val_bpb": ..., "val_bpb_mean": 1.2}, "unknown"),
     ],
 )
-def test_the_required_fields_are_those_that_the_repository_asks_for(info: dict, verdict: str, judge: Judge) -> None:
+def test_the_required_fields_are_those_that_the_repository_asks_for(
+    info: dict, verdict: str, judge: Judge
+) -> None:
     assert judge(info)["submission.json valid"][0] == verdict

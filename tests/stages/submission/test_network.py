@@ -4,7 +4,14 @@ import sys
 
 import pytest
 
-from stages.submission.network import FETCHERS, FETCHING_CALLS, FETCHING_MODULES, HARMLESS_MODULES, INSTALLERS, POSSIBLE_MODULES
+from stages.submission.network import (
+    FETCHERS,
+    FETCHING_CALLS,
+    FETCHING_MODULES,
+    HARMLESS_MODULES,
+    INSTALLERS,
+    POSSIBLE_MODULES,
+)
 from stages.submission.static_code import inspect_program
 
 
@@ -17,11 +24,23 @@ def judged(source: str) -> str:
 @pytest.mark.parametrize(("module", "why"), sorted(FETCHING_MODULES.items()))
 def test_a_module_that_fetches_fails_however_it_is_imported(module: str, why: str) -> None:
     parent, _, child = module.rpartition(".")
-    forms = [f"import {module}", f"import {module} as m", f"from {module} import x", f"def f():\n    import {module}"]
+    forms = [
+        f"import {module}",
+        f"import {module} as m",
+        f"from {module} import x",
+        f"def f():\n    import {module}",
+    ]
     forms += [f"__import__('{module}')", f"import importlib\nimportlib.import_module('{module}')"]
-    forms += [f"from importlib import import_module as load\nload('{module}')", f"NAME = '{module}'\n__import__(NAME)"]
+    forms += [
+        f"from importlib import import_module as load\nload('{module}')",
+        f"NAME = '{module}'\n__import__(NAME)",
+    ]
     if parent:
-        forms += [f"from {parent} import {child}", f"import {parent}\n{module}.x()", f"import {parent} as p\np.{child}.x()"]
+        forms += [
+            f"from {parent} import {child}",
+            f"import {parent}\n{module}.x()",
+            f"import {parent} as p\np.{child}.x()",
+        ]
         forms += [f"import {parent}\ngetattr({parent}, '{child}').x()"]
     for form in forms:
         assert judged(form) == "fail", form
@@ -30,7 +49,12 @@ def test_a_module_that_fetches_fails_however_it_is_imported(module: str, why: st
 
 @pytest.mark.parametrize(("module", "why"), sorted(POSSIBLE_MODULES.items()))
 def test_a_module_that_may_use_the_network_is_unknown(module: str, why: str) -> None:
-    for form in (f"import {module}", f"import {module} as m\nm.x()", f"from {module} import x", f"__import__('{module}')"):
+    for form in (
+        f"import {module}",
+        f"import {module} as m\nm.x()",
+        f"from {module} import x",
+        f"__import__('{module}')",
+    ):
         assert judged(form) == "unknown", form
         assert why in inspect_program(form.encode()).network_possible[0]
 
@@ -43,7 +67,11 @@ def test_a_module_that_only_shares_a_package_passes(module: str) -> None:
 
 @pytest.mark.parametrize(("call", "why"), sorted(FETCHING_CALLS.items()))
 def test_a_call_that_fetches_fails_on_whatever_object(call: str, why: str) -> None:
-    for form in (f"x.{call}('a')", f"from somewhere import {call} as f\nf('a')", f"getattr(x, '{call}')('a')"):
+    for form in (
+        f"x.{call}('a')",
+        f"from somewhere import {call} as f\nf('a')",
+        f"getattr(x, '{call}')('a')",
+    ):
         assert judged(form) == "fail", form
 
 
@@ -65,7 +93,10 @@ def test_a_call_that_fetches_fails_on_whatever_object(call: str, why: str) -> No
         ("import builtins\nbuiltins.exec(text)", "unknown"),
         ("import runpy\nrunpy.run_path('other.py')", "unknown"),
         ("import ctypes\nctypes.CDLL('libc.so.6')", "unknown"),
-        ("import torch\nimport torch.distributed as dist\ndist.init_process_group('nccl')\nmodel.eval()", "pass"),
+        (
+            "import torch\nimport torch.distributed as dist\ndist.init_process_group('nccl')\nmodel.eval()",
+            "pass",
+        ),
         ("def load_dataset(files):\n    return files\nload_dataset(['a'])", "pass"),
         ("from datasets import load_dataset\nload_dataset('x')", "fail"),
         ("model.connect(1)\nrequests = 3\nprint(requests)", "pass"),
@@ -75,7 +106,9 @@ def test_code_that_connects(source: str, verdict: str) -> None:
     assert judged(source) == verdict
 
 
-@pytest.mark.parametrize("command", [*sorted(FETCHERS), *(f"{name} {(*then, '')[0]}".strip() for name, then in INSTALLERS.items())])
+@pytest.mark.parametrize(
+    "command", [*sorted(FETCHERS), *(f"{name} {(*then, '')[0]}".strip() for name, then in INSTALLERS.items())]
+)
 def test_a_command_that_fetches_fails_however_it_is_run(command: str) -> None:
     words = [*command.split(), "x"]
     line = " ".join(words)

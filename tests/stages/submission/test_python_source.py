@@ -38,7 +38,9 @@ def test_newer_syntax_is_parsed_and_named(kind: str) -> None:
 def test_what_a_field_calls_is_still_seen() -> None:
     tree = parse_python(b"print(f'{os.system('curl x')}')").tree
     assert tree is not None
-    call = next(node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute))
+    call = next(
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    )
     assert [*Names.of(tree).constants(call.args[0])] == ["curl x"]
 
 
@@ -54,7 +56,10 @@ def test_old_syntax_is_left_as_it_is(source: str) -> None:
     assert older_syntax(source) == (source, "")
 
 
-@pytest.mark.parametrize("source", ["def f(:", "f'{a['", "x = 'abc", "!pip install x", "print 'a'", "f'{a b}'", "class A[T", "f'{" * 500])
+@pytest.mark.parametrize(
+    "source",
+    ["def f(:", "f'{a['", "x = 'abc", "!pip install x", "print 'a'", "f'{a b}'", "class A[T", "f'{" * 500],
+)
 def test_what_is_no_python_of_any_version_has_its_reason(source: str) -> None:
     parsed = parse_python(source.encode())
     assert parsed.tree is None
@@ -66,13 +71,15 @@ PACKED = {
     "exec(L.decompress(B.b85decode(DATA)))": lambda code: base64.b85encode(lzma.compress(code)),
     "exec(L.decompress(B.b85decode(DATA).strip()))": lambda code: base64.b85encode(lzma.compress(code)),
     "exec(Z.decompress(B.b64decode(DATA)).decode())": lambda code: base64.b64encode(zlib.compress(code)),
-    "exec(compile(gzip.decompress(B.a85decode(DATA)), 'x', 'exec'))": lambda code: base64.a85encode(gzip.compress(code)),
+    "exec(compile(gzip.decompress(B.a85decode(DATA)), 'x', 'exec'))": lambda code: base64.a85encode(
+        gzip.compress(code)
+    ),
     "exec(bz2.decompress(bytes.fromhex(DATA)))": lambda code: bz2.compress(code).hex().encode(),
     "exec(L.decompress(B.b85decode(DATA),L.FORMAT_RAW,None,[{'id':33}]))": lambda code: base64.b85encode(
         lzma.compress(code, lzma.FORMAT_RAW, filters=RAW)
     ),
-    "import zstandard as s\nexec(s.ZstdDecompressor().decompress(B.b85decode(DATA)))": lambda code: base64.b85encode(
-        zstandard.compress(code)
+    "import zstandard as s\nexec(s.ZstdDecompressor().decompress(B.b85decode(DATA)))": lambda code: (
+        base64.b85encode(zstandard.compress(code))
     ),
     "exec(Z.decompress(B.b85decode(DATA + '')))": lambda code: base64.b85encode(zlib.compress(code)),
 }
@@ -81,13 +88,17 @@ PACKED = {
 @pytest.mark.parametrize("text", PACKED)
 def test_a_constant_is_unpacked_as_the_program_would(text: str) -> None:
     code = b"print('inner')\n" * 100
-    source = f"import lzma as L, zlib as Z, base64 as B, gzip, bz2\nDATA = {PACKED[text](code).decode()!r}\n{text}"
+    source = (
+        f"import lzma as L, zlib as Z, base64 as B, gzip, bz2\nDATA = {PACKED[text](code).decode()!r}\n{text}"
+    )
     assert unpacked(*_executed(source)) == code
 
 
 def _executed(source: str) -> tuple[ast.expr, Names]:
     tree = ast.parse(source)
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    calls = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
     return next(call.args[0] for call in calls if call.func.id == "exec"), Names.of(tree)  # type: ignore[attr-defined]
 
 

@@ -36,17 +36,29 @@ def judged(source: str) -> str:
 @pytest.mark.parametrize(
     "source",
     [
-        "class Adapter(nn.Module):\n    def __init__(self, n):\n        super().__init__()\n        self.a = nn.Linear(n, n)\n"
+        "class Adapter(nn.Module):\n    def __init__(self, n):\n        super().__init__()\n        "
+        "self.a = nn.Linear(n, n)\n"
         "def eval_val(model, n):\n    return Adapter(n)(model)",
-        "class A(nn.Module):\n    def __init__(self):\n        super().__init__()\nclass B(A):\n    def __init__(self):\n"
+        "class A(nn.Module):\n    def __init__(self):\n        super().__init__()\nclass B(A):\n    "
+        "def __init__(self):\n"
         "        super(B, self).__init__()\nclass C(B):\n    def __init__(self):\n        B.__init__(self)\n"
         "def eval_val():\n    return C()",
-        "def eval_val(args: TrainLoader, model) -> TrainLoader:\n    x: TrainLoader = model(args.val_tokens)\n    return x",
-        "class Hyperparameters:\n    train_files = 'fineweb_train_*.bin'\n    def __init__(self):\n        self.val = 1\n"
+        (
+            "def eval_val(args: TrainLoader, model) -> TrainLoader:\n    x: TrainLoader = "
+            "model(args.val_tokens)\n    return x"
+        ),
+        "class Hyperparameters:\n    train_files = 'fineweb_train_*.bin'\n    def __init__(self):\n "
+        "       self.val = 1\n"
         "def eval_val(args: Hyperparameters):\n    return args.train_seq_len + Hyperparameters().val",
         "def eval_val(args):\n    print(f'trained on {args.train_files}')",
-        "def eval_val(args):\n    '''Not on fineweb_train_*.bin.'''\n    raise ValueError('no fineweb_train_*.bin here')",
-        "def eval_val(tokens):\n    train_data = tokens[:10]  # of the validation text, scored already\n    return sum(train_data)",
+        (
+            "def eval_val(args):\n    '''Not on fineweb_train_*.bin.'''\n    raise ValueError('no "
+            "fineweb_train_*.bin here')"
+        ),
+        (
+            "def eval_val(tokens):\n    train_data = tokens[:10]  # of the validation text, scored "
+            "already\n    return sum(train_data)"
+        ),
         "def eval_val(model):\n    return isinstance(model, TrainLoader)",
         "def eval_val(model, val_loader):\n    model.eval()\n    return model(val_loader.next_batch())",
         "def eval_val():\n    def unused():\n        return TrainLoader(1)\n    return 1",
@@ -68,14 +80,26 @@ def test_what_only_looks_like_a_way_passes(source: str) -> None:
         "def eval_val(h):\n    return TrainLoader(h)",
         "def lookup():\n    return open('fineweb_train_3.bin')\ndef eval_val():\n    return lookup()",
         "def eval_val(args):\n    return glob.glob(args.train_files)",
-        "class Hyperparameters:\n    train_files = 'x'\ndef eval_val():\n    return glob.glob(Hyperparameters.train_files)",
-        "class A(TrainLoader):\n    def __init__(self, h):\n        super().__init__(h)\ndef eval_val(h):\n    return A(h)",
+        (
+            "class Hyperparameters:\n    train_files = 'x'\ndef eval_val():\n    return "
+            "glob.glob(Hyperparameters.train_files)"
+        ),
+        (
+            "class A(TrainLoader):\n    def __init__(self, h):\n        super().__init__(h)\ndef "
+            "eval_val(h):\n    return A(h)"
+        ),
         "class A(TrainLoader):\n    pass\ndef eval_val(h):\n    return A(h)",
         "def eval_val(h):\n    loader = TrainLoader(h)\n    return loader.step()",
         "class Run:\n    def evaluate(self):\n        return self.load()\n"
         "    def load(self):\n        return np.memmap('fineweb_train_0.bin')",
-        "def main():\n    train_loader = Loader(train_files)\n    def eval_val():\n        return train_loader.next_batch()",
-        "def eval_val():\n    def inner():\n        return np.fromfile(sorted(glob.glob('fineweb_train_*.bin'))[0])\n    return inner()",
+        (
+            "def main():\n    train_loader = Loader(train_files)\n    def eval_val():\n        return "
+            "train_loader.next_batch()"
+        ),
+        (
+            "def eval_val():\n    def inner():\n        return "
+            "np.fromfile(sorted(glob.glob('fineweb_train_*.bin'))[0])\n    return inner()"
+        ),
         "async def validate():\n    return [np.fromfile(file) for file in glob.glob('data/train_*.bin')]",
     ],
 )
@@ -88,7 +112,10 @@ def test_a_real_way_fails_with_its_line(source: str) -> None:
     "source",
     [
         "def eval_val(x):\n    return x.step()",  # of an unknown class; one has such a method
-        "def read():\n    return open('fineweb_train_0.bin')\ndef eval_val(pool):\n    return pool.map(read, [1])",
+        (
+            "def read():\n    return open('fineweb_train_0.bin')\ndef eval_val(pool):\n    return "
+            "pool.map(read, [1])"
+        ),
         "def eval_val(model, train_loader):\n    return model(train_loader)",
         "import torch\nclass Ngrams:\n    def score(self):\n        return torch.cat(self.train_tokens)\n"
         "def eval_val(x):\n    return Ngrams().score()",

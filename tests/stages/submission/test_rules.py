@@ -1,4 +1,6 @@
-"""Folders of strangers: every rule says pass, fail or unknown with a reason, whatever lies there, and nothing is run."""
+"""Folders of strangers: every rule says pass, fail or unknown with a reason, whatever lies there, and
+nothing is run.
+"""
 
 import base64
 import json
@@ -58,7 +60,10 @@ INFO = {
     "bytes_code": len(SCRIPT),
     "wallclock_seconds": 600.028,
 }
-LOG = "step:1/20000 train_loss:6.9 train_time:120ms\nfinal_int8_zlib_roundtrip val_loss:2.0604 val_bpb:1.2169 eval_time:1530ms\n"
+LOG = (
+    "step:1/20000 train_loss:6.9 train_time:120ms\nfinal_int8_zlib_roundtrip val_loss:2.0604 "
+    "val_bpb:1.2169 eval_time:1530ms\n"
+)
 
 
 @pytest.fixture
@@ -97,7 +102,9 @@ def test_a_sound_folder_without_model_passes_what_can_be_known(folder: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["README.md", "submission.json", "train_gpt.py", "train.log"])
-@pytest.mark.parametrize("harm", ["missing", "empty", "a folder", "a link", "a pipe", "no text", "unreadable bytes"])
+@pytest.mark.parametrize(
+    "harm", ["missing", "empty", "a folder", "a link", "a pipe", "no text", "unreadable bytes"]
+)
 def test_a_missing_or_broken_file_is_a_reason_and_never_an_error(name: str, harm: str, folder: Path) -> None:
     path = folder / name
     path.unlink()
@@ -155,8 +162,14 @@ def test_a_submission_json_that_is_none_is_refused_with_a_reason(text: str, fold
 @pytest.mark.parametrize(
     "seeds",
     [{"seed_results": value} for value in ([], 7, "x", {"1": None}, {"1": {"val_bpb": "x"}}, {"1": {}})]
-    + [{"seed_results": {"1337": {"val_bpb": 1.21687994}}, "seeds": value} for value in ([1], [1337, 7], [[]], [None])]
-    + [{"seed_results": {"1337": {"val_bpb": 1.3}}}, {"seed_results": {"1337": 1.21687994, "42": 1.21687994}}],
+    + [
+        {"seed_results": {"1337": {"val_bpb": 1.21687994}}, "seeds": value}
+        for value in ([1], [1337, 7], [[]], [None])
+    ]
+    + [
+        {"seed_results": {"1337": {"val_bpb": 1.3}}},
+        {"seed_results": {"1337": 1.21687994, "42": 1.21687994}},
+    ],
 )
 def test_seeds_that_do_not_agree_never_pass(seeds: dict, folder: Path) -> None:
     (folder / "train_seed1337.log").write_text(LOG)
@@ -167,7 +180,9 @@ def test_seeds_that_do_not_agree_never_pass(seeds: dict, folder: Path) -> None:
 def test_seeds_with_results_and_logs_pass(folder: Path) -> None:
     (folder / "train_seed1337.log").write_text(LOG)
     (folder / "train.log").write_text("seed:42\n" + LOG)
-    write_info(folder, seed_results={"1337": {"val_bpb": 1.21687}, "42": {"val_bpb": 1.21689}}, seeds=[42, 1337])
+    write_info(
+        folder, seed_results={"1337": {"val_bpb": 1.21687}, "42": {"val_bpb": 1.21689}}, seeds=[42, 1337]
+    )
     assert verdicts(folder)["seeds"] == "pass"
 
 
@@ -181,7 +196,10 @@ def test_seeds_with_results_and_logs_pass(folder: Path) -> None:
         ("torch.hub.load('a/b', 'c')", "torch.hub.load"),
         ("os.system('wget http://x/model.bin')", "wget"),
         ("import subprocess\nsubprocess.run(['pip', 'install', 'x'])", "pip install"),
-        ("import subprocess, sys\nsubprocess.check_call([sys.executable, '-m', 'pip', 'install', 'x'])", "pip install"),
+        (
+            "import subprocess, sys\nsubprocess.check_call([sys.executable, '-m', 'pip', 'install', 'x'])",
+            "pip install",
+        ),
         ("import subprocess\nsubprocess.run(['git', 'rev-parse', 'HEAD'])", ""),
         ("import subprocess\nsubprocess.run('pip install x', shell=True)", "pip install"),
         ("def f():\n    from huggingface_hub import hf_hub_download", "huggingface_hub"),
@@ -209,15 +227,25 @@ def test_an_evaluation_that_leads_to_training_data_is_found_with_its_way(folder:
 
 
 @pytest.mark.parametrize("packing", ["lzma b85", "zlib b64", "lzma bytes", "twice"])
-def test_a_program_that_unpacks_itself_is_unpacked_and_read(packing: str, folder: Path, tmp_path: Path) -> None:
-    inner = (SCRIPT + "import requests\n" + f"open({str(tmp_path / 'owned')!r}, 'w')\n" + "# " + os.urandom(600).hex() + "\n").encode()
+def test_a_program_that_unpacks_itself_is_unpacked_and_read(
+    packing: str, folder: Path, tmp_path: Path
+) -> None:
+    inner = (
+        SCRIPT
+        + "import requests\n"
+        + f"open({str(tmp_path / 'owned')!r}, 'w')\n"
+        + "# "
+        + os.urandom(600).hex()
+        + "\n"
+    ).encode()
 
     def pack_up(source: bytes, how: str) -> bytes:
         if how == "lzma b85":
             text = base64.b85encode(lzma.compress(source)).decode()
             return f"import lzma,base64\nexec(lzma.decompress(base64.b85decode({text!r})))".encode()
         if how == "zlib b64":
-            return f"import zlib,base64\nexec(zlib.decompress(base64.b64decode({base64.b64encode(zlib.compress(source))!r})))".encode()
+            packed = base64.b64encode(zlib.compress(source))
+            return f"import zlib,base64\nexec(zlib.decompress(base64.b64decode({packed!r})))".encode()
         if how == "lzma bytes":
             return f"import lzma\nexec(lzma.decompress({lzma.compress(source)!r}))".encode()
         return pack_up(pack_up(source, "zlib b64"), "lzma b85")
@@ -253,7 +281,10 @@ def test_code_that_the_text_does_not_show_is_unknown_and_not_pass(source: str, f
         b"x = " + b"a." * 100_000 + b"b()",
         b"# coding: nonsense\nx = 1\n",
         b"import zlib\nexec(zlib.decompress(" + repr(zlib.compress(bytes(300 * 2**20), 9)).encode() + b"))",
-        b"import lzma\nexec(lzma.decompress(" + repr(lzma.compress(b"while:\n" * 1000)).encode() + b"))" + b"#" * 600,
+        b"import lzma\nexec(lzma.decompress("
+        + repr(lzma.compress(b"while:\n" * 1000)).encode()
+        + b"))"
+        + b"#" * 600,
     ],
     ids=["syntax", "null", "parentheses", "minus", "attributes", "coding", "bomb", "no python"],
 )
@@ -300,7 +331,9 @@ def test_bytes_on_disk_count_whatever_the_folder_says(folder: Path) -> None:
     assert "1 over the limit" in reason(folder, "bytes as shipped")
 
 
-def test_our_model_is_read_and_a_damaged_one_is_named(folder: Path, tiny_model: Any, tiny_state: dict[str, torch.Tensor]) -> None:
+def test_our_model_is_read_and_a_damaged_one_is_named(
+    folder: Path, tiny_model: Any, tiny_state: dict[str, torch.Tensor]
+) -> None:
     blob = pack(quantize_state(tiny_state, QuantizerSettings()), {"model": asdict(tiny_model)}, 3)
     (folder / "model.fwz").write_bytes(blob)
     write_info(folder, bytes_total=len(SCRIPT) + len(blob))
@@ -318,7 +351,9 @@ def test_long_lines_and_many_files_end_soon(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("stages.submission.strangers.MAX_FILES", 50)
     for index in range(50):
         (folder / f"{index}").touch()
-    assert "pass" not in {verdicts(folder)[rule] for rule in ("files present", "train_gpt.py is Python", "no network")}
+    assert "pass" not in {
+        verdicts(folder)[rule] for rule in ("files present", "train_gpt.py is Python", "no network")
+    }
 
 
 @pytest.mark.parametrize("make", [lambda path: None, Path.touch])

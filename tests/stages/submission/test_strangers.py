@@ -27,7 +27,9 @@ SECONDS = 1.0
 
 
 def harmful(text: str) -> list[str]:
-    return [char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char != "\n"]
+    return [
+        char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char != "\n"
+    ]
 
 
 @given(st.text() | st.text(st.characters(categories=["Cc", "Cf", "Cs", "Zs", "Zl", "Zp"])))
@@ -61,9 +63,16 @@ def evil_folder(tmp_path: Path, judge: Judge) -> Path:
     judge(
         {**info, "bytes_total": 17_000_000, "bytes_code": 3},
         f"of {name}",
-        README__md=f"# {EVIL}\n| `val_bpb` | {EVIL} |\n| `bytes_total` | 3 {EVIL} |\nval_bpb 1.3\n".encode("utf-8", "surrogatepass"),
-        train_gpt__py=f"import os\nos.system('curl {EVIL}')\n".encode("utf-8", "replace").replace(b"\x00", b"").replace(b"\r", b""),
-        more={f"log{name}.log": "Total submission size int8+zlib: 16050000 bytes\n", f"{name}.py": "import requests\n"},
+        README__md=f"# {EVIL}\n| `val_bpb` | {EVIL} |\n| `bytes_total` | 3 {EVIL} |\nval_bpb 1.3\n".encode(
+            "utf-8", "surrogatepass"
+        ),
+        train_gpt__py=f"import os\nos.system('curl {EVIL}')\n".encode("utf-8", "replace")
+        .replace(b"\x00", b"")
+        .replace(b"\r", b""),
+        more={
+            f"log{name}.log": "Total submission size int8+zlib: 16050000 bytes\n",
+            f"{name}.py": "import requests\n",
+        },
     )
     return tmp_path / f"of {name}"
 
@@ -81,7 +90,9 @@ def test_nothing_of_a_folder_reaches_the_terminal_as_a_command(options: list[str
         assert harmful("".join(rule["reason"] for rule in rules)) == []
 
 
-@pytest.mark.parametrize("command", [["check"], ["rescore", "--shards", "/etc/passwd", "--tokenizer", "/etc/passwd"]])
+@pytest.mark.parametrize(
+    "command", [["check"], ["rescore", "--shards", "/etc/passwd", "--tokenizer", "/etc/passwd"]]
+)
 def test_errors_about_a_folder_are_shown_without_its_commands(command: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "of \x1b[2J\u202e"
     result = CliRunner().invoke(app, [command[0], str(folder), *command[1:]])
@@ -101,7 +112,11 @@ def patterns() -> list[tuple[str, re.Pattern[str]]]:
             found += [(f"{name}.{key}", value)] if isinstance(value, re.Pattern) else []
             if isinstance(value, tuple):
                 found += [
-                    (f"{name}.{key}", item) for row in value if isinstance(row, tuple) for item in row if isinstance(item, re.Pattern)
+                    (f"{name}.{key}", item)
+                    for row in value
+                    if isinstance(row, tuple)
+                    for item in row
+                    if isinstance(item, re.Pattern)
                 ]
     return found
 
@@ -111,7 +126,27 @@ STARTS = (
     *("def f[", "type A[", "except a", "0.", "bpb:"),
 )
 REPEATED = (
-    *(" ", "0", ".", "0.", "a", "_", "-", ",", "|", "| ", "`", "'", '"', "{", "[", "a,", "train", "seed", "\t"),
+    *(
+        " ",
+        "0",
+        ".",
+        "0.",
+        "a",
+        "_",
+        "-",
+        ",",
+        "|",
+        "| ",
+        "`",
+        "'",
+        '"',
+        "{",
+        "[",
+        "a,",
+        "train",
+        "seed",
+        "\t",
+    ),
     *("0,", ": ", "="),
 )
 
@@ -133,7 +168,10 @@ def test_every_pattern_takes_little_time_for_any_line() -> None:
             assert time.perf_counter() - began < SECONDS, (name, line[:40])
 
 
-@given(st.text(st.sampled_from(" 0.,|`_-:='\"[{}]atrinsedbpv"), max_size=LINE_CHARACTERS), st.sampled_from(STARTS))
+@given(
+    st.text(st.sampled_from(" 0.,|`_-:='\"[{}]atrinsedbpv"), max_size=LINE_CHARACTERS),
+    st.sampled_from(STARTS),
+)
 def test_a_line_is_read_soon_whatever_it_says(text: str, start: str) -> None:
     began = time.perf_counter()
     list(figures_in(start + text))
@@ -145,9 +183,16 @@ def test_a_line_is_read_soon_whatever_it_says(text: str, start: str) -> None:
 
 
 def test_a_readme_with_rows_that_never_end_is_checked_soon(judge: Judge) -> None:
-    rows = "\n".join("| `val_bpb` | " + unit * (3_900 // len(unit)) for unit in (" ", "`", "0.", "0", "| ", "*") for _ in range(50))
+    rows = "\n".join(
+        "| `val_bpb` | " + unit * (3_900 // len(unit))
+        for unit in (" ", "`", "0.", "0", "| ", "*")
+        for _ in range(50)
+    )
     began = time.perf_counter()
-    judge(README__md=rows + "\nval_bpb 1.2345\n", train__log=rows.replace("`val_bpb`", "total submission size train_time: seed eval_time"))
+    judge(
+        README__md=rows + "\nval_bpb 1.2345\n",
+        train__log=rows.replace("`val_bpb`", "total submission size train_time: seed eval_time"),
+    )
     assert time.perf_counter() - began < 5 * SECONDS
 
 

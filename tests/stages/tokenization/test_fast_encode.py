@@ -1,4 +1,6 @@
-"""The fast path gives SentencePiece's own ids: over arbitrary Unicode, over the corpus, and it knows where it must not be used."""
+"""The fast path gives SentencePiece's own ids: over arbitrary Unicode, over the corpus, and it knows
+where it must not be used.
+"""
 
 import io
 import itertools
@@ -22,12 +24,18 @@ LINES = [
 ] * 30
 SPEC = TokenizeSpec(corpus=SotuCorpus())
 
-# Spaces of every kind, characters that the normalisation drops, joins or expands, right-to-left and emoji, what looks like pieces.
+# Spaces of every kind, characters that the normalisation drops, joins or expands, right-to-left and emoji,
+# what looks like pieces.
 NASTY = (
-    "ab the\u2581 \t\n\v\f\r\x00\x01\x1c\x1f\x7f\x85\xa0\u1680\u2003\u200b\u200d\u200f\u2028\u202f\u205f\u3000\ufeff\ufffd\u0301\u0308"
+    "ab the\u2581 \t\n\v\f\r\x00\x01\x1c\x1f\x7f\x85\xa0\u1680"
+    "\u2003\u200b\u200d\u200f\u2028\u202f\u205f\u3000\ufeff\ufffd\u0301\u0308"
     "éﬁ½¨´ﷺㄱ한漢\u1100\u1161שא🙂👩\U0001f3fd<s>_12"
 )
-TEXTS = st.text(max_size=80) | st.text(alphabet=NASTY, max_size=80) | st.text(alphabet="ab \n▁\u0301", max_size=40)
+TEXTS = (
+    st.text(max_size=80)
+    | st.text(alphabet=NASTY, max_size=80)
+    | st.text(alphabet="ab \n▁\u0301", max_size=40)
+)
 
 FAST = {
     "ours": {},
@@ -49,19 +57,39 @@ PLAIN = {
 
 def train(options: dict) -> bytes:
     model = io.BytesIO()
-    settings = {"model_type": "bpe", "vocab_size": 400, "byte_fallback": True, "split_digits": True, "add_dummy_prefix": False}
-    settings |= {"normalization_rule_name": "nmt_nfkc", "required_chars": "▁", "pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(LINES), model_writer=model, minloglevel=2, **(settings | options))
+    settings = {
+        "model_type": "bpe",
+        "vocab_size": 400,
+        "byte_fallback": True,
+        "split_digits": True,
+        "add_dummy_prefix": False,
+    }
+    settings |= {
+        "normalization_rule_name": "nmt_nfkc",
+        "required_chars": "▁",
+        "pad_id": 0,
+        "bos_id": 1,
+        "eos_id": 2,
+        "unk_id": 3,
+    }
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES), model_writer=model, minloglevel=2, **(settings | options)
+    )
     return model.getvalue()
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, tuple[TextEncoder, sentencepiece.SentencePieceProcessor]]:
     trained = {name: train(options) for name, options in (FAST | PLAIN).items()}
-    return {name: (TextEncoder(model), sentencepiece.SentencePieceProcessor(model_proto=model)) for name, model in trained.items()}
+    return {
+        name: (TextEncoder(model), sentencepiece.SentencePieceProcessor(model_proto=model))
+        for name, model in trained.items()
+    }
 
 
-def assert_same(encoder: TextEncoder, tokenizer: sentencepiece.SentencePieceProcessor, texts: list[str]) -> None:
+def assert_same(
+    encoder: TextEncoder, tokenizer: sentencepiece.SentencePieceProcessor, texts: list[str]
+) -> None:
     assert [ids.tolist() for ids in encoder.encode(texts)] == [tokenizer.encode(text) for text in texts]
 
 
@@ -114,7 +142,11 @@ def test_the_known_rules_separate_words_where_the_model_says_so():
     model = train({})
     assert rule_spaces(model) == NMT_NFKC_SPACES
     rules = sentencepiece.SentencePieceNormalizer(model_proto=model).decompile()
-    assert not [source for source, _ in rules if source.isascii() and any("!" <= character <= "~" for character in source)]
+    assert not [
+        source
+        for source, _ in rules
+        if source.isascii() and any("!" <= character <= "~" for character in source)
+    ]
 
 
 def test_text_that_writes_out_control_pieces_makes_none(models):
@@ -148,7 +180,9 @@ def test_a_stream_comes_back_in_order_from_any_number_of_threads(monkeypatch, nu
     texts = [f"{line} {number} 🙂\0" * (number % 3) for number, line in enumerate(LINES)]
     pairs = list(encode_stream(iter(texts), model, num_threads))
     assert [text for text, _ in pairs] == texts
-    assert [ids.tolist() for _, ids in pairs] == sentencepiece.SentencePieceProcessor(model_proto=model).encode(texts)
+    assert [ids.tolist() for _, ids in pairs] == sentencepiece.SentencePieceProcessor(
+        model_proto=model
+    ).encode(texts)
 
 
 def test_a_stream_reads_only_a_little_ahead_and_can_be_left_early(monkeypatch):

@@ -8,7 +8,11 @@ from hypothesis import strategies as st
 from stages.tokenization import word_table
 from stages.tokenization.word_table import PADDING, WordTable
 
-WORDS = st.lists(st.binary(min_size=1, max_size=20) | st.sampled_from([b"a", b"a\0", b"a\0\0", b"\0", b"\0" * 15, b"\0" * 16]), max_size=30)
+WORDS = st.lists(
+    st.binary(min_size=1, max_size=20)
+    | st.sampled_from([b"a", b"a\0", b"a\0\0", b"\0", b"\0" * 15, b"\0" * 16]),
+    max_size=30,
+)
 
 
 def ids_of(word: bytes) -> list[int]:
@@ -18,7 +22,9 @@ def ids_of(word: bytes) -> list[int]:
 
 def encode(words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     ids = [ids_of(word) for word in words]
-    return np.array([token for item in ids for token in item], np.uint16), np.array([len(item) for item in ids], np.int64)
+    return np.array([token for item in ids for token in item], np.uint16), np.array(
+        [len(item) for item in ids], np.int64
+    )
 
 
 def look_up(table: WordTable, words: list[bytes]) -> list[list[int]]:
@@ -46,7 +52,16 @@ def test_a_word_is_encoded_once():
 
     table = WordTable(encode_and_note)
     for _ in range(2):
-        look_up(table, [b"one", b"two", b"one", b"a word of more than sixteen bytes", b"a word of more than sixteen bytes"])
+        look_up(
+            table,
+            [
+                b"one",
+                b"two",
+                b"one",
+                b"a word of more than sixteen bytes",
+                b"a word of more than sixteen bytes",
+            ],
+        )
     assert sorted(asked) == [b"a word of more than sixteen bytes", b"one", b"two"]
 
 

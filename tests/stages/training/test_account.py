@@ -1,4 +1,6 @@
-"""What training did to each parameter, measured: also where an optimizer lacks one by mistake, which no setting tells."""
+"""What training did to each parameter, measured: also where an optimizer lacks one by mistake, which no
+setting tells.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +16,17 @@ from stages.training.account import account_of_changes, account_of_groups, decay
 TABLE = "value_embedding.table.weight"
 
 
-def account(settings: TrainSettings, tokens: TokenizedCorpus, forget: str | None = None) -> tuple[list[dict], dict[str, dict]]:
+def account(
+    settings: TrainSettings, tokens: TokenizedCorpus, forget: str | None = None
+) -> tuple[list[dict], dict[str, dict]]:
     """Train in this process, with one parameter taken out of its optimizer behind the settings' back."""
     rows: list[StepMetrics] = []
     trainer = Trainer(settings, [Path(ref.path) for ref in tokens.train_shards], Hooks(step=rows.append))
     params = dict(trainer.model.named_parameters())
     for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
-        group["params"] = [param for param in group["params"] if forget is None or param is not params[forget]]
+        group["params"] = [
+            param for param in group["params"] if forget is None or param is not params[forget]
+        ]
     trained = trainer.run()
     assert trainer.model.qat_grid == ("gptq_lite" if settings.qat.start_lr_scale else None)
     groups = account_of_groups(trainer, [row.lr_scale for row in rows])
@@ -32,15 +38,21 @@ def test_a_parameter_that_the_optimizer_lacks_is_in_no_optimizer_and_did_not_lea
     smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus
 ) -> None:
     groups, changes = account(smoke_training, tiny_tokens, forget=TABLE)
-    assert [(group["name"], group["optimizer"]) for group in groups if TABLE in group["parameters"]] == [("embeddings", "none")]
+    assert [(group["name"], group["optimizer"]) for group in groups if TABLE in group["parameters"]] == [
+        ("embeddings", "none")
+    ]
     assert changes[TABLE]["learned_rms"] == changes[TABLE]["change_rms"] == 0
     assert all(change["learned_rms"] > 0 for name, change in changes.items() if name != TABLE)
     assert sorted(name for group in groups for name in group["parameters"]) == sorted(changes)
 
 
-def test_weight_decay_alone_is_no_learning(smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus) -> None:
+def test_weight_decay_alone_is_no_learning(
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus
+) -> None:
     """With table and projection frozen the scale gets no gradient; decay still shrinks it."""
-    frozen = replace(smoke_training.optimizer, frozen=(TABLE, "value_embedding.proj.weight"), adam_weight_decay=0.5)
+    frozen = replace(
+        smoke_training.optimizer, frozen=(TABLE, "value_embedding.proj.weight"), adam_weight_decay=0.5
+    )
     groups, changes = account(replace(smoke_training, optimizer=frozen), tiny_tokens)
     scale = changes["value_embedding.scales.2"]
     factor = next(group["decay_factor"] for group in groups if group["name"] == "scalars")
@@ -49,13 +61,17 @@ def test_weight_decay_alone_is_no_learning(smoke_training: TrainSettings, tiny_t
     assert scale["learned_rms"] < 1e-5
 
 
-def test_the_grid_of_late_qat_is_that_of_the_live_model(smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus) -> None:
+def test_the_grid_of_late_qat_is_that_of_the_live_model(
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus
+) -> None:
     _, changes = account(smoke_training, tiny_tokens)
     assert changes["blocks.0.attn.q.weight"]["qat_bits"] == 8
     assert changes["blocks.1.attn.q.weight"]["qat_bits"] == 6
     assert changes["tok_emb.weight"]["qat_bits"] is None
     assert changes["skip_weights"]["qat_bits"] is None
-    _, changes = account(replace(smoke_training, qat=replace(smoke_training.qat, start_lr_scale=0.0)), tiny_tokens)
+    _, changes = account(
+        replace(smoke_training, qat=replace(smoke_training.qat, start_lr_scale=0.0)), tiny_tokens
+    )
     assert {change["qat_bits"] for change in changes.values()} == {None}
 
 

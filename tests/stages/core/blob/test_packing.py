@@ -13,19 +13,45 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from schemas.quantizer_settings import FormatRule, QuantizerSettings, StoredFormat
-from stages.core.blob.packing import BLOB_FORMATS, BLOB_MAGIC, CONTENT_BYTES_FLOOR, BlobError, pack, payload_of, seal, serialize, unpack
+from stages.core.blob.packing import (
+    BLOB_FORMATS,
+    BLOB_MAGIC,
+    CONTENT_BYTES_FLOOR,
+    BlobError,
+    pack,
+    payload_of,
+    seal,
+    serialize,
+    unpack,
+)
 from stages.core.calibrated.whole_model import quantize_state
 from stages.core.quantizers.coded_grid import CODE_LIMIT, CodedGrid
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
 
-RULES = (FormatRule("*.6", "int6"), FormatRule("*.8", "int8"), FormatRule("*.h", "fp16"), FormatRule("*", "fp32"))
+RULES = (
+    FormatRule("*.6", "int6"),
+    FormatRule("*.8", "int8"),
+    FormatRule("*.h", "fp16"),
+    FormatRule("*", "fp32"),
+)
 METADATA = {"model": {"dim": 8, "note": "ü▁"}, "list": [1, 2.5, None, True]}
 
 
 def small_model(seed: int = 0) -> QuantizedModel:
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"b.6": (6, 10), "emb.h": (5, 4), "a.8": (3, 7), "gain": (), "gate": (9,), "a.6": (2, 3), "mix": (2, 4)}
-    return quantize_state({name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}, QuantizerSettings(rules=RULES))
+    shapes = {
+        "b.6": (6, 10),
+        "emb.h": (5, 4),
+        "a.8": (3, 7),
+        "gain": (),
+        "gate": (9,),
+        "a.6": (2, 3),
+        "mix": (2, 4),
+    }
+    return quantize_state(
+        {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()},
+        QuantizerSettings(rules=RULES),
+    )
 
 
 SMALL = pack(small_model(), METADATA, 22)
@@ -51,16 +77,27 @@ def expect_blob_error_or_sound_tensors(blob: bytes) -> None:
     with suppress(BlobError):
         tensors, metadata = unpack(blob)
         assert isinstance(metadata, dict)
-        assert all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values())
+        assert all(
+            tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values()
+        )
 
 
 def coded_tensor(name: str, seed: int, rows: int = 30, columns: int = 20) -> QuantizedTensor:
     """Codes of very unequal rows and columns, up to the largest that there are."""
     generator = np.random.default_rng(seed)
     spread = np.exp2(generator.normal(0, 2, (rows, 1)) + generator.normal(0, 1, columns))
-    codes = np.clip(np.round(generator.standard_normal((rows, columns)) * spread), -CODE_LIMIT, CODE_LIMIT).astype(np.int16)
-    exponents = [torch.from_numpy(generator.integers(-60, 60, count).astype(np.int8)) for count in (rows, columns)]
-    return QuantizedTensor(name, "coded", torch.from_numpy(codes), grid=CodedGrid(float(np.float32(2.0 ** generator.normal())), *exponents))
+    codes = np.clip(
+        np.round(generator.standard_normal((rows, columns)) * spread), -CODE_LIMIT, CODE_LIMIT
+    ).astype(np.int16)
+    exponents = [
+        torch.from_numpy(generator.integers(-60, 60, count).astype(np.int8)) for count in (rows, columns)
+    ]
+    return QuantizedTensor(
+        name,
+        "coded",
+        torch.from_numpy(codes),
+        grid=CodedGrid(float(np.float32(2.0 ** generator.normal())), *exponents),
+    )
 
 
 @st.composite
@@ -69,7 +106,13 @@ def models(draw: st.DrawFn) -> QuantizedModel:
     state, rules, coded = {}, [], []
     for index, tensor_format in enumerate(formats):
         if tensor_format == "coded":
-            coded.append(coded_tensor(f"t{index}.weight", draw(st.integers(0, 2**31)), *draw(st.tuples(*[st.integers(1, 40)] * 2))))
+            coded.append(
+                coded_tensor(
+                    f"t{index}.weight",
+                    draw(st.integers(0, 2**31)),
+                    *draw(st.tuples(*[st.integers(1, 40)] * 2)),
+                )
+            )
             continue
         num_dims = 2 if tensor_format.startswith("int") else draw(st.integers(0, 3))
         shape = draw(st.lists(st.integers(1, 9), min_size=num_dims, max_size=num_dims))
@@ -81,9 +124,15 @@ def models(draw: st.DrawFn) -> QuantizedModel:
     return QuantizedModel(method, (*coded, *others.tensors))
 
 
-@given(models(), st.integers(1, 22), st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text(), max_size=4))
+@given(
+    models(),
+    st.integers(1, 22),
+    st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text(), max_size=4),
+)
 @settings(max_examples=50, deadline=None)
-def test_every_model_comes_back_as_its_dequantized_tensors(model: QuantizedModel, level: int, metadata: dict[str, Any]) -> None:
+def test_every_model_comes_back_as_its_dequantized_tensors(
+    model: QuantizedModel, level: int, metadata: dict[str, Any]
+) -> None:
     tensors, read = unpack(pack(model, metadata, level))
     assert read == metadata
     assert set(tensors) == {tensor.name for tensor in model.tensors}
@@ -102,7 +151,10 @@ def test_a_reader_written_from_the_layout_alone_finds_every_number() -> None:
     assert header["metadata"] == METADATA
     assert [name for name, _, _ in header["tensors"]] == ["a.6", "b.6", "a.8", "emb.h", "gain", "gate", "mix"]
     for name, _, shape in header["tensors"][:3]:
-        codes, rest = np.frombuffer(rest, np.int8, shape[0] * shape[1]).reshape(shape), rest[shape[0] * shape[1] :]
+        codes, rest = (
+            np.frombuffer(rest, np.int8, shape[0] * shape[1]).reshape(shape),
+            rest[shape[0] * shape[1] :],
+        )
         assert np.array_equal(codes, model[name].values.numpy())
     for names, dtype, kind in [
         (["a.6", "b.6", "a.8"], "<f2", "scales"),
@@ -111,7 +163,11 @@ def test_a_reader_written_from_the_layout_alone_finds_every_number() -> None:
     ]:
         expected = np.concatenate([getattr(model[name], kind).numpy().reshape(-1) for name in names])
         raw, rest = rest[: expected.nbytes], rest[expected.nbytes :]
-        interleaved = bytes(raw[plane * len(expected) + i] for i in range(len(expected)) for plane in range(np.dtype(dtype).itemsize))
+        interleaved = bytes(
+            raw[plane * len(expected) + i]
+            for i in range(len(expected))
+            for plane in range(np.dtype(dtype).itemsize)
+        )
         assert np.array_equal(np.frombuffer(interleaved, dtype), expected)
     assert rest == b""
 
@@ -157,7 +213,11 @@ def test_pack_refuses_what_unpack_would_refuse() -> None:
 # ---- hostile input
 
 
-@given(st.binary(max_size=300) | st.binary(max_size=300).map(lambda tail: BLOB_MAGIC + tail) | st.binary(max_size=300).map(sealed))
+@given(
+    st.binary(max_size=300)
+    | st.binary(max_size=300).map(lambda tail: BLOB_MAGIC + tail)
+    | st.binary(max_size=300).map(sealed)
+)
 @settings(max_examples=300)
 def test_arbitrary_bytes_are_no_blob(blob: bytes) -> None:
     with pytest.raises(BlobError):
@@ -185,9 +245,17 @@ def test_a_blob_cut_off_or_continued_is_refused(length: int, tail: bytes) -> Non
             unpack(SMALL + tail)
 
 
-@given(st.lists(st.tuples(st.integers(0, 4 + len(HEADER) + len(PAYLOAD) - 1), st.integers(0, 255)), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4 + len(HEADER) + len(PAYLOAD) - 1), st.integers(0, 255)),
+        min_size=1,
+        max_size=5,
+    )
+)
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
-def test_changed_content_under_a_right_checksum_is_refused_or_still_sound(changes: list[tuple[int, int]]) -> None:
+def test_changed_content_under_a_right_checksum_is_refused_or_still_sound(
+    changes: list[tuple[int, int]],
+) -> None:
     content = bytearray(len(HEADER).to_bytes(4, "little") + HEADER + PAYLOAD)
     for position, value in changes:
         content[position] = value
@@ -196,7 +264,9 @@ def test_changed_content_under_a_right_checksum_is_refused_or_still_sound(change
 
 @given(st.lists(st.tuples(st.integers(0, len(SMALL) - 13), st.integers(0, 255)), min_size=1, max_size=5))
 @settings(max_examples=300)
-def test_a_changed_frame_under_a_right_checksum_is_refused_or_still_sound(changes: list[tuple[int, int]]) -> None:
+def test_a_changed_frame_under_a_right_checksum_is_refused_or_still_sound(
+    changes: list[tuple[int, int]],
+) -> None:
     frame = bytearray(SMALL[12:])
     for position, value in changes:
         frame[position] = value
@@ -204,7 +274,12 @@ def test_a_changed_frame_under_a_right_checksum_is_refused_or_still_sound(change
 
 
 JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.sampled_from(["int6", "fp16", "fp32"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.sampled_from(["int6", "fp16", "fp32"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=12,
 )
@@ -231,14 +306,20 @@ HOSTILE_BLOBS: dict[str, tuple[bytes, str]] = {
     "no frame": (BLOB_MAGIC + hashlib.sha256(b"").digest()[:8], "cannot be decompressed"),
     "content of nothing": (sealed(b""), "declares a content of 0"),
     "content too short for a length": (sealed(b"abc"), "declares a content of 3"),
-    "header longer than the content": (sealed((2**31).to_bytes(4, "little") + HEADER), "declares a header of 2,147,483,648"),
+    "header longer than the content": (
+        sealed((2**31).to_bytes(4, "little") + HEADER),
+        "declares a header of 2,147,483,648",
+    ),
     "header over the limit": (with_header(b" " * (4 * 2**20 + 1)), "declares a header of 4,194,305"),
     "header no UTF-8": (with_header(b"\xff\xfe"), "no JSON"),
     "header cut off": (with_header(HEADER[:-1]), "no JSON"),
     "deeply nested": (with_header(deep(100_000)), "no JSON"),
     "nested up to the limit": (with_header(deep(900)), "is not declared as"),
     "NaN in JSON": (with_header(b'{"metadata":{"x":NaN},"tensors":[]}'), "NaN is no number"),
-    "a number of 5000 digits": (with_header(b'{"metadata":{"x":' + b"1" * 5000 + b'},"tensors":[]}'), "no JSON"),
+    "a number of 5000 digits": (
+        with_header(b'{"metadata":{"x":' + b"1" * 5000 + b'},"tensors":[]}'),
+        "no JSON",
+    ),
     "a key twice": (with_header(b'{"metadata":{},"metadata":{},"tensors":[]}'), "a key occurs twice"),
     "no tensors": (with_header({"metadata": {}}), "must be an object with"),
     "another key": (with_header({"metadata": {}, "tensors": [], "x": 1}), "must be an object with"),
@@ -248,16 +329,25 @@ HOSTILE_BLOBS: dict[str, tuple[bytes, str]] = {
     "unprintable name": (with_tensors([["a\x00", "fp32", []]], bytes(4)), "is not declared as"),
     "lone surrogate in a name": (with_tensors([["\ud800", "fp32", []]], bytes(4)), "is not declared as"),
     "unknown format": (with_tensors([["x", "int9", [1, 1]]], bytes(3)), "is not declared as"),
-    "negative dims that multiply to a positive": (with_tensors([["x", "fp32", [-1, -1]]], bytes(4)), "cannot have this shape"),
+    "negative dims that multiply to a positive": (
+        with_tensors([["x", "fp32", [-1, -1]]], bytes(4)),
+        "cannot have this shape",
+    ),
     "no elements": (with_tensors([["x", "fp32", [0]]]), "cannot have this shape"),
     "dims that are true": (with_tensors([["x", "fp32", [True]]], bytes(4)), "cannot have this shape"),
     "dims that are fractions": (with_tensors([["x", "fp32", [1.0]]], bytes(4)), "cannot have this shape"),
     "integer format without rows": (with_tensors([["x", "int6", [3]]], bytes(5)), "cannot have this shape"),
-    "a terabyte": (with_tensors([["x", "fp32", [2**19, 2**19]]], bytes(4)), "declare 1,099,511,627,776 bytes"),
+    "a terabyte": (
+        with_tensors([["x", "fp32", [2**19, 2**19]]], bytes(4)),
+        "declare 1,099,511,627,776 bytes",
+    ),
     "sizes beyond 64 bits": (with_tensors([["x", "fp32", [2**39] * 8]], bytes(4)), "the payload has 4"),
     "payload too short": (with_header(HEADER, PAYLOAD[:-1]), "the payload has"),
     "payload too long": (with_header(HEADER, PAYLOAD + b"x"), "the payload has"),
-    "a code outside of the format": (with_tensors([["x", "int6", [1, 1]]], b"\x20\x00\x3c"), "outside of int6's ±31"),
+    "a code outside of the format": (
+        with_tensors([["x", "int6", [1, 1]]], b"\x20\x00\x3c"),
+        "outside of int6's ±31",
+    ),
     "a code of -128": (with_tensors([["x", "int8", [1, 1]]], b"\x80\x00\x3c"), "outside of int8's ±127"),
     "a NaN scale": (with_tensors([["x", "int6", [1, 1]]], b"\x01\x00\x7e"), "row scale"),
     "an infinite scale": (with_tensors([["x", "int6", [1, 1]]], b"\x01\x00\x7c"), "row scale"),
@@ -280,7 +370,9 @@ def bomb() -> bytes:
 
 
 def undeclared() -> bytes:
-    frame = zstandard.ZstdCompressor(level=1, write_content_size=False).compress(bytes(CONTENT_BYTES_FLOOR + 2**20))
+    frame = zstandard.ZstdCompressor(level=1, write_content_size=False).compress(
+        bytes(CONTENT_BYTES_FLOOR + 2**20)
+    )
     return BLOB_MAGIC + hashlib.sha256(frame).digest()[:8] + frame
 
 
@@ -296,7 +388,9 @@ def test_what_a_blob_declares_allocates_nothing_before_it_is_checked(make: Calla
         tracemalloc.stop()
 
 
-CODED = pack(QuantizedModel("ecsq", tuple(coded_tensor(name, seed) for seed, name in enumerate("ab"))), METADATA, 22)
+CODED = pack(
+    QuantizedModel("ecsq", tuple(coded_tensor(name, seed) for seed, name in enumerate("ab"))), METADATA, 22
+)
 
 
 @given(st.integers(0, 2**32), st.integers(0, 255))

@@ -4,7 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.blob.rans import MAX_SYMBOLS, TOTAL, RansError, decode, encode, lane_count
-from stages.core.blob.symbol_models import ModelTableError, fit_tables, spread_classes, tables_from_bytes, tables_to_bytes
+from stages.core.blob.symbol_models import (
+    ModelTableError,
+    fit_tables,
+    spread_classes,
+    tables_from_bytes,
+    tables_to_bytes,
+)
 
 
 def example(seed: int, num_symbols: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -15,7 +21,11 @@ def example(seed: int, num_symbols: int) -> tuple[np.ndarray, np.ndarray, np.nda
     frequencies[1, [3, 4, 900]] = [TOTAL - 101, 100, 1]
     frequencies[2, 2047] = TOTAL
     models = generator.integers(0, 3, num_symbols)
-    choices = [generator.integers(10, 26, num_symbols), generator.choice([3, 4, 900], num_symbols), np.full(num_symbols, 2047)]
+    choices = [
+        generator.integers(10, 26, num_symbols),
+        generator.choice([3, 4, 900], num_symbols),
+        np.full(num_symbols, 2047),
+    ]
     return np.choose(models, choices).astype(np.uint16), models.astype(np.uint8), frequencies
 
 
@@ -54,7 +64,9 @@ def test_a_stream_that_is_cut_or_too_long_is_refused() -> None:
 def codes_of(seed: int, rows: int, columns: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     spread = np.exp2(generator.normal(1, 1.5, (rows, 1)) + generator.normal(0, 1, columns))
-    return np.clip(np.round(generator.standard_normal((rows, columns)) * spread), -1023, 1023).astype(np.int16)
+    return np.clip(np.round(generator.standard_normal((rows, columns)) * spread), -1023, 1023).astype(
+        np.int16
+    )
 
 
 @given(st.integers(0, 2**31), st.integers(1, 80), st.integers(1, 80))
@@ -64,7 +76,9 @@ def test_tables_hold_every_code_and_come_back(seed: int, rows: int, columns: int
     spread = spread_classes(codes)
     lowest, tables = fit_tables([(codes, spread)])
     assert (tables.sum(axis=1) == TOTAL).all()
-    assert (tables[spread.models(lowest, len(tables)), codes.reshape(-1).astype(int) + MAX_SYMBOLS // 2] > 0).all()
+    assert (
+        tables[spread.models(lowest, len(tables)), codes.reshape(-1).astype(int) + MAX_SYMBOLS // 2] > 0
+    ).all()
     content = tables_to_bytes(tables)
     again, used = tables_from_bytes(content + b"more", len(tables))
     assert used == len(content)

@@ -31,7 +31,11 @@ SETTINGS = QuantizerSettings(method="ecsq", rules=(FormatRule("*.weight", "int8"
 def correlated(columns: int, seed: int = 0) -> Tensor:
     """A Hessian with strong correlations and very unequal inputs."""
     generator = np.random.default_rng(seed)
-    x = generator.standard_normal((400, columns)) @ generator.standard_normal((columns, columns)) * np.exp(generator.normal(0, 1, columns))
+    x = (
+        generator.standard_normal((400, columns))
+        @ generator.standard_normal((columns, columns))
+        * np.exp(generator.normal(0, 1, columns))
+    )
     return torch.from_numpy(x.T @ x / 400)
 
 
@@ -41,7 +45,9 @@ def cost(error: Tensor, statistics: MatrixStatistics) -> float:
 
 
 def statistics_of(rows: int, columns: int) -> MatrixStatistics:
-    return MatrixStatistics(correlated(columns), torch.from_numpy(np.exp(np.random.default_rng(1).normal(0, 1, rows))))
+    return MatrixStatistics(
+        correlated(columns), torch.from_numpy(np.exp(np.random.default_rng(1).normal(0, 1, rows)))
+    )
 
 
 def test_the_factor_is_that_of_the_damped_inverse() -> None:
@@ -59,7 +65,10 @@ def test_a_hessian_without_content_is_refused(bad: Tensor) -> None:
 
 
 def test_feedback_across_blocks_is_the_plain_recursion() -> None:
-    weight, factor = torch.randn(5, 150, generator=torch.Generator().manual_seed(0)) * 3, inverse_factor(correlated(150), 0.01)
+    weight, factor = (
+        torch.randn(5, 150, generator=torch.Generator().manual_seed(0)) * 3,
+        inverse_factor(correlated(150), 0.01),
+    )
     left, expected = weight.double(), torch.empty(5, 150, dtype=torch.float64)
     for j in range(150):
         expected[:, j] = left[:, j].round().clamp(-4, 4)
@@ -69,7 +78,10 @@ def test_feedback_across_blocks_is_the_plain_recursion() -> None:
 
 
 def test_gptq_costs_less_than_plain_rounding_on_the_same_grid() -> None:
-    weight, statistics = torch.randn(40, 60, generator=torch.Generator().manual_seed(0)), statistics_of(40, 60)
+    weight, statistics = (
+        torch.randn(40, 60, generator=torch.Generator().manual_seed(0)),
+        statistics_of(40, 60),
+    )
     plain = quantize_rows(weight, 4)
     ours = gptq(weight, 4, SETTINGS, statistics)
     assert torch.equal(plain.scales, ours.scales)
@@ -79,14 +91,22 @@ def test_gptq_costs_less_than_plain_rounding_on_the_same_grid() -> None:
 
 
 def test_every_weight_costs_the_same_so_the_estimate_holds() -> None:
-    weight, statistics = torch.randn(200, 60, generator=torch.Generator().manual_seed(0)), statistics_of(200, 60)
+    weight, statistics = (
+        torch.randn(200, 60, generator=torch.Generator().manual_seed(0)),
+        statistics_of(200, 60),
+    )
     multiplier = 1.0
     codes, grid = quantize_coded(prepare(weight, statistics, 1e-6), multiplier)
-    assert cost(grid.dequantized(codes) - weight, statistics) == pytest.approx(200 * 60 * multiplier**2 / 24, rel=0.1)
+    assert cost(grid.dequantized(codes) - weight, statistics) == pytest.approx(
+        200 * 60 * multiplier**2 / 24, rel=0.1
+    )
 
 
 def test_only_rows_that_need_codes_beyond_the_limit_get_coarser_steps() -> None:
-    weight, statistics = torch.randn(30, 20, generator=torch.Generator().manual_seed(0)), MatrixStatistics(torch.eye(20), torch.ones(30))
+    weight, statistics = (
+        torch.randn(30, 20, generator=torch.Generator().manual_seed(0)),
+        MatrixStatistics(torch.eye(20), torch.ones(30)),
+    )
     weight[3] *= 1_000
     matrix = prepare(weight, statistics, 0.01)
     codes, grid = quantize_coded(matrix, 0.02)
@@ -115,7 +135,12 @@ def test_statistics_foretell_how_far_predictions_move(trained: tuple[GPT, list[T
     generator = torch.Generator().manual_seed(1)
     expected = predictions(model, batches)
     assert set(statistics) == {name for name, value in model.state_dict().items() if name.endswith(".weight")}
-    for name in ("tok_emb.weight", "blocks.1.mlp.up.weight", "blocks.2.attn.v.weight", "value_embedding.table.weight"):
+    for name in (
+        "tok_emb.weight",
+        "blocks.1.mlp.up.weight",
+        "blocks.2.attn.v.weight",
+        "value_embedding.table.weight",
+    ):
         parameter = model.get_parameter(name)
         kept = parameter.detach().clone()
         error = torch.randn(kept.shape, generator=generator) * 0.01
@@ -126,7 +151,9 @@ def test_statistics_foretell_how_far_predictions_move(trained: tuple[GPT, list[T
         assert cost(error, statistics[name]) == pytest.approx(moved, rel=0.35), name
 
 
-def test_the_same_text_gives_the_same_statistics_and_leaves_the_model_as_it_was(trained: tuple[GPT, list[Tensor]]) -> None:
+def test_the_same_text_gives_the_same_statistics_and_leaves_the_model_as_it_was(
+    trained: tuple[GPT, list[Tensor]],
+) -> None:
     model, batches = trained
     before = {name: value.clone() for name, value in model.state_dict().items()}
     first, second = collect_statistics(model, batches, seed=0), collect_statistics(model, batches, seed=0)
@@ -148,7 +175,9 @@ def test_a_floor_keeps_a_matrix_as_fine_as_its_integer_format(trained: tuple[GPT
         assert (error < 2 * int8) == limit
 
 
-def test_measured_shares_are_within_bounds_and_follow_the_measurement(trained: tuple[GPT, list[Tensor]]) -> None:
+def test_measured_shares_are_within_bounds_and_follow_the_measurement(
+    trained: tuple[GPT, list[Tensor]],
+) -> None:
     model, batches = trained
     before = {name: value.clone() for name, value in model.state_dict().items()}
     plan = plan_coded(before, SETTINGS, collect_statistics(model, batches, seed=0))
@@ -179,7 +208,10 @@ def test_the_fit_ends_in_few_tries_within_the_tolerance(start: float, limit: int
 
 
 def test_the_fit_says_the_smallest_size_where_nothing_fits() -> None:
-    with pytest.raises(LimitTooSmallError, match=r"fit\.limit_bytes = 9999: cannot be met: the smallest possible is 10,000 bytes"):
+    with pytest.raises(
+        LimitTooSmallError,
+        match=r"fit\.limit_bytes = 9999: cannot be met: the smallest possible is 10,000 bytes",
+    ):
         fit_multiplier(lambda multiplier: 10_000 + int(100 / multiplier), 1.0, 1_000.0, 9_999, 0.001)
 
 

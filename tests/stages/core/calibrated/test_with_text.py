@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from schemas.quantizer_settings import CalibrationSettings, EcsqSettings, FitSettings, FormatRule, QuantizerSettings
+from schemas.quantizer_settings import (
+    CalibrationSettings,
+    EcsqSettings,
+    FitSettings,
+    FormatRule,
+    QuantizerSettings,
+)
 from schemas.settings import ModelSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.blob.packing import pack
@@ -16,7 +22,9 @@ from stages.core.loader import TokenStream
 from stages.core.program import knowing_its_code
 
 CALIBRATION = CalibrationSettings(num_sequences=16, sequence_length=32, batch_sequences=8)
-CODED = QuantizerSettings(method="ecsq", rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")), calibration=CALIBRATION)
+CODED = QuantizerSettings(
+    method="ecsq", rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")), calibration=CALIBRATION
+)
 CODE_BYTES = 50_000
 
 State = dict[str, torch.Tensor]
@@ -31,12 +39,20 @@ def blob_bytes(made: CalibratedModel, model: ModelSettings) -> int:
     return len(pack(made.model, {"model": asdict(model)}, 22))
 
 
-def test_a_fitted_package_is_within_a_thousandth_below_the_limit(tiny_state: State, tiny_model: ModelSettings, stream: TokenStream) -> None:
+def test_a_fitted_package_is_within_a_thousandth_below_the_limit(
+    tiny_state: State, tiny_model: ModelSettings, stream: TokenStream
+) -> None:
     metadata, said, steps = {"model": asdict(tiny_model)}, list[str](), list[tuple[float, float]]()
     free = quantize_with_text(tiny_state, tiny_model, stream, CODED, metadata)
     limit = CODE_BYTES + blob_bytes(free, tiny_model) * 9 // 10
-    settings = replace(CODED, fit=FitSettings(limit_bytes=limit, code_bytes=CODE_BYTES), ecsq=EcsqSettings(measured_shares=True))
-    made = quantize_with_text(tiny_state, tiny_model, stream, settings, metadata, said.append, lambda *at: steps.append(at))
+    settings = replace(
+        CODED,
+        fit=FitSettings(limit_bytes=limit, code_bytes=CODE_BYTES),
+        ecsq=EcsqSettings(measured_shares=True),
+    )
+    made = quantize_with_text(
+        tiny_state, tiny_model, stream, settings, metadata, said.append, lambda *at: steps.append(at)
+    )
     size = blob_bytes(made, tiny_model) + CODE_BYTES
     assert 0.999 * limit <= size <= limit
     assert free.tries == ()
@@ -44,7 +60,9 @@ def test_a_fitted_package_is_within_a_thousandth_below_the_limit(tiny_state: Sta
     assert made.multiplier is not None
     assert free.multiplier is not None
     assert made.multiplier > free.multiplier
-    assert [name for name, _ in made.divergences] == [tensor.name for tensor in made.model.tensors if tensor.format == "coded"]
+    assert [name for name, _ in made.divergences] == [
+        tensor.name for tensor in made.model.tensors if tensor.format == "coded"
+    ]
     assert sum("bytes" in line for line in said) == len(made.tries)
     assert steps == sorted(steps)
     assert steps[-1][0] == steps[-1][1]
@@ -55,7 +73,9 @@ def test_a_limit_that_cannot_be_met_says_the_size_at_the_coarsest_steps(
 ) -> None:
     metadata = {"model": asdict(tiny_model)}
     settings = replace(CODED, fit=FitSettings(limit_bytes=1_000, code_bytes=500))
-    coarsest = quantize_with_text(tiny_state, tiny_model, stream, replace(CODED, ecsq=EcsqSettings(loss_nats=1.0)), metadata)
+    coarsest = quantize_with_text(
+        tiny_state, tiny_model, stream, replace(CODED, ecsq=EcsqSettings(loss_nats=1.0)), metadata
+    )
     smallest = blob_bytes(coarsest, tiny_model) + 500
     expected = rf"fit\.limit_bytes = 1000: .* the smallest possible is {smallest:,} bytes, script included"
     with pytest.raises(LimitTooSmallError, match=expected):

@@ -5,7 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.quantizer_settings import CALIBRATED_METHODS, GRID_OF_METHOD, FormatRule, QatSettings, QuantizerSettings
+from schemas.quantizer_settings import (
+    CALIBRATED_METHODS,
+    GRID_OF_METHOD,
+    FormatRule,
+    QatSettings,
+    QuantizerSettings,
+)
 from stages.core.calibrated.calibration import MatrixStatistics
 from stages.core.calibrated.gptq import gptq
 from stages.core.calibrated.whole_model import quantize_state
@@ -25,7 +31,9 @@ def qat(method: str, candidates: tuple[float, ...] = CANDIDATES) -> QatSettings:
 def matrices(count: int, rows: int, columns: int, seed: int) -> torch.Tensor:
     """(N, R, C): rows of many sizes, heavy tails, a zero row."""
     generator = torch.Generator().manual_seed(seed)
-    weights = torch.randn(count, rows, columns, generator=generator) ** 3 * torch.logspace(-6, 1, rows).unsqueeze(1)
+    weights = torch.randn(count, rows, columns, generator=generator) ** 3 * torch.logspace(
+        -6, 1, rows
+    ).unsqueeze(1)
     weights[:, rows // 2] = 0
     return weights
 
@@ -34,14 +42,18 @@ def matrices(count: int, rows: int, columns: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=12, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 90), st.integers(0, 2**31))
-def test_it_is_what_the_quantizer_stores_bit_for_bit(method: str, bits: int, count: int, rows: int, columns: int, seed: int) -> None:
+def test_it_is_what_the_quantizer_stores_bit_for_bit(
+    method: str, bits: int, count: int, rows: int, columns: int, seed: int
+) -> None:
     weights = matrices(count, rows, columns, seed).requires_grad_()
     name, fake = fake_quantizer(qat(method))
     seen = fake(weights, bits)
     assert name == GRID_OF_METHOD[method]
     assert not seen.requires_grad
     rules = (FormatRule("*", f"int{bits}"),)  # type: ignore[arg-type]
-    stored = quantize_state({str(i): weight for i, weight in enumerate(weights)}, QuantizerSettings(method=method, rules=rules))  # type: ignore[arg-type]
+    stored = quantize_state(
+        {str(i): weight for i, weight in enumerate(weights)}, QuantizerSettings(method=method, rules=rules)
+    )  # type: ignore[arg-type]
     assert torch.equal(seen, torch.stack([tensor.dequantized() for tensor in stored.tensors]))
 
 
@@ -56,15 +68,24 @@ def test_it_is_so_for_rows_of_more_than_a_thousand_columns_too(method: str) -> N
 def test_the_candidates_of_the_run_are_those_that_count() -> None:
     weights, own = matrices(1, 20, 64, seed=3), (0.6, 0.5)
     rows = METHODS["gptq_lite"](weights[0], 5, QuantizerSettings(clip_candidates=own))
-    assert torch.equal(fake_quantizer(qat("gptq_lite", own))[1](weights, 5)[0], dequantize_rows(rows.codes, rows.scales))
-    assert not torch.equal(fake_quantizer(qat("gptq_lite"))[1](weights, 5), fake_quantizer(qat("gptq_lite", own))[1](weights, 5))
+    assert torch.equal(
+        fake_quantizer(qat("gptq_lite", own))[1](weights, 5)[0], dequantize_rows(rows.codes, rows.scales)
+    )
+    assert not torch.equal(
+        fake_quantizer(qat("gptq_lite"))[1](weights, 5), fake_quantizer(qat("gptq_lite", own))[1](weights, 5)
+    )
 
 
 def test_gptq_stores_on_the_same_grid_and_leaves_weights_that_lie_on_it() -> None:
     """Error feedback has nothing to pass on there."""
     weight = fake_quantizer(qat("gptq"))[1](matrices(1, 24, 32, seed=5), 6)[0]
     inputs = torch.randn(200, 32, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-    found = gptq(weight, 6, QuantizerSettings(method="gptq"), MatrixStatistics(inputs.T @ inputs, torch.ones(24, dtype=torch.float64)))
+    found = gptq(
+        weight,
+        6,
+        QuantizerSettings(method="gptq"),
+        MatrixStatistics(inputs.T @ inputs, torch.ones(24, dtype=torch.float64)),
+    )
     torch.testing.assert_close(dequantize_rows(found.codes, found.scales), weight, rtol=1e-6, atol=0)
 
 

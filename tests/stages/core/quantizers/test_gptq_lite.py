@@ -12,11 +12,15 @@ CANDIDATES = QuantizerSettings().clip_candidates
 
 
 def heavy_tailed(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).standard_t(4, (rows, columns)).astype(np.float32)) * 0.05
+    return (
+        torch.from_numpy(np.random.default_rng(seed).standard_t(4, (rows, columns)).astype(np.float32)) * 0.05
+    )
 
 
 def brute_force(weight: torch.Tensor, bits: int, candidates: tuple[float, ...]) -> np.ndarray:
-    """Squared error (candidates, rows) in float64, one row and one candidate at a time, on the grid with the fp16 scale."""
+    """Squared error (candidates, rows) in float64, one row and one candidate at a time, on the grid with
+    the fp16 scale.
+    """
     limit = max_level(bits)
     errors = np.empty((len(candidates), len(weight)))
     for i, ratio in enumerate(candidates):
@@ -29,7 +33,9 @@ def brute_force(weight: torch.Tensor, bits: int, candidates: tuple[float, ...]) 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 @pytest.mark.parametrize(("rows", "columns"), [(70, 96), (3, 1000), (200, 5)])
-def test_every_row_gets_the_candidate_that_brute_force_in_float64_finds(bits: int, rows: int, columns: int) -> None:
+def test_every_row_gets_the_candidate_that_brute_force_in_float64_finds(
+    bits: int, rows: int, columns: int
+) -> None:
     weight = heavy_tailed(rows, columns)
     errors = brute_force(weight, bits, CANDIDATES)
     chosen = best_clip_ratios(weight, bits, CANDIDATES)
@@ -55,12 +61,17 @@ def test_a_tie_goes_to_the_larger_ratio() -> None:
     zeros = torch.zeros(4, 8)
     assert best_clip_ratios(zeros, 6, (0.5, 1.0, 0.7)).tolist() == [1.0] * 4
     # both ratios round to the same fp16 step
-    assert best_clip_ratios(heavy_tailed(9, 64), 6, (0.9, 0.9 + 1e-7)).tolist() == [pytest.approx(0.9 + 1e-7, abs=2e-8)] * 9
+    assert (
+        best_clip_ratios(heavy_tailed(9, 64), 6, (0.9, 0.9 + 1e-7)).tolist()
+        == [pytest.approx(0.9 + 1e-7, abs=2e-8)] * 9
+    )
 
 
 def test_the_order_and_repetition_of_candidates_do_not_matter() -> None:
     weight = heavy_tailed(32, 64)
-    assert torch.equal(best_clip_ratios(weight, 4, CANDIDATES), best_clip_ratios(weight, 4, (*CANDIDATES[::-1], *CANDIDATES)))
+    assert torch.equal(
+        best_clip_ratios(weight, 4, CANDIDATES), best_clip_ratios(weight, 4, (*CANDIDATES[::-1], *CANDIDATES))
+    )
 
 
 def test_working_through_a_few_rows_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

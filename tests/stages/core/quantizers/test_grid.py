@@ -22,7 +22,9 @@ ALL_BITS = range(2, 9)
 
 def matrix(rows: int = 48, columns: int = 80, seed: int = 0) -> torch.Tensor:
     """Rows over many orders of magnitude, with a zero row and rows around the fp16 limits of a step."""
-    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * torch.logspace(-9, 4, rows).unsqueeze(1)
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * torch.logspace(
+        -9, 4, rows
+    ).unsqueeze(1)
     weight[rows // 2] = 0
     return weight
 
@@ -70,7 +72,10 @@ def test_fake_quantization_of_stacked_matrices_is_that_of_each() -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.skipif(" " in torch.__file__, reason="torch.compile hands the linker torch's own path unquoted")
-@pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="torch.compile mixes the cap with instructions of the CPU as it is")
+@pytest.mark.skipif(
+    "ATEN_CPU_CAPABILITY" in os.environ,
+    reason="torch.compile mixes the cap with instructions of the CPU as it is",
+)
 def test_compiled_fake_quantization_is_the_exporters_bit_for_bit() -> None:
     weight = matrix()
     rows = quantize_rows(weight, 6)
@@ -105,7 +110,10 @@ def test_a_weight_that_is_not_finite_is_refused(bad: float) -> None:
         quantize_rows(weight, 6)
 
 
-@pytest.mark.parametrize("weight", [torch.ones(3), torch.ones(1, 2, 3), torch.ones(2, 3).double(), torch.ones(0, 3), torch.ones(3, 0)])
+@pytest.mark.parametrize(
+    "weight",
+    [torch.ones(3), torch.ones(1, 2, 3), torch.ones(2, 3).double(), torch.ones(0, 3), torch.ones(3, 0)],
+)
 def test_only_float32_matrices_with_elements_have_a_grid(weight: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="only float32 matrices"):
         quantize_rows(weight, 6)
@@ -118,7 +126,9 @@ def test_bits_outside_of_two_to_eight_are_refused(bits: int) -> None:
 
 
 @given(st.integers(0, 2**31), st.sampled_from(ALL_BITS), st.floats(0.05, 1.0))
-def test_error_is_at_most_half_a_step_inside_the_clip_and_the_excess_beyond_it(seed: int, bits: int, ratio: float) -> None:
+def test_error_is_at_most_half_a_step_inside_the_clip_and_the_excess_beyond_it(
+    seed: int, bits: int, ratio: float
+) -> None:
     weight = torch.randn(4, 33, generator=torch.Generator().manual_seed(seed))
     rows = quantize_rows(weight, bits, ratio)
     scales = rows.scales.double().unsqueeze(1)

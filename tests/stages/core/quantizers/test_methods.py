@@ -11,7 +11,9 @@ RULES = (FormatRule("a", "int6"), FormatRule("b", "fp16"), FormatRule("*", "fp32
 
 
 def test_every_method_that_the_settings_offer_exists() -> None:
-    assert set(get_args(get_type_hints(QuantizerSettings)["method"])) == set(METHODS) | set(CALIBRATED_METHODS)
+    assert set(get_args(get_type_hints(QuantizerSettings)["method"])) == set(METHODS) | set(
+        CALIBRATED_METHODS
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -19,7 +21,11 @@ def test_each_tensor_is_kept_in_the_format_of_its_first_rule_in_the_states_order
     state = {"c": torch.randn(3), "a": torch.randn(4, 5), "b": torch.randn(2, 2)}
     model = quantize_state(state, QuantizerSettings(method=method, rules=RULES))
     assert model.method == method
-    assert [(tensor.name, tensor.format) for tensor in model.tensors] == [("c", "fp32"), ("a", "int6"), ("b", "fp16")]
+    assert [(tensor.name, tensor.format) for tensor in model.tensors] == [
+        ("c", "fp32"),
+        ("a", "int6"),
+        ("b", "fp16"),
+    ]
     assert torch.equal(model.tensors[0].dequantized(), state["c"])
     assert torch.equal(model.tensors[2].dequantized(), state["b"].half().float())
     a = model.tensors[1]
@@ -35,8 +41,12 @@ def test_tensors_kept_as_they_are_do_not_alias_the_state() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (2, 3, 4)])
-def test_an_integer_format_for_anything_but_a_matrix_is_refused_with_the_remedy(shape: tuple[int, ...]) -> None:
-    with pytest.raises(FormatRuleError, match=r'a has shape .* only matrices .* put a rule \("a", "fp16" or "fp32"\)'):
+def test_an_integer_format_for_anything_but_a_matrix_is_refused_with_the_remedy(
+    shape: tuple[int, ...],
+) -> None:
+    with pytest.raises(
+        FormatRuleError, match=r'a has shape .* only matrices .* put a rule \("a", "fp16" or "fp32"\)'
+    ):
         quantize_state({"a": torch.ones(shape)}, QuantizerSettings(rules=RULES))
 
 

@@ -15,7 +15,9 @@ def test_int6_is_every_fourth_level_of_int8() -> None:
 
 
 def test_small_rows_share_one_step_because_of_the_floor() -> None:
-    weight = torch.randn(20, 50, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.01, 0.2, 20).unsqueeze(1)
+    weight = torch.randn(20, 50, generator=torch.Generator().manual_seed(0)) * torch.linspace(
+        0.01, 0.2, 20
+    ).unsqueeze(1)
     assert (reference(weight, 8, SETTINGS).scales == np.float16(SCALE_FLOOR)).all()
 
 
