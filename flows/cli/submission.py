@@ -96,8 +96,7 @@ def check(
 @app.command()
 def rescore(
     folder: Annotated[Path, typer.Argument(help="folder that holds model.fwz")],
-    shards: Annotated[str, typer.Option(help=("glob of the validation "
-                                              "shards"))] = ...,  # type: ignore[assignment]
+    shards: Annotated[str, typer.Option(help=("glob of the validation shards"))] = ...,  # type: ignore[assignment]
     tokenizer: Annotated[
         Path | None, typer.Option(help="SentencePiece model; empty: the only *.model beside the shards")
     ] = None,

@@ -175,7 +175,8 @@ def test_the_form_shows_number_boxes_with_unit_range_and_presets() -> None:
     assert shown["max_steps"]["type"] == "integer"
     assert shown["max_steps"]["minimum"] == 1
     assert "default" not in shown["max_steps"]  # a null would be sent back, and refused
-    assert "smoke 40, demo 400, medium 800, record 20,000" in shown["max_steps"]["description"]
+    steps = ", ".join(f"{name} {make().train.schedule.max_steps:,}" for name, make in PRESETS.items())
+    assert steps in shown["max_steps"]["description"]
     assert (shown["max_seconds"]["type"], shown["max_seconds"]["exclusiveMinimum"]) == ("number", 0)
     assert shown["preset"]["enum"] == list(PRESETS)
 
