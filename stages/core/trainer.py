@@ -100,6 +100,10 @@ class TrainedModel:
     hook_seconds: dict[str, float] = field(default_factory=dict)
 
 
+Pending = tuple[StepMetrics, Callable[[], list[float]]]
+"""Metrics of a step, and what reads its loss and gradient norm."""
+
+
 class Trainer:
     """One run of `TrainSettings` over the training shards."""
 
@@ -122,9 +126,8 @@ class Trainer:
         if settings.qat.start_lr_scale > 0:
             self.model.prepare_qat(settings.qat)
         if settings.compute.fused_kernels:
-            from stages.core.fused_kernels import (
-                use_fused_kernels,
-            )  # needs Triton, which only CUDA builds of PyTorch bring
+            # Triton, which it needs, comes with CUDA builds of PyTorch only.
+            from stages.core.fused_kernels import use_fused_kernels
 
             use_fused_kernels(self.model, self.device)
         self.clock, self.qat_steps = Clock(0, 0.0), 0
@@ -149,37 +152,74 @@ class Trainer:
         """Train to the first cap. Raises DivergedError when the loss or its gradient is not finite."""
         settings, schedule = self.settings, self.settings.schedule
         warmup_seconds = self._warm_up()
-        pending: list[tuple[StepMetrics, Callable[[], list[float]]]] = []
+        pending: list[Pending] = []
         began = time.perf_counter() - self.clock.seconds
         while progress_at(self.clock, schedule) < 1.0:
             before = self.clock
             lr_scale = lr_scale_at(before, schedule)
             momentum = momentum_at(before, schedule, settings.optimizer)
             qat_on = qat_on_at(lr_scale, settings.qat)
-            if qat_on:
-                self.model.update_qat()
-                self.qat_steps += 1
-            self.last_lr_scale, self.last_qat_on = lr_scale, qat_on
-            figures = self._read_later(*self._step(before.steps, lr_scale, momentum))
+            loss, grad_norm = self._step(before.steps, lr_scale, momentum, qat_on)
+            figures = self._read_later(loss, grad_norm)
+
             self._wait_for_device()
-            seconds = self._agree(time.perf_counter() - began)
-            self.clock = Clock(before.steps + 1, seconds)
+            self.clock = Clock(before.steps + 1, self._agree(time.perf_counter() - began))
             due = snapshot_due(before, self.clock, lr_scale, schedule, settings.snapshots)
-            tokens = self.clock.steps * settings.data.batch_tokens
-            row = StepMetrics(
-                self.clock.steps, math.nan, lr_scale, momentum, tokens, seconds, math.nan, qat_on, due
-            )
-            pending.append((row, figures))
-            # On a GPU figures are read a few steps late, so that the host never waits for the step it has
-            # just launched.
-            self._settle(pending, keep=0 if due or self.device.type == "cpu" else 4)
+            pending.append((self._row(lr_scale, momentum, qat_on, due), figures))
+            # A GPU's figures are read a few steps late, so that the host never waits for the last step. What
+            # is kept waits for them: neither a snapshot nor a checkpoint holds weights that are not finite.
+            self._flush(pending, keep=0 if due or self.device.type == "cpu" else 4)
             if due:
                 self._timed("snapshot", self._take_snapshot, lr_scale, qat_on)
             if self.rank == 0 and self.hooks.checkpoint_due():
-                self._settle(pending, keep=0)
+                self._flush(pending, keep=0)
                 self._timed("checkpoint", self._take_checkpoint)
-        self._settle(pending, keep=0)
+        self._flush(pending, keep=0)
         self.loader.close()
+        return self._result(warmup_seconds)
+
+    def _step(self, step: int, lr_scale: float, momentum: float, qat_on: bool) -> tuple[Tensor, Tensor]:
+        """One optimizer step: mean loss of the global batch and gradient norm, still on the device."""
+        self.last_lr_scale, self.last_qat_on = lr_scale, qat_on
+        if qat_on:
+            self.model.update_qat()
+            self.qat_steps += 1
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * lr_scale
+                if "momentum" in group:
+                    group["momentum"] = momentum
+        loss = self._backward(self.loader.batch(step))
+        limit = self.settings.optimizer.grad_clip_norm or math.inf
+        grad_norm = nn.utils.clip_grad_norm_(self.trainable, limit)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        return loss, grad_norm
+
+    def _backward(self, batch: list[Tensor]) -> Tensor:
+        sequences = sum(len(rows) for rows in batch)
+        total = torch.zeros((), device=self.device)
+        for index, rows in enumerate(batch):
+            last = index == len(batch) - 1
+            quiet = self.network.no_sync() if self.world > 1 and not last else nullcontext()  # type: ignore[operator]
+            with quiet:
+                ids = rows.to(self.device, non_blocking=True)
+                loss = self.network(ids[:, :-1], ids[:, 1:], self.dtype) * (len(rows) / sequences)
+                loss.backward()
+            total += loss.detach()
+        if self.world > 1:
+            dist.all_reduce(total)
+        return total / self.world
+
+    def _row(self, lr_scale: float, momentum: float, qat_on: bool, snapshot: bool) -> StepMetrics:
+        """Metrics of the step just taken, without the two figures that are still on the device."""
+        steps, seconds = self.clock.steps, self.clock.seconds
+        tokens = steps * self.settings.data.batch_tokens
+        return StepMetrics(steps, math.nan, lr_scale, momentum, tokens, seconds, math.nan, qat_on, snapshot)
+
+    def _result(self, warmup_seconds: float) -> TrainedModel:
+        schedule = self.settings.schedule
         capped = schedule.max_seconds is not None and self.clock.seconds >= schedule.max_seconds
         return TrainedModel(
             model=self.model,
@@ -242,38 +282,6 @@ class Trainer:
         self.clock, self.qat_steps = Clock(state.steps, state.seconds), state.qat_steps
         self.last_lr_scale, self.last_qat_on = state.last_lr_scale, state.last_qat_on
 
-    def _step(self, step: int, lr_scale: float, momentum: float) -> tuple[Tensor, Tensor]:
-        """One optimizer step; returns the mean loss of the global batch and the gradient norm, still on
-        the device.
-        """
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * lr_scale
-                if "momentum" in group:
-                    group["momentum"] = momentum
-        total = self._backward(self.loader.batch(step))
-        limit = self.settings.optimizer.grad_clip_norm or math.inf
-        grad_norm = nn.utils.clip_grad_norm_(self.trainable, limit)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.model.zero_grad(set_to_none=True)
-        return total, grad_norm
-
-    def _backward(self, batch: list[Tensor]) -> Tensor:
-        sequences = sum(len(rows) for rows in batch)
-        total = torch.zeros((), device=self.device)
-        for index, rows in enumerate(batch):
-            last = index == len(batch) - 1
-            quiet = self.network.no_sync() if self.world > 1 and not last else nullcontext()  # type: ignore[operator]
-            with quiet:
-                ids = rows.to(self.device, non_blocking=True)
-                loss = self.network(ids[:, :-1], ids[:, 1:], self.dtype) * (len(rows) / sequences)
-                loss.backward()
-            total += loss.detach()
-        if self.world > 1:
-            dist.all_reduce(total)
-        return total / self.world
-
     def _warm_up(self) -> float:
         """Forward and backward passes that only compile.
 
@@ -304,7 +312,7 @@ class Trainer:
 
         return read
 
-    def _settle(self, pending: list[tuple[StepMetrics, Callable[[], list[float]]]], keep: int) -> None:
+    def _flush(self, pending: list[Pending], keep: int) -> None:
         """Read figures of all but the last `keep` steps, check them and hand them on."""
         while len(pending) > keep:
             row, figures = pending.pop(0)
