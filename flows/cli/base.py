@@ -14,7 +14,7 @@ app = typer.Typer(
     name="fairway",
     help="Text in; a scored, quantized and size-checked language model out.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 

@@ -262,6 +262,8 @@ def _check_fairway(arguments: list[str]) -> None:
     group: Any = typer.main.get_command(app)
     if not arguments or arguments == ["--help"] or "…" in " ".join(arguments):
         return
+    if arguments in ([option] for item in group.params for option in item.opts):
+        return
     command = group.commands.get(arguments[0])
     assert command is not None, f"there is no fairway {arguments[0]}"
     arguments = arguments[1:]

@@ -81,6 +81,19 @@ def test_a_preset_that_is_none_makes_no_store(tmp_path: Path) -> None:
     assert not store.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("fairway req", ["requantize"]), ("fairway run --che", ["--checkpoint-every"])],
+)
+def test_a_shell_completes_commands_and_options(words: str, completed: list[str]) -> None:
+    asked = {
+        "_FAIRWAY_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    assert CliRunner().invoke(app, [], env=asked, prog_name="fairway").stdout.split() == completed
+
+
 def test_the_list_of_commands_reads_no_model() -> None:
     code = (
         "import json, sys\nfrom flows.cli.main import app\n"
