@@ -7,21 +7,19 @@ A stage whose result is in the store already shows as `Cached` and is not run.
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.inputs.form import (
-    AS_IT_IS,
+    SETTINGS,
     Assignment,
-    BitsOrNone,
-    ClipGrid,
-    FormatOrNone,
+    FormValue,
     Options,
     Preset,
-    setting_field,
     with_empty_fields,
+    with_setting_fields,
 )
 from flows.inputs.specs import check_quantizer, quantize_spec, resolve, run_label, run_options
 from flows.results.run_report import over_limit_message, pipeline_report, publish_artifacts, publish_spec
@@ -49,23 +47,13 @@ def _run_name() -> str:
 
 @with_empty_fields
 @flow(name="pipeline", flow_run_name=_run_name, persist_result=False)
+@with_setting_fields(*SETTINGS)
 def pipeline(
     preset: Preset = "demo",
-    seed: Annotated[int | None, setting_field("seed")] = None,
-    max_steps: Annotated[int | None, setting_field("max_steps")] = None,
-    max_seconds: Annotated[float | None, setting_field("max_seconds")] = None,
-    vocab_size: Annotated[int | None, setting_field("vocab_size")] = None,
-    num_layers: Annotated[int | None, setting_field("num_layers")] = None,
-    model_dim: Annotated[int | None, setting_field("model_dim")] = None,
-    mlp_hidden: Annotated[int | None, setting_field("mlp_hidden")] = None,
-    swa_window: Annotated[float | None, setting_field("swa_window")] = None,
-    bits: BitsOrNone = AS_IT_IS,
-    edge_bits: FormatOrNone = AS_IT_IS,
-    embedding_format: FormatOrNone = AS_IT_IS,
-    clip_candidates: ClipGrid = "",
-    limit_bytes: Annotated[int | None, setting_field("limit_bytes")] = None,
+    *,
     overrides: tuple[Assignment, ...] = (),
     options: Options = None,
+    **fields: FormValue,
 ) -> PipelineReport:
     """Text in, a scored, quantized and size-checked artifact out.
 
@@ -80,7 +68,6 @@ def pipeline(
         overrides: Any other setting, one an entry, as dotted.name=value; `fairway describe PRESET` lists all.
         options: Where and how the stages run; never changes a result.
     """
-    fields = dict(locals())
     started = datetime.now(UTC)
     spec, options = resolve(preset, overrides, fields), run_options(options)
     store, outcomes = Store(options.store), list[Outcome]()

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ app = typer.Typer(
     name="fairway",
     help="Text in; a scored, quantized and size-checked language model out.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 
@@ -32,46 +33,16 @@ StoreFolder = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="plain JSON on standard output; everything else goes to standard error")
 ]
-Retries = Annotated[int, typer.Option(help="further tries after a transient error")]
-Timeout = Annotated[float | None, typer.Option(help="end a stage's process after so many seconds")]
-CheckpointEvery = Annotated[float, typer.Option(help="seconds of training that a kill may cost")]
 Debug = Annotated[bool, typer.Option("--debug", help="show stack traces and Prefect's own log")]
 
 DEFAULT_STORE = Path(".fairway")
-DEFAULT_CHECKPOINT_EVERY = 30.0
-_OPTION_OF: dict[Any, str] = {
-    "stage_timeout_seconds": "timeout",
-    "checkpoint_every_seconds": "checkpoint-every",
-}
 
 
-def run_options_of(
-    store: Path, retries: int, timeout: float | None, checkpoint_every: float = DEFAULT_CHECKPOINT_EVERY
-) -> Any:
-    """RunOptions of what was given on the command line. Raises SpecError naming the option."""
-    from pydantic import ValidationError
+def run_flow(flow: str, options: Any, debug: bool, *args: Any, **kwargs: Any) -> Any:
+    """The state in which the flow, as module:name, ended, with its lines and progress shown meanwhile.
 
-    from schemas.errors import SpecError
-    from schemas.runtime import RunOptions
-    from stages.store.store import Store
-
-    try:
-        return RunOptions(
-            store=str(Store(store).root),
-            retries=retries,
-            stage_timeout_seconds=timeout,
-            checkpoint_every_seconds=checkpoint_every,
-        )
-    except ValidationError as error:
-        said = (
-            f"--{_OPTION_OF.get(item['loc'][0], item['loc'][0])} = {item['input']}: {item['msg']}"
-            for item in error.errors()
-        )
-        raise SpecError("; ".join(said)) from error
-
-
-def run_flow(call: Callable[[], Any], options: Any, debug: bool) -> Any:
-    """The state in which the flow ended, with its lines and progress shown meanwhile."""
+    It is called with `options` and the rest.
+    """
     from flows.cli.terminal import live_output, waiting_on
     from flows.server.environment import prefect_api
     from flows.tasks.progress import stage_progress
@@ -89,7 +60,8 @@ def run_flow(call: Callable[[], Any], options: Any, debug: bool) -> Any:
     ):
         token = stage_progress.set(show_progress)
         try:
-            return call()
+            # Not before: Prefect reads its settings when it is imported.
+            return resolve_name(flow)(*args, options=options, return_state=True, **kwargs)
         finally:
             stage_progress.reset(token)
 

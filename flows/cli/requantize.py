@@ -1,28 +1,15 @@
 """The command that quantizes an earlier run again: fairway requantize."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from flows.cli.base import (
-    DEFAULT_STORE,
-    Debug,
-    Json,
-    Overrides,
-    Retries,
-    StoreFolder,
-    Timeout,
-    app,
-    clear_errors,
-    make_console,
-    print_json,
-    run_flow,
-    run_options_of,
-)
+from flows.cli.base import Overrides, app
+from flows.cli.options import ANY_STAGE, OnDemand, Terminal, with_run_options
 
 
-@app.command()
+@app.command(cls=OnDemand)
+@with_run_options(*ANY_STAGE)
 def requantize(
     run: Annotated[
         str,
@@ -45,37 +32,26 @@ def requantize(
     ] = None,
     set_: Overrides = None,
     at_once: Annotated[int, typer.Option(min=1, max=8, help="variants that run side by side")] = 2,
-    store: StoreFolder = DEFAULT_STORE,
-    retries: Retries = 3,
-    timeout: Timeout = None,
-    json: Json = False,
-    debug: Debug = False,
+    *,
+    terminal: Terminal,
 ) -> None:
     """Quantize and score the merged model of an earlier run again. Training is not run."""
-    with clear_errors(debug):
-        from flows.cli.terminal import print_comparison, report_json
-        from stages.store.runs import find_run
+    from flows.cli.terminal import print_comparison, report_json
+    from stages.store.runs import find_run
 
-        options = run_options_of(store, retries, timeout)
-        root = Path(options.store)
-        earlier = find_run(root, run, fitting=True)
-
-        def call() -> Any:
-            from flows.requantize import requantize as flow
-
-            asked = {
-                "bits": bits,
-                "clip_grids": clip_grid,
-                "methods": method,
-                "limit_bytes": limit_bytes,
-                "overrides": set_,
-            }
-            given = {name: value for name, value in asked.items() if value}
-            return flow(earlier.run_id, at_once=at_once, options=options, return_state=True, **given)
-
-        state = run_flow(call, options, debug)
-        rows, reports = state.result(raise_on_failure=True)
-        if json:
-            print_json([report_json(report, root) for report in reports])
-        else:
-            print_comparison(make_console(), earlier.name, rows)
+    root = terminal.store
+    earlier = find_run(root, run, fitting=True)
+    asked = {
+        "bits": bits,
+        "clip_grids": clip_grid,
+        "methods": method,
+        "limit_bytes": limit_bytes,
+        "overrides": set_,
+    }
+    given = {name: value for name, value in asked.items() if value}
+    state = terminal.run("flows.requantize:requantize", earlier.run_id, at_once=at_once, **given)
+    rows, reports = state.result(raise_on_failure=True)
+    terminal.tell(
+        lambda: [report_json(report, root) for report in reports],
+        lambda console: print_comparison(console, earlier.name, rows),
+    )

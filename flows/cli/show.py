@@ -19,11 +19,12 @@ from flows.cli.base import (
     option_overrides,
     print_json,
 )
+from flows.cli.options import PRESETS_HELP, OnDemand
 
 
-@app.command()
+@app.command(cls=OnDemand)
 def describe(
-    preset: Annotated[str, typer.Argument(help="smoke, demo, medium, record or reference")],
+    preset: Annotated[str, typer.Argument(help=PRESETS_HELP)],
     set_: Overrides = None,
     seed: Seed = None,
     processes: Processes = None,

@@ -1,31 +1,17 @@
 """The command that trains the next seeds: fairway validate-seeds."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from flows.cli.base import (
-    DEFAULT_CHECKPOINT_EVERY,
-    DEFAULT_STORE,
-    CheckpointEvery,
-    Debug,
-    Json,
-    Overrides,
-    Retries,
-    StoreFolder,
-    Timeout,
-    app,
-    clear_errors,
-    make_console,
-    print_json,
-    run_flow,
-    run_options_of,
-)
+from flows.cli.base import Overrides, app
+from flows.cli.options import TRAINING, OnDemand, PresetOption, Terminal, with_run_options
 
 
-@app.command()
+@app.command(cls=OnDemand)
+@with_run_options(*TRAINING)
 def validate_seeds(
-    preset: Annotated[str, typer.Option(help="smoke, demo, medium, record or reference")] = "demo",
+    preset: PresetOption = "demo",
     set_: Overrides = None,
     ledger: Annotated[str, typer.Option(help="name of the ledger; empty: the preset's")] = "",
     new: Annotated[
@@ -42,44 +28,32 @@ def validate_seeds(
     recheck_seed: Annotated[
         int | None, typer.Option(min=0, help="train this seed again instead and compare, to the last bit")
     ] = None,
-    store: StoreFolder = DEFAULT_STORE,
-    retries: Retries = 3,
-    timeout: Timeout = None,
-    checkpoint_every: CheckpointEvery = DEFAULT_CHECKPOINT_EVERY,
-    json: Json = False,
-    debug: Debug = False,
+    *,
+    terminal: Terminal,
 ) -> None:
     """Train the next seeds of a configuration, and say what all of them together show."""
-    with clear_errors(debug):
-        from flows.inputs.specs import resolve
+    from flows.cli.terminal import print_seeds
+    from flows.inputs.specs import resolve
 
-        resolve(preset, set_ or [])
-        options = run_options_of(store, retries, timeout, checkpoint_every)
+    resolve(preset, set_ or [])
+    state = terminal.run(
+        "flows.seed_validation:seed_validation",
+        preset,
+        tuple(set_ or ()),
+        ledger,
+        new_seeds_per_run=new,
+        max_seeds=max_seeds,
+        first_seed=first_seed,
+        mark_nats=mark,
+        against=against,
+        margin_nats=margin,
+        alpha=alpha,
+        recheck_seed=recheck_seed,
+    )
+    book, said = state.result(raise_on_failure=True)
+    from flows.results.seeds import seed_rows  # needs Prefect
 
-        def call() -> Any:
-            from flows.seed_validation import seed_validation
-
-            return seed_validation(
-                preset,
-                tuple(set_ or ()),
-                ledger,
-                new_seeds_per_run=new,
-                max_seeds=max_seeds,
-                first_seed=first_seed,
-                mark_nats=mark,
-                against=against,
-                margin_nats=margin,
-                alpha=alpha,
-                recheck_seed=recheck_seed,
-                options=options,
-                return_state=True,
-            )
-
-        book, said = run_flow(call, options, debug).result(raise_on_failure=True)
-        if json:
-            print_json({"ledger": book.model_dump(mode="json"), "conclusions": said})
-        else:
-            from flows.cli.terminal import print_seeds
-            from flows.results.seeds import seed_rows
-
-            print_seeds(make_console(), book.label, seed_rows(book), said)
+    terminal.tell(
+        lambda: {"ledger": book.model_dump(mode="json"), "conclusions": said},
+        lambda console: print_seeds(console, book.label, seed_rows(book), said),
+    )

@@ -7,7 +7,19 @@ A field left empty means the preset's value. `form_settings` turns the filled on
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, TypeVar, get_args
+from dataclasses import dataclass
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    NewType,
+    TypeAlias,
+    TypeVar,
+    get_args,
+)
 
 from pydantic import MISSING, BeforeValidator, Field, WithJsonSchema
 
@@ -16,46 +28,106 @@ from schemas.errors import SpecError
 from schemas.introspect import find_setting, number, takes
 from schemas.overrides import describe_fields
 from schemas.pipeline import PipelineSpec
-from schemas.quantizer_settings import FormatRule
+from schemas.quantizer_settings import FormatRule, TensorFormat
 from schemas.runtime import RunOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
+FormValue = NewType("FormValue", object)
+"""What a form sends for a field of SETTINGS. Python code gives overrides instead: to mypy a field that takes
+any value would be `return_state` as well.
+"""
 
 AS_IT_IS: Final = "as it is"
-Preset = Literal["smoke", "demo", "medium", "record", "reference"]
-Bits = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8"]
-BitsOrNone = Literal["as it is", "int2", "int3", "int4", "int5", "int6", "int7", "int8"]
-FormatOrNone = Literal["as it is", "int4", "int5", "int6", "int7", "int8", "fp16", "fp32"]
+if TYPE_CHECKING:  # mypy reads no Literal that is made
+    Preset: TypeAlias = str
+    Bits: TypeAlias = str
+    BitsOrNone: TypeAlias = str
+    FormatOrNone: TypeAlias = str
+else:
+    Preset = Literal[*PRESETS]
+    Bits = Literal[*(name for name in get_args(TensorFormat) if name.startswith("int"))]
+    BitsOrNone = Literal[AS_IT_IS, *get_args(Bits)]
+    _TOO_COARSE = ("int2", "int3")  # for the edge blocks and the embedding
+    FormatOrNone = Literal[AS_IT_IS, *(name for name in get_args(TensorFormat) if name not in _TOO_COARSE)]
 _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum"}
 _RATIO = r"(0?\.\d*[1-9]\d*|1|1\.0*)"
 ClipGrid = Annotated[str, Field(pattern=rf"^\s*({_RATIO}(\s*,\s*{_RATIO})*)?\s*$")]
 Assignment = Annotated[str, Field(pattern=r"^\s*[a-z_][a-z0-9_]*(\.[a-z0-9_]+)+\s*=")]
 
-SETTINGS: dict[str, tuple[str, ...]] = {
-    "seed": ("train.seed",),
-    "max_steps": ("train.schedule.max_steps",),
-    "max_seconds": ("train.schedule.max_seconds",),
-    "vocab_size": ("tokenize.tokenizer.vocab_size", "train.model.vocab_size"),
-    "num_layers": ("train.model.num_layers",),
-    "model_dim": ("train.model.model_dim",),
-    "mlp_hidden": ("train.model.mlp_hidden",),
-    "swa_window": ("train.snapshots.start_lr_scale", "merge.averaging.start_lr_scale"),
-    "limit_bytes": ("check_size.limit_bytes",),
+
+@dataclass(frozen=True)
+class NumberField:
+    """A field that sets one setting or several to the same number. Empty: the preset's."""
+
+    settings: tuple[str, ...]
+    empty: ClassVar[Any] = None
+
+    def annotation(self) -> Any:
+        kind = float if takes(find_setting(PipelineSpec, self.settings[0]).hint, float) else int
+        return Annotated[kind | None, setting_field(self.settings[0])]
+
+    def overrides(self, spec: PipelineSpec, name: str, value: Any) -> list[str]:
+        return [f"{dotted}={value}" for dotted in self.settings]
+
+
+@dataclass(frozen=True)
+class FormatField:
+    """A field that gives another format to the rules about `pattern`, under QAT as well as for the blob."""
+
+    pattern: str
+    choices: Any
+    empty: ClassVar[Any] = AS_IT_IS
+
+    def annotation(self) -> Any:
+        return self.choices
+
+    def overrides(self, spec: PipelineSpec, name: str, value: Any) -> list[str]:
+        places = {"quantize.rules": spec.quantize.rules, "train.qat.rules": spec.train.qat.rules}
+        found = (format_overrides(dotted, rules, {name: value}) for dotted, rules in places.items())
+        return [setting for settings in found for setting in settings]
+
+
+@dataclass(frozen=True)
+class ClipField:
+    """The field of the clip ratios."""
+
+    empty: ClassVar[Any] = ""
+
+    def annotation(self) -> Any:
+        return ClipGrid
+
+    def overrides(self, spec: PipelineSpec, name: str, value: Any) -> list[str]:
+        return [clip_override(value)]
+
+
+_FORMATS = {
+    "bits": FormatField("*.weight", BitsOrNone),
+    "edge_bits": FormatField("blocks.*", FormatOrNone),
+    "embedding_format": FormatField("tok_emb.*", FormatOrNone),
 }
-"""Form field -> the settings that it sets, all to the same value."""
+SETTINGS: dict[str, NumberField | FormatField | ClipField] = {
+    "seed": NumberField(("train.seed",)),
+    "max_steps": NumberField(("train.schedule.max_steps",)),
+    "max_seconds": NumberField(("train.schedule.max_seconds",)),
+    "vocab_size": NumberField(("tokenize.tokenizer.vocab_size", "train.model.vocab_size")),
+    "num_layers": NumberField(("train.model.num_layers",)),
+    "model_dim": NumberField(("train.model.model_dim",)),
+    "mlp_hidden": NumberField(("train.model.mlp_hidden",)),
+    "swa_window": NumberField(("train.snapshots.start_lr_scale", "merge.averaging.start_lr_scale")),
+    **_FORMATS,
+    "clip_candidates": ClipField(),
+    "limit_bytes": NumberField(("check_size.limit_bytes",)),
+}
+"""The fields of the pipeline's form that set settings, in its order; `with_setting_fields` makes them."""
 
-_FORMATS = {"bits": "*.weight", "edge_bits": "blocks.*", "embedding_format": "tok_emb.*"}
-"""Form field -> the rules that it gives another format, by their pattern."""
 
-
-def setting_field(field: str) -> WithJsonSchema:
-    """How a form shows the field: a plain number box, with its setting's help, unit, range, and what each
+def setting_field(dotted: str) -> WithJsonSchema:
+    """How a form shows a field of the setting: a plain number box, with its help, unit, range, and what each
     preset has.
 
     (As the union that `int | None` is, it would be a pair of tabs.) Values from elsewhere are checked where
     they become settings.
     """
-    dotted = SETTINGS[field][0]
     setting = find_setting(PipelineSpec, dotted)
     infos = {
         preset: {info.name: info.value for info in describe_fields(make())}
@@ -75,6 +147,33 @@ def number_field(kind: Literal["integer", "number"], **limits: float) -> WithJso
     Validated by its own annotation as well.
     """
     return WithJsonSchema({"type": kind, **limits})
+
+
+def with_setting_fields(*names: str) -> Callable[[F], F]:
+    """For a flow's function: these fields of SETTINGS become its parameters, before its keyword-only ones.
+
+    The function takes them by `**`. Below @flow, which reads the signature.
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function, eval_str=True)
+        own = [item for item in signature.parameters.values() if item.kind is not item.VAR_KEYWORD]
+        made = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=SETTINGS[name].empty,
+                annotation=SETTINGS[name].annotation(),
+            )
+            for name in names
+        ]
+        first = sum(item.kind is not item.KEYWORD_ONLY for item in own)
+        function.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*own[:first], *made, *own[first:]]
+        )
+        return function
+
+    return decorate
 
 
 def with_empty_fields(form: F) -> F:
@@ -98,18 +197,11 @@ def form_settings(spec: PipelineSpec, fields: Mapping[str, Any]) -> dict[str, li
     Bits count for training under QAT as well as for the blob. Raises SpecError where `spec` has no rule for a
     format.
     """
-    filled = {name: value for name, value in fields.items() if value not in (None, "", AS_IT_IS)}
-    found = {
-        name: [f"{dotted}={filled[name]}" for dotted in SETTINGS[name]] for name in SETTINGS if name in filled
+    return {
+        name: field.overrides(spec, name, fields[name])
+        for name, field in SETTINGS.items()
+        if fields.get(name) not in (None, "", AS_IT_IS)
     }
-    if "clip_candidates" in filled:
-        found["clip_candidates"] = [clip_override(filled["clip_candidates"])]
-    for name in _FORMATS:
-        if name in filled:
-            chosen = {name: filled[name]}
-            for section, rules in (("quantize", spec.quantize.rules), ("train.qat", spec.train.qat.rules)):
-                found.setdefault(name, []).extend(format_overrides(f"{section}.rules", rules, chosen))
-    return found
 
 
 def clip_override(grid: str) -> str:
@@ -124,7 +216,7 @@ def format_overrides(dotted: str, rules: Sequence[FormatRule], chosen: Mapping[s
     """
     changes = []
     for field, wanted in chosen.items():
-        pattern = _FORMATS[field]
+        pattern = _FORMATS[field].pattern
         matching = [
             i
             for i, rule in enumerate(rules)

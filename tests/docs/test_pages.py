@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import typer
 
-from flows.cli.base import DEFAULT_CHECKPOINT_EVERY
 from flows.cli.main import app
 from presets import PRESETS
 from schemas.check_size import SIZE_LIMIT_BYTES
@@ -182,7 +181,7 @@ SENTENCES: list[tuple[str, str, Callable[[], str]]] = [
     (
         "docs/reliability.md",
         r"\(`--checkpoint-every`, (\d+) s unless told otherwise\)",
-        lambda: f"{DEFAULT_CHECKPOINT_EVERY:.0f}",
+        lambda: f"{RunOptions().checkpoint_every_seconds:.0f}",
     ),
     (
         "docs/reliability.md",
@@ -262,6 +261,8 @@ def _check_command(words: list[str]) -> None:
 def _check_fairway(arguments: list[str]) -> None:
     group: Any = typer.main.get_command(app)
     if not arguments or arguments == ["--help"] or "…" in " ".join(arguments):
+        return
+    if arguments in ([option] for item in group.params for option in item.opts):
         return
     command = group.commands.get(arguments[0])
     assert command is not None, f"there is no fairway {arguments[0]}"

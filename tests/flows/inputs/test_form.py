@@ -1,19 +1,23 @@
 """Form fields become settings; what a form shows agrees with the schemas."""
 
+import inspect
 import re
+from typing import get_args
 
 import pytest
+from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 from prefect.utilities.callables import parameter_schema
 from pydantic import TypeAdapter
 
 from flows.export import export
-from flows.inputs.form import SETTINGS, Options
+from flows.inputs.form import AS_IT_IS, SETTINGS, Bits, NumberField, Options
 from flows.inputs.specs import resolve, run_options
 from flows.pipeline import pipeline
 from flows.requantize import requantize
 from flows.seed_validation import seed_validation
 from presets import PRESETS
 from schemas.errors import SpecError
+from schemas.quantizer_settings import TensorFormat
 from schemas.runtime import RunOptions
 
 VALUES = {
@@ -31,9 +35,10 @@ VALUES = {
 
 def test_every_field_sets_its_settings() -> None:
     spec = resolve("smoke", [], VALUES)
-    assert set(VALUES) == set(SETTINGS)
-    for field, names in SETTINGS.items():
-        for dotted in names:
+    numbers = {name: field for name, field in SETTINGS.items() if isinstance(field, NumberField)}
+    assert set(VALUES) == set(numbers)
+    for field, made in numbers.items():
+        for dotted in made.settings:
             value = spec
             for part in dotted.split("."):
                 value = getattr(value, part)
@@ -168,6 +173,35 @@ def requantize_overrides(base: list[str]) -> None:
     from flows.inputs.form import format_overrides
 
     format_overrides("quantize.rules", resolve("smoke", base).quantize.rules, {"bits": "int4"})
+
+
+def test_the_pipelines_form_is_made_of_the_table() -> None:
+    asked = ["preset", *SETTINGS, "overrides", "options"]
+    assert list(parameter_schema(pipeline).properties) == asked
+    # What is called has the fields as well, each with what stands for empty.
+    called = inspect.signature(pipeline.fn).parameters
+    assert list(called) == asked
+    assert {name: called[name].default for name in SETTINGS} == {
+        name: field.empty for name, field in SETTINGS.items()
+    }
+
+
+def test_filled_fields_reach_the_pipeline_as_their_own_types() -> None:
+    filled = {"preset": "smoke", "max_steps": "12", "max_seconds": 30, "bits": "int4", "limit_bytes": None}
+    checked = pipeline.validate_parameters(filled)
+    assert {name: checked[name] for name in filled} == {**filled, "max_steps": 12, "max_seconds": 30.0}
+    for wrong in ({"bits": "int9"}, {"max_step": 12}, {"seed": 1.5}, {"clip_candidates": "2"}):
+        with pytest.raises((ParameterTypeError, SignatureMismatchError)):
+            pipeline.validate_parameters({"preset": "smoke", **wrong})
+
+
+def test_the_formats_of_the_form_are_those_of_the_schemas() -> None:
+    shown = parameter_schema(pipeline).properties
+    coded = [name for name in get_args(TensorFormat) if name.startswith("int")]
+    assert shown["bits"]["enum"] == [AS_IT_IS, *coded]
+    assert list(get_args(Bits)) == coded
+    for name in ("edge_bits", "embedding_format"):
+        assert set(shown[name]["enum"]) == {AS_IT_IS, *get_args(TensorFormat)} - {"int2", "int3"}
 
 
 def test_the_form_shows_number_boxes_with_unit_range_and_presets() -> None:

@@ -1,0 +1,171 @@
+"""Options that come from the models: `RunOptions` is the block of options of every command that runs stages.
+
+The models need pydantic, which takes longer than all of `fairway --help`. So such a command's parameters are
+made when it is called, not when it is listed.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import cached_property, partial, wraps
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+from rich.console import Console
+from typer.core import TyperCommand
+from typer.models import ParameterInfo
+
+from flows.cli.base import (
+    DEFAULT_STORE,
+    Debug,
+    Json,
+    StoreFolder,
+    clear_errors,
+    make_console,
+    print_json,
+    run_flow,
+)
+
+PRESETS_HELP = "{presets}"
+"""The help of an option or argument that takes a preset: their names stand there instead."""
+
+ANY_STAGE = ("store", "retries", "stage_timeout_seconds")
+TRAINING = (*ANY_STAGE, "checkpoint_every_seconds")
+"""Fields of RunOptions that are options of a command that trains; of one that does not, ANY_STAGE."""
+
+PresetOption = Annotated[str, typer.Option(help=PRESETS_HELP)]
+
+
+class Terminal:
+    """What the terminal gave a command about where and how it runs and answers."""
+
+    def __init__(self, given: dict[str, Any], json: bool, debug: bool) -> None:
+        """`given`: field of RunOptions -> value."""
+        self._given, self._json, self._debug = given, json, debug
+
+    @cached_property
+    def options(self) -> Any:
+        """RunOptions of what was given; makes the store where there is none.
+
+        Raises SpecError naming the option.
+        """
+        from pydantic import ValidationError
+
+        from schemas.errors import SpecError
+        from schemas.runtime import RunOptions
+        from stages.store.store import Store
+
+        try:
+            return RunOptions(**{**self._given, "store": str(Store(self._given["store"]).root)})
+        except ValidationError as error:
+            said = (
+                f"{_option_of(str(item['loc'][0]))} = {item['input']}: {item['msg']}"
+                for item in error.errors()
+            )
+            raise SpecError("; ".join(said)) from error
+
+    @property
+    def store(self) -> Path:
+        return Path(self.options.store)
+
+    def run(self, flow: str, *args: Any, **kwargs: Any) -> Any:
+        """The state in which the flow, as module:name, ended; it is called with the rest and `options`."""
+        return run_flow(flow, self.options, self._debug, *args, **kwargs)
+
+    def tell(self, value: Callable[[], Any], show: Callable[[Console], None]) -> None:
+        """Give the value as JSON where --json asks for it, else have it shown."""
+        if self._json:
+            print_json(value())
+        else:
+            show(make_console())
+
+
+def with_run_options(*fields: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The command takes these fields of RunOptions as options, --json and --debug, and gets one `terminal`.
+
+    What it raises becomes one message. Register it with `cls=OnDemand`.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def call(json: bool, debug: bool, **given: Any) -> None:
+            with clear_errors(debug):
+                chosen = {field: given.pop(_parameter_of(field)) for field in fields}
+                command(**given, terminal=Terminal(chosen, json, debug))
+
+        call.__signature__ = inspect.Signature()  # type: ignore[attr-defined]  # all that a list needs
+        call.__annotations__ = {}
+        call.whole_signature = partial(_whole_signature, command, fields)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+class OnDemand(TyperCommand):
+    """A command that makes its parameters when they are first asked for."""
+
+    def __init__(self, *args: Any, callback: Callable[..., Any], **kwargs: Any) -> None:
+        super().__init__(*args, callback=callback, **kwargs)
+        self._command: Any = callback.__wrapped__  # type: ignore[attr-defined]
+        del self.params, self.callback
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("params", "callback"):
+            raise AttributeError(name)
+        signature = getattr(self._command, "whole_signature", partial(inspect.signature, self._command))()
+        self._command.__signature__ = _with_presets(signature)
+        alone = typer.Typer(add_completion=False)
+        alone.command()(self._command)
+        made = typer.main.get_command(alone)
+        self.params, self.callback = made.params, made.callback
+        return getattr(self, name)
+
+
+def _whole_signature(command: Callable[..., None], fields: tuple[str, ...]) -> inspect.Signature:
+    """The command's own parameters, then those of RunOptions, --json and --debug."""
+    own = inspect.signature(command)
+    last = inspect.Parameter.KEYWORD_ONLY
+    return own.replace(
+        parameters=[
+            *(item.replace(kind=last) for name, item in own.parameters.items() if name != "terminal"),
+            *(_option(field) for field in fields),
+            inspect.Parameter("json", last, annotation=Json, default=False),
+            inspect.Parameter("debug", last, annotation=Debug, default=False),
+        ]
+    )
+
+
+def _option(field: str) -> inspect.Parameter:
+    """A field of RunOptions as an option. The model checks the value, so that its message is the only one."""
+    from schemas.runtime import RunOptions
+
+    found = RunOptions.model_fields[field]
+    keyword = partial(inspect.Parameter, _parameter_of(field), inspect.Parameter.KEYWORD_ONLY)
+    if field == "store":
+        return keyword(annotation=StoreFolder, default=DEFAULT_STORE)
+    told = (found.description or "").partition("; empty:")[0]
+    metavar = "SECONDS" if field.endswith("_seconds") else None
+    plain = get_type_hints(RunOptions)[field]
+    option = typer.Option(_option_of(field), help=told, metavar=metavar)
+    return keyword(annotation=Annotated[plain, option], default=found.default)
+
+
+def _parameter_of(field: str) -> str:
+    """`stage_timeout_seconds` -> `timeout`."""
+    return field.removeprefix("stage_").removesuffix("_seconds")
+
+
+def _option_of(field: str) -> str:
+    return f"--{_parameter_of(field).replace('_', '-')}"
+
+
+def _with_presets(signature: inspect.Signature) -> inspect.Signature:
+    """The same, with the presets' names where the help is about them."""
+    from presets import PRESETS
+
+    *others, last = PRESETS
+    for item in signature.parameters.values():
+        for info in get_args(item.annotation):
+            if isinstance(info, ParameterInfo) and info.help == PRESETS_HELP:
+                info.help = f"{', '.join(others)} or {last}"
+    return signature
