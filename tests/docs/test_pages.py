@@ -17,7 +17,6 @@ import typer
 
 from flows.cli.main import app
 from presets import PRESETS
-from schemas.check_size import SIZE_LIMIT_BYTES
 from schemas.errors import SpecError
 from schemas.introspect import children, find_setting, variants
 from schemas.overrides import apply_overrides
@@ -139,6 +138,34 @@ def test_environment_variables_of_ours_are_read_somewhere(name: str) -> None:
         assert variable in code or variable in text_of("Makefile"), f"{name}: nothing reads {variable}"
 
 
+def test_the_start_page_is_short() -> None:
+    assert len(text_of("README.md").splitlines()) < 130
+
+
+def test_sentences_of_the_start_page_are_short() -> None:
+    """At most 30 words, outside of code and tables."""
+    too_long = [words for words in _sentences(text_of("README.md")) if len(words) > 30]
+    assert not too_long, [" ".join(words) for words in too_long]
+
+
+def test_sentences_are_told_apart() -> None:
+    page = "One `a.b` is\nhere. Two!\n\n- **Three:** [a link](x.md) follows\n\n| no | row |\n"
+    page += "\n```\nno code\n```\n"
+    assert [len(words) for words in _sentences(page)] == [4, 1, 4]
+
+
+def _sentences(page: str) -> Iterator[list[str]]:
+    """The words of each sentence of prose. Code in backticks is one word, a link is its text."""
+    prose = _LINK.sub(
+        lambda link: link[0][link[0].index("[") + 1 : link[0].rindex("](")], _FENCE.sub("\n", page)
+    )
+    prose = re.sub(r"^(?:\||#).*$", "", _INLINE.sub("code", prose), flags=re.MULTILINE)
+    for block in re.split(r"\n\s*\n|^- ", prose, flags=re.MULTILINE):
+        for sentence in re.split(r"(?<=[.!?])\W*\s", block):
+            if words := re.findall(r"\S*\w\S*", sentence):
+                yield words
+
+
 def test_every_page_is_in_the_index() -> None:
     index = text_of("docs/README.md")
     for page in sorted((ROOT / "docs").glob("*.md")):
@@ -172,11 +199,6 @@ FIGURES: dict[str, Callable[..., str]] = {
 """What `<!-- figure: NAME ARGUMENTS -->` in front of a figure stands for."""
 
 SENTENCES: list[tuple[str, str, Callable[[], str]]] = [
-    (
-        "README.md",
-        r"the parameter-golf .{0,120}?stay under ([\d,]+) bytes|stay under ([\d,]+) bytes",
-        lambda: f"{SIZE_LIMIT_BYTES:,}",
-    ),
     ("README.md", r"│ parameters +│ +([\d,]+) │", lambda: _parameters("demo")),
     (
         "docs/reliability.md",
