@@ -27,10 +27,10 @@ from flows.inputs.specs import check_quantizer, quantize_spec, resolve, run_labe
 from flows.results.run_report import over_limit_message, pipeline_report, publish_artifacts, publish_spec
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stage_runner
-from schemas.base import Schema
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.pipeline import PipelineReport, PipelineSpec
+from schemas.results import RunResults
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Checkpoints
 from stages.corpora import locate
@@ -118,20 +118,22 @@ def ship(
     package = run("package", spec.package_spec(), packed=packed)
     size = run("check_size", spec.check_size, package=package, packed=packed)
     evaluation = run("evaluate", spec.evaluate, package=package, tokenized=tokenized)
-    results: dict[str, Schema] = {
-        "tokenized": tokenized,
-        "trained": trained,
-        "merged": merged,
-        "packed": packed,
-        "package": package,
-        "size": size,
-        "evaluation": evaluation,
-    }
-    results["audit"] = run("audit", spec, **results)
+    results = RunResults(
+        tokenized=tokenized,
+        trained=trained,
+        merged=merged,
+        packed=packed,
+        package=package,
+        size=size,
+        evaluation=evaluation,
+    )
+    audit = run("audit", spec, **results.by_name())
     label = run_label(preset, spec)
-    published = run("publish", publish_spec(spec, label, outcomes), **results)
+    published = run("publish", publish_spec(spec, label, outcomes), **results.by_name(), audit=audit)
 
-    report = pipeline_report(str(flow_run.id), label, preset, spec, started, outcomes, results, published)
+    report = pipeline_report(
+        str(flow_run.id), label, preset, spec, started, outcomes, results, audit, published
+    )
     save_report(store.root, report)
     with only_shown("the artifacts of the run"):
         publish_artifacts(report, store.root)

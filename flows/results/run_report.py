@@ -20,12 +20,13 @@ from flows.results.tables import (
     result_rows,
     stage_rows,
 )
-from schemas.base import Schema
+from schemas.audit import Audit
 from schemas.check_size import SizeReport
 from schemas.introspect import number
 from schemas.overrides import describe_fields
 from schemas.pipeline import PipelineReport, PipelineSpec, StageSummary
 from schemas.publish import PublishedReport, PublishSpec, ReportedSetting
+from schemas.results import RunResults
 from stages.execution.runner import Outcome
 
 
@@ -46,7 +47,8 @@ def pipeline_report(
     spec: PipelineSpec,
     started: datetime,
     outcomes: Sequence[Outcome],
-    results: dict[str, Schema],
+    results: RunResults,
+    audit: Audit,
     published: PublishedReport,
 ) -> PipelineReport:
     """Everything about one run in one record."""
@@ -68,8 +70,9 @@ def pipeline_report(
         seconds=(datetime.now(UTC) - started).total_seconds(),
         spec=spec,
         stages=stages,
+        **results.by_name(),
+        audit=audit,
         published=published,
-        **results,
     )
 
 

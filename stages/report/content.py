@@ -5,30 +5,15 @@ from dataclasses import dataclass
 
 from schemas.audit import Audit
 from schemas.check_size import SizeReport
-from schemas.evaluate import Evaluation, Score
+from schemas.evaluate import Score
 from schemas.files import Provenance
 from schemas.gap import GapByCause
-from schemas.merge import MergedModel
-from schemas.package import Package
 from schemas.quantize import PackedModel, TensorReport
+from schemas.results import RunResults
 from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
 from schemas.train import Checkpoints, ParameterChange
 
 NATS_PER_BIT = 0.6931471805599453
-
-
-@dataclass(frozen=True)
-class Results:
-    """Everything that a run made, as its stages handed it on."""
-
-    tokenized: TokenizedCorpus
-    trained: Checkpoints
-    merged: MergedModel
-    packed: PackedModel
-    package: Package
-    size: SizeReport
-    evaluation: Evaluation
-    audit: Audit
 
 
 @dataclass(frozen=True)
@@ -41,7 +26,7 @@ class Figure:
     good: bool | None = None
 
 
-def headline(results: Results) -> list[Figure]:
+def headline(results: RunResults, audit: Audit) -> list[Figure]:
     """What a reader looks for first."""
     quantized, sliding, size = results.evaluation.non_overlapping, results.evaluation.sliding, results.size
     gap = quantized.bpb - results.merged.merged.bpb
@@ -61,7 +46,7 @@ def headline(results: Results) -> list[Figure]:
                 f"{sliding.bpb - quantized.bpb:+.4f} by longer context",
             ),
         )
-    if warnings := results.audit.warnings:
+    if warnings := audit.warnings:
         names = ", ".join(finding.title for finding in warnings)
         figures.append(Figure("techniques and rules", f"{len(warnings)} to look at", names, good=False))
     if best_compressor is not None:
@@ -77,7 +62,7 @@ def headline(results: Results) -> list[Figure]:
     return figures
 
 
-def score_steps(results: Results) -> list[tuple[str, Score]]:
+def score_steps(results: RunResults) -> list[tuple[str, Score]]:
     """The scores in the order of the chain."""
     steps = [
         ("last iterate", results.merged.last),
@@ -89,7 +74,7 @@ def score_steps(results: Results) -> list[tuple[str, Score]]:
     )
 
 
-def score_rows(results: Results) -> list[list[str]]:
+def score_rows(results: RunResults) -> list[list[str]]:
     """step, bpb, change, nats a target, targets, bytes, BOS share in bpb."""
     rows, before = [], None
     for name, score in score_steps(results):

@@ -22,6 +22,7 @@ from schemas.merge import MergedModel
 from schemas.package import Package
 from schemas.publish import PublishedReport, PublishSpec, ReportedSetting
 from schemas.quantize import ClipShare, PackedModel, TensorReport
+from schemas.results import RunResults
 from schemas.settings import ComputeSettings, ModelSettings
 from schemas.stages import STAGES
 from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
@@ -249,7 +250,7 @@ def published(make_workspace: Callable[..., Workspace]) -> Callable[..., str]:
         pq.write_table(pa.table(_metrics(steps)), work.out_dir / "metrics.parquet")
         result = publish(
             spec or PublishSpec(),
-            **_results(work.ref(work.out_dir / "metrics.parquet"), **changes),
+            **STAGES["publish"].arguments(_results(work.ref(work.out_dir / "metrics.parquet"), **changes)),
             work=work,
         )
         assert isinstance(result, PublishedReport)
@@ -398,7 +399,7 @@ def test_the_audit_measures_with_the_threads_of_the_settings(
     spec = spec.derive(
         evaluate=spec.evaluate.derive(compute=replace(spec.evaluate.compute, threads_per_process=threads))
     )
-    audit(spec, **results, work=work)
+    audit(spec, RunResults(**results), work)
     assert seen == [("stages.auditing.rank", threads, threads)]
 
 
