@@ -5,7 +5,6 @@ curve).
 import base64
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,11 @@ from flows.results.tables import (
     result_rows,
     stage_rows,
 )
-from schemas.audit import Audit
 from schemas.check_size import SizeReport
 from schemas.introspect import number
 from schemas.overrides import describe_fields
 from schemas.pipeline import PipelineReport, PipelineSpec, StageSummary
-from schemas.publish import PublishedReport, PublishSpec, ReportedSetting
-from schemas.results import RunResults
+from schemas.publish import PublishSpec, ReportedSetting
 from stages.execution.runner import Outcome
 
 
@@ -40,19 +37,9 @@ def publish_spec(spec: PipelineSpec, label: str, outcomes: Sequence[Outcome]) ->
     return PublishSpec(title=spec.publish.title, run_name=label, settings=settings, provenance=provenance)
 
 
-def pipeline_report(
-    run_id: str,
-    label: str,
-    preset: str,
-    spec: PipelineSpec,
-    started: datetime,
-    outcomes: Sequence[Outcome],
-    results: RunResults,
-    audit: Audit,
-    published: PublishedReport,
-) -> PipelineReport:
-    """Everything about one run in one record."""
-    stages = tuple(
+def stage_summaries(outcomes: Sequence[Outcome]) -> tuple[StageSummary, ...]:
+    """Key and seconds of each stage of a run."""
+    return tuple(
         StageSummary(
             stage=outcome.record.provenance.stage,
             key=outcome.record.provenance.key,
@@ -61,18 +48,6 @@ def pipeline_report(
             computed_seconds=outcome.record.provenance.seconds,
         )
         for outcome in outcomes
-    )
-    return PipelineReport(
-        run_id=run_id,
-        name=label,
-        preset=preset,
-        created_at=started.isoformat(timespec="seconds"),
-        seconds=(datetime.now(UTC) - started).total_seconds(),
-        spec=spec,
-        stages=stages,
-        **results.by_name(),
-        audit=audit,
-        published=published,
     )
 
 
