@@ -44,7 +44,7 @@ from schemas.runtime import RunOptions
 from schemas.stages import STAGES
 from stages.execution.runner import Outcome
 from stages.processes.stopping import Stopping
-from stages.store.runs import find_run, load_report, named_after
+from stages.store.runs import find_run, load_report, named_after, require_files
 from stages.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -289,8 +289,4 @@ def _check(
         earlier.tokenized.tokenizer,
         earlier.trained.metrics,
     )
-    for problem in store.problems(needed):
-        raise SpecError(
-            f"run = {earlier.name}: {problem}. Run the pipeline with its settings again: what is "
-            "missing is made again"
-        )
+    require_files(store, earlier, needed)
