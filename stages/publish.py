@@ -12,7 +12,7 @@ from markupsafe import Markup
 from schemas.audit import Audit
 from schemas.publish import PublishedReport, PublishSpec
 from schemas.results import RunResults
-from stages.report import content, plots
+from stages.report import content, plots, rows
 from stages.store.workspace import Workspace
 from stages.training.metrics import Columns, read_metrics
 
@@ -30,12 +30,12 @@ def publish(spec: PublishSpec, results: RunResults, audit: Audit, work: Workspac
 
 def render(spec: PublishSpec, results: RunResults, audit: Audit, metrics: Columns) -> str:
     """The whole page. Text from results and settings is escaped; only our own plots go in as markup."""
-    steps = [(name, score.bpb) for name, score in content.score_steps(results)]
+    steps = [(name, score.bpb) for name, score in rows.score_steps(results)]
     pictures = {
         "loss": plots.loss_curve(metrics, themed=True),
         "timeline": plots.timeline(metrics, themed=True),
-        "decomposition": plots.decomposition(steps, content.compressors(results.tokenized.val), themed=True),
-        "budget": plots.budget(content.budget_parts(results.size), results.size.limit_bytes, themed=True),
+        "decomposition": plots.decomposition(steps, rows.compressors(results.tokenized.val), themed=True),
+        "budget": plots.budget(rows.budget_parts(results.size), results.size.limit_bytes, themed=True),
     }
     changes = content.change_rows(results.trained)
     environment = Environment(
@@ -48,17 +48,15 @@ def render(spec: PublishSpec, results: RunResults, audit: Audit, metrics: Column
         **results.by_name(),
         audit=audit,
         spec=spec,
-        figures=content.headline(results, audit),
         plots={name: Markup(svg) for name, svg in pictures.items()},
-        audit_rows=content.audit_rows(audit),
-        score_rows=content.score_rows(results),
-        budget_rows=content.budget_rows(results.size),
-        gap_rows=content.gap_rows(audit.gap) if audit.gap else [],
-        coding_rows=content.coding_rows(results.size),
+        figures=rows.result_table(results, "", _setting(spec, "evaluate.scoring.stride")),
+        audited=rows.audit_table(audit),
+        scores=rows.score_table(results),
+        budget=rows.budget_table(results.size),
+        gap=rows.gap_table(audit),
         gain=content.quantization_gain(results.packed),
-        tensor_rows=list(
-            zip(content.tensor_rows(results.packed), content.clip_bars(results.packed), strict=True)
-        ),
+        tensors=rows.tensor_table(results.packed),
+        clip_bars=content.clip_bars(results.packed),
         clip_texts=[content.clip_text(tensor) for tensor in results.packed.tensors],
         training_rows=content.training_rows(results.trained, spec.provenance),
         group_rows=content.group_rows(results.trained),
@@ -80,3 +78,7 @@ def render(spec: PublishSpec, results: RunResults, audit: Audit, metrics: Column
             for origin in spec.provenance
         ],
     )
+
+
+def _setting(spec: PublishSpec, name: str) -> str:
+    return next((setting.value for setting in spec.settings if setting.name == name), "")
