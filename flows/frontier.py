@@ -155,7 +155,7 @@ def _point(
         total_bytes=size.total_bytes,
         model_bytes=size.model_bytes,
         code_bytes=size.code_bytes,
-        bits_per_parameter=8 * packed.blob_bytes / packed.num_parameters,
+        bits_per_parameter=packed.bits_per_parameter,
         bpb=scores.non_overlapping.bpb,
         gap_bpb=scores.non_overlapping.bpb - earlier.val_bpb_merged,
         quantize_seconds=quantize_seconds,

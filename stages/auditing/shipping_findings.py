@@ -30,12 +30,10 @@ def _quantizer(evidence: Evidence, technique: Technique) -> Finding:
         return _coded(evidence, technique)
     packed = evidence.results.packed
     rows = [tensor for tensor in packed.tensors if tensor.format.startswith("int")]
-    squares = sum(row.num_elements * row.rms_error**2 for row in rows)
-    plain = sum(row.num_elements * row.rms_error_round_to_nearest**2 for row in rows)
     differ = [row for row in rows if row.rms_error != row.rms_error_round_to_nearest]
     clipped = sum(clip.num_rows for row in rows for clip in row.clips if clip.clip_ratio != 1)
     searched = sum(clip.num_rows for row in rows for clip in row.clips)
-    saved = 1 - squares / plain if plain else 0.0
+    saved = packed.squared_error_saved
     saved_bytes = packed.blob_bytes_round_to_nearest - packed.blob_bytes
     chosen = f"{clipped:,} of {searched:,} rows took a clip ratio other than 1; " if searched else ""
     if packed.method == "gptq":
@@ -212,7 +210,7 @@ def _bytes(evidence: Evidence) -> Finding:
         "limit, total and margin": size.limit_bytes - size.total_bytes == size.margin_bytes,
     }
     wrong = [what for what, same in agree.items() if not same]
-    per_weight = 8 * packed.blob_bytes / packed.num_parameters
+    per_weight = packed.bits_per_parameter
     text = (
         f"{size.total_bytes:,} = {size.model_bytes:,} model + {size.code_bytes:,} code; "
         f"{per_weight:.2f} bits a parameter"

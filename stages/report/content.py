@@ -36,8 +36,7 @@ def clip_text(tensor: TensorReport) -> str:
 def quantization_gain(packed: PackedModel) -> str:
     """What the method saved against plain rounding, or that it saved nothing."""
     saved = packed.blob_bytes_round_to_nearest - packed.blob_bytes
-    squares = sum(t.num_elements * t.rms_error**2 for t in packed.tensors)
-    plain = sum(t.num_elements * t.rms_error_round_to_nearest**2 for t in packed.tensors)
+    less = packed.squared_error_saved
     if packed.method == "round_to_nearest":
         return "Plain rounding: there is no search to gain anything."
     moved = (
@@ -46,12 +45,11 @@ def quantization_gain(packed: PackedModel) -> str:
         else f" On training text the predictions move by {packed.divergence_nats:.5f} nats a token."
     )
     if packed.method == "ecsq":
-        bits = 8 * packed.blob_bytes / packed.num_parameters
         return (
-            f"Steps by what errors cost, coded by rANS: {bits:.2f} bits a parameter, everything "
-            f"included.{moved}"
+            f"Steps by what errors cost, coded by rANS: {packed.bits_per_parameter:.2f} bits a parameter, "
+            f"everything included.{moved}"
         )
-    error = f"{1 - squares / plain:.2%} less squared error" if plain > squares else "no less squared error"
+    error = f"{less:.2%} less squared error" if less > 0 else "no less squared error"
     size = (
         f"a blob {abs(saved):,} bytes {'smaller' if saved > 0 else 'larger'}"
         if saved
