@@ -27,7 +27,7 @@ from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stage_runner, stream_logs
 from presets.quantizers import choose_schemes, scheme_settings
 from schemas.check_size import SizeReport
-from schemas.errors import FairwayError, SpecError, StageError
+from schemas.errors import FairwayError, StageError
 from schemas.evaluate import EvaluateSpec, Evaluation
 from schemas.frontier import Frontier, FrontierPoint
 from schemas.pipeline import PipelineReport
@@ -35,7 +35,7 @@ from schemas.quantize import PackedModel
 from schemas.quantizer_settings import QuantizerSettings
 from schemas.runtime import RunOptions
 from stages.execution.runner import Outcome
-from stages.store.runs import find_run, named_after
+from stages.store.runs import find_run, named_after, require_files
 from stages.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def _point(
         total_bytes=size.total_bytes,
         model_bytes=size.model_bytes,
         code_bytes=size.code_bytes,
-        bits_per_parameter=8 * packed.blob_bytes / packed.num_parameters,
+        bits_per_parameter=packed.bits_per_parameter,
         bpb=scores.non_overlapping.bpb,
         gap_bpb=scores.non_overlapping.bpb - earlier.val_bpb_merged,
         quantize_seconds=quantize_seconds,
@@ -177,11 +177,7 @@ def _check_files(store: Store, earlier: PipelineReport) -> None:
         package.script,
         package.blob,
     )
-    for problem in store.problems(needed):
-        raise SpecError(
-            f"run = {earlier.name}: {problem}. Run the pipeline with its settings again: what is "
-            "missing is made again"
-        )
+    require_files(store, earlier, needed)
 
 
 @contextmanager

@@ -5,9 +5,7 @@
 A stage whose result is in the store already shows as `Cached` and is not run.
 """
 
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -21,26 +19,24 @@ from flows.inputs.form import (
     with_empty_fields,
     with_setting_fields,
 )
-from flows.inputs.specs import check_quantizer, quantize_spec, resolve, run_label, run_options
-from flows.results.run_report import over_limit_message, pipeline_report, publish_artifacts, publish_spec
+from flows.inputs.specs import Plan, check_quantizer, plan_run, run_options
+from flows.results.run_report import over_limit_message, publish_artifacts, publish_spec, stage_summaries
 from flows.tasks.showing import only_shown
-from flows.tasks.stage_task import stage_runner
-from schemas.base import Schema
+from flows.tasks.stage_task import StageRunner, stage_runner
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
-from schemas.pipeline import PipelineReport, PipelineSpec
+from schemas.pipeline import PipelineReport
+from schemas.results import RunResults
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Checkpoints
 from stages.corpora import locate
-from stages.execution.runner import Outcome
 from stages.store.runs import save_report
-from stages.store.store import Store
 
 
 def _run_name() -> str:
     given = flow_run.parameters
     try:
-        return run_label(given["preset"], resolve(given["preset"], given["overrides"], given))
+        return plan_run(given["preset"], given["overrides"], given).label
     except SpecError:
         return f"{given['preset']}-refused"  # the flow itself says why
 
@@ -68,60 +64,58 @@ def pipeline(
         overrides: Any other setting, one an entry, as dotted.name=value; `fairway describe PRESET` lists all.
         options: Where and how the stages run; never changes a result.
     """
-    started = datetime.now(UTC)
-    spec, options = resolve(preset, overrides, fields), run_options(options)
-    store, outcomes = Store(options.store), list[Outcome]()
-    run = stage_runner(options, run_label(preset, spec), outcomes)
-
+    plan, options = plan_run(preset, overrides, fields), run_options(options)
+    run = stage_runner(options, plan.label, [])
+    spec, store = plan.spec, run.store
     tokenized = run(
         "tokenize_corpus",
         spec.tokenize,
         manifest=locate(spec.tokenize, store.hashes, store.root / "cache" / "hub"),
     )
-    check_quantizer(spec, tokenized)
+    check_quantizer(plan, tokenized)
     trained = run("train", spec.train, tokenized=tokenized)
     merged = run("merge", spec.merge, trained=trained, tokenized=tokenized)
-    return ship(run, store, preset, spec, tokenized, trained, merged, outcomes, started)
+    return ship(plan, run, tokenized, trained, merged)
 
 
 def ship(
-    run: Callable[..., Any],
-    store: Store,
-    preset: str,
-    spec: PipelineSpec,
-    tokenized: TokenizedCorpus,
-    trained: Checkpoints,
-    merged: MergedModel,
-    outcomes: list[Outcome],
-    started: datetime,
+    plan: Plan, run: StageRunner, tokenized: TokenizedCorpus, trained: Checkpoints, merged: MergedModel
 ) -> PipelineReport:
     """The chain's second half, from the merged model to the saved report.
 
-    `outcomes` holds what came before, and gets the rest.
-
     Raises StageError when the artifact is over its limit, after the report is saved.
     """
-    packed = run("quantize", quantize_spec(spec), merged=merged, tokenized=tokenized)
+    spec = plan.spec
+    packed = run("quantize", plan.quantize, merged=merged, tokenized=tokenized)
     package = run("package", spec.package_spec(), packed=packed)
     size = run("check_size", spec.check_size, package=package, packed=packed)
     evaluation = run("evaluate", spec.evaluate, package=package, tokenized=tokenized)
-    results: dict[str, Schema] = {
-        "tokenized": tokenized,
-        "trained": trained,
-        "merged": merged,
-        "packed": packed,
-        "package": package,
-        "size": size,
-        "evaluation": evaluation,
-    }
-    results["audit"] = run("audit", spec, **results)
-    label = run_label(preset, spec)
-    published = run("publish", publish_spec(spec, label, outcomes), **results)
-
-    report = pipeline_report(str(flow_run.id), label, preset, spec, started, outcomes, results, published)
-    save_report(store.root, report)
+    results = RunResults(
+        tokenized=tokenized,
+        trained=trained,
+        merged=merged,
+        packed=packed,
+        package=package,
+        size=size,
+        evaluation=evaluation,
+    )
+    audit = run("audit", spec, **results.by_name())
+    published = run("publish", publish_spec(spec, plan.label, run.outcomes), **results.by_name(), audit=audit)
+    report = PipelineReport(
+        run_id=str(flow_run.id),
+        name=plan.label,
+        preset=plan.preset,
+        created_at=run.started.isoformat(timespec="seconds"),
+        seconds=(datetime.now(UTC) - run.started).total_seconds(),
+        spec=spec,
+        stages=stage_summaries(run.outcomes),
+        **results.by_name(),
+        audit=audit,
+        published=published,
+    )
+    save_report(run.store.root, report)
     with only_shown("the artifacts of the run"):
-        publish_artifacts(report, store.root)
+        publish_artifacts(report, run.store.root)
     if not size.fits:
         raise StageError(over_limit_message(size))
     return report

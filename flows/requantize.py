@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from itertools import product
 from typing import Annotated
@@ -32,7 +31,7 @@ from flows.inputs.form import (
     with_empty_fields,
 )
 from flows.inputs.ignored import ANY_INTEGER, as_given, refuse_ignored, why_ignored
-from flows.inputs.specs import run_label, run_options, with_changes
+from flows.inputs.specs import Plan, run_options, with_changes
 from flows.pipeline import ship
 from flows.results.comparison import comparison_rows, publish_comparison
 from flows.results.tables import Row
@@ -45,7 +44,7 @@ from schemas.runtime import RunOptions
 from schemas.stages import STAGES
 from stages.execution.runner import Outcome
 from stages.processes.stopping import Stopping
-from stages.store.runs import find_run, load_report, named_after
+from stages.store.runs import find_run, load_report, named_after, require_files
 from stages.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -144,7 +143,8 @@ def requantize(
         variants = [
             Variation(f"at most {limit_bytes:,} bytes", item.fields, item.settings) for item in variants
         ]
-    _check(store, earlier, variants, fields, overrides)
+    plans = [Plan(earlier.preset, with_changes(earlier.spec, item.settings)) for item in variants]
+    _check(store, earlier, variants, plans, fields, overrides)
     log.info(
         "%s: %d variants of the quantization, %d side by side",
         earlier.name,
@@ -152,7 +152,11 @@ def requantize(
         min(at_once, len(variants)),
     )
     states = _run_variants(
-        [partial(_run_variant, earlier.run_id, item.settings, options) for item in variants], at_once
+        [
+            partial(_run_variant, earlier.run_id, item.settings, options, plan.label)
+            for item, plan in zip(variants, plans, strict=True)
+        ],
+        at_once,
     )
     reports = [load_report(store.root, str(state.state_details.flow_run_id)) for state in states]
     compared = [
@@ -173,25 +177,13 @@ def requantized(run_id: str, overrides: list[str], options: RunOptions, name: st
     """One variant: the chain from `quantize` on, with the earlier results of the run `run_id` as they lie
     in the store.
     """
-    started, store = datetime.now(UTC), Store(options.store)
-    earlier = find_run(store.root, run_id)
-    spec = with_changes(earlier.spec, overrides)
-    outcomes = list[Outcome]()
+    earlier = find_run(Store(options.store).root, run_id)
+    plan = Plan(earlier.preset, with_changes(earlier.spec, overrides))
+    run = stage_runner(options, name, [])
     for done in earlier.stages:
-        if done.stage in BEFORE_QUANTIZE and (record := store.record(STAGES[done.stage], done.key)):
-            outcomes.append(Outcome(record, cached=True, seconds=0.0))
-    run = stage_runner(options, name, outcomes)
-    return ship(
-        run,
-        store,
-        earlier.preset,
-        spec,
-        earlier.tokenized,
-        earlier.trained,
-        earlier.merged,
-        outcomes,
-        started,
-    )
+        if done.stage in BEFORE_QUANTIZE and (record := run.store.record(STAGES[done.stage], done.key)):
+            run.outcomes.append(Outcome(record, cached=True, seconds=0.0))
+    return ship(plan, run, earlier.tokenized, earlier.trained, earlier.merged)
 
 
 def _run_variants(
@@ -212,10 +204,8 @@ def _run_variants(
             raise
 
 
-def _run_variant(run_id: str, overrides: list[str], options: RunOptions) -> State[PipelineReport]:
-    earlier = find_run(Store(options.store).root, run_id)
-    label = run_label(earlier.preset, with_changes(earlier.spec, overrides))
-    return requantized(run_id, overrides, options, label, return_state=True)
+def _run_variant(run_id: str, overrides: list[str], options: RunOptions, name: str) -> State[PipelineReport]:
+    return requantized(run_id, overrides, options, name, return_state=True)
 
 
 def _variants(
@@ -269,6 +259,7 @@ def _check(
     store: Store,
     earlier: PipelineReport,
     variants: list[Variation],
+    plans: list[Plan],
     fields: Mapping[str, Sequence[str]],
     overrides: Sequence[str],
 ) -> None:
@@ -278,7 +269,7 @@ def _check(
     `fields`: the filled fields that all variants share, with their settings. A field must count in every
     variant that has it; an override of all variants is refused where no variant has a use for it.
     """
-    specs = [with_changes(earlier.spec, item.settings) for item in variants]
+    specs = [plan.spec for plan in plans]
     for item, spec in zip(variants, specs, strict=True):
         for section in ("tokenize", "train", "merge"):
             if getattr(spec, section) != getattr(earlier.spec, section):
@@ -298,8 +289,4 @@ def _check(
         earlier.tokenized.tokenizer,
         earlier.trained.metrics,
     )
-    for problem in store.problems(needed):
-        raise SpecError(
-            f"run = {earlier.name}: {problem}. Run the pipeline with its settings again: what is "
-            "missing is made again"
-        )
+    require_files(store, earlier, needed)

@@ -20,14 +20,14 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.inputs.form import Assignment, Options, Preset, number_field, with_empty_fields
-from flows.inputs.specs import resolve, run_label, run_options
+from flows.inputs.specs import Plan, plan_run, run_options
 from flows.pipeline import pipeline
 from flows.results.seeds import conclusions, mark_line, publish_seeds, seed_figures
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stream_logs
+from presets import load_preset
 from schemas.base import fingerprint
 from schemas.errors import SpecError, StageError
-from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
 from schemas.seeds import Ledger, SeedEntry
@@ -88,17 +88,23 @@ def seed_validation(
     stream_logs()
     options = run_options(options)
     store = Store(options.store)
-    spec = _without_seed(preset, overrides)
+    plan = plan_run(preset, overrides)
+    _refuse_seed(plan)
+    # Seed 0, so that the seed counts for nothing in the configuration's fingerprint.
+    configuration = plan.with_seed(0).spec
     wanted = Ledger(
-        name=ledger or preset, configuration=fingerprint(spec), first_seed=first_seed, max_seeds=max_seeds
+        name=ledger or preset,
+        configuration=fingerprint(configuration),
+        first_seed=first_seed,
+        max_seeds=max_seeds,
     )
     other = find_ledger(store.root, against) if against else None
     with claim(store.root, wanted) as book:
-        _name_others(store.root, book, spec)
+        _name_others(store.root, book, configuration)
         if recheck_seed is not None:
-            book = _recheck(book, recheck_seed, preset, overrides, options)
+            book = _recheck(book, recheck_seed, plan, overrides, options)
         for seed in book.next_seeds(new_seeds_per_run) if recheck_seed is None else ():
-            book = book.with_entry(_train(book, seed, preset, overrides, options))
+            book = book.with_entry(_train(book, plan.with_seed(seed), overrides, options))
             write_ledger(store.root, book)
     said = conclusions(book, other, mark_nats, margin_nats, alpha)
     with only_shown("what the seeds show"):
@@ -109,12 +115,10 @@ def seed_validation(
     return book, said
 
 
-def _without_seed(preset: str, overrides: tuple[str, ...]) -> PipelineSpec:
-    """The configuration. Its seed is set to 0, so that it counts for nothing in the fingerprint."""
-    spec = resolve(preset, overrides)
-    if spec.train.seed != resolve(preset, []).train.seed:
-        raise SpecError(f"train.seed = {spec.train.seed}: the seed is what this flow varies; use first_seed")
-    return apply_overrides(spec, ["train.seed=0"])
+def _refuse_seed(plan: Plan) -> None:
+    seed = plan.spec.train.seed
+    if seed != load_preset(plan.preset).train.seed:
+        raise SpecError(f"train.seed = {seed}: the seed is what this flow varies; use first_seed")
 
 
 def _name_others(store: Path, book: Ledger, spec: PipelineSpec) -> None:
@@ -134,10 +138,9 @@ def _name_others(store: Path, book: Ledger, spec: PipelineSpec) -> None:
         )
 
 
-def _train(
-    book: Ledger, seed: int, preset: Preset, overrides: tuple[str, ...], options: RunOptions
-) -> SeedEntry:
-    """The entry of a seed after a run of the pipeline; a run that failed gives a failed entry."""
+def _train(book: Ledger, plan: Plan, overrides: tuple[str, ...], options: RunOptions) -> SeedEntry:
+    """The entry of the plan's seed after a run of the pipeline; a run that failed gives a failed entry."""
+    seed = plan.spec.train.seed
     log.info(
         "ledger %s: seed %d (%d of at most %d are done)",
         book.label,
@@ -146,26 +149,24 @@ def _train(
         book.max_seeds,
     )
     changes = (*overrides, f"train.seed={seed}")
-    state = pipeline(preset, overrides=changes, options=options, return_state=True)
+    state = pipeline(plan.preset, overrides=changes, options=options, return_state=True)
     run_id, before = str(state.state_details.flow_run_id), book.entry(seed)
     report = load_report(Path(options.store), run_id)
     return SeedEntry(
         seed=seed,
         status="completed" if state.is_completed() else "failed",
         run_id=run_id,
-        run_name=run_label(preset, resolve(preset, changes)),
+        run_name=plan.label,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         code_sha256=_code(),
-        machine=machine_kind(resolve(preset, changes).train.compute),
+        machine=machine_kind(plan.spec.train.compute),
         tries=before.tries + 1 if before else 1,
         error="" if state.is_completed() else (state.message or state.name or ""),
         figures=seed_figures(report) if report else None,
     )
 
 
-def _recheck(
-    book: Ledger, seed: int, preset: Preset, overrides: tuple[str, ...], options: RunOptions
-) -> Ledger:
+def _recheck(book: Ledger, seed: int, plan: Plan, overrides: tuple[str, ...], options: RunOptions) -> Ledger:
     """Compute a completed seed again where nothing is cached.
 
     Raises StageError when it gives other figures.
@@ -176,7 +177,7 @@ def _recheck(
         raise SpecError(
             f"recheck_seed = {seed}: not a completed seed of ledger {book.label}; completed: {done}"
         )
-    compute = resolve(preset, overrides).train.compute
+    compute = plan.spec.train.compute
     if compute.device != "cpu":
         raise SpecError(
             f"recheck_seed = {seed}: equal figures are promised on the CPU only; this configuration "
@@ -191,7 +192,7 @@ def _recheck(
         )
     scratch = Path(options.store) / "recheck" / f"{book.label}-seed{seed}"
     shutil.rmtree(scratch, ignore_errors=True)
-    again = _train(book, seed, preset, overrides, options.derive(store=str(scratch)))
+    again = _train(book, plan.with_seed(seed), overrides, options.derive(store=str(scratch)))
     if again.status == "failed":
         raise StageError(f"recheck of seed {seed}: {again.error}")
     if again.figures != entry.figures:

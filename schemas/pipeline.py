@@ -6,17 +6,18 @@ from pydantic import Field, model_validator
 
 from schemas.audit import Audit, AuditOptions
 from schemas.base import SCHEMA_VERSION, Schema, SchemaVersion, Volatile
-from schemas.check_size import CheckSizeSpec, SizeReport
+from schemas.check_size import CheckSizeSpec
 from schemas.errors import SpecError
-from schemas.evaluate import EvaluateSpec, Evaluation
-from schemas.merge import MergedModel, MergeSpec
-from schemas.package import Package, PackageOptions, PackageSpec
+from schemas.evaluate import EvaluateSpec
+from schemas.merge import MergeSpec
+from schemas.package import PackageOptions, PackageSpec
 from schemas.publish import PublishedReport, PublishOptions
-from schemas.quantize import PackedModel, QuantizeSpec
+from schemas.quantize import QuantizeSpec
 from schemas.quantizer_settings import GRID_OF_METHOD, QatSettings
+from schemas.results import RunResults
 from schemas.settings import ComputeSettings, Recipe
-from schemas.tokenize_corpus import ShardsCorpus, TokenizedCorpus, TokenizeSpec
-from schemas.train import Checkpoints, TrainSpec
+from schemas.tokenize_corpus import ShardsCorpus, TokenizeSpec
+from schemas.train import TrainSpec
 
 
 class PipelineSpec(Schema):
@@ -115,7 +116,7 @@ class StageSummary(Schema):
     computed_seconds: float = Field(description="when it was really computed")
 
 
-class PipelineReport(Schema):
+class PipelineReport(RunResults):
     """One run, complete: what was asked, what came out, where it lies."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -126,28 +127,5 @@ class PipelineReport(Schema):
     seconds: float
     spec: PipelineSpec
     stages: tuple[StageSummary, ...]
-    tokenized: TokenizedCorpus
-    trained: Checkpoints
-    merged: MergedModel
-    packed: PackedModel
-    package: Package
-    size: SizeReport
-    evaluation: Evaluation
     audit: Audit
     published: Volatile[PublishedReport]
-
-    @property
-    def val_bpb_last(self) -> float:
-        return self.merged.last.bpb
-
-    @property
-    def val_bpb_merged(self) -> float:
-        return self.merged.merged.bpb
-
-    @property
-    def val_bpb_quantized(self) -> float:
-        return self.evaluation.non_overlapping.bpb
-
-    @property
-    def val_bpb_quantized_sliding(self) -> float | None:
-        return self.evaluation.sliding.bpb if self.evaluation.sliding else None

@@ -76,3 +76,18 @@ class PackedModel(Schema):
         (), description="what the fit to a byte limit measured, in its order"
     )
     tensors: tuple[TensorReport, ...]
+
+    @property
+    def bits_per_parameter(self) -> float:
+        """Of the whole blob, everything included."""
+        return 8 * self.blob_bytes / self.num_parameters
+
+    @property
+    def squared_error_saved(self) -> float:
+        """Share of plain rounding's squared error that the method saves on the tensors stored as integers;
+        negative where it adds some.
+        """
+        stored = [tensor for tensor in self.tensors if tensor.format.startswith("int")]
+        squares = sum(tensor.num_elements * tensor.rms_error**2 for tensor in stored)
+        plain = sum(tensor.num_elements * tensor.rms_error_round_to_nearest**2 for tensor in stored)
+        return 1 - squares / plain if plain else 0.0

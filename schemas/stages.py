@@ -14,6 +14,7 @@ from schemas.package import ALLOWED_PACKAGES, Package, PackageSpec
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishedReport, PublishSpec
 from schemas.quantize import PackedModel, QuantizeSpec, quantize_compute
+from schemas.results import RunResults
 from schemas.settings import ComputeSettings
 from schemas.tokenize_corpus import CorpusManifest, TokenizedCorpus, TokenizeSpec
 from schemas.train import Checkpoints, TrainSpec
@@ -51,6 +52,14 @@ class Stage:
     def code_roots(self) -> tuple[str, ...]:
         return (self.module, *self.child_modules)
 
+    def arguments(self, inputs: dict[str, Schema]) -> dict[str, Schema]:
+        """The inputs as the parameters of the stage function."""
+        parts = RunResults.types()
+        if not parts.keys() <= inputs.keys():
+            return inputs
+        others = {name: value for name, value in inputs.items() if name not in parts}
+        return {"results": RunResults.model_validate({name: inputs[name] for name in parts}), **others}
+
     def record_type(self) -> type[StageRecord]:
         return StageRecord[self.spec_type, self.result_type]  # type: ignore[name-defined]
 
@@ -59,16 +68,6 @@ def _own_compute(spec: Any) -> ComputeSettings:
     compute: ComputeSettings = spec.compute
     return compute
 
-
-_RESULTS: dict[str, type[Schema]] = {
-    "tokenized": TokenizedCorpus,
-    "trained": Checkpoints,
-    "merged": MergedModel,
-    "packed": PackedModel,
-    "package": Package,
-    "size": SizeReport,
-    "evaluation": Evaluation,
-}
 
 # What findings and figures are made of, beside what identifies the results.
 _READ_BY_AUDIT = {"trained": ("metrics", "timings"), "merged": ("last", "merged")}
@@ -125,12 +124,18 @@ _ALL = (
         "audit",
         PipelineSpec,
         Audit,
-        _RESULTS,
+        RunResults.types(),
         ("stages.auditing.rank",),
         compute=PipelineSpec.audit_compute,
         reads=_READ_BY_AUDIT,
     ),
-    Stage("publish", PublishSpec, PublishedReport, {**_RESULTS, "audit": Audit}, reads=_READ_BY_AUDIT),
+    Stage(
+        "publish",
+        PublishSpec,
+        PublishedReport,
+        {**RunResults.types(), "audit": Audit},
+        reads=_READ_BY_AUDIT,
+    ),
 )
 
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}

@@ -10,52 +10,28 @@ and no error: the run keeps its figures.
 import logging
 
 from schemas.audit import Audit
-from schemas.base import Schema
-from schemas.check_size import SizeReport
-from schemas.evaluate import Evaluation
-from schemas.merge import MergedModel
-from schemas.package import Package
 from schemas.pipeline import PipelineSpec
-from schemas.quantize import PackedModel
-from schemas.tokenize_corpus import TokenizedCorpus
-from schemas.train import Checkpoints
+from schemas.results import RunResults
 from stages.processes.launch import launch_module
 from stages.store.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 
-def audit(
-    spec: PipelineSpec,
-    tokenized: TokenizedCorpus,
-    trained: Checkpoints,
-    merged: MergedModel,
-    packed: PackedModel,
-    package: Package,
-    size: SizeReport,
-    evaluation: Evaluation,
-    work: Workspace,
-) -> Audit:
+def audit(spec: PipelineSpec, results: RunResults, work: Workspace) -> Audit:
     """The findings, the model's first.
 
     Raises StageError when the training metrics lack a column or hold no step.
 
     Measured in a process of its own, with the threads that the spec names, and which can be cancelled.
     """
-    results: dict[str, Schema] = {
-        "tokenized": tokenized,
-        "trained": trained,
-        "merged": merged,
-        "packed": packed,
-        "package": package,
-        "size": size,
-        "evaluation": evaluation,
-    }
-    for ref in (*tokenized.val_shards, tokenized.tokenizer, trained.metrics, merged.weights, package.blob):
+    tokenized = results.tokenized
+    measured = (results.trained.metrics, results.merged.weights, results.package.blob)
+    for ref in (*tokenized.val_shards, tokenized.tokenizer, *measured):
         work.read(ref)  # damage is found here, where its error has a name
     job = {
         "spec": spec.model_dump(mode="json"),
-        "results": {name: result.model_dump(mode="json") for name, result in results.items()},
+        "results": results.model_dump(mode="json"),
         "root": str(work.root),
         "folder": str(work.out_dir),
         "runtime": work.runtime.model_dump(mode="json"),

@@ -10,50 +10,32 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from schemas.audit import Audit
-from schemas.check_size import SizeReport
-from schemas.evaluate import Evaluation
-from schemas.merge import MergedModel
-from schemas.package import Package
 from schemas.publish import PublishedReport, PublishSpec
-from schemas.quantize import PackedModel
-from schemas.tokenize_corpus import TokenizedCorpus
-from schemas.train import Checkpoints
-from stages.report import content, plots
+from schemas.results import RunResults
+from stages.report import content, plots, rows
 from stages.store.workspace import Workspace
 from stages.training.metrics import Columns, read_metrics
 
 METRIC_COLUMNS = ("step", "loss", "lr_scale", "grad_norm", "qat_on", "snapshot", "muon_momentum")
 
 
-def publish(
-    spec: PublishSpec,
-    tokenized: TokenizedCorpus,
-    trained: Checkpoints,
-    merged: MergedModel,
-    packed: PackedModel,
-    package: Package,
-    size: SizeReport,
-    evaluation: Evaluation,
-    audit: Audit,
-    work: Workspace,
-) -> PublishedReport:
+def publish(spec: PublishSpec, results: RunResults, audit: Audit, work: Workspace) -> PublishedReport:
     """Write the report. Raises StageError when the training metrics lack a column or hold no step."""
-    results = content.Results(tokenized, trained, merged, packed, package, size, evaluation, audit)
-    metrics = read_metrics(work.read(trained.metrics), METRIC_COLUMNS)
+    metrics = read_metrics(work.read(results.trained.metrics), METRIC_COLUMNS)
     html, curve = work.out_dir / "report.html", work.out_dir / "loss_curve.svg"
-    html.write_text(render(spec, results, metrics), encoding="utf-8")
+    html.write_text(render(spec, results, audit, metrics), encoding="utf-8")
     curve.write_text(plots.loss_curve(metrics, themed=False), encoding="utf-8")
     return PublishedReport(html=work.ref(html), loss_curve=work.ref(curve))
 
 
-def render(spec: PublishSpec, results: content.Results, metrics: Columns) -> str:
+def render(spec: PublishSpec, results: RunResults, audit: Audit, metrics: Columns) -> str:
     """The whole page. Text from results and settings is escaped; only our own plots go in as markup."""
-    steps = [(name, score.bpb) for name, score in content.score_steps(results)]
+    steps = [(name, score.bpb) for name, score in rows.score_steps(results)]
     pictures = {
         "loss": plots.loss_curve(metrics, themed=True),
         "timeline": plots.timeline(metrics, themed=True),
-        "decomposition": plots.decomposition(steps, content.compressors(results.tokenized.val), themed=True),
-        "budget": plots.budget(content.budget_parts(results.size), results.size.limit_bytes, themed=True),
+        "decomposition": plots.decomposition(steps, rows.compressors(results.tokenized.val), themed=True),
+        "budget": plots.budget(rows.budget_parts(results.size), results.size.limit_bytes, themed=True),
     }
     changes = content.change_rows(results.trained)
     environment = Environment(
@@ -63,19 +45,18 @@ def render(spec: PublishSpec, results: content.Results, metrics: Columns) -> str
         keep_trailing_newline=True,
     )
     return environment.get_template("page.html").render(
-        **vars(results),
+        **results.by_name(),
+        audit=audit,
         spec=spec,
-        figures=content.headline(results),
         plots={name: Markup(svg) for name, svg in pictures.items()},
-        audit_rows=content.audit_rows(results.audit),
-        score_rows=content.score_rows(results),
-        budget_rows=content.budget_rows(results.size),
-        gap_rows=content.gap_rows(results.audit.gap) if results.audit.gap else [],
-        coding_rows=content.coding_rows(results.size),
+        figures=rows.result_table(results, "", _setting(spec, "evaluate.scoring.stride")),
+        audited=rows.audit_table(audit),
+        scores=rows.score_table(results),
+        budget=rows.budget_table(results.size),
+        gap=rows.gap_table(audit),
         gain=content.quantization_gain(results.packed),
-        tensor_rows=list(
-            zip(content.tensor_rows(results.packed), content.clip_bars(results.packed), strict=True)
-        ),
+        tensors=rows.tensor_table(results.packed),
+        clip_bars=content.clip_bars(results.packed),
         clip_texts=[content.clip_text(tensor) for tensor in results.packed.tensors],
         training_rows=content.training_rows(results.trained, spec.provenance),
         group_rows=content.group_rows(results.trained),
@@ -97,3 +78,7 @@ def render(spec: PublishSpec, results: content.Results, metrics: Columns) -> str
             for origin in spec.provenance
         ],
     )
+
+
+def _setting(spec: PublishSpec, name: str) -> str:
+    return next((setting.value for setting in spec.settings if setting.name == name), "")

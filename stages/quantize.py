@@ -160,14 +160,10 @@ def _log_gain(packed: PackedModel) -> None:
         f"{packed.blob_bytes:,}",
     )
     if packed.method == "ecsq":
-        log.info("%.2f bits a parameter, everything included", 8 * packed.blob_bytes / packed.num_parameters)
+        log.info("%.2f bits a parameter, everything included", packed.bits_per_parameter)
     if packed.method in ("ecsq", "round_to_nearest"):
         return
-    squared = sum(row.num_elements * row.rms_error**2 for row in packed.tensors if row.clips)
-    squared_plain = sum(
-        row.num_elements * row.rms_error_round_to_nearest**2 for row in packed.tensors if row.clips
-    )
-    error_change = math.sqrt(squared / squared_plain) - 1 if squared_plain else 0.0
+    error_change = math.sqrt(1 - packed.squared_error_saved) - 1
     byte_change = packed.blob_bytes / packed.blob_bytes_round_to_nearest - 1
     # Equal errors are equal codes: a byte's difference is then the method's name in the header.
     in_vain = error_change == 0 or (error_change > 0 and byte_change >= 0)

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.results.frontier_points import PNG_NAME, frontier_rows
-from flows.results.tables import Row, audit_rows, bpb, gap_rows, result_rows, stage_rows
+from flows.results.tables import Row, run_table, stage_rows
 from flows.server.environment import Waiting, say_waiting
 from flows.tasks.progress import OUR_LOGGERS, StageProgress
 from schemas.frontier import Frontier
@@ -30,7 +30,11 @@ from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.printable import printable
 from schemas.submission import Rescored, RuleResult
 from schemas.techniques import TECHNIQUES
+from stages.report import rows as figures
+from stages.report.rows import bpb
 from stages.store.housekeeping import Unneeded
+
+_STYLES = {"bad": "yellow", "off": "dim", "good": "", "": ""}
 
 
 def is_screen(console: Console) -> bool:
@@ -139,13 +143,14 @@ def print_report(console: Console, report: PipelineReport, store: Path, techniqu
     did.
     """
     console.print()
-    console.print(rows_table(f"{report.name}  ({report.created_at})", result_rows(report), {"value"}))
+    console.print(drawn(run_table(report)))
     total = words(f"{report.seconds:.1f} s in all", "dim")
     console.print(rows_table("Stages", stage_rows(report), {"seconds"}))
     console.print(total)
     if techniques:
-        console.print(audit_table(report))
-        print_gap(console, report)
+        console.print(drawn(figures.audit_table(report.audit), no_wrap={"verdict"}))
+        if (by_cause := figures.gap_table(report.audit)).rows:
+            console.print(drawn(by_cause))
     for finding in report.audit.warnings:
         console.print(
             words(f"warning: {finding.title}: {finding.verdict}: {finding.evidence}", "yellow"),
@@ -155,22 +160,10 @@ def print_report(console: Console, report: PipelineReport, store: Path, techniqu
         console.print(Text.assemble(words(f"{name:8}", "bold"), words(str(store / path))), soft_wrap=True)
 
 
-def print_gap(console: Console, report: PipelineReport) -> None:
-    """What quantization costs, by cause, where it was measured."""
-    if rows := gap_rows(report):
-        console.print(rows_table("What quantization costs, by cause", rows, set(rows[0]) - {"cause"}))
-
-
-def audit_table(report: PipelineReport) -> Table:
-    """What each technique did; what was on and had no effect, or a rule that is broken, stands first and
-    in yellow.
-    """
-    rows = audit_rows(report)
-    styles = [
-        "yellow" if row["verdict"].startswith("⚠") else "dim" if row["verdict"] == "off" else ""
-        for row in rows
-    ]
-    return rows_table("Techniques and rules", rows, no_wrap={"verdict"}, styles=styles)
+def drawn(table: figures.Table, no_wrap: Collection[str] = ()) -> Table:
+    """A table of figures; what to look at stands in yellow."""
+    styles = [_STYLES[mark] for mark in table.marks]
+    return rows_table(table.title, table.dicts(), table.right, no_wrap=no_wrap, styles=styles)
 
 
 def print_comparison(console: Console, earlier: str, rows: list[Row]) -> None:

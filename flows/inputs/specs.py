@@ -6,7 +6,8 @@ Imports neither Prefect nor torch.
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from flows.inputs.form import form_settings
@@ -22,6 +23,44 @@ from schemas.runtime import RunOptions
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.packaging.script import as_shipped, program
 from stages.store.machine import settle
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does, resolved once: everything else about it follows from these two."""
+
+    preset: str
+    spec: PipelineSpec
+
+    @property
+    def label(self) -> str:
+        """The run's name: `demo-seed1337-5e884898`."""
+        return run_label(self.preset, self.spec)
+
+    @cached_property
+    def quantize(self) -> QuantizeSpec:
+        """The quantization's settings; where a limit is to be met, with the bytes of the script that will
+        ship beside the blob (the script is put together for that, once).
+        """
+        fit = self.spec.quantize.fit
+        if fit.limit_bytes is None or fit.code_bytes is not None:
+            return self.spec.quantize
+        source, _ = program(self.spec.package, self.spec.recipe())
+        code_bytes = len(as_shipped(source, self.spec.package))
+        return replace(self.spec.quantize, fit=replace(fit, code_bytes=code_bytes))
+
+    def with_seed(self, seed: int) -> "Plan":
+        """The same run with another seed of the training."""
+        train = replace(self.spec.train, seed=seed)
+        return replace(self, spec=self.spec.derive(train=train))
+
+
+def plan_run(preset: str, overrides: Sequence[str], fields: Mapping[str, Any] | None = None) -> Plan:
+    """The plan of a run of the preset with the filled form fields and the overrides.
+
+    Raises SpecError as `resolve` does.
+    """
+    return Plan(preset, resolve(preset, overrides, fields))
 
 
 def resolve(preset: str, overrides: Sequence[str], fields: Mapping[str, Any] | None = None) -> PipelineSpec:
@@ -72,22 +111,11 @@ def run_label(preset: str, spec: PipelineSpec) -> str:
     return f"{preset}-seed{spec.train.seed}-{fingerprint(spec)[:8]}"
 
 
-def quantize_spec(spec: PipelineSpec) -> QuantizeSpec:
-    """The quantization's settings; where a limit is to be met, with the bytes of the script that will
-    ship beside the blob.
-    """
-    fit = spec.quantize.fit
-    if fit.limit_bytes is None or fit.code_bytes is not None:
-        return spec.quantize
-    source, _ = program(spec.package, spec.recipe())
-    return replace(spec.quantize, fit=replace(fit, code_bytes=len(as_shipped(source, spec.package))))
-
-
-def check_quantizer(spec: PipelineSpec, tokenized: TokenizedCorpus) -> None:
+def check_quantizer(plan: Plan, tokenized: TokenizedCorpus) -> None:
     """Raises SpecError for what the quantization would only find out after training: too little text,
     less room than the script takes.
     """
-    quantizer = quantize_spec(spec)
+    quantizer = plan.quantize
     if quantizer.method in CALIBRATED_METHODS:
         try:
             quantizer.calibration.check_text(tokenized.train.num_tokens)

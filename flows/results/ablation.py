@@ -7,11 +7,12 @@ Imports neither Prefect nor torch.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flows.results.tables import Row, bpb
+from flows.results.tables import Row
 from schemas.errors import SpecError
 from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.techniques import TECHNIQUES, find_technique
+from stages.report.rows import bpb
 from stages.seeds.statistics import nats_to_bpb, paired_difference, seeds_needed
 
 EVERY_ONE = "all"

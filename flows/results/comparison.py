@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 
-from flows.results.tables import Row, bpb
+from flows.results.tables import Row
 from schemas.pipeline import PipelineReport
 from stages.report.plots import tradeoff
+from stages.report.rows import bpb
 
 Variant = tuple[str, PipelineReport | None, State]
 

@@ -6,9 +6,10 @@ Imports neither Prefect nor torch.
 import os
 from pathlib import Path
 
-from flows.results.tables import Row, bpb
+from flows.results.tables import Row
 from schemas.errors import SpecError
 from schemas.frontier import Frontier, FrontierPoint
+from stages.report.rows import bpb
 
 JSON_NAME, PNG_NAME, SVG_NAME = "frontier.json", "frontier.png", "frontier.svg"
 EFFICIENT = "best at its size"

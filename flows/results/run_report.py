@@ -5,28 +5,25 @@ curve).
 import base64
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.results.tables import (
-    audit_rows,
-    budget_rows,
-    decomposition_rows,
-    gap_rows,
-    quantization_rows,
-    result_rows,
-    stage_rows,
-)
-from schemas.base import Schema
+from flows.results.tables import run_table, stage_rows
 from schemas.check_size import SizeReport
 from schemas.introspect import number
 from schemas.overrides import describe_fields
 from schemas.pipeline import PipelineReport, PipelineSpec, StageSummary
-from schemas.publish import PublishedReport, PublishSpec, ReportedSetting
+from schemas.publish import PublishSpec, ReportedSetting
 from stages.execution.runner import Outcome
+from stages.report.rows import (
+    audit_table,
+    budget_table,
+    gap_table,
+    markdown_table,
+    score_table,
+    tensor_table,
+)
 
 
 def publish_spec(spec: PipelineSpec, label: str, outcomes: Sequence[Outcome]) -> PublishSpec:
@@ -39,18 +36,9 @@ def publish_spec(spec: PipelineSpec, label: str, outcomes: Sequence[Outcome]) ->
     return PublishSpec(title=spec.publish.title, run_name=label, settings=settings, provenance=provenance)
 
 
-def pipeline_report(
-    run_id: str,
-    label: str,
-    preset: str,
-    spec: PipelineSpec,
-    started: datetime,
-    outcomes: Sequence[Outcome],
-    results: dict[str, Schema],
-    published: PublishedReport,
-) -> PipelineReport:
-    """Everything about one run in one record."""
-    stages = tuple(
+def stage_summaries(outcomes: Sequence[Outcome]) -> tuple[StageSummary, ...]:
+    """Key and seconds of each stage of a run."""
+    return tuple(
         StageSummary(
             stage=outcome.record.provenance.stage,
             key=outcome.record.provenance.key,
@@ -59,17 +47,6 @@ def pipeline_report(
             computed_seconds=outcome.record.provenance.seconds,
         )
         for outcome in outcomes
-    )
-    return PipelineReport(
-        run_id=run_id,
-        name=label,
-        preset=preset,
-        created_at=started.isoformat(timespec="seconds"),
-        seconds=(datetime.now(UTC) - started).total_seconds(),
-        spec=spec,
-        stages=stages,
-        published=published,
-        **results,
     )
 
 
@@ -93,18 +70,20 @@ def publish_artifacts(report: PipelineReport, store: Path) -> None:
         key="result", markdown=_result_markdown(report, store), description="bits per byte, bytes and seconds"
     )
     create_table_artifact(
-        key="byte-budget", table=budget_rows(report), description="what the limit is spent on"
+        key="byte-budget", table=budget_table(report.size).dicts(), description="what the limit is spent on"
     )
     create_table_artifact(
-        key="quantization", table=quantization_rows(report), description="each tensor in the blob"
+        key="quantization", table=tensor_table(report.packed).dicts(), description="each tensor in the blob"
     )
     create_table_artifact(
         key="bpb-decomposition",
-        table=decomposition_rows(report),
+        table=score_table(report).dicts(),
         description="what each step does to the score",
     )
-    create_table_artifact(key="techniques", table=audit_rows(report), description=_audit_summary(report))
-    if by_cause := gap_rows(report):
+    create_table_artifact(
+        key="techniques", table=audit_table(report.audit).dicts(), description=_audit_summary(report)
+    )
+    if by_cause := gap_table(report.audit).dicts():
         create_table_artifact(
             key="quantization-gap", table=by_cause, description="what quantization costs, by cause"
         )
@@ -127,6 +106,7 @@ def _report_address(report: PipelineReport, store: Path) -> str:
 
 
 def _result_markdown(report: PipelineReport, store: Path) -> str:
+    figures, stages = run_table(report), stage_rows(report)
     fits = "fits" if report.size.fits else "**does not fit**"
     lines = [
         f"# {report.name}",
@@ -138,11 +118,11 @@ def _result_markdown(report: PipelineReport, store: Path) -> str:
         f"**{finding.title}: {finding.verdict}.** {finding.evidence}.\n" for finding in report.audit.warnings
     ]
     lines += [
-        *_markdown_table(result_rows(report)),
+        markdown_table(figures.columns, figures.rows),
         "",
         "## Stages",
         "",
-        *_markdown_table(stage_rows(report)),
+        markdown_table(list(stages[0]), [list(row.values()) for row in stages]),
     ]
     lines += [
         "",
@@ -156,12 +136,3 @@ def _result_markdown(report: PipelineReport, store: Path) -> str:
 def _audit_summary(report: PipelineReport) -> str:
     count = len(report.audit.warnings)
     return "what each technique did" + (f": {count} to look at" if count else "; nothing to look at")
-
-
-def _markdown_table(rows: list[dict[str, Any]]) -> list[str]:
-    names = list(rows[0])
-    return [
-        f"| {' | '.join(names)} |",
-        f"|{'---|' * len(names)}",
-        *(f"| {' | '.join(str(row[name]).replace('|', chr(92) + '|') for name in names)} |" for row in rows),
-    ]

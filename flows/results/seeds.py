@@ -7,11 +7,12 @@ import math
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows.results.tables import Row, bpb
+from flows.results.tables import Row
 from schemas.errors import SpecError
 from schemas.pipeline import PipelineReport
 from schemas.seeds import Comparison, Ledger, SeedFigures
 from stages.report.plots import seeds_plot
+from stages.report.rows import bpb
 from stages.seeds.statistics import POWER, beats_ledger, beats_mark, nats_to_bpb, seeds_needed, summarize
 
 

@@ -6,8 +6,9 @@ retries.
 """
 
 import logging
-from collections.abc import Callable
 from contextvars import Context, copy_context
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -41,28 +42,36 @@ RESOURCE_TAGS = {"train": ["train"]}  # Prefect's tag limits keep one training a
 _running: dict[UUID, Context] = {}  # by task run id, the contexts of the tasks that run in this process now
 
 
-def stage_runner(options: RunOptions, label: str, outcomes: list[Outcome]) -> Callable[..., Any]:
-    """A function that runs a stage as a task and gives its result: `run("merge", spec, trained=…,
-    tokenized=…)`.
+@dataclass(frozen=True)
+class StageRunner:
+    """Runs a stage as a task and gives its result: `run("merge", spec, trained=…, tokenized=…)`.
 
-    `label` goes into the names of the task runs; every Outcome is appended to `outcomes`. Raises what the
-    stage raises.
+    `label` goes into the names of the task runs; every Outcome is appended to `outcomes`.
     """
-    stream_logs()
-    store = Store(options.store)
 
-    def run(stage: str, spec: Any, **inputs: Schema) -> Any:
-        run_task = stage_task(stage, options)
-        if run_task.tags and is_made(store, stage, spec, inputs):
+    options: RunOptions
+    label: str
+    outcomes: list[Outcome]
+    store: Store
+    started: datetime
+
+    def __call__(self, stage: str, spec: Any, **inputs: Schema) -> Any:
+        """The stage's result. Raises what the stage raises."""
+        run_task = stage_task(stage, self.options)
+        if run_task.tags and is_made(self.store, stage, spec, inputs):
             run_task = run_task.with_options(tags=[])  # nothing to compute: no reason to wait for a slot
         elif run_task.tags:
             _say_who_trains(stage)
-        state: Any = run_task(stage, spec, inputs, options, label, return_state=True)
+        state: Any = run_task(stage, spec, inputs, self.options, self.label, return_state=True)
         outcome = state.result(raise_on_failure=True)
-        outcomes.append(outcome)
+        self.outcomes.append(outcome)
         return outcome.record.result
 
-    return run
+
+def stage_runner(options: RunOptions, label: str, outcomes: list[Outcome]) -> StageRunner:
+    """The runner of a run that starts now. `outcomes` holds what came before, and gets the rest."""
+    stream_logs()
+    return StageRunner(options, label, outcomes, Store(options.store), datetime.now(UTC))
 
 
 def _say_who_trains(stage: str) -> None:

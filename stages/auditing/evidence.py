@@ -9,15 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from schemas.check_size import SizeReport
-from schemas.evaluate import Evaluation
-from schemas.merge import MergedModel
-from schemas.package import Package
 from schemas.pipeline import PipelineSpec
-from schemas.quantize import PackedModel
+from schemas.results import RunResults
 from schemas.techniques import TECHNIQUES
-from schemas.tokenize_corpus import TokenizedCorpus
-from schemas.train import Checkpoints, ParameterChange
+from schemas.train import ParameterChange
 from stages.auditing.probe import (
     Effect,
     OwnValue,
@@ -42,21 +37,6 @@ LEARNED_SHARE = 1e-3
 """A tensor whose `learned_rms` is below this share of its initial rms counts as one that did not learn."""
 
 _COUNTED_AT_ONCE = 2**22
-
-
-@dataclass(frozen=True)
-class Records:
-    """A run's records, as its stages handed them on, and the metrics of its steps: each column (steps,)."""
-
-    spec: PipelineSpec
-    tokenized: TokenizedCorpus
-    trained: Checkpoints
-    merged: MergedModel
-    packed: PackedModel
-    package: Package
-    size: SizeReport
-    evaluation: Evaluation
-    metrics: Columns
 
 
 @dataclass(frozen=True)
@@ -91,26 +71,29 @@ class ShippedModel:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All of it."""
+    """What was asked, what came out, the metrics of the training steps (each column (steps,)), and what is
+    measured here.
+    """
 
-    records: Records
+    spec: PipelineSpec
+    results: RunResults
+    metrics: Columns
     counted: ValidationCount
     shipped: ShippedModel
     changes: dict[str, ParameterChange] = field(default_factory=dict)
 
 
-def gather(records: Records, work: Workspace) -> Evidence:
+def gather(spec: PipelineSpec, results: RunResults, metrics: Columns, work: Workspace) -> Evidence:
     """Read and measure. Raises BlobError for a blob that cannot be decoded."""
-    tokens = TokenStream([work.read(ref) for ref in records.tokenized.val_shards])
-    table = load_token_bytes(work.read(records.tokenized.tokenizer))
+    tokens = TokenStream([work.read(ref) for ref in results.tokenized.val_shards])
+    table = load_token_bytes(work.read(results.tokenized.tokenizer))
     counted = count_validation(tokens, table)
-    state, _ = unpack(work.read(records.package.blob).read_bytes())
-    merged = load_file(work.read(records.merged.weights))
-    windows = choose_windows(
-        tokens, table, counted.bos_positions, records.spec.evaluate.scoring.sequence_length
-    )
-    shipped = _try_out(records.spec, state, merged, windows)
-    return Evidence(records, counted, shipped, {change.name: change for change in records.trained.changes})
+    state, _ = unpack(work.read(results.package.blob).read_bytes())
+    merged = load_file(work.read(results.merged.weights))
+    windows = choose_windows(tokens, table, counted.bos_positions, spec.evaluate.scoring.sequence_length)
+    shipped = _try_out(spec, state, merged, windows)
+    changes = {change.name: change for change in results.trained.changes}
+    return Evidence(spec, results, metrics, counted, shipped, changes)
 
 
 def count_validation(tokens: TokenStream, table: TokenBytes) -> ValidationCount:

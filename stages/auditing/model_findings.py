@@ -57,7 +57,7 @@ def count_of(count: int, noun: str, plural: str = "") -> str:
 
 
 def _is_part_of_the_model(technique: Technique, evidence: Evidence) -> bool:
-    spec = evidence.records.spec
+    spec = evidence.spec
     return all(setting.startswith("train.model.") for setting in technique.off(spec))
 
 
@@ -106,7 +106,7 @@ def _xsa(evidence: Evidence) -> tuple[str, dict[str, float]]:
 
 
 def _rope(evidence: Evidence) -> tuple[str, dict[str, float]]:
-    rotated, dims = evidence.shipped.rotated_dims, evidence.records.spec.train.model.head_dim
+    rotated, dims = evidence.shipped.rotated_dims, evidence.spec.train.model.head_dim
     return f"{rotated} of {dims} dims of a head rotate ({rotated / dims:.0%})", {
         "rotated_share": rotated / dims
     }
@@ -131,7 +131,7 @@ def _smear_bos(evidence: Evidence) -> tuple[str, dict[str, float]]:
 
 
 def _softcap(evidence: Evidence) -> tuple[str, dict[str, float]]:
-    largest, cap = evidence.shipped.largest_raw_logit, evidence.records.spec.train.model.logit_softcap
+    largest, cap = evidence.shipped.largest_raw_logit, evidence.spec.train.model.logit_softcap
     return f"raw logits reach ±{largest:.1f}, the cap is {cap:g}", {"largest_raw_logit": largest}
 
 

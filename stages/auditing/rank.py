@@ -13,18 +13,12 @@ from pathlib import Path, PurePosixPath
 from safetensors.torch import load_file
 
 from schemas.audit import Audit, Finding
-from schemas.check_size import SizeReport
 from schemas.errors import StageError
-from schemas.evaluate import Evaluation
 from schemas.gap import GapByCause
-from schemas.merge import MergedModel
-from schemas.package import Package
 from schemas.pipeline import PipelineSpec
-from schemas.quantize import PackedModel
+from schemas.results import RunResults
 from schemas.runtime import RunOptions
-from schemas.tokenize_corpus import TokenizedCorpus
-from schemas.train import Checkpoints
-from stages.auditing.evidence import Evidence, Records, gather
+from stages.auditing.evidence import Evidence, gather
 from stages.auditing.gap import choose_sequences, gap_by_cause
 from stages.auditing.model_findings import model_findings
 from stages.auditing.shipping_findings import shipping_findings
@@ -43,26 +37,16 @@ METRIC_COLUMNS = ("step", "lr_scale", "muon_momentum", "seconds", "grad_norm", "
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    spec, told = PipelineSpec.model_validate(job["spec"]), job["results"]
+    spec, results = PipelineSpec.model_validate(job["spec"]), RunResults.model_validate(job["results"])
     runtime, folder = RunOptions.model_validate(job["runtime"]), Path(job["folder"])
     with child_result(Path(sys.argv[2])) as leave:
         compute_with(spec.audit_compute().threads_per_process, deterministic=True)
         work = Workspace(
             Path(job["root"]), folder, PurePosixPath("audit"), runtime, FileHashes(None), say_progress
         )
-        trained = Checkpoints.model_validate(told["trained"])
-        records = Records(
-            spec,
-            TokenizedCorpus.model_validate(told["tokenized"]),
-            trained,
-            MergedModel.model_validate(told["merged"]),
-            PackedModel.model_validate(told["packed"]),
-            Package.model_validate(told["package"]),
-            SizeReport.model_validate(told["size"]),
-            Evaluation.model_validate(told["evaluation"]),
-            read_metrics(work.read(trained.metrics), METRIC_COLUMNS),
-        )
-        leave(measure(gather(records, work), work).model_dump(mode="json"))
+        metrics = read_metrics(work.read(results.trained.metrics), METRIC_COLUMNS)
+        evidence = gather(spec, results, metrics, work)
+        leave(measure(evidence, work).model_dump(mode="json"))
 
 
 def measure(evidence: Evidence, work: Workspace) -> Audit:
@@ -78,20 +62,18 @@ def _gap(evidence: Evidence, work: Workspace) -> GapByCause | None:
 
     None where it is off and where the validation text is too short for two sequences.
     """
-    records = evidence.records
-    tokens = TokenStream([work.read(ref) for ref in records.tokenized.val_shards])
-    table = load_token_bytes(work.read(records.tokenized.tokenizer))
-    sequences = choose_sequences(
-        tokens, table, records.spec.audit.gap_tokens, records.spec.merge.scoring.sequence_length
-    )
+    spec, results = evidence.spec, evidence.results
+    tokens = TokenStream([work.read(ref) for ref in results.tokenized.val_shards])
+    table = load_token_bytes(work.read(results.tokenized.tokenizer))
+    sequences = choose_sequences(tokens, table, spec.audit.gap_tokens, spec.merge.scoring.sequence_length)
     if sequences is None:
         return None
     try:
         return gap_by_cause(
-            records.merged.model,
-            load_file(work.read(records.merged.weights)),
+            results.merged.model,
+            load_file(work.read(results.merged.weights)),
             evidence.shipped.state,
-            records.spec.quantize,
+            spec.quantize,
             sequences,
             work.progress,
         )

@@ -15,7 +15,7 @@ _SAME_ERROR = 1e-5
 
 def shipping_findings(evidence: Evidence) -> list[Finding]:
     """The quantizer and sliding windows, then the rules."""
-    spec = evidence.records.spec
+    spec = evidence.spec
     switched = {"quantizer": _quantizer, "sliding": _sliding}
     found = [
         make(evidence, _BY_KEY[key]) if _BY_KEY[key].is_on(spec) else off(_BY_KEY[key])
@@ -26,16 +26,14 @@ def shipping_findings(evidence: Evidence) -> list[Finding]:
 
 def _quantizer(evidence: Evidence, technique: Technique) -> Finding:
     """Against plain rounding with the same rules, which the quantize stage always makes too."""
-    if evidence.records.packed.method == "ecsq":
+    if evidence.results.packed.method == "ecsq":
         return _coded(evidence, technique)
-    packed = evidence.records.packed
+    packed = evidence.results.packed
     rows = [tensor for tensor in packed.tensors if tensor.format.startswith("int")]
-    squares = sum(row.num_elements * row.rms_error**2 for row in rows)
-    plain = sum(row.num_elements * row.rms_error_round_to_nearest**2 for row in rows)
     differ = [row for row in rows if row.rms_error != row.rms_error_round_to_nearest]
     clipped = sum(clip.num_rows for row in rows for clip in row.clips if clip.clip_ratio != 1)
     searched = sum(clip.num_rows for row in rows for clip in row.clips)
-    saved = 1 - squares / plain if plain else 0.0
+    saved = packed.squared_error_saved
     saved_bytes = packed.blob_bytes_round_to_nearest - packed.blob_bytes
     chosen = f"{clipped:,} of {searched:,} rows took a clip ratio other than 1; " if searched else ""
     if packed.method == "gptq":
@@ -68,7 +66,7 @@ def _coded(evidence: Evidence, technique: Technique) -> Finding:
     """Bits of the coded matrices, as their section of the blob has them, beside the entropy of their
     codes; what was spent and on what.
     """
-    packed, ecsq = evidence.records.packed, evidence.records.spec.quantize.ecsq
+    packed, ecsq = evidence.results.packed, evidence.spec.quantize.ecsq
     coded = [tensor for tensor in packed.tensors if tensor.format == "coded"]
     weights = sum(tensor.num_elements for tensor in coded)
     others = sum(tensor.stored_bytes for tensor in packed.tensors if tensor.format != "coded")
@@ -80,7 +78,7 @@ def _coded(evidence: Evidence, technique: Technique) -> Finding:
     estimate = weights * multiplier**2 / 24
     text = "ecsq: the rules keep every tensor in floating point, so nothing is coded"
     if coded:
-        fitted = evidence.records.spec.quantize.fit.limit_bytes is not None
+        fitted = evidence.spec.quantize.fit.limit_bytes is not None
         asked = "by the limit" if fitted else f"asked for {ecsq.loss_nats:g}"
         text = (
             f"ecsq: {count_of(len(coded), 'matrix', 'matrices')} coded in {bits:.2f} bits a "
@@ -121,9 +119,9 @@ def _divergence(packed: PackedModel) -> dict[str, float]:
 
 
 def _sliding(evidence: Evidence, technique: Technique) -> Finding:
-    scores = evidence.records.evaluation
+    scores = evidence.results.evaluation
     gain = scores.sliding.bpb - scores.non_overlapping.bpb if scores.sliding else 0.0
-    stride = evidence.records.spec.evaluate.scoring.stride
+    stride = evidence.spec.evaluate.scoring.stride
     return Finding(
         key=technique.key,
         title=technique.title,
@@ -137,13 +135,13 @@ def _blob(evidence: Evidence) -> Finding:
     """The blob, decoded by its own reader, against the merged weights and the error that quantization
     reported.
     """
-    reported = {tensor.name: tensor.rms_error for tensor in evidence.records.packed.tensors}
+    reported = {tensor.name: tensor.rms_error for tensor in evidence.results.packed.tensors}
     found = evidence.shipped.errors
     wrong = [
         name for name in sorted(set(reported) | set(found)) if not _same(reported.get(name), found.get(name))
     ]
     count = sum(tensor.numel() for tensor in evidence.shipped.state.values())
-    trained = evidence.records.trained.num_parameters
+    trained = evidence.results.trained.num_parameters
     holds = not wrong and count == trained
     text = f"{count:,} parameters decoded of {trained:,} trained"
     text += (
@@ -182,7 +180,7 @@ def _targets(evidence: Evidence) -> Finding:
             for name in wrong
         )
         text = f"the shards have {counted.num_targets:,} targets, {counted.num_bytes:,} bytes; {seen}"
-    text_bytes = evidence.records.tokenized.val.normalized_utf8_bytes
+    text_bytes = evidence.results.tokenized.val.normalized_utf8_bytes
     fits = text_bytes in (None, counted.num_bytes)
     text += (
         "; the text itself is not known"
@@ -200,7 +198,7 @@ def _targets(evidence: Evidence) -> Finding:
 
 def _bytes(evidence: Evidence) -> Finding:
     """The sizes that different stages counted must agree with one another and with the files."""
-    size, packed = evidence.records.size, evidence.records.packed
+    size, packed = evidence.results.size, evidence.results.packed
     groups = sum(part.num_bytes for part in size.tensor_groups)
     files = sum(part.num_bytes for part in size.files)
     agree = {
@@ -208,11 +206,11 @@ def _bytes(evidence: Evidence) -> Finding:
         "the blob's parts and the blob": groups == size.model_bytes,
         "the blob and what quantization wrote": size.model_bytes
         == packed.blob_bytes
-        == evidence.records.package.blob.num_bytes,
+        == evidence.results.package.blob.num_bytes,
         "limit, total and margin": size.limit_bytes - size.total_bytes == size.margin_bytes,
     }
     wrong = [what for what, same in agree.items() if not same]
-    per_weight = 8 * packed.blob_bytes / packed.num_parameters
+    per_weight = packed.bits_per_parameter
     text = (
         f"{size.total_bytes:,} = {size.model_bytes:,} model + {size.code_bytes:,} code; "
         f"{per_weight:.2f} bits a parameter"
@@ -227,7 +225,7 @@ def _bytes(evidence: Evidence) -> Finding:
 
 
 def _limit(evidence: Evidence) -> Finding:
-    size = evidence.records.size
+    size = evidence.results.size
     side = "under" if size.fits else "OVER"
     return Finding(
         key="limit",
@@ -242,7 +240,7 @@ def _fit(evidence: Evidence) -> Finding:
     """The package that the search measured is the one that ships, and it is within the limit that was
     asked for.
     """
-    packed, size, fit = evidence.records.packed, evidence.records.size, evidence.records.spec.quantize.fit
+    packed, size, fit = evidence.results.packed, evidence.results.size, evidence.spec.quantize.fit
     if fit.limit_bytes is None:
         return Finding(
             key="fit",
@@ -282,7 +280,7 @@ def _fit(evidence: Evidence) -> Finding:
 
 
 def _scores(evidence: Evidence) -> dict[str, Score]:
-    merged, evaluation = evidence.records.merged, evidence.records.evaluation
+    merged, evaluation = evidence.results.merged, evidence.results.evaluation
     scores = {"last iterate": merged.last, "merged": merged.merged, "quantized": evaluation.non_overlapping}
     return {**scores, "quantized, sliding": evaluation.sliding} if evaluation.sliding else scores
 

@@ -25,7 +25,7 @@ def training_findings(evidence: Evidence) -> list[Finding]:
         "qat": _qat,
         "swa": _averaging,
     }
-    spec = evidence.records.spec
+    spec = evidence.spec
     found = [
         make(evidence, _BY_KEY[key]) if _BY_KEY[key].is_on(spec) else off(_BY_KEY[key])
         for key, make in switched.items()
@@ -35,7 +35,7 @@ def training_findings(evidence: Evidence) -> list[Finding]:
 
 def _parameters(evidence: Evidence) -> Finding:
     """Every tensor, the value embedding included: a gradient must have moved it."""
-    trained = evidence.records.trained
+    trained = evidence.results.trained
     still = [change for change in trained.changes if not learned(change)]
     owners = {name: group for group in trained.groups for name in group.parameters}
     by_group: dict[str, list[str]] = {}
@@ -72,7 +72,7 @@ def _optimizers(evidence: Evidence) -> list[Finding]:
     """
     found = []
     for key, title in (("muon", "Muon, for matrices"), ("adamw", "AdamW, for embeddings and scalars")):
-        groups = [group for group in evidence.records.trained.groups if group.optimizer == key]
+        groups = [group for group in evidence.results.trained.groups if group.optimizer == key]
         changes = [evidence.changes[name] for group in groups for name in group.parameters]
         rates = ", ".join(f"{group.name} at {group.lr:g}" for group in groups)
         verdict: Verdict = "took effect" if any(map(learned, changes)) else "no effect"
@@ -86,7 +86,7 @@ def _optimizers(evidence: Evidence) -> list[Finding]:
 
 
 def _momentum(evidence: Evidence, technique: Technique) -> Finding:
-    momentum = evidence.records.metrics["muon_momentum"]
+    momentum = evidence.metrics["muon_momentum"]
     rising = int((np.diff(momentum) > 0).sum())
     return Finding(
         key=technique.key,
@@ -103,10 +103,10 @@ def _decay(evidence: Evidence, technique: Technique) -> Finding:
     """What decay alone left of a weight, from the learning rate of every step and the decay that the
     optimizer held.
     """
-    groups = evidence.records.trained.groups
+    groups = evidence.results.trained.groups
     applied = [group for group in groups if group.decay_factor < 1]
     spared = [group for group in groups if group.decay_factor >= 1]
-    optimizer = evidence.records.spec.train.optimizer
+    optimizer = evidence.spec.train.optimizer
     asked = {"muon": optimizer.muon_weight_decay, "adamw": optimizer.adam_weight_decay}
     missed = [group for group in spared if asked.get(group.optimizer)]
     parts = [
@@ -124,7 +124,7 @@ def _decay(evidence: Evidence, technique: Technique) -> Finding:
 
 
 def _grad_clip(evidence: Evidence, technique: Technique) -> Finding:
-    norms, limit = evidence.records.metrics["grad_norm"], evidence.records.spec.train.optimizer.grad_clip_norm
+    norms, limit = evidence.metrics["grad_norm"], evidence.spec.train.optimizer.grad_clip_norm
     share = float((norms > limit).mean())
     return Finding(
         key=technique.key,
@@ -139,7 +139,7 @@ def _grad_clip(evidence: Evidence, technique: Technique) -> Finding:
 
 
 def _warmdown(evidence: Evidence, technique: Technique) -> Finding:
-    scales = evidence.records.metrics["lr_scale"]
+    scales = evidence.metrics["lr_scale"]
     falling = int((scales < scales.max()).sum())
     parts = [
         (
@@ -161,24 +161,24 @@ def _qat(evidence: Evidence, technique: Technique) -> Finding:
     """Steps, and how many of the snapshots that were averaged into what ships came after the first of
     them.
     """
-    records = evidence.records
-    qat_on, steps = records.metrics["qat_on"].astype(bool), records.metrics["step"]
-    under = [int(qat_on[steps <= step].sum()) for step in records.merged.steps]
-    saw_it = records.merged.num_with_qat
-    bits = {change.name: change.qat_bits for change in records.trained.changes if change.qat_bits}
-    formats = {tensor.name: tensor.format for tensor in records.packed.tensors}
+    results = evidence.results
+    qat_on, steps = evidence.metrics["qat_on"].astype(bool), evidence.metrics["step"]
+    under = [int(qat_on[steps <= step].sum()) for step in results.merged.steps]
+    saw_it = results.merged.num_with_qat
+    bits = {change.name: change.qat_bits for change in results.trained.changes if change.qat_bits}
+    formats = {tensor.name: tensor.format for tensor in results.packed.tensors}
     other_grid = [name for name, found in bits.items() if formats.get(name) != f"int{found}"]
     mismatch = _other_quantizer(evidence) if qat_on.any() else ""
     if not qat_on.any():
         text = "no step was under it: the learning-rate scale never fell so far"
     else:
-        first, averaged = int(steps[qat_on.argmax()]), len(records.merged.steps)
+        first, averaged = int(steps[qat_on.argmax()]), len(results.merged.steps)
         text = f"{count_of(int(qat_on.sum()), 'step')} from step {first} on, {len(bits)} tensors"
         text += f"; {saw_it} of {averaged} averaged snapshots saw it"
         text += (
             f", after {min(filter(None, under), default=0)} to {max(under)} of its steps"
             if saw_it
-            else f": the last one is of step {max(records.merged.steps)}, so nothing of it is in what ships"
+            else f": the last one is of step {max(results.merged.steps)}, so nothing of it is in what ships"
         )
     if other_grid:
         text += (
@@ -187,7 +187,7 @@ def _qat(evidence: Evidence, technique: Technique) -> Finding:
         )
     text += mismatch
     reached = bool(saw_it and len(other_grid) < len(bits))
-    whole = saw_it == len(records.merged.steps) and not other_grid and not mismatch
+    whole = saw_it == len(results.merged.steps) and not other_grid and not mismatch
     return Finding(
         key=technique.key,
         title=technique.title,
@@ -195,7 +195,7 @@ def _qat(evidence: Evidence, technique: Technique) -> Finding:
         evidence=text,
         figures={
             "qat_steps": float(qat_on.sum()),
-            "averaged_snapshots": float(len(records.merged.steps)),
+            "averaged_snapshots": float(len(results.merged.steps)),
             "averaged_snapshots_under_qat": float(saw_it),
             "tensors_on_another_grid": float(len(other_grid)),
         },
@@ -206,8 +206,8 @@ def _other_quantizer(evidence: Evidence) -> str:
     """How the grids that training rounded to differ from the quantizer's by more than their bits; empty:
     not at all.
     """
-    spec, grid = evidence.records.spec, evidence.records.trained.qat_grid
-    method = evidence.records.packed.method
+    spec, grid = evidence.spec, evidence.results.trained.qat_grid
+    method = evidence.results.packed.method
     if grid != GRID_OF_METHOD.get(method):
         return f"; trained on the grid of {grid}, quantized by {method}, which has another"
     if grid == "gptq_lite" and set(spec.train.qat.clip_candidates) != set(spec.quantize.clip_candidates):
@@ -216,7 +216,7 @@ def _other_quantizer(evidence: Evidence) -> str:
 
 
 def _averaging(evidence: Evidence, technique: Technique) -> Finding:
-    merged = evidence.records.merged
+    merged = evidence.results.merged
     count, gain = len(merged.steps), merged.merged.bpb - merged.last.bpb
     text = f"{merged.method} of {count_of(count, 'snapshot')}"
     text += (
@@ -239,11 +239,11 @@ def _averaging(evidence: Evidence, technique: Technique) -> Finding:
 
 def _cap(evidence: Evidence) -> Finding:
     """Training may end with the step during which the time ran out, and not later."""
-    trained, cap = evidence.records.trained, evidence.records.spec.train.schedule.max_seconds
+    trained, cap = evidence.results.trained, evidence.spec.train.schedule.max_seconds
     if cap is None:
         return Finding(key="cap", title="time cap kept", verdict="off", evidence="no cap was set", figures={})
     seconds = trained.timings.training_seconds
-    times = evidence.records.metrics["seconds"]
+    times = evidence.metrics["seconds"]
     before_last = float(times[-2]) if len(times) > 1 else 0.0
     return Finding(
         key="cap",

@@ -110,7 +110,7 @@ def _make(
         log.info("%s: precision %s", stage.name, precision_note(compute))
     created_at, started = datetime.now(UTC), time.perf_counter()
     try:
-        result = stage_function(stage)(spec, **inputs, work=work)
+        result = stage_function(stage)(spec, **stage.arguments(inputs), work=work)
     except ValidationError as error:
         raise StageError(f"{stage.name}: what came out cannot be recorded: {invalid_field(error)}") from error
     if not isinstance(result, stage.result_type):

@@ -1,184 +1,12 @@
-"""What the report says, as rows of text: computed here, so that the page only lays out."""
+"""What only the report page says, as rows of text; what others show as well is in `stages.report.rows`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from schemas.audit import Audit
-from schemas.check_size import SizeReport
-from schemas.evaluate import Evaluation, Score
 from schemas.files import Provenance
-from schemas.gap import GapByCause
-from schemas.merge import MergedModel
-from schemas.package import Package
 from schemas.quantize import PackedModel, TensorReport
-from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
+from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Checkpoints, ParameterChange
-
-NATS_PER_BIT = 0.6931471805599453
-
-
-@dataclass(frozen=True)
-class Results:
-    """Everything that a run made, as its stages handed it on."""
-
-    tokenized: TokenizedCorpus
-    trained: Checkpoints
-    merged: MergedModel
-    packed: PackedModel
-    package: Package
-    size: SizeReport
-    evaluation: Evaluation
-    audit: Audit
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number at the top of the page."""
-
-    name: str
-    value: str
-    note: str = ""
-    good: bool | None = None
-
-
-def headline(results: Results) -> list[Figure]:
-    """What a reader looks for first."""
-    quantized, sliding, size = results.evaluation.non_overlapping, results.evaluation.sliding, results.size
-    gap = quantized.bpb - results.merged.merged.bpb
-    bits = 8 * results.packed.blob_bytes / results.packed.num_parameters
-    best_compressor = min((bpb for _, bpb in compressors(results.tokenized.val)), default=None)
-    figures = [
-        Figure("bits per byte, what ships", f"{quantized.bpb:.4f}", f"{gap:+.5f} by quantization"),
-        Figure("artifact bytes", f"{size.total_bytes:,}", _margin(size), good=size.fits),
-        Figure("parameters", f"{results.trained.num_parameters:,}", f"{bits:.2f} bits each"),
-    ]
-    if sliding:
-        figures.insert(
-            1,
-            Figure(
-                "sliding windows",
-                f"{sliding.bpb:.4f}",
-                f"{sliding.bpb - quantized.bpb:+.4f} by longer context",
-            ),
-        )
-    if warnings := results.audit.warnings:
-        names = ", ".join(finding.title for finding in warnings)
-        figures.append(Figure("techniques and rules", f"{len(warnings)} to look at", names, good=False))
-    if best_compressor is not None:
-        better = quantized.bpb < best_compressor
-        figures.append(
-            Figure(
-                "best general compressor",
-                f"{best_compressor:.4f}",
-                "beaten" if better else "not beaten",
-                good=better,
-            )
-        )
-    return figures
-
-
-def score_steps(results: Results) -> list[tuple[str, Score]]:
-    """The scores in the order of the chain."""
-    steps = [
-        ("last iterate", results.merged.last),
-        (f"merged ({results.merged.method} of {len(results.merged.steps)})", results.merged.merged),
-        (f"quantized ({results.packed.method})", results.evaluation.non_overlapping),
-    ]
-    return (
-        [*steps, ("quantized, sliding", results.evaluation.sliding)] if results.evaluation.sliding else steps
-    )
-
-
-def score_rows(results: Results) -> list[list[str]]:
-    """step, bpb, change, nats a target, targets, bytes, BOS share in bpb."""
-    rows, before = [], None
-    for name, score in score_steps(results):
-        change = "" if before is None else f"{score.bpb - before:+.5f}"
-        bos = score.bos_nats_sum / NATS_PER_BIT / score.num_bytes
-        rows.append(
-            [
-                name,
-                f"{score.bpb:.5f}",
-                change,
-                f"{score.loss:.5f}",
-                f"{score.num_targets:,}",
-                f"{score.num_bytes:,}",
-                f"{bos:.5f}",
-            ]
-        )
-        before = score.bpb
-    return rows
-
-
-def audit_rows(audit: Audit) -> list[tuple[list[str], bool]]:
-    """technique, verdict, evidence; and whether it is a warning."""
-    return [
-        ([finding.title, finding.verdict, finding.evidence], finding.is_warning) for finding in audit.findings
-    ]
-
-
-def compressors(val: SplitCounts) -> list[tuple[str, float]]:
-    """General compressors on the same text, in bits per byte."""
-    counts = (("zstd -22", val.zstd_bytes), ("xz -9", val.xz_bytes))
-    return [(name, 8 * count / val.utf8_bytes) for name, count in counts if count and val.utf8_bytes]
-
-
-def budget_parts(size: SizeReport) -> list[tuple[str, int]]:
-    """Code, then the blob's tensor groups."""
-    return [("code", size.code_bytes), *((part.name, part.num_bytes) for part in size.tensor_groups)]
-
-
-def budget_rows(size: SizeReport) -> list[list[str]]:
-    """part, bytes, share of the artifact, share of the limit; the margin last."""
-    parts = [*budget_parts(size), ("total", size.total_bytes)]
-    rows = [
-        [name, f"{count:,}", f"{count / size.total_bytes:.2%}", f"{count / size.limit_bytes:.2%}"]
-        for name, count in parts
-    ]
-    margin = "to spare" if size.fits else "over the limit"
-    return [
-        *rows,
-        [margin, f"{abs(size.margin_bytes):,}", "", f"{abs(size.margin_bytes) / size.limit_bytes:.2%}"],
-    ]
-
-
-def coding_rows(size: SizeReport) -> list[list[str]]:
-    """tensor group, weights, bits a weight in the blob, order-0 entropy in bits a weight, the first over
-    the second.
-    """
-    return [
-        [
-            group.name,
-            f"{group.num_weights:,}",
-            f"{group.bits_per_weight:.3f}",
-            f"{group.entropy_bits:.3f}",
-            f"{group.bits_per_weight / group.entropy_bits - 1:+.1%}" if group.entropy_bits else "–",
-        ]
-        for group in size.tensor_groups
-        if group.num_weights
-    ]
-
-
-def tensor_rows(packed: PackedModel) -> list[list[str]]:
-    """name, shape, format, relative error, error over plain rounding's, entropy, stored and compressed
-    bytes, bits a weight.
-    """
-    return [
-        [
-            tensor.name,
-            _shape(tensor.shape),
-            tensor.format,
-            f"{tensor.relative_error:.3%}",
-            f"{tensor.rms_error / tensor.rms_error_round_to_nearest:.3f}"
-            if tensor.rms_error_round_to_nearest
-            else "–",
-            f"{tensor.entropy_bits:.2f}",
-            f"{tensor.stored_bytes:,}",
-            f"{tensor.compressed_bytes:,}",
-            f"{8 * tensor.compressed_bytes / tensor.num_elements:.2f}",
-        ]
-        for tensor in packed.tensors
-    ]
+from stages.report.rows import shape_text
 
 
 def clip_bars(packed: PackedModel) -> list[list[tuple[float, float]]]:
@@ -208,8 +36,7 @@ def clip_text(tensor: TensorReport) -> str:
 def quantization_gain(packed: PackedModel) -> str:
     """What the method saved against plain rounding, or that it saved nothing."""
     saved = packed.blob_bytes_round_to_nearest - packed.blob_bytes
-    squares = sum(t.num_elements * t.rms_error**2 for t in packed.tensors)
-    plain = sum(t.num_elements * t.rms_error_round_to_nearest**2 for t in packed.tensors)
+    less = packed.squared_error_saved
     if packed.method == "round_to_nearest":
         return "Plain rounding: there is no search to gain anything."
     moved = (
@@ -218,12 +45,11 @@ def quantization_gain(packed: PackedModel) -> str:
         else f" On training text the predictions move by {packed.divergence_nats:.5f} nats a token."
     )
     if packed.method == "ecsq":
-        bits = 8 * packed.blob_bytes / packed.num_parameters
         return (
-            f"Steps by what errors cost, coded by rANS: {bits:.2f} bits a parameter, everything "
-            f"included.{moved}"
+            f"Steps by what errors cost, coded by rANS: {packed.bits_per_parameter:.2f} bits a parameter, "
+            f"everything included.{moved}"
         )
-    error = f"{1 - squares / plain:.2%} less squared error" if plain > squares else "no less squared error"
+    error = f"{less:.2%} less squared error" if less > 0 else "no less squared error"
     size = (
         f"a blob {abs(saved):,} bytes {'smaller' if saved > 0 else 'larger'}"
         if saved
@@ -244,19 +70,6 @@ def group_rows(trained: Checkpoints) -> list[list[str]]:
             f"{group.num_parameters:,}",
         ]
         for group in trained.groups
-    ]
-
-
-def gap_rows(gap: GapByCause) -> list[list[str]]:
-    """cause, bpb, its standard error, divergence in nats a token; the whole last."""
-    return [
-        [
-            part.cause,
-            f"{part.bpb:+.5f}",
-            f"± {part.standard_error_bpb:.5f}",
-            "" if part.divergence_nats is None else f"{part.divergence_nats:.5f}",
-        ]
-        for part in (*gap.parts, gap.total)
     ]
 
 
@@ -339,16 +152,8 @@ def corpus_rows(tokenized: TokenizedCorpus) -> list[list[str]]:
 def _change(change: ParameterChange) -> list[str]:
     return [
         change.name,
-        _shape(change.shape),
+        shape_text(change.shape),
         f"{change.initial_rms:.4g}",
         f"{change.final_rms:.4g}",
         f"{change.change_rms:.4g}",
     ]
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape)) or "1"
-
-
-def _margin(size: SizeReport) -> str:
-    return f"{abs(size.margin_bytes):,} {'under' if size.fits else 'OVER'} the limit of {size.limit_bytes:,}"

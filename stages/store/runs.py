@@ -6,12 +6,15 @@ Needs neither Prefect nor torch.
 import difflib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from schemas.base import SCHEMA_VERSION
 from schemas.errors import SpecError
 from schemas.pipeline import PipelineReport
 from stages.store.sealed import read_sealed, write_sealed
+from stages.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +87,15 @@ def find_run(store: Path, wanted: str, fitting: bool = False) -> PipelineReport:
     """
     if (store / "runs" / wanted) in (store / "runs").glob("*") and (report := load_report(store, wanted)):
         return report
-    reports = list_reports(store)
+    return choose_run(store, list_reports(store), wanted, fitting)
+
+
+def choose_run(
+    store: Path, reports: Sequence[PipelineReport], wanted: str, fitting: bool = False
+) -> PipelineReport:
+    """The same of `reports`, the newest last, which are those of `store`."""
+    if exact := [report for report in reports if report.run_id == wanted]:
+        return exact[0]
     if not reports:
         raise SpecError(f"RUN = {wanted}: the store {store} holds no finished run. `fairway run` makes one")
     if wanted == LAST:
@@ -93,6 +104,13 @@ def find_run(store: Path, wanted: str, fitting: bool = False) -> PipelineReport:
             raise SpecError(
                 f"RUN = {LAST}: no run of the store {store} is within its limit. Name a run; "
                 "`fairway runs` lists all"
+            )
+        if meant[-1] is not reports[-1]:
+            log.warning(
+                "RUN = %s: %s is over its limit; taken is %s, the newest within its limit",
+                LAST,
+                reports[-1].name,
+                meant[-1].name,
             )
         return meant[-1]
     if named := [report for report in reports if report.name == wanted]:
@@ -116,6 +134,15 @@ def find_run(store: Path, wanted: str, fitting: bool = False) -> PipelineReport:
         f"RUN = {wanted}: no such run. Did you mean {' or '.join(dict.fromkeys(near))}? `fairway "
         "runs` lists all"
     )
+
+
+def require_files(store: Store, report: PipelineReport, needed: Any) -> None:
+    """Raises SpecError when one of the files `needed` of an earlier run is gone or damaged."""
+    for problem in store.problems(needed):
+        raise SpecError(
+            f"run = {report.name}: {problem}. Run the pipeline with its settings again: what is "
+            "missing is made again"
+        )
 
 
 def named_after(store: Path, wanted: str, suffix: str, fitting: bool = False) -> str:

@@ -12,7 +12,7 @@ from schemas.errors import SpecError
 from schemas.settings import ComputeSettings
 from schemas.submission import About
 from stages.store.machine import settle
-from stages.store.runs import find_run, list_reports
+from stages.store.runs import choose_run, find_run, list_reports
 from stages.store.store import Store
 from stages.submission.export import Exported, export_submission, seeds_of
 
@@ -33,8 +33,12 @@ def write_submission(
 
     Raises SpecError as `find_run` and `export_submission` do.
     """
-    report = find_run(store.root, run, fitting=True)
-    reports = [report] if only_this_seed else seeds_of(store, report, list_reports(store.root))
+    if only_this_seed:
+        reports = [report := find_run(store.root, run, fitting=True)]
+    else:
+        finished = list_reports(store.root)
+        report = choose_run(store.root, finished, run, fitting=True)
+        reports = seeds_of(store, report, finished)
     folder = out.expanduser().resolve() if out else store.root / "submissions" / report.name
     return export_submission(store, reports, about, folder)
 

@@ -13,6 +13,7 @@ from schemas.pipeline import PipelineReport
 from schemas.submission import INFO_NAME, REQUIREMENTS_NAME, RuleResult, SubmissionInfo
 from stages.core.scoring import score_line
 from stages.core.trainer import StepMetrics, step_line
+from stages.report.rows import markdown_table
 
 SCRIPT_PACKAGES = ("torch", "numpy", "sentencepiece", "zstandard")
 LOG_STEP_LINES = 200
@@ -110,9 +111,9 @@ def readme(info: SubmissionInfo, report: PipelineReport, rules: Sequence[RuleRes
             f"{info.blurb}\n\nBy {info.author} ({info.github_id}), {info.date}. Made "
             f"with Fairway {version('fairway')}."
         ),
-        "## Figures": _table(["figure", "value", "what it is"], figures),
+        "## Figures": markdown_table(["figure", "value", "what it is"], figures),
         "## Seeds": _seeds(info),
-        "## What each technique did, as measured": _table(
+        "## What each technique did, as measured": markdown_table(
             ["technique or rule", "verdict", "evidence"], techniques
         ),
         "## How to run": _how_to_run(info, report),
@@ -122,7 +123,7 @@ def readme(info: SubmissionInfo, report: PipelineReport, rules: Sequence[RuleRes
     }
     if rules:
         rows = [[result.rule, result.verdict, result.reason] for result in rules]
-        table = _table(["rule", "verdict", "reason"], rows)
+        table = markdown_table(["rule", "verdict", "reason"], rows)
         sections["## Rules"] = (
             f"Checked by `fairway check`, which reads the folder and runs nothing of it.\n\n{table}"
         )
@@ -140,7 +141,7 @@ def _seeds(info: SubmissionInfo) -> str:
         ]
         for seed, result in info.seed_results.items()
     ]
-    table = _table(["seed", "val_bpb", "val_loss", "training seconds", "bytes"], rows)
+    table = markdown_table(["seed", "val_bpb", "val_loss", "training seconds", "bytes"], rows)
     return f"{table}\n\nThe model in this folder is that of seed {info.seed}."
 
 
@@ -163,12 +164,3 @@ def _how_to_run(info: SubmissionInfo, report: PipelineReport) -> str:
         f"`{tokenized.tokenizer_sha256[:12]}`: "
         f"{tokenized.val.num_tokens:,} tokens; {report.evaluation.byte_account}."
     )
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [
-        head,
-        ["---"] * len(head),
-        *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

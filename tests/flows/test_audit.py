@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from flows.cli.main import app
 from schemas.audit import Audit
 from schemas.quantize import FitTry
+from schemas.results import RunResults
 from schemas.runtime import RunOptions
 from schemas.techniques import TECHNIQUES
-from stages.auditing.evidence import Evidence, Records, gather
+from stages.auditing.evidence import Evidence, gather
 from stages.auditing.rank import METRIC_COLUMNS, all_findings
 from stages.core.blob.packing import open_blob, unpack
 from stages.store.hashing import FileHashes
@@ -36,16 +37,7 @@ def evidence(smoke_run: Any, smoke_store: Path, tmp_path_factory: pytest.TempPat
     )
     table = pq.read_table(smoke_store / report.trained.metrics.path)
     metrics = {name: table.column(name).to_numpy() for name in METRIC_COLUMNS}
-    parts = (
-        report.tokenized,
-        report.trained,
-        report.merged,
-        report.packed,
-        report.package,
-        report.size,
-        report.evaluation,
-    )
-    return gather(Records(report.spec, *parts, metrics), work)
+    return gather(report.spec, report, metrics, work)
 
 
 @pytest.fixture(scope="module")
@@ -172,17 +164,17 @@ def test_the_gap_by_cause_can_be_left_out(run_pipeline: Any, smoke_store: Path) 
     assert "by cause" not in (smoke_store / run.report.published.html.path).read_text()
 
 
-def _verdict(evidence: Evidence, key: str, **records: Any) -> tuple[str, str]:
-    """Verdict and evidence when some of the records say something else."""
-    found = {
-        item.key: item
-        for item in all_findings(replace(evidence, records=replace(evidence.records, **records)))
-    }[key]
+def _verdict(evidence: Evidence, key: str, **changes: Any) -> tuple[str, str]:
+    """Verdict and evidence when the spec, the metrics or some of the results say something else."""
+    results = {name: value for name, value in changes.items() if name in RunResults.model_fields}
+    others = {name: value for name, value in changes.items() if name not in results}
+    changed = replace(evidence, results=evidence.results.derive(**results), **others)
+    found = {item.key: item for item in all_findings(changed)}[key]
     return found.verdict, found.evidence
 
 
 def test_a_target_that_is_scored_twice_or_not_at_all_breaks_the_rule(evidence: Evidence) -> None:
-    evaluation = evidence.records.evaluation
+    evaluation = evidence.results.evaluation
     assert _verdict(evidence, "targets")[0] == "holds"
     for change in ({"num_targets": 12_192}, {"num_bytes": 13_107}, {"num_bos_targets": 7}):
         verdict, said = _verdict(
@@ -190,7 +182,7 @@ def test_a_target_that_is_scored_twice_or_not_at_all_breaks_the_rule(evidence: E
         )
         assert verdict == "broken"
         assert "quantized, sliding: " in said
-    merged = evidence.records.merged
+    merged = evidence.results.merged
     assert (
         _verdict(evidence, "targets", merged=merged.derive(last=merged.last.derive(num_targets=12_190)))[0]
         == "broken"
@@ -198,7 +190,7 @@ def test_a_target_that_is_scored_twice_or_not_at_all_breaks_the_rule(evidence: E
 
 
 def test_bytes_that_do_not_add_up_break_the_rule(evidence: Evidence) -> None:
-    size, packed = evidence.records.size, evidence.records.packed
+    size, packed = evidence.results.size, evidence.results.packed
     verdict, said = _verdict(evidence, "bytes", size=size.derive(total_bytes=size.total_bytes + 1))
     assert (verdict, "the files and the total" in said) == ("broken", True)
     verdict, said = _verdict(evidence, "bytes", packed=packed.derive(blob_bytes=packed.blob_bytes - 50))
@@ -210,22 +202,22 @@ def test_bytes_that_do_not_add_up_break_the_rule(evidence: Evidence) -> None:
 
 
 def test_a_blob_that_is_not_the_merged_model_breaks_the_rule(evidence: Evidence) -> None:
-    first, *rest = evidence.records.packed.tensors
-    packed = evidence.records.packed.derive(tensors=(first.derive(rms_error=first.rms_error * 1.01), *rest))
+    first, *rest = evidence.results.packed.tensors
+    packed = evidence.results.packed.derive(tensors=(first.derive(rms_error=first.rms_error * 1.01), *rest))
     verdict, said = _verdict(evidence, "blob", packed=packed)
     assert verdict == "broken"
     assert first.name in said
 
 
 def test_a_cap_is_kept_when_the_time_ran_out_in_the_last_step(evidence: Evidence) -> None:
-    spec, trained = evidence.records.spec, evidence.records.trained
+    spec, trained = evidence.spec, evidence.results.trained
 
     def with_cap(seconds: float) -> Any:
         return spec.derive(
             train=replace(spec.train, schedule=replace(spec.train.schedule, max_seconds=seconds))
         )
 
-    metrics = {**evidence.records.metrics, "seconds": np.linspace(0.25, 10.0, 40)}
+    metrics = {**evidence.metrics, "seconds": np.linspace(0.25, 10.0, 40)}
     took = trained.derive(timings=trained.timings.derive(training_seconds=10.0))
     assert _verdict(evidence, "cap", spec=with_cap(10.0), trained=took, metrics=metrics)[0] == "holds"
     verdict, said = _verdict(evidence, "cap", spec=with_cap(9.9), trained=took, metrics=metrics)
@@ -234,7 +226,7 @@ def test_a_cap_is_kept_when_the_time_ran_out_in_the_last_step(evidence: Evidence
 
 
 def test_schedules_that_did_nothing_are_found_out(evidence: Evidence) -> None:
-    metrics, count = evidence.records.metrics, len(evidence.records.metrics["step"])
+    metrics, count = evidence.metrics, len(evidence.metrics["step"])
     flat = {
         **metrics,
         "muon_momentum": np.full(count, 0.95),
@@ -249,7 +241,7 @@ def test_schedules_that_did_nothing_are_found_out(evidence: Evidence) -> None:
         _verdict(evidence, "warmdown", metrics=slow)[1],
     )
     assert "never reached" in _verdict(evidence, "warmdown", metrics=slow)[1]
-    trained = evidence.records.trained
+    trained = evidence.results.trained
     spared = [
         group.derive(decay_factor=1.0, weight_decay=0.0) if group.optimizer == "adamw" else group
         for group in trained.groups
@@ -260,7 +252,7 @@ def test_schedules_that_did_nothing_are_found_out(evidence: Evidence) -> None:
 
 
 def test_averaging_of_one_snapshot_is_no_averaging(evidence: Evidence) -> None:
-    merged = evidence.records.merged
+    merged = evidence.results.merged
     assert (
         _verdict(evidence, "swa", merged=merged.derive(steps=(40,), lr_scales=(0.04,), num_with_qat=1))[0]
         == "no effect"
@@ -268,7 +260,7 @@ def test_averaging_of_one_snapshot_is_no_averaging(evidence: Evidence) -> None:
 
 
 def test_qat_on_another_grid_than_what_ships_is_found_out(evidence: Evidence) -> None:
-    packed = evidence.records.packed
+    packed = evidence.results.packed
     other = packed.derive(
         tensors=tuple(t.derive(format="int5") if t.format == "int6" else t for t in packed.tensors)
     )
@@ -279,7 +271,7 @@ def test_qat_on_another_grid_than_what_ships_is_found_out(evidence: Evidence) ->
 
 
 def test_qat_on_the_grid_of_another_quantizer_is_found_out(evidence: Evidence) -> None:
-    trained, packed, spec = evidence.records.trained, evidence.records.packed, evidence.records.spec
+    trained, packed, spec = evidence.results.trained, evidence.results.packed, evidence.spec
     assert trained.qat_grid == spec.train.qat.grid == packed.method == "gptq_lite"
     verdict, said = _verdict(evidence, "qat", packed=packed.derive(method="gptq"))
     assert verdict == "in part"
@@ -388,8 +380,8 @@ def test_rules_that_leave_nothing_to_code_are_found_out(evidence: Evidence, fitt
 
 def test_gptq_says_how_far_the_predictions_move_and_when_it_moved_no_matrix(evidence: Evidence) -> None:
     spec, packed = (
-        evidence.records.spec,
-        evidence.records.packed.derive(method="gptq", divergence_nats=0.0125),
+        evidence.spec,
+        evidence.results.packed.derive(method="gptq", divergence_nats=0.0125),
     )
     spec = spec.derive(quantize=replace(spec.quantize, method="gptq"))
     matrices = [tensor for tensor in packed.tensors if tensor.format.startswith("int")]

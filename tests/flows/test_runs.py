@@ -8,7 +8,7 @@ import pytest
 
 from schemas.errors import SpecError
 from stages.store import runs, sealed
-from stages.store.runs import find_run, list_reports, load_report, save_report
+from stages.store.runs import choose_run, find_run, list_reports, load_report, save_report
 from stages.store.sealed import write_sealed
 
 
@@ -39,7 +39,9 @@ def test_id_name_beginning_or_last(wanted: str, run_id: str, store: Path) -> Non
     assert find_run(store, wanted).run_id == run_id
 
 
-def test_last_fits_its_limit_where_that_is_asked(store: Path, smoke_run: Any) -> None:
+def test_last_fits_its_limit_where_that_is_asked(
+    store: Path, smoke_run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     report = smoke_run.report
     over = report.size.derive(limit_bytes=1, margin_bytes=1 - report.size.total_bytes, fits=False)
     created_at = "2026-01-04T00:00:00+00:00"
@@ -47,7 +49,10 @@ def test_last_fits_its_limit_where_that_is_asked(store: Path, smoke_run: Any) ->
         store, report.derive(run_id="cccc-4", name="demo-seed3-33333333", created_at=created_at, size=over)
     )
     assert find_run(store, "last").run_id == "cccc-4"
+    assert caplog.messages == []
     assert find_run(store, "last", fitting=True).run_id == "bbbb-3"
+    [told] = caplog.messages
+    assert "demo-seed3-33333333 is over its limit; taken is demo-seed2-22222222" in told
     assert find_run(store, "cccc", fitting=True).run_id == "cccc-4"
 
 
@@ -65,6 +70,12 @@ def test_a_whole_id_reads_one_report(store: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(runs, "load_report", lambda root, run_id: read.append(run_id) or real(root, run_id))
     assert find_run(store, "aaaa-1").run_id == "aaaa-1"
     assert read == ["aaaa-1"]
+
+
+def test_among_reports_at_hand_the_same_run_is_found(store: Path) -> None:
+    reports = list_reports(store)
+    for wanted in ("last", "aaaa-1", "bbbb", "demo-seed1"):
+        assert choose_run(store, reports, wanted) == find_run(store, wanted)
 
 
 @pytest.mark.parametrize("wanted", ["", ".", "..", "../runs/aaaa-1", "/", "a\0b", "x" * 300])

@@ -22,13 +22,14 @@ from schemas.merge import MergedModel
 from schemas.package import Package
 from schemas.publish import PublishedReport, PublishSpec, ReportedSetting
 from schemas.quantize import ClipShare, PackedModel, TensorReport
+from schemas.results import RunResults
 from schemas.settings import ComputeSettings, ModelSettings
 from schemas.stages import STAGES
 from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
 from schemas.train import Checkpoints, ParameterChange, ParameterGroup, Snapshot, TrainTimings
 from stages.audit import audit
 from stages.publish import METRIC_COLUMNS, publish
-from stages.report import content, plots
+from stages.report import content, plots, rows
 from stages.store.keys import stage_key
 from stages.store.machine import settle
 from stages.store.source import reachable_modules, templates
@@ -249,7 +250,7 @@ def published(make_workspace: Callable[..., Workspace]) -> Callable[..., str]:
         pq.write_table(pa.table(_metrics(steps)), work.out_dir / "metrics.parquet")
         result = publish(
             spec or PublishSpec(),
-            **_results(work.ref(work.out_dir / "metrics.parquet"), **changes),
+            **STAGES["publish"].arguments(_results(work.ref(work.out_dir / "metrics.parquet"), **changes)),
             work=work,
         )
         assert isinstance(result, PublishedReport)
@@ -398,13 +399,13 @@ def test_the_audit_measures_with_the_threads_of_the_settings(
     spec = spec.derive(
         evaluate=spec.evaluate.derive(compute=replace(spec.evaluate.compute, threads_per_process=threads))
     )
-    audit(spec, **results, work=work)
+    audit(spec, RunResults(**results), work)
     assert seen == [("stages.auditing.rank", threads, threads)]
 
 
 def test_a_technique_without_effect_stands_out(published: Callable[..., str]) -> None:
     page = published()
-    assert re.search(r'<tr class="flag"><td>late QAT</td><td>no effect</td><td>began too late', page)
+    assert re.search(r'<tr class="flag"><td>late QAT</td><td>⚠ no effect</td><td>began too late', page)
     assert "<tr><td>XSA</td><td>took effect</td><td>2 layers</td></tr>" in page
     assert "1 to look at" in page
 
@@ -417,7 +418,7 @@ def test_it_copes_with_no_sliding_score_one_step_and_a_size_over_the_limit(
     published: Callable[..., str],
 ) -> None:
     page = published(sliding=False, steps=1, fits=False)
-    assert "200 OVER the limit of 1,000" in page
+    assert '<span>limit</span><b>1,000</b><span class="bad">200 bytes OVER</span>' in page
     assert "sliding windows" not in page
 
 
@@ -470,7 +471,8 @@ def test_the_pages_template_is_part_of_the_stages_code() -> None:
 
 
 def test_bits_a_weight_stand_beside_the_entropy_of_each_group() -> None:
-    assert content.coding_rows(_results(_ref("metrics.parquet"))["size"]) == [
-        ["attention", "400", "3.000", "2.500", "+20.0%"],
-        ["controls", "10", "32.000", "32.000", "+0.0%"],
-    ]
+    table = rows.budget_table(_results(_ref("metrics.parquet"))["size"])
+    assert {row[0]: row[-4:] for row in table.rows if row[-1]} == {
+        "attention": ("400", "3.000", "2.500", "+20.0%"),
+        "controls": ("10", "32.000", "32.000", "+0.0%"),
+    }

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from flows.inputs.specs import check_quantizer, quantize_spec, resolve, settings_between
+from flows.inputs.specs import Plan, check_quantizer, plan_run, resolve, settings_between
 from schemas.errors import SpecError
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.packaging.script import as_shipped, program
@@ -12,11 +12,10 @@ NO_QAT = ["train.qat.start_lr_scale=0"]
 
 @pytest.mark.parametrize("options", [[], ["package.compressed=true"]])
 def test_a_fit_is_told_the_bytes_of_the_script_that_will_ship(options: list[str]) -> None:
-    spec = resolve("record", options)
+    plan = plan_run("record", options)
+    spec = plan.spec
     shipped = as_shipped(program(spec.package, spec.package_spec().recipe)[0], spec.package)
-    assert quantize_spec(spec) == replace(
-        spec.quantize, fit=replace(spec.quantize.fit, code_bytes=len(shipped))
-    )
+    assert plan.quantize == replace(spec.quantize, fit=replace(spec.quantize.fit, code_bytes=len(shipped)))
 
 
 def test_without_a_limit_or_with_bytes_given_nothing_is_added() -> None:
@@ -25,7 +24,7 @@ def test_without_a_limit_or_with_bytes_given_nothing_is_added() -> None:
         [*NO_QAT, "quantize.method=ecsq", "quantize.fit.limit_bytes=2000000", "quantize.fit.code_bytes=7"],
     ):
         spec = resolve("demo", changes)
-        assert quantize_spec(spec) == spec.quantize
+        assert Plan("demo", spec).quantize == spec.quantize
 
 
 @pytest.mark.parametrize(
@@ -50,11 +49,10 @@ def test_without_a_limit_or_with_bytes_given_nothing_is_added() -> None:
 def test_what_quantization_would_refuse_is_refused_before_training(
     settings: list[str], named: str, tiny_tokens: TokenizedCorpus
 ) -> None:
-    spec = resolve("smoke", settings)
     tokenized = tiny_tokens.derive(train=tiny_tokens.train.derive(num_tokens=32 * 64))
     with pytest.raises(SpecError, match=named):
-        check_quantizer(spec, tokenized)
-    check_quantizer(resolve("smoke", []), tokenized)
+        check_quantizer(plan_run("smoke", settings), tokenized)
+    check_quantizer(plan_run("smoke", []), tokenized)
 
 
 @pytest.mark.parametrize(
