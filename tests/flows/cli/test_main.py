@@ -128,7 +128,7 @@ def test_describe_for_people_names_parts_and_limit() -> None:
         (["run", "--preset", "smoke", "--device", "tpu"], ["device", "tpu", "cuda"]),
         (["run", "--preset", "smoke", "--retries", "-1"], ["retries", "-1"]),
         (["run", "--preset", "smoke", "--timeout", "0"], ["timeout", "0"]),
-        (["describe", "demo", "--set", "train.model.num_heads=5"], ["model_dim", "num_heads"]),
+        (["describe", "demo", "--set", "train.model.num_heads=7"], ["model_dim", "num_heads"]),
         (["requantize", "nothing"], ["nothing", "no finished run"]),
         (["requantize"], ["last", "no finished run"]),
         (["validate-seeds", "--preset", "dmeo"], ["preset", "dmeo", "demo"]),
