@@ -19,7 +19,9 @@ from schemas.publish import PublishSpec
 from schemas.runtime import RunOptions
 from schemas.stages import STAGES
 from stages.corpora import locate
-from stages.execution.runner import Outcome, run_stage
+from stages.execution.runner import Outcome, is_made, run_stage
+from stages.store.keys import stage_key
+from stages.store.machine import settle
 from stages.store.store import Store
 
 CHECKPOINT_SECONDS = 0.5
@@ -40,12 +42,24 @@ class Chain:
     def run(self, stage: str) -> Outcome:
         """Run or serve one stage; those before it must have been run."""
         options = RunOptions(store=str(self.store.root), checkpoint_every_seconds=CHECKPOINT_SECONDS)
-        whole = {"publish": PublishSpec(), "package": self.spec.package_spec(), "audit": self.spec}
-        spec = whole[stage] if stage in whole else getattr(self.spec, _SECTION.get(stage, stage))
-        inputs = {name: self.results[name] for name in STAGES[stage].inputs}
-        outcome = run_stage(self.store, stage, spec, inputs, options)
+        outcome = run_stage(self.store, stage, self._spec(stage), self._inputs(stage), options)
         self.results[result_name(stage)] = outcome.record.result
         return outcome
+
+    def is_made(self, stage: str) -> bool:
+        """Whether the store would serve the stage; those before it must have been run."""
+        return is_made(self.store, stage, self._spec(stage), self._inputs(stage))
+
+    def key(self, stage: str) -> str:
+        """The key under which the stage's result lies, made or not; those before it must have been run."""
+        return stage_key(STAGES[stage], settle(self._spec(stage)), self._inputs(stage))
+
+    def _spec(self, stage: str) -> Any:
+        whole = {"publish": PublishSpec(), "package": self.spec.package_spec(), "audit": self.spec}
+        return whole[stage] if stage in whole else getattr(self.spec, _SECTION.get(stage, stage))
+
+    def _inputs(self, stage: str) -> dict[str, Any]:
+        return {name: self.results[name] for name in STAGES[stage].inputs}
 
     def run_all(self, tell: Callable[..., None] = lambda **event: None) -> None:
         for stage in STAGES:

@@ -100,6 +100,16 @@ def smoke_run(run_pipeline: Callable[..., FlowRun], smoke_store: Path) -> FlowRu
 
 
 @pytest.fixture(scope="session")
+def plain_clips(run_pipeline: Callable[..., FlowRun], smoke_run: FlowRun, smoke_store: Path) -> FlowRun:
+    """The smoke run's model again, by a quantizer whose clip grid leaves nothing to choose; late QAT keeps
+    its grid, so that nothing is trained again.
+    """
+    qat = smoke_run.report.spec.train.qat
+    kept = (f"train.qat.grid={qat.grid}", f"train.qat.clip_candidates={list(qat.clip_candidates)}")
+    return run_pipeline(smoke_store, *kept, "quantize.clip_candidates=[1.0, 1.0]")
+
+
+@pytest.fixture(scope="session")
 def fitted(smoke_run: FlowRun, smoke_store: Path) -> Fitted:
     """The smoke run's model again, by ecsq, in a compressed package that is fitted to a third of the
     bytes that the model had.

@@ -20,6 +20,7 @@ from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
 from schemas.techniques import TECHNIQUES, Technique, find_technique
 from stages.store.runs import save_report
+from tests.faults.chain import Chain
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -69,24 +70,31 @@ def test_settings_of_a_technique_that_is_left_out_are_left_out_too(technique: Te
 
 
 def test_only_what_the_technique_touches_is_run_again(smoke_run: Any, smoke_store: Path) -> None:
-    """A real ablation: one training without XSA, one quantization by plain rounding."""
+    """A real ablation: one merge without averaging, one quantization by plain rounding."""
     rows, reports = ablate(
-        smoke_run.report.run_id, ("xsa", "quantizer"), 1, RunOptions(store=str(smoke_store), retries=0)
+        smoke_run.report.run_id, ("swa", "quantizer"), 1, RunOptions(store=str(smoke_store), retries=0)
     )
-    assert [row["variant"] for row in rows] == ["the run itself", "without xsa", "without quantizer"]
-    whole, xsa, quantizer = reports
+    assert [row["variant"] for row in rows] == ["the run itself", "without swa", "without quantizer"]
+    whole, swa, quantizer = reports
     assert all(stage.cached for stage in whole.stages)
-    assert [stage.stage for stage in xsa.stages if stage.cached] == ["tokenize_corpus"]
+    assert [stage.stage for stage in swa.stages if stage.cached] == ["tokenize_corpus", "train"]
     assert [stage.stage for stage in quantizer.stages if stage.cached] == [
         "tokenize_corpus",
         "train",
         "merge",
     ]
-    assert xsa.spec.train.model.xsa_layers == 0
-    assert xsa.audit.finding("xsa").verdict == "off"
+    assert swa.spec.merge.averaging.method == swa.merged.method == "last"
+    assert swa.audit.finding("swa").verdict == "off"
     assert quantizer.packed.method == "round_to_nearest"
-    assert rows[1]["difference"] == f"{xsa.val_bpb_quantized_sliding - whole.val_bpb_quantized_sliding:+.5f}"
+    assert rows[1]["difference"] == f"{swa.val_bpb_quantized_sliding - whole.val_bpb_quantized_sliding:+.5f}"
     assert rows[1]["finding"] == "one seed shows no spread: take more (--seeds)"
+
+
+def test_a_technique_of_the_model_is_trained_without(smoke_run: Any, smoke_store: Path) -> None:
+    chain = Chain(smoke_store, list(find_technique("xsa").off(resolve("smoke", []))))
+    assert chain.run("tokenize_corpus").cached
+    assert not chain.is_made("train")
+    assert chain.spec.train.model.xsa_layers == 0
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from flows.cli.main import app
 from schemas.errors import StageError
 from schemas.seeds import Ledger, SeedEntry
 from schemas.stages import STAGES
@@ -24,7 +26,7 @@ from stages.store.store import Store
 
 
 @pytest.fixture
-def store(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> Store:
+def root(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> Path:
     """A finished run of its own, an older run with another quantization's results, and what an
     interrupted run left.
     """
@@ -41,6 +43,11 @@ def store(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> Store:
     save_report(root, report.derive(run_id="older", created_at="2001-01-01T00:00:00+00:00", stages=others))
     (root / "stages" / "merge" / ("f" * 32)).mkdir()
     (root / "work" / "train" / ("e" * 32) / "checkpoints").mkdir(parents=True)
+    return root
+
+
+@pytest.fixture
+def store(root: Path) -> Store:
     return Store(root)
 
 
@@ -189,26 +196,20 @@ def test_while_the_store_is_open_elsewhere_nothing_is_removed(store: Store) -> N
     assert remove_unneeded(store, 0, 0) != []
 
 
-def test_the_commands(store: Store) -> None:
-    def fairway(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "flows.cli", *options, "--store", str(store.root)]
-        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+def test_the_commands(root: Path) -> None:
+    def fairway(*options: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, [*options, "--store", str(root)], env={"COLUMNS": "200"})
+        return result.exit_code, result.stdout
 
-    store._users.close()
-    listed = fairway("gc", "--older-than", "0", "--json")
-    assert {Path(item["path"]).parent.name for item in json.loads(listed.stdout)["items"]} == {
-        "merge",
-        "train",
-    }
-    assert "Nothing was removed" in fairway("gc", "--older-than", "0").stdout
-    assert fairway("verify").returncode == 1  # the empty folder under stages/merge has no record
-    assert (
-        fairway("gc", "--remove", "--older-than", "0", "--keep-runs", "1").returncode == 0
-    )  # the older run is made up
-    sound = fairway("verify")
-    assert (sound.returncode, "all sound" in sound.stdout) == (0, True)
-    save = next((store.root / "runs").glob("*/report.json"))
+    _, listed = fairway("gc", "--older-than", "0", "--json")
+    assert {Path(item["path"]).parent.name for item in json.loads(listed)["items"]} == {"merge", "train"}
+    assert "Nothing was removed" in fairway("gc", "--older-than", "0")[1]
+    assert fairway("verify")[0] == 1  # the empty folder under stages/merge has no record
+    # The older run is made up: it goes too.
+    assert fairway("gc", "--remove", "--older-than", "0", "--keep-runs", "1")[0] == 0
+    code, told = fairway("verify")
+    assert (code, "all sound" in told) == (0, True)
+    save = next((root / "runs").glob("*/report.json"))
     save.write_text(save.read_text().replace('"seconds"', '"secondz"', 1))
-    broken = fairway("verify")
-    assert broken.returncode == 1
-    assert "report.json" in broken.stdout
+    code, told = fairway("verify")
+    assert (code, "report.json" in told) == (1, True)

@@ -18,6 +18,7 @@ from prefect.client.schemas.filters import (
 from schemas.errors import SpecError, StageError
 from schemas.pipeline import PipelineReport
 from schemas.stages import STAGES
+from tests.faults.chain import Chain
 
 ALL = list(STAGES)
 FROM_QUANTIZE = ["quantize", "package", "check_size", "evaluate", "audit", "publish"]
@@ -99,49 +100,48 @@ def test_a_second_run_is_wholly_cached_and_gives_the_same(
     assert all(stage.cached for stage in again.report.stages)
 
 
-def test_other_quantization_reruns_it_and_what_follows(
-    run_pipeline: Any, smoke_run: Any, smoke_store: Path
-) -> None:
-    rerun = run_pipeline(smoke_store, "quantize.zstd_level=5")  # as no other test of this store asks
-    assert rerun.computed == FROM_QUANTIZE
-    assert rerun.report.packed.blob != smoke_run.report.packed.blob
-    assert rerun.report.merged == smoke_run.report.merged
+def test_other_quantization_reruns_it_and_what_follows(plain_clips: Any, smoke_run: Any) -> None:
+    assert plain_clips.computed == FROM_QUANTIZE
+    assert plain_clips.report.packed.blob != smoke_run.report.packed.blob
+    assert plain_clips.report.merged == smoke_run.report.merged
 
 
 def test_another_method_trains_again_only_where_late_qat_would_know_another_grid(
-    run_pipeline: Any, smoke_run: Any, smoke_store: Path
+    smoke_run: Any, smoke_store: Path
 ) -> None:
-    rerun = run_pipeline(smoke_store, "quantize.method=round_to_nearest")
-    assert rerun.computed[0] == "train"
-    assert rerun.report.spec.train.qat.grid == "round_to_nearest"
-    without = [
-        run_pipeline(smoke_store, "train.qat.start_lr_scale=0", *more)
-        for more in ((), ("quantize.method=round_to_nearest",))
-    ]
-    assert without[0].computed[0] == "train"
-    assert without[1].computed == FROM_QUANTIZE
-    assert without[1].report.packed.method == "round_to_nearest"
+    """By the keys alone: nothing is trained for it."""
+    other, no_qat = "quantize.method=round_to_nearest", "train.qat.start_lr_scale=0"
+    chains = {asked: Chain(smoke_store, list(asked)) for asked in ((), (other,), (no_qat,), (no_qat, other))}
+    for chain in chains.values():
+        assert chain.run("tokenize_corpus").cached
+    train = {asked: chain.key("train") for asked, chain in chains.items()}
+    assert chains[()].is_made("train")
+    assert chains[(other,)].spec.train.qat.grid == "round_to_nearest"
+    assert not chains[(other,)].is_made("train")
+    assert train[(no_qat,)] == train[(no_qat, other)] != train[()]
+    for asked in ((no_qat,), (no_qat, other)):
+        chains[asked].results["merged"] = smoke_run.report.merged
+    assert chains[(no_qat,)].key("quantize") != chains[(no_qat, other)].key("quantize")
 
 
-@pytest.mark.parametrize("harm", ["deleted", "flipped byte", "cut short", "emptied"])
-def test_a_damaged_blob_is_made_again_and_nothing_else_is(
-    harm: str, run_pipeline: Any, smoke_run: Any, smoke_store: Path
-) -> None:
+def test_a_damaged_blob_is_made_again_and_nothing_else_is(smoke_run: Any, smoke_store: Path) -> None:
     blob = smoke_store / smoke_run.report.packed.blob.path
     content = blob.read_bytes()
-    blob.unlink()
-    if harm != "deleted":
-        harmed = {
-            "flipped byte": content[:40] + bytes([content[40] ^ 1]) + content[41:],
-            "cut short": content[:-1],
-            "emptied": b"",
-        }
-        blob.write_bytes(harmed[harm])
-    rerun = run_pipeline(smoke_store)
-    assert rerun.state.is_completed()
-    assert rerun.computed[0] == "quantize"
-    assert set(rerun.computed) <= {"quantize", "publish"}  # the report says when each result was made
-    assert blob.read_bytes() == content
+    flipped = content[:40] + bytes([content[40] ^ 1]) + content[41:]
+    chain = Chain(smoke_store, [])
+    chain.run_all()
+    for harmed in (None, flipped, content[:-1], b""):
+        assert chain.is_made("quantize")
+        blob.unlink()
+        if harmed is not None:
+            blob.write_bytes(harmed)
+        assert not chain.is_made("quantize")
+        if harmed is flipped:
+            again = [stage for stage in STAGES if not chain.run(stage).cached]
+            assert again[0] == "quantize"
+            assert set(again) <= {"quantize", "publish"}  # the report says when each result was made
+            assert blob.read_bytes() == content
+        blob.write_bytes(content)
 
 
 def test_over_the_limit_the_run_fails_after_its_report_and_says_by_how_much(

@@ -2,10 +2,12 @@ import importlib
 import json
 import math
 import pkgutil
+import re
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from schemas.audit import Finding
 from schemas.base import Schema, Volatile, fingerprint, invalid_field
 from schemas.evaluate import EvaluateSpec, Score
 from schemas.files import FileRef, SourceFile
+from schemas.introspect import Child, children, is_list, list_item, variants
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.quantizer_settings import FormatRule, QuantizerSettings, format_for
@@ -206,14 +209,42 @@ def test_the_first_matching_rule_decides_a_format() -> None:
     assert format_for("blocks.10.attn.q_gain", rules) == "fp32"
 
 
-def test_units_and_help_are_there_for_every_setting() -> None:
-    def walk(cls: type) -> None:
-        for field in fields(cls):
-            assert field.metadata["help"], field.name
-            if isinstance(value := getattr(cls(), field.name), ModelSettings | TrainSettings):
-                walk(type(value))
+# The last word of a name that counts or measures something, and how its unit begins.
+UNITS = {
+    "seconds": "seconds",
+    "bytes": "bytes",
+    "nats": "nats",
+    "tokens": "tokens",
+    "documents": "documents",
+    "sequences": "sequences",
+    "length": "tokens",
+    "dim": "dims",
+    "dims": "dims",
+    "fraction": ("fraction", "share"),
+}
 
-    walk(TrainSettings)
+
+def _declared(hint: Any, name: str) -> Iterator[tuple[str, Child]]:
+    """Every setting below `hint`, of each variant of a union and of an item of a list, by its dotted name."""
+    hint = list_item(hint).hint if is_list(hint) else hint
+    for kind in variants(hint).values() or (hint,):
+        for field, child in children(kind, None).items():
+            if field == "kind":  # says which variant it is, and is explained where the union stands
+                continue
+            yield f"{name}.{field}", child
+            yield from _declared(child.hint, f"{name}.{field}")
+
+
+def test_every_setting_has_help_and_what_counts_something_its_unit() -> None:
+    settings = dict(_declared(PipelineSpec, "spec"))
+    for known in ("train.optimizer.muon_lr", "quantize.rules.format", "tokenize.corpus.paths"):
+        assert f"spec.{known}" in settings
+    assert [name for name, setting in settings.items() if not setting.help.strip()] == []
+    words = {name: re.split(r"[._]", name)[-1] for name in settings}
+    without = [
+        name for name, word in words.items() if not settings[name].unit.startswith(UNITS.get(word, ""))
+    ]
+    assert without == []
 
 
 @pytest.mark.parametrize("spec", [EvaluateSpec, MergeSpec])

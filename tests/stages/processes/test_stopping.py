@@ -4,9 +4,10 @@ again.
 
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
 
+import psutil
 import pytest
 
 from schemas.errors import StageError
@@ -14,28 +15,31 @@ from schemas.settings import ComputeSettings
 from stages.processes.launch import run_child
 from stages.processes.stopping import Stopping, stopping
 
-
-def sleep_long() -> None:
-    run_child(
-        [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)"],
-        ComputeSettings(),
-        lambda *_: None,
-        None,
-    )
+TELLS_ITS_PID = "import os, time; print('@progress', os.getpid(), 0, 'x', flush=True); time.sleep(600)"
 
 
 def test_a_stop_ends_the_children_of_all_threads_and_later_ones() -> None:
+    pids = Queue[int]()
+
+    def sleep_long() -> None:
+        command = [sys.executable, "-c", TELLS_ITS_PID]
+        run_child(command, ComputeSettings(), lambda pid, *_: pids.put(int(pid)), None)
+
     stop = Stopping()
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(stop.here(sleep_long)) for _ in range(2)]
-        while len(stop._children) < 2:
-            time.sleep(0.01)
+        children = [pids.get(timeout=60) for _ in running]
         stop.now()
+        assert not any(_lives(pid) for pid in children)
         late = pool.submit(stop.here(sleep_long))
         for future in [*running, late]:
             with pytest.raises(StageError, match="stopped together with the run"):
                 future.result(timeout=60)
-    assert not stop._children
+    assert pids.empty()  # the late one was ended before it did anything
+
+
+def _lives(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_a_child_that_ignores_sigterm_is_ended_too_and_so_is_one_that_begins_afterwards(
