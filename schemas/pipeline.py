@@ -13,8 +13,9 @@ from schemas.merge import MergedModel, MergeSpec
 from schemas.package import Package, PackageOptions, PackageSpec
 from schemas.publish import PublishedReport, PublishOptions
 from schemas.quantize import PackedModel, QuantizeSpec
-from schemas.quantizer_settings import GRID_OF_METHOD, QatSettings
-from schemas.settings import ComputeSettings, Recipe
+from schemas.quantizer_settings import GRID_OF_METHOD
+from schemas.recipe import Recipe
+from schemas.settings import ComputeSettings, QatSettings
 from schemas.tokenize_corpus import ShardsCorpus, TokenizedCorpus, TokenizeSpec
 from schemas.train import Checkpoints, TrainSpec
 

@@ -19,7 +19,7 @@ from schemas.evaluate import EvaluateSpec, Score
 from schemas.files import FileRef, SourceFile
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
-from schemas.quantizer_settings import FormatRule, QuantizerSettings, format_for
+from schemas.quantizer_settings import QuantizerSettings
 from schemas.setting import Settings, from_dict
 from schemas.settings import (
     ComputeSettings,
@@ -28,6 +28,7 @@ from schemas.settings import (
     ScheduleSettings,
     TrainSettings,
 )
+from schemas.tensor_formats import FormatRule, format_for
 
 HASH = "a" * 64
 

@@ -186,7 +186,7 @@ def test_what_would_change_meaning_in_one_script_is_refused(
 
 
 def test_a_module_that_does_not_ship_is_refused() -> None:
-    with pytest.raises(StageError, match=r"stages\.store reaches .*, which does not ship"):
+    with pytest.raises(StageError, match=r"stages\.store\.store reaches .*, which does not ship"):
         bundle("stages.store.store", keep_comments=True)
 
 
