@@ -33,8 +33,14 @@ import torch._dynamo
 from torch.autograd import DeviceType
 
 from benchmarks import gpu_checks as checks
-from schemas.quantizer_settings import QatSettings
-from schemas.settings import ComputeSettings, DataSettings, ModelSettings, ScheduleSettings, TrainSettings
+from schemas.settings import (
+    ComputeSettings,
+    DataSettings,
+    ModelSettings,
+    QatSettings,
+    ScheduleSettings,
+    TrainSettings,
+)
 from stages.core.loader import BatchLoader, TokenStream
 from stages.core.shards import ShardWriter
 from stages.core.trainer import Hooks, StepMetrics, Trainer

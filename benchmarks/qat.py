@@ -33,16 +33,9 @@ from torch import Tensor
 from benchmarks.common import circumstances
 from presets import load_preset
 from schemas.pipeline import PipelineSpec
-from schemas.quantizer_settings import (
-    GRID_OF_METHOD,
-    CalibrationSettings,
-    FormatRule,
-    QatSettings,
-    QuantizeMethod,
-    QuantizerSettings,
-    TensorFormat,
-)
-from schemas.settings import TrainSettings
+from schemas.quantizer_settings import GRID_OF_METHOD, CalibrationSettings, QuantizeMethod, QuantizerSettings
+from schemas.settings import QatSettings, TrainSettings
+from schemas.tensor_formats import FormatRule, TensorFormat
 from stages.core.averaging import average_states, averaging_weights, choose_snapshots
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.blob.packing import pack, unpack

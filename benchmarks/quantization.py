@@ -16,7 +16,8 @@ from torch import Tensor
 
 from benchmarks.common import Figure, alternate, compared, parser_for, report, timed
 from presets import load_preset
-from schemas.quantizer_settings import QuantizerSettings, format_for
+from schemas.quantizer_settings import QuantizerSettings
+from schemas.tensor_formats import format_for
 from stages.core.blob.packing import pack
 from stages.core.calibrated.whole_model import quantize_state
 from stages.core.model import GPT

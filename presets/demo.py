@@ -9,18 +9,20 @@ from schemas.evaluate import EvaluateSpec
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
-from schemas.quantizer_settings import CalibrationSettings, FormatRule, QatSettings, QuantizerSettings
+from schemas.quantizer_settings import CalibrationSettings, QuantizerSettings
 from schemas.settings import (
     AveragingSettings,
     ComputeSettings,
     DataSettings,
     ModelSettings,
     OptimizerSettings,
+    QatSettings,
     ScheduleSettings,
     ScoringSettings,
     SnapshotSettings,
     TrainSettings,
 )
+from schemas.tensor_formats import FormatRule
 from schemas.tokenize_corpus import HashFraction, SotuCorpus, TokenizerSpec, TokenizeSpec
 
 TWO_CORES = ComputeSettings(device="cpu", num_processes=1, threads_per_process=2)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from presets.demo import demo
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
-from schemas.quantizer_settings import FormatRule
 from schemas.settings import (
     DataSettings,
     ModelSettings,
@@ -15,6 +14,7 @@ from schemas.settings import (
     ScheduleSettings,
     SnapshotSettings,
 )
+from schemas.tensor_formats import FormatRule
 
 
 def medium() -> PipelineSpec:

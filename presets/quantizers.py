@@ -10,13 +10,8 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from schemas.errors import SpecError
-from schemas.quantizer_settings import (
-    FitSettings,
-    FormatRule,
-    QuantizeMethod,
-    QuantizerSettings,
-    TensorFormat,
-)
+from schemas.quantizer_settings import FitSettings, QuantizeMethod, QuantizerSettings
+from schemas.tensor_formats import FormatRule, TensorFormat
 
 SCHEMES = (
     "reference",

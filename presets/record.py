@@ -9,24 +9,20 @@ from schemas.evaluate import EvaluateSpec
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
-from schemas.quantizer_settings import (
-    CalibrationSettings,
-    FitSettings,
-    FormatRule,
-    QatSettings,
-    QuantizerSettings,
-)
+from schemas.quantizer_settings import CalibrationSettings, FitSettings, QuantizerSettings
 from schemas.settings import (
     AveragingSettings,
     ComputeSettings,
     DataSettings,
     ModelSettings,
     OptimizerSettings,
+    QatSettings,
     ScheduleSettings,
     ScoringSettings,
     SnapshotSettings,
     TrainSettings,
 )
+from schemas.tensor_formats import FormatRule
 from schemas.tokenize_corpus import FirstDocuments, ShardsCorpus, TokenizerSpec, TokenizeSpec
 
 CODED_RULES = (FormatRule("tok_emb.weight", "int8"), FormatRule("*.weight", "int8"), FormatRule("*", "fp32"))

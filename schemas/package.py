@@ -4,7 +4,7 @@ from pydantic import Field
 
 from schemas.base import Schema
 from schemas.files import FileRef, Sha256, StorePath
-from schemas.settings import Recipe
+from schemas.recipe import Recipe
 
 SCRIPT_NAME = "train_gpt.py"
 BLOB_NAME = "model.fwz"

@@ -13,9 +13,10 @@ from schemas.merge import MergeSpec
 from schemas.package import PackageOptions, PackageSpec
 from schemas.publish import PublishedReport, PublishOptions
 from schemas.quantize import QuantizeSpec
-from schemas.quantizer_settings import GRID_OF_METHOD, QatSettings
+from schemas.quantizer_settings import GRID_OF_METHOD
+from schemas.recipe import Recipe
 from schemas.results import RunResults
-from schemas.settings import ComputeSettings, Recipe
+from schemas.settings import ComputeSettings, QatSettings
 from schemas.tokenize_corpus import ShardsCorpus, TokenizeSpec
 from schemas.train import TrainSpec
 

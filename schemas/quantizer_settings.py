@@ -1,75 +1,22 @@
-"""Settings of the quantizer, and of the training that prepares for it.
+"""Settings of the quantizer.
 
-Standard library only: these classes ship in the submission.
+Standard library only: these classes ship in the submission. No setting of training stands here, and training
+imports none of these: a new setting of a quantizer trains nothing again.
 """
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from schemas.setting import Settings, setting
+from schemas.settings import QatGrid
+from schemas.tensor_formats import DEFAULT_RULES, FormatRule
 
-TensorFormat = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp16", "fp32"]
-StoredFormat = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp16", "fp32", "coded"]
-
-
-@dataclass(frozen=True)
-class FormatRule(Settings):
-    """Tensors whose name matches `pattern` (shell wildcards) are stored as `format`.
-
-    The first match counts.
-    """
-
-    pattern: str = setting("*", "shell wildcards over tensor names")
-    format: TensorFormat = setting("fp32", "how the tensor is stored")
-
-
-DEFAULT_RULES = (
-    FormatRule("tok_emb.weight", "fp16"),
-    FormatRule("blocks.0.*.weight", "int8"),
-    FormatRule("blocks.10.*.weight", "int8"),
-    FormatRule("*.weight", "int6"),
-    FormatRule("*", "fp32"),
-)
-QatGrid = Literal["of_quantizer", "round_to_nearest", "gptq_lite", "reference"]
 GRID_OF_METHOD: dict[str, QatGrid] = {
     "round_to_nearest": "round_to_nearest",
     "gptq": "round_to_nearest",  # error feedback chooses other levels of the same grid
     "gptq_lite": "gptq_lite",
     "reference": "reference",
 }
-
-
-@dataclass(frozen=True)
-class QatSettings(Settings):
-    """Late quantization-aware training: straight-through rounding to the grid that the exporter will use."""
-
-    start_lr_scale: float = setting(
-        0.1,
-        "on once the learning-rate scale is below this; 0: never",
-        unit="fraction of the peak",
-        minimum=0,
-        maximum=1,
-    )
-    rules: tuple[FormatRule, ...] = setting(DEFAULT_RULES, "format of each tensor, as in quantize.rules")
-    grid: QatGrid = setting(
-        "of_quantizer",
-        (
-            "what it rounds to. of_quantizer: a run fills in that of quantize.method; training by "
-            "itself takes round_to_nearest"
-        ),
-    )
-    clip_candidates: tuple[float, ...] = setting(
-        (), "ratios that grid gptq_lite tries; filled in with it", above=0, maximum=1
-    )
-
-    def check(self) -> None:
-        if (self.grid == "gptq_lite") != bool(self.clip_candidates):
-            raise ValueError(
-                f"clip_candidates = {self.clip_candidates} and grid = {self.grid}: gptq_lite needs "
-                "ratios and no other grid takes any; "
-                "leave grid at of_quantizer, which fills in both"
-            )
 
 
 @dataclass(frozen=True)
@@ -198,11 +145,3 @@ class QuantizerSettings(Settings):
                 f"fit.limit_bytes = {self.fit.limit_bytes}: method {self.method} has no steps to "
                 "fit; set method to ecsq"
             )
-
-
-def format_for(name: str, rules: tuple[FormatRule, ...]) -> TensorFormat:
-    """Format of the tensor `name`: the first rule whose pattern matches. Raises ValueError if none does."""
-    for rule in rules:
-        if fnmatchcase(name, rule.pattern):
-            return rule.format
-    raise ValueError(f'no rule matches tensor {name!r}: end the rules with the pattern "*"')

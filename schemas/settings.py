@@ -6,8 +6,10 @@ Standard library only: these classes ship in the submission.
 from dataclasses import dataclass
 from typing import Literal
 
-from schemas.quantizer_settings import QatSettings, QuantizerSettings
 from schemas.setting import Settings, setting
+from schemas.tensor_formats import DEFAULT_RULES, FormatRule
+
+QatGrid = Literal["of_quantizer", "round_to_nearest", "gptq_lite", "reference"]
 
 
 def _exactly_one(settings: Settings, first: str, second: str) -> None:
@@ -192,6 +194,38 @@ class SnapshotSettings(Settings):
 
 
 @dataclass(frozen=True)
+class QatSettings(Settings):
+    """Late quantization-aware training: straight-through rounding to the grid that the exporter will use."""
+
+    start_lr_scale: float = setting(
+        0.1,
+        "on once the learning-rate scale is below this; 0: never",
+        unit="fraction of the peak",
+        minimum=0,
+        maximum=1,
+    )
+    rules: tuple[FormatRule, ...] = setting(DEFAULT_RULES, "format of each tensor, as in quantize.rules")
+    grid: QatGrid = setting(
+        "of_quantizer",
+        (
+            "what it rounds to. of_quantizer: a run fills in that of quantize.method; training by "
+            "itself takes round_to_nearest"
+        ),
+    )
+    clip_candidates: tuple[float, ...] = setting(
+        (), "ratios that grid gptq_lite tries; filled in with it", above=0, maximum=1
+    )
+
+    def check(self) -> None:
+        if (self.grid == "gptq_lite") != bool(self.clip_candidates):
+            raise ValueError(
+                f"clip_candidates = {self.clip_candidates} and grid = {self.grid}: gptq_lite needs "
+                "ratios and no other grid takes any; "
+                "leave grid at of_quantizer, which fills in both"
+            )
+
+
+@dataclass(frozen=True)
 class ComputeSettings(Settings):
     """What computes. Part of the identity: another device, precision or split gives other bits.
 
@@ -277,14 +311,3 @@ class ScoringSettings(Settings):
             raise ValueError(
                 f"stride = {self.stride}: must be at most sequence_length = {self.sequence_length}"
             )
-
-
-@dataclass(frozen=True)
-class Recipe(Settings):
-    """All that decides a run from token shards to scores: what the program that ships repeats."""
-
-    train: TrainSettings = setting(TrainSettings(), "training")
-    averaging: AveragingSettings = setting(AveragingSettings(), "which snapshots become the one model")
-    quantizer: QuantizerSettings = setting(QuantizerSettings(), "model to blob")
-    scoring: ScoringSettings = setting(ScoringSettings(), "bits per byte of the blob")
-    compute: ComputeSettings = setting(ComputeSettings(), "where the blob is scored")

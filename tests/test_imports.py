@@ -11,9 +11,10 @@ import pytest
 
 from schemas.package import ALLOWED_PACKAGES
 from schemas.stages import STAGES
+from stages.packaging.bundle import SHIPPED_MODULES
 
 OURS = ("schemas", "presets", "stages", "flows")
-SETTINGS = {"schemas.settings", "schemas.setting", "schemas.quantizer_settings"}
+SETTINGS = set(SHIPPED_MODULES)
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ from schemas.errors import SpecError
 from schemas.introspect import find_setting, number, takes
 from schemas.overrides import describe_fields
 from schemas.pipeline import PipelineSpec
-from schemas.quantizer_settings import FormatRule, TensorFormat
 from schemas.runtime import RunOptions
+from schemas.tensor_formats import FormatRule, TensorFormat
 
 F = TypeVar("F", bound=Callable[..., Any])
 FormValue = NewType("FormValue", object)

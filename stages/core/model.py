@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from schemas.quantizer_settings import QatSettings, format_for
-from schemas.settings import ModelSettings
+from schemas.settings import ModelSettings, QatSettings
+from schemas.tensor_formats import format_for
 from stages.core.cpu_operations import CausalAttention, ReluSquared, RmsNorm
 from stages.core.quantizers.fake_quantizers import FakeQuantizer, fake_quantizer
 from stages.core.shards import BOS_ID

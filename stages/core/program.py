@@ -23,8 +23,9 @@ import torch
 import torch.distributed as dist
 
 from schemas.quantizer_settings import QuantizerSettings
+from schemas.recipe import Recipe
 from schemas.setting import from_dict
-from schemas.settings import ComputeSettings, ModelSettings, Recipe, ScoringSettings
+from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings
 from stages.core.bits_per_byte import TokenBytes, WrongBosError, load_token_bytes
 from stages.core.blob.packing import BlobError, unpack
 from stages.core.distributed import compute_dtype, cpu_multiplies_bfloat16, join_processes, machine_in_words

@@ -3,7 +3,7 @@
 They stand here in a script that ships, and nowhere else.
 """
 
-from schemas.settings import Recipe
+from schemas.recipe import Recipe
 
 RECIPE: Recipe | None = None
 MADE_ON = ""

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
-from schemas.settings import Recipe
+from schemas.recipe import Recipe
 from stages.core.averaging import average_states, averaging_weights, choose_snapshots
 from stages.core.blob.packing import pack
 from stages.core.calibrated.whole_model import quantize_state

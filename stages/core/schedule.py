@@ -4,8 +4,7 @@ tests can ask it.
 
 from dataclasses import dataclass
 
-from schemas.quantizer_settings import QatSettings
-from schemas.settings import OptimizerSettings, ScheduleSettings, SnapshotSettings
+from schemas.settings import OptimizerSettings, QatSettings, ScheduleSettings, SnapshotSettings
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,13 @@ from schemas.errors import StageError
 from stages.store.source import OUR_PACKAGES, reachable_modules
 
 SHIPPED_PREFIX = "stages.core."
-SHIPPED_MODULES = ("schemas.setting", "schemas.settings", "schemas.quantizer_settings")
+SHIPPED_MODULES = (
+    "schemas.setting",
+    "schemas.tensor_formats",
+    "schemas.settings",
+    "schemas.quantizer_settings",
+    "schemas.recipe",
+)
 _LINE_LENGTH = 140
 
 

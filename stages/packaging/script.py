@@ -10,7 +10,7 @@ from typing import Any
 
 from schemas.errors import StageError
 from schemas.package import ALLOWED_PACKAGES, SCRIPT_NAME, PackageOptions
-from schemas.settings import Recipe
+from schemas.recipe import Recipe
 from stages.packaging.bundle import bundle, imported_packages
 from stages.store.machine import machine_in_words
 

@@ -16,8 +16,9 @@ from statistics import NormalDist
 
 import torch
 
-from schemas.quantizer_settings import QuantizerSettings, format_for
+from schemas.quantizer_settings import QuantizerSettings
 from schemas.settings import ModelSettings, OptimizerSettings
+from schemas.tensor_formats import format_for
 from stages.core.model import GPT
 from stages.core.parameter_groups import group_parameters
 

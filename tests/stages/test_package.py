@@ -14,8 +14,9 @@ from schemas.errors import StageError
 from schemas.merge import MergedModel
 from schemas.package import PackageSpec
 from schemas.quantize import PackedModel
-from schemas.quantizer_settings import CalibrationSettings, FormatRule, QuantizerSettings
+from schemas.quantizer_settings import CalibrationSettings, QuantizerSettings
 from schemas.settings import ScoringSettings
+from schemas.tensor_formats import FormatRule
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.loader import TokenStream

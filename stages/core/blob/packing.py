@@ -27,7 +27,7 @@ import torch
 import zstandard
 from torch import Tensor
 
-from schemas.quantizer_settings import StoredFormat
+from schemas.tensor_formats import StoredFormat
 from stages.core.blob.coded_section import CodedSectionError, coded_from_bytes, coded_to_bytes
 from stages.core.quantizers.grid import dequantize_rows, max_level
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor, bits_of

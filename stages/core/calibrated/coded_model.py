@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from schemas.quantizer_settings import QuantizerSettings, format_for
+from schemas.quantizer_settings import QuantizerSettings
+from schemas.tensor_formats import format_for
 from stages.core.calibrated.calibration import MatrixStatistics
 from stages.core.calibrated.ecsq import PreparedMatrix, prepare, quantize_coded
 from stages.core.model import GPT

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from schemas.quantizer_settings import QuantizerSettings, format_for
+from schemas.quantizer_settings import QuantizerSettings
+from schemas.tensor_formats import format_for
 from stages.core.calibrated.calibration import MatrixStatistics
 from stages.core.calibrated.gptq import gptq
 from stages.core.quantizers.methods import METHODS, integer_bits, store_as_float

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from schemas.quantizer_settings import CALIBRATED_METHODS, QuantizerSettings, format_for
+from schemas.quantizer_settings import CALIBRATED_METHODS, QuantizerSettings
+from schemas.tensor_formats import format_for
 from stages.core.quantizers.gptq_lite import gptq_lite
 from stages.core.quantizers.grid import QuantizedRows
 from stages.core.quantizers.quantized import FLOAT_FORMATS, QuantizedTensor, bits_of

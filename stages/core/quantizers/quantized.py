@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from schemas.quantizer_settings import StoredFormat
+from schemas.tensor_formats import StoredFormat
 from stages.core.quantizers.coded_grid import CodedGrid
 from stages.core.quantizers.grid import dequantize_rows
 

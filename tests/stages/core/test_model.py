@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
-from schemas.quantizer_settings import FormatRule, QatSettings
-from schemas.settings import ModelSettings
+from schemas.settings import ModelSettings, QatSettings
+from schemas.tensor_formats import FormatRule
 from stages.core.model import GPT, Matrix, SmearGate, exclude_own_value, rotary_angles, rotate_partly
 from stages.core.quantizers.fake_quantizers import fake_quantizer
 from stages.core.quantizers.grid import fake_quantize

@@ -12,7 +12,8 @@ import torch
 
 from schemas.errors import SpecError
 from schemas.quantizer_settings import QuantizerSettings
-from schemas.settings import ComputeSettings, ModelSettings, Recipe, ScoringSettings
+from schemas.recipe import Recipe
+from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings
 from stages.core.blob.packing import BlobError, pack
 from stages.core.calibrated.whole_model import quantize_state
 from stages.core.model import GPT

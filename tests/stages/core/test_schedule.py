@@ -2,8 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from schemas.quantizer_settings import QatSettings
-from schemas.settings import OptimizerSettings, ScheduleSettings, SnapshotSettings
+from schemas.settings import OptimizerSettings, QatSettings, ScheduleSettings, SnapshotSettings
 from stages.core.schedule import Clock, lr_scale_at, momentum_at, progress_at, qat_on_at, snapshot_due
 
 STEPS = ScheduleSettings(max_steps=100, warmdown_fraction=0.4)

@@ -10,7 +10,8 @@ import pytest
 
 from presets import PRESETS, load_preset
 from schemas.package import PackageOptions, PackageSpec
-from schemas.settings import ComputeSettings, Recipe
+from schemas.recipe import Recipe
+from schemas.settings import ComputeSettings
 from stages.core import program as submission
 from stages.packaging.bundle import imported_packages
 from stages.packaging.script import as_shipped, program, recipe_source

@@ -12,7 +12,8 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from schemas.quantizer_settings import FormatRule, QuantizerSettings, StoredFormat
+from schemas.quantizer_settings import QuantizerSettings
+from schemas.tensor_formats import FormatRule, StoredFormat
 from stages.core.blob.packing import (
     BLOB_FORMATS,
     BLOB_MAGIC,

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from schemas.quantizer_settings import EcsqSettings, FormatRule, QuantizerSettings
+from schemas.quantizer_settings import EcsqSettings, QuantizerSettings
 from schemas.settings import ModelSettings
+from schemas.tensor_formats import FormatRule
 from stages.core.calibrated.calibration import MatrixStatistics, collect_statistics
 from stages.core.calibrated.coded_model import (
     MAX_FIT_TRIES,

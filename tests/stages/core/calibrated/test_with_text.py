@@ -6,14 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from schemas.quantizer_settings import (
-    CalibrationSettings,
-    EcsqSettings,
-    FitSettings,
-    FormatRule,
-    QuantizerSettings,
-)
+from schemas.quantizer_settings import CalibrationSettings, EcsqSettings, FitSettings, QuantizerSettings
 from schemas.settings import ModelSettings
+from schemas.tensor_formats import FormatRule
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.blob.packing import pack
 from stages.core.calibrated.coded_model import LimitTooSmallError

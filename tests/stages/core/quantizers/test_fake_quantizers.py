@@ -5,13 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.quantizer_settings import (
-    CALIBRATED_METHODS,
-    GRID_OF_METHOD,
-    FormatRule,
-    QatSettings,
-    QuantizerSettings,
-)
+from schemas.quantizer_settings import CALIBRATED_METHODS, GRID_OF_METHOD, QuantizerSettings
+from schemas.settings import QatSettings
+from schemas.tensor_formats import FormatRule
 from stages.core.calibrated.calibration import MatrixStatistics
 from stages.core.calibrated.gptq import gptq
 from stages.core.calibrated.whole_model import quantize_state

@@ -3,7 +3,8 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from schemas.quantizer_settings import CALIBRATED_METHODS, FormatRule, QuantizerSettings
+from schemas.quantizer_settings import CALIBRATED_METHODS, QuantizerSettings
+from schemas.tensor_formats import FormatRule
 from stages.core.calibrated.whole_model import quantize_state
 from stages.core.quantizers.methods import METHODS, FormatRuleError
 

@@ -1,0 +1,21 @@
+"""The settings of a whole run, from token shards to scores.
+
+Standard library only: it ships. It lies apart from the settings of training, so that these know no quantizer.
+"""
+
+from dataclasses import dataclass
+
+from schemas.quantizer_settings import QuantizerSettings
+from schemas.setting import Settings, setting
+from schemas.settings import AveragingSettings, ComputeSettings, ScoringSettings, TrainSettings
+
+
+@dataclass(frozen=True)
+class Recipe(Settings):
+    """All that decides a run from token shards to scores: what the program that ships repeats."""
+
+    train: TrainSettings = setting(TrainSettings(), "training")
+    averaging: AveragingSettings = setting(AveragingSettings(), "which snapshots become the one model")
+    quantizer: QuantizerSettings = setting(QuantizerSettings(), "model to blob")
+    scoring: ScoringSettings = setting(ScoringSettings(), "bits per byte of the blob")
+    compute: ComputeSettings = setting(ComputeSettings(), "where the blob is scored")
