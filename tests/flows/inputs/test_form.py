@@ -17,8 +17,8 @@ from flows.requantize import requantize
 from flows.seed_validation import seed_validation
 from presets import PRESETS
 from schemas.errors import SpecError
-from schemas.quantizer_settings import TensorFormat
 from schemas.runtime import RunOptions
+from schemas.tensor_formats import TensorFormat
 
 VALUES = {
     "seed": 7,
