@@ -121,9 +121,8 @@ def requantize(
         ]
         if bits or clip_grids or set(methods) - {"ecsq"}:
             raise SpecError(
-                f"limit_bytes = {limit_bytes}: is met by the method ecsq, which takes neither bits "
-                "nor clip_grids; choose none of them and "
-                "no other method"
+                f"limit_bytes = {limit_bytes}: is met by the method ecsq, which takes neither bits nor "
+                "clip_grids; choose none of them and no other method"
             )
     rules = earlier.spec.quantize.rules
     asked = {

@@ -129,9 +129,8 @@ def _name_others(store: Path, book: Ledger, spec: PipelineSpec) -> None:
     others = [label for label in labels if label.rpartition("-")[0] == book.name and label != book.label]
     if not book.entries and others:
         log.warning(
-            "ledger %s is new. Of its name there are %s, of other settings; where only the machine "
-            "is another, the precision differs: "
-            "here it is %s",
+            "ledger %s is new. Of its name there are %s, of other settings; where only the machine is "
+            "another, the precision differs: here it is %s",
             book.label,
             ", ".join(others),
             precision_note(spec.train.compute),
@@ -185,10 +184,9 @@ def _recheck(book: Ledger, seed: int, plan: Plan, overrides: tuple[str, ...], op
         )
     if entry.machine and entry.machine != (here := machine_kind(compute)):
         raise SpecError(
-            f"recheck_seed = {seed}: was trained on another kind of machine ({entry.machine}) than "
-            f"this one ({here}). Equal figures are "
-            "promised on one kind only: check it again on such a machine, or train its seed here in "
-            "a ledger of another name"
+            f"recheck_seed = {seed}: was trained on another kind of machine ({entry.machine}) than this one "
+            f"({here}). Equal figures are promised on one kind only: check it again on such a machine, or "
+            "train its seed here in a ledger of another name"
         )
     scratch = Path(options.store) / "recheck" / f"{book.label}-seed{seed}"
     shutil.rmtree(scratch, ignore_errors=True)

@@ -54,8 +54,7 @@ def clear_storage_errors(folder: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(folder).free
         raise StorageError(
-            f"store: cannot write {error.filename or folder} ({error.strerror}; {free:,} bytes of "
-            "space left there). Free some space "
-            "(`fairway gc` lists what no run needs), or give another store by --store or "
-            "FAIRWAY_STORE; finished stages are kept"
+            f"store: cannot write {error.filename or folder} ({error.strerror}; {free:,} bytes of space left "
+            "there). Free some space (`fairway gc` lists what no run needs), or give another store by "
+            "--store or FAIRWAY_STORE; finished stages are kept"
         ) from error

@@ -67,10 +67,9 @@ class PipelineSpec(Schema):
         if self.quantize.method not in GRID_OF_METHOD:
             raise SpecError(
                 f"train.qat.start_lr_scale = {qat.start_lr_scale} and quantize.method = "
-                f"{self.quantize.method}: its steps come from "
-                "calibration after training, so training cannot round to them; set "
-                "train.qat.start_lr_scale=0, or choose another "
-                "quantize.method. (Weights that are trained already: `fairway requantize`)"
+                f"{self.quantize.method}: its steps come from calibration after training, so training cannot "
+                "round to them; set train.qat.start_lr_scale=0, or choose another quantize.method. (Weights "
+                "that are trained already: `fairway requantize`)"
             )
         return self.derive(train=replace(self.train, qat=self._grid_of_quantizer()))
 
@@ -101,8 +100,7 @@ class PipelineSpec(Schema):
         if own_tokenizer and self.tokenize.tokenizer.vocab_size != self.train.model.vocab_size:
             raise ValueError(
                 f"tokenize.tokenizer.vocab_size = {self.tokenize.tokenizer.vocab_size} and "
-                "train.model.vocab_size = "
-                f"{self.train.model.vocab_size}: set both to the same number"
+                f"train.model.vocab_size = {self.train.model.vocab_size}: set both to the same number"
             )
         return self
 

@@ -47,9 +47,8 @@ class CalibrationSettings(Settings):
         there = self.sequences_in(num_tokens)
         if there < self.num_sequences:
             raise ValueError(
-                f"calibration.num_sequences = {self.num_sequences}: the training split has {there} "
-                "sequences of "
-                f"{self.sequence_length} tokens; ask for fewer or shorter ones"
+                f"calibration.num_sequences = {self.num_sequences}: the training split has {there} sequences "
+                f"of {self.sequence_length} tokens; ask for fewer or shorter ones"
             )
 
 
@@ -112,10 +111,9 @@ class QuantizerSettings(Settings):
 
     method: QuantizeMethod = setting(
         "gptq_lite",
-        "round_to_nearest: the largest value of each row as it is; gptq_lite: clip search for each "
-        "row; reference: the reference's own; "
-        "gptq: error feedback on calibration text; ecsq: error feedback, steps by what errors cost, "
-        "coded by rANS",
+        "round_to_nearest: the largest value of each row as it is; gptq_lite: clip search for each row; "
+        "reference: the reference's own; gptq: error feedback on calibration text; ecsq: error feedback, "
+        "steps by what errors cost, coded by rANS",
     )
     rules: tuple[FormatRule, ...] = setting(
         DEFAULT_RULES,

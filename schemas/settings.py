@@ -219,9 +219,8 @@ class QatSettings(Settings):
     def check(self) -> None:
         if (self.grid == "gptq_lite") != bool(self.clip_candidates):
             raise ValueError(
-                f"clip_candidates = {self.clip_candidates} and grid = {self.grid}: gptq_lite needs "
-                "ratios and no other grid takes any; "
-                "leave grid at of_quantizer, which fills in both"
+                f"clip_candidates = {self.clip_candidates} and grid = {self.grid}: gptq_lite needs ratios "
+                "and no other grid takes any; leave grid at of_quantizer, which fills in both"
             )
 
 
@@ -248,9 +247,8 @@ class ComputeSettings(Settings):
     def check(self) -> None:
         if self.fused_kernels and (self.device != "cuda" or self.precision == "float32"):
             raise ValueError(
-                "fused_kernels = true: they are for device = 'cuda' and precision = 'bfloat16', "
-                f"not {self.device!r} and "
-                f"{self.precision!r}; leave fused_kernels false"
+                "fused_kernels = true: they are for device = 'cuda' and precision = 'bfloat16', not "
+                f"{self.device!r} and {self.precision!r}; leave fused_kernels false"
             )
 
 
@@ -270,9 +268,8 @@ class TrainSettings(Settings):
     def check(self) -> None:
         if self.data.batch_sequences % self.compute.num_processes:
             raise ValueError(
-                f"data.batch_tokens = {self.data.batch_tokens}: its {self.data.batch_sequences} "
-                "sequences must divide evenly "
-                f"over compute.num_processes = {self.compute.num_processes}"
+                f"data.batch_tokens = {self.data.batch_tokens}: its {self.data.batch_sequences} sequences "
+                f"must divide evenly over compute.num_processes = {self.compute.num_processes}"
             )
 
 

@@ -106,9 +106,8 @@ _ALL = (
         Package,
         {"packed": PackedModel},
         ("stages.core.program",),
-        compute=lambda spec: (
-            spec.recipe.train.compute if spec.recipe else None
-        ),  # whose machine stands in the script
+        # The script says on which kind of machine its run was made.
+        compute=lambda spec: spec.recipe.train.compute if spec.recipe else None,
         ships_source=True,
     ),
     Stage("check_size", CheckSizeSpec, SizeReport, {"package": Package, "packed": PackedModel}),

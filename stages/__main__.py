@@ -1,5 +1,8 @@
-"""One stage by hand, without Prefect: `python -m stages quantize --spec spec.json --input
-merged=…/record.json`.
+"""Run one stage alone, without Prefect.
+
+    python -m stages quantize --spec spec.json --input merged=…/record.json
+
+`python -m stages STAGE --help` names the inputs of a stage.
 """
 
 import argparse

@@ -48,8 +48,8 @@ def _account(token_bytes: int, tokenized: TokenizedCorpus) -> str:
     if token_bytes != normalized:
         raise StageError(
             f"the scored tokens stand for {token_bytes:,} bytes, the normalised validation text has "
-            f"{normalized:,}: "
-            "bits per byte would be wrong. The tokenizer or its byte table does not fit the shards"
+            f"{normalized:,}: bits per byte would be wrong. The tokenizer or its byte table does not fit the "
+            "shards"
         )
     return (
         f"{token_bytes:,} bytes by the token table = the normalised text; {raw:,} before "

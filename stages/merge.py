@@ -89,7 +89,7 @@ def _nothing_to_average(spec: MergeSpec, trained: Checkpoints) -> str:
         else "training left no snapshots"
     )
     return (
-        f"merge.averaging.start_lr_scale = {spec.averaging.start_lr_scale}: no snapshot was taken "
-        f"below it; {there}. "
-        "Widen the window, write more snapshots (train.snapshots) or set merge.averaging.method=last"
+        f"merge.averaging.start_lr_scale = {spec.averaging.start_lr_scale}: no snapshot was taken below it; "
+        f"{there}. Widen the window, write more snapshots (train.snapshots) or set "
+        "merge.averaging.method=last"
     )

@@ -1,7 +1,8 @@
 """Publish: every result of a run -> report.html, one page without outside requests, and the loss curve alone.
 
-python -m stages publish --spec spec.json --input tokenized=…/record.json --input trained=…    (--help names
-all inputs)
+    python -m stages publish --spec spec.json --input tokenized=…/record.json --input trained=…
+
+`--help` names all inputs.
 """
 
 from pathlib import Path

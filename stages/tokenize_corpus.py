@@ -157,10 +157,9 @@ class _CopyDetector:
             self._val.setdefault(digest, index)
         elif (copy := self._val.get(digest)) is not None:
             raise StageError(
-                f"document {index:,} of the training split has the same text as document {copy:,} "
-                "of the validation split "
-                "(counted from 0). Remove one of them, or use split.kind = hash_fraction, which "
-                "keeps equal documents together"
+                f"document {index:,} of the training split has the same text as document {copy:,} of the "
+                "validation split (counted from 0). Remove one of them, or use split.kind = hash_fraction, "
+                "which keeps equal documents together"
             )
 
 

@@ -60,7 +60,7 @@ def _check(spec: TrainSpec, tokenized: TokenizedCorpus) -> None:
     for name, split in (("training", tokenized.train), ("validation", tokenized.val)):
         if split.num_tokens < needed:
             raise SpecError(
-                f"train.data.sequence_length = {spec.data.sequence_length}: the {name} split has "
-                f"only {split.num_tokens} tokens, "
-                f"fewer than one sequence ({needed}). Use more text or a shorter sequence"
+                f"train.data.sequence_length = {spec.data.sequence_length}: the {name} split has only "
+                f"{split.num_tokens} tokens, fewer than one sequence ({needed}). Use more text or a shorter "
+                "sequence"
             )

@@ -61,9 +61,8 @@ _CONDITIONAL = (
         "quantize.ecsq.loss_nats",
         lambda spec: spec.quantize.fit.limit_bytes is None or spec.quantize.ecsq.measured_shares,
         lambda spec: (
-            f"quantize.fit.limit_bytes = {spec.quantize.fit.limit_bytes} decides the steps; leave "
-            "it out, or empty the limit: "
-            "quantize.fit.limit_bytes="
+            f"quantize.fit.limit_bytes = {spec.quantize.fit.limit_bytes} decides the steps; leave it out, or "
+            "empty the limit: quantize.fit.limit_bytes="
         ),
     ),
     *(
@@ -147,8 +146,7 @@ def without_ignored(before: PipelineSpec, settings: Sequence[str]) -> tuple[str,
 
 _CHOOSES_STEPS = (
     "method ecsq chooses its steps itself; leave it out, and say what they may cost: "
-    "quantize.fit.limit_bytes=… or "
-    "quantize.ecsq.loss_nats=…"
+    "quantize.fit.limit_bytes=… or quantize.ecsq.loss_nats=…"
 )
 
 

@@ -124,9 +124,8 @@ def check_quantizer(plan: Plan, tokenized: TokenizedCorpus) -> None:
     limit_bytes, code_bytes = quantizer.fit.limit_bytes, quantizer.fit.code_bytes or 0
     if limit_bytes is not None and code_bytes >= limit_bytes:
         raise SpecError(
-            f"quantize.fit.limit_bytes = {limit_bytes}: the script alone has {code_bytes:,} bytes; "
-            "allow more, or ship it smaller with "
-            "package.compressed=true"
+            f"quantize.fit.limit_bytes = {limit_bytes}: the script alone has {code_bytes:,} bytes; allow "
+            "more, or ship it smaller with package.compressed=true"
         )
 
 

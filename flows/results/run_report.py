@@ -55,9 +55,8 @@ def over_limit_message(size: SizeReport) -> str:
     largest = ", ".join(f"{part.name} {part.num_bytes:,}" for part in size.largest)
     return (
         f"the submission is over the limit by {-size.margin_bytes:,} bytes ({size.total_bytes:,} of "
-        f"{size.limit_bytes:,}). "
-        f"The largest parts: {largest}. Store tensors in fewer bits (quantize.rules) or make the "
-        "model smaller (train.model)"
+        f"{size.limit_bytes:,}). The largest parts: {largest}. Store tensors in fewer bits (quantize.rules) "
+        "or make the model smaller (train.model)"
     )
 
 

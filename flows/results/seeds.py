@@ -140,14 +140,12 @@ def _verdict(comparison: Comparison, what: str) -> list[str]:
     sign = "<" if comparison.passed else "≥"
     return [
         f"Against {what} ({comparison.mark:.5f} nats a token): {abs(comparison.better_by):.5f} nats "
-        f"{direction}, asked for "
-        f"{comparison.margin:g}. One-sided {comparison.test} test: p = {comparison.p_value:.4g} "
-        f"{sign} {comparison.alpha:g}: "
+        f"{direction}, asked for {comparison.margin:g}. One-sided {comparison.test} test: p = "
+        f"{comparison.p_value:.4g} {sign} {comparison.alpha:g}: "
         f"**{'beaten' if comparison.passed else 'not beaten'}**.",
-        f"This is look {comparison.look} of at most {comparison.planned_looks}. Each look is "
-        "another chance of a false alarm; over all of "
-        f"them it stays below {comparison.alpha:g} if p is below {comparison.alpha_each_look:.2g} "
-        "at one of them (Bonferroni): "
+        f"This is look {comparison.look} of at most {comparison.planned_looks}. Each look is another chance "
+        f"of a false alarm; over all of them it stays below {comparison.alpha:g} if p is below "
+        f"{comparison.alpha_each_look:.2g} at one of them (Bonferroni): "
         f"{'it is' if comparison.passed_for_all_looks else 'it is not'}.",
     ]
 
@@ -162,9 +160,8 @@ def _in_bits(comparison: Comparison, figures: SeedFigures) -> str:
 
     return (
         f"In bits per byte, at {figures.num_bytes / figures.num_targets:.4f} bytes a token: mark "
-        f"{bits(comparison.mark):.5f}, margin "
-        f"{bits(comparison.margin):.5f}, difference {bits(comparison.better_by):+.5f} (95 % "
-        f"interval {bits(comparison.low):+.5f} to "
+        f"{bits(comparison.mark):.5f}, margin {bits(comparison.margin):.5f}, difference "
+        f"{bits(comparison.better_by):+.5f} (95 % interval {bits(comparison.low):+.5f} to "
         f"{bits(comparison.high):+.5f}; positive is better)."
     )
 
@@ -209,8 +206,8 @@ def _comparable(book: Ledger, other: Ledger) -> list[float]:
     }
     if len(texts) > 1:
         raise SpecError(
-            f"against = {other.label}: its losses are over other tokens or another text than those "
-            f"of {book.label}; nats a token do not "
-            "compare. Compare configurations with the same corpus, tokenizer and scoring"
+            f"against = {other.label}: its losses are over other tokens or another text than those of "
+            f"{book.label}; nats a token do not compare. Compare configurations with the same corpus, "
+            "tokenizer and scoring"
         )
     return other.losses()

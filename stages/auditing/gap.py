@@ -37,9 +37,8 @@ from stages.quantizing.tensor_groups import group_of
 State = dict[str, Tensor]
 
 _TOKENS_AT_ONCE = 4_096
-_CLIP_SLACK = (
-    1 + 1e-6
-)  # a row's largest weight over its own step is the outermost level only to float32's last bit
+# A row's largest weight over its own step is the outermost level only to float32's last bit.
+_CLIP_SLACK = 1 + 1e-6
 _MIN_SEQUENCES = 2  # one has no standard error
 NOTES = {
     "gptq": (

@@ -220,8 +220,8 @@ def _averaging(evidence: Evidence, technique: Technique) -> Finding:
     count, gain = len(merged.steps), merged.merged.bpb - merged.last.bpb
     text = f"{merged.method} of {count_of(count, 'snapshot')}"
     text += (
-        f", steps {min(merged.steps)} to {max(merged.steps)}, lr scales "
-        f"{max(merged.lr_scales):.3f} to {min(merged.lr_scales):.3f}"
+        f", steps {min(merged.steps)} to {max(merged.steps)}, lr scales {max(merged.lr_scales):.3f} to "
+        f"{min(merged.lr_scales):.3f}"
     )
     text += f"; {merged.distance_from_last:.2%} (rms) from the last iterate, {gain:+.5f} bpb against it"
     return Finding(

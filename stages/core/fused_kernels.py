@@ -52,9 +52,9 @@ def use_fused_kernels(model: GPT, device: torch.device) -> None:
         or settings.mlp_hidden % 8
     ):
         raise ValueError(
-            f"compute.fused_kernels = true: a head's {settings.head_dim} dims must be a power of "
-            "two from 16, model_dim = "
-            f"{settings.model_dim} and mlp_hidden = {settings.mlp_hidden} multiples of 8: {remedy}"
+            f"compute.fused_kernels = true: a head's {settings.head_dim} dims must be a power of two from "
+            f"16, model_dim = {settings.model_dim} and mlp_hidden = {settings.mlp_hidden} multiples of 8: "
+            f"{remedy}"
         )
     install(model)
 

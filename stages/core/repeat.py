@@ -85,8 +85,8 @@ def _merge(
         chosen = choose_snapshots([lr_scale for lr_scale, _ in snapshots], recipe.averaging)
         if not chosen:
             raise ValueError(
-                "no snapshot was taken below the learning-rate scale "
-                f"{recipe.averaging.start_lr_scale}: nothing to average"
+                f"no snapshot was taken below the learning-rate scale {recipe.averaging.start_lr_scale}: "
+                "nothing to average"
             )
         states = [snapshots[index][1] for index in chosen]
     return average_states(states, averaging_weights(len(states), recipe.averaging))

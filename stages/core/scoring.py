@@ -141,7 +141,6 @@ def score_as_dict(sums: ScoreSums, seconds: float) -> dict[str, float]:
 def score_line(kind: str, scored: dict[str, float]) -> str:
     """The line of a log about one score; `scored` as `score_as_dict` gives it."""
     return (
-        f"val_bpb_{kind} {scored['bpb']:.8f} val_loss {scored['loss']:.8f} targets "
-        f"{scored['num_targets']} bytes {scored['num_bytes']} "
-        f"in {scored['seconds']:.1f} s"
+        f"val_bpb_{kind} {scored['bpb']:.8f} val_loss {scored['loss']:.8f} targets {scored['num_targets']} "
+        f"bytes {scored['num_bytes']} in {scored['seconds']:.1f} s"
     )

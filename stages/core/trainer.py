@@ -51,8 +51,7 @@ def step_line(metrics: StepMetrics, schedule: ScheduleSettings) -> str:
     share = progress_at(Clock(metrics.step, metrics.seconds), schedule)
     return (
         f"step {metrics.step}/{schedule.max_steps} ({share:.0%}) loss {metrics.loss:.4f} lr scale "
-        f"{metrics.lr_scale:.3f} "
-        f"grad norm {metrics.grad_norm:.2f} {metrics.seconds:.1f} s "
+        f"{metrics.lr_scale:.3f} grad norm {metrics.grad_norm:.2f} {metrics.seconds:.1f} s "
         f"{metrics.tokens / max(metrics.seconds, 1e-9):.0f} tokens/s"
     )
 

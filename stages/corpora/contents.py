@@ -179,9 +179,8 @@ def read_whole(content: Content) -> bytes:
     data = content.stream.read(MAX_DOCUMENT_BYTES + 1)
     if len(data) > MAX_DOCUMENT_BYTES:
         raise SpecError(
-            f"{content.path}: has more than {MAX_DOCUMENT_BYTES:,} bytes of text, and a text file "
-            "is one document. "
-            "Split it into files, or write its documents as JSON lines"
+            f"{content.path}: has more than {MAX_DOCUMENT_BYTES:,} bytes of text, and a text file is one "
+            "document. Split it into files, or write its documents as JSON lines"
         )
     return data
 
@@ -320,17 +319,15 @@ class _Decompressed(io.RawIOBase):
         elif at_end:
             raise SpecError(
                 f"{self._path}: byte {self.num_read:,}: the file ends in the middle of its "
-                f"{self._compression} stream: "
-                "it was cut off. Fetch or write it again"
+                f"{self._compression} stream: it was cut off. Fetch or write it again"
             )
         piece, self._input = self._input, b""
         try:
             self._output = memoryview(self._decompressor.decompress(piece))
         except (zlib.error, zstandard.ZstdError, OSError, lzma.LZMAError) as error:
             raise SpecError(
-                f"{self._path}: byte {self.num_read:,}: its {self._compression} stream is damaged "
-                f"near there ({error}). "
-                "Fetch or write it again"
+                f"{self._path}: byte {self.num_read:,}: its {self._compression} stream is damaged near there "
+                f"({error}). Fetch or write it again"
             ) from error
         if self._decompressor.eof:
             self._input = self._decompressor.unused_data

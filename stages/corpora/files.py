@@ -135,8 +135,7 @@ def _text(data: bytes, path: Path) -> str:
     if text.endswith("\0"):
         end = len(data.rstrip(b"\0"))
         raise SpecError(
-            f"{path}: byte {end:,}: {len(data) - end:,} NUL bytes end the file: it was not written "
-            "to its end. "
-            "Write it again, or remove them: tr -d '\\000'"
+            f"{path}: byte {end:,}: {len(data) - end:,} NUL bytes end the file: it was not written to its "
+            "end. Write it again, or remove them: tr -d '\\000'"
         )
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text

@@ -69,9 +69,8 @@ def locate(corpus: HuggingFaceCorpus, hashes: FileHashes, memory: Path | None = 
     if not names:
         under = f" under corpus.folder = {corpus.folder!r}" if corpus.folder else ""
         raise SpecError(
-            f"corpus.split = {corpus.split!r}: {corpus.dataset} has no {', '.join(ENDINGS)} file of "
-            f"that split{under}; "
-            f"its files are {', '.join(sorted(files)[:20]) or 'none'}. Set corpus.split or "
+            f"corpus.split = {corpus.split!r}: {corpus.dataset} has no {', '.join(ENDINGS)} file of that "
+            f"split{under}; its files are {', '.join(sorted(files)[:20]) or 'none'}. Set corpus.split or "
             "corpus.folder to match some"
         )
     return CorpusManifest(

@@ -85,9 +85,8 @@ def _second_look(text: str, place: str, error: ValueError | RecursionError) -> A
 def _reason(text: str, error: ValueError | RecursionError) -> str:
     if (first := text.find("\0")) >= 0:
         return (
-            f"{text.count(chr(0)):,} NUL bytes from character {first + 1:,} on: the file was not "
-            "written to its end. "
-            "Write it again, or remove them: tr -d '\\000'"
+            f"{text.count(chr(0)):,} NUL bytes from character {first + 1:,} on: the file was not written to "
+            "its end. Write it again, or remove them: tr -d '\\000'"
         )
     if not isinstance(error, json.JSONDecodeError):
         return f"it is nested too deep ({error}). {_ONE_A_LINE}"
@@ -100,9 +99,8 @@ def _reason(text: str, error: ValueError | RecursionError) -> str:
         )
     if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
         return (
-            f"the line ends in the middle of a value ({error.msg} at character {error.pos + 1:,}): "
-            "the file was cut off, "
-            f"or one value goes over several lines. Fetch it again, or else: {_ONE_A_LINE}"
+            f"the line ends in the middle of a value ({error.msg} at character {error.pos + 1:,}): the file "
+            f"was cut off, or one value goes over several lines. Fetch it again, or else: {_ONE_A_LINE}"
         )
     return f"{error.msg} at character {error.pos + 1:,} of the line. {_ONE_A_LINE}"
 
@@ -122,9 +120,8 @@ def _array(content: Content, key: str, on_read: OnRead) -> Iterator[str]:
         value = reader.value(place, number)
         if character != "{":
             raise SpecError(
-                f"{place}: is a JSON list whose element {number:,} is a {type(value).__name__}, not "
-                "an object with the text "
-                f"under {key!r}. {_ONE_A_LINE}"
+                f"{place}: is a JSON list whose element {number:,} is a {type(value).__name__}, not an "
+                f"object with the text under {key!r}. {_ONE_A_LINE}"
             )
         yield text_of(value, key, f"{place}: element {number:,}")
         following = reader.skip_space()
@@ -134,17 +131,15 @@ def _array(content: Content, key: str, on_read: OnRead) -> Iterator[str]:
         if following != ",":
             said = repr(following) if following else "the end of the file"
             raise SpecError(
-                f"{content.path}:{reader.line}: {said} follows element {number:,} of the array "
-                "instead of , or ]: "
-                "the file is broken or cut off. Write it again"
+                f"{content.path}:{reader.line}: {said} follows element {number:,} of the array instead of , "
+                "or ]: the file is broken or cut off. Write it again"
             )
     else:
         reader.position += 1
     if following := reader.skip_space():
         raise SpecError(
-            f"{content.path}:{reader.line}: "
-            f"{'NUL bytes follow' if following == chr(0) else 'text follows'} the end of the array. "
-            f"{_ONE_A_LINE}"
+            f"{content.path}:{reader.line}: {'NUL bytes follow' if following == chr(0) else 'text follows'} "
+            f"the end of the array. {_ONE_A_LINE}"
         )
 
 
@@ -192,9 +187,8 @@ class _Buffer:
                 if not maybe_cut or not self._read(max(_READ_BYTES, len(self._text) - self.position)):
                     line = self.line + self._text.count("\n", self.position, error.pos)
                     raise SpecError(
-                        f"{place}: is not valid JSON: element {number:,} of the array: {error.msg}, "
-                        f"in line {line}. "
-                        "The file is broken or cut off: write it again"
+                        f"{place}: is not valid JSON: element {number:,} of the array: {error.msg}, in line "
+                        f"{line}. The file is broken or cut off: write it again"
                     ) from error
                 if len(self._text) - self.position > MAX_DOCUMENT_BYTES:
                     raise SpecError(

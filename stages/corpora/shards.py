@@ -178,9 +178,8 @@ def _chunks(path: Path, vocab_size: int) -> Iterator[np.ndarray]:
 def _judge_shared(num_shared: int, num_val_documents: int) -> None:
     if num_shared > SHARED_DOCUMENTS_ALLOWED * num_val_documents:
         raise StageError(
-            f"{num_shared:,} training documents are also in the validation split of "
-            f"{num_val_documents:,}: the splits overlap. "
-            "Take shards of an export that keeps them apart"
+            f"{num_shared:,} training documents are also in the validation split of {num_val_documents:,}: "
+            "the splits overlap. Take shards of an export that keeps them apart"
         )
     if num_shared:
         log.warning(

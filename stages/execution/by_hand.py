@@ -1,5 +1,8 @@
-"""A stage from the shell, without Prefect: `python -m stages quantize --spec spec.json --input
-merged=…/record.json`.
+"""Run one stage from the shell, without Prefect.
+
+    python -m stages quantize --spec spec.json --input merged=…/record.json
+
+`python -m stages STAGE --help` names the inputs of a stage.
 """
 
 import argparse

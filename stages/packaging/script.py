@@ -89,8 +89,8 @@ def recipe_source(recipe: Recipe | None) -> str:
     ]
     docstring = '"""Settings of the run that this program repeats, and its machine."""'
     return (
-        f"{docstring}\n\n{''.join(lines)}\nRECIPE: Recipe | None = "
-        f"{_literal(recipe, 0)}\nMADE_ON = {made_on!r}\n"
+        f"{docstring}\n\n{''.join(lines)}\nRECIPE: Recipe | None = {_literal(recipe, 0)}\nMADE_ON = "
+        f"{made_on!r}\n"
     )
 
 

@@ -150,9 +150,8 @@ def _check_gpus(compute: ComputeSettings) -> None:
             "" if shown is None else f" with CUDA_VISIBLE_DEVICES = {shown!r}"
         )
         raise SpecError(
-            f"compute.device = cuda, compute.num_processes = {compute.num_processes}: each process "
-            f"needs a GPU, and {why}. "
-            "Set compute.device=cpu, fewer processes, or CUDA_VISIBLE_DEVICES"
+            f"compute.device = cuda, compute.num_processes = {compute.num_processes}: each process needs a "
+            f"GPU, and {why}. Set compute.device=cpu, fewer processes, or CUDA_VISIBLE_DEVICES"
         )
 
 

@@ -56,9 +56,9 @@ def claim(store: Path, ledger: Ledger) -> Iterator[Ledger]:
             declared, asked = getattr(found, name), getattr(ledger, name)
             if declared != asked:
                 raise SpecError(
-                    f"{name} = {asked}: ledger {ledger.label} was declared with {declared}, and a "
-                    "plan changed after looking at "
-                    f"figures spoils the test. Keep {declared}, or begin a ledger of another name"
+                    f"{name} = {asked}: ledger {ledger.label} was declared with {declared}, and a plan "
+                    f"changed after looking at figures spoils the test. Keep {declared}, or begin a ledger "
+                    "of another name"
                 )
         yield found
 

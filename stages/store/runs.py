@@ -44,9 +44,8 @@ def load_report(store: Path, run_id: str) -> PipelineReport | None:
         version = json.loads(content).get("schema_version", 1)
         if version != SCHEMA_VERSION:
             raise SpecError(
-                f"{path}: of another version of Fairway (records of version {version}, this one "
-                f"reads {SCHEMA_VERSION}). Run its settings "
-                "again: `fairway run --preset …`; then remove its folder"
+                f"{path}: of another version of Fairway (records of version {version}, this one reads "
+                f"{SCHEMA_VERSION}). Run its settings again: `fairway run --preset …`; then remove its folder"
             )
         return PipelineReport.model_validate_json(content)
     except FileNotFoundError as error:

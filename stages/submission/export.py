@@ -125,9 +125,9 @@ def _info(reports: Sequence[PipelineReport], about: About) -> SubmissionInfo:
     main, compute = reports[0], reports[0].spec.train.compute
     model, merged = main.spec.train.model, [report.merged.merged for report in reports]
     blurb = about.blurb or (
-        f"{model.num_layers} layers of width {model.model_dim}, {main.packed.num_parameters:,} "
-        f"parameters, averaged ({main.merged.method}) "
-        f"and quantized by {main.packed.method}, {main.size.total_bytes:,} bytes."
+        f"{model.num_layers} layers of width {model.model_dim}, {main.packed.num_parameters:,} parameters, "
+        f"averaged ({main.merged.method}) and quantized by {main.packed.method}, {main.size.total_bytes:,} "
+        "bytes."
     )
     return SubmissionInfo(
         author=about.author,

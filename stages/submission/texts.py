@@ -117,9 +117,9 @@ def readme(info: SubmissionInfo, report: PipelineReport, rules: Sequence[RuleRes
             ["technique or rule", "verdict", "evidence"], techniques
         ),
         "## How to run": _how_to_run(info, report),
-        "## Files": f"`{SCRIPT_NAME}` is the whole program with its settings, `{BLOB_NAME}` the "
-        "packed model: these two count against the "
-        f"limit. `{INFO_NAME}` has the figures above, `{log_name(info.seed)}` is a train log.",
+        "## Files": f"`{SCRIPT_NAME}` is the whole program with its settings, `{BLOB_NAME}` the packed "
+        f"model: these two count against the limit. `{INFO_NAME}` has the figures above, "
+        f"`{log_name(info.seed)}` is a train log.",
     }
     if rules:
         rows = [[result.rule, result.verdict, result.reason] for result in rules]

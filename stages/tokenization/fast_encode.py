@@ -184,8 +184,7 @@ def _refuse_long(text: bytes, what: str) -> None:
         begins = text[:60].decode(errors="ignore")
         raise SpecError(
             f"corpus: {what} has {len(text):,} bytes, more than {_MAX_BYTES_AT_ONCE:,}; it begins "
-            f"{begins!r}. "
-            "Split it, or leave it out: most likely it is no text"
+            f"{begins!r}. Split it, or leave it out: most likely it is no text"
         )
 
 

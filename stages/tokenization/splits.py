@@ -34,12 +34,11 @@ def refuse_empty_split(split: Split, num_documents: int, num_train: int, num_val
     missing = "training" if num_val else "validation"
     if isinstance(split, FirstDocuments):
         raise SpecError(
-            f"split.num_val_documents = {split.num_val_documents:,}: leaves no {missing} document "
-            f"with text, of {num_documents:,} "
-            "in the corpus. Set it so that both splits have some"
+            f"split.num_val_documents = {split.num_val_documents:,}: leaves no {missing} document with text, "
+            f"of {num_documents:,} in the corpus. Set it so that both splits have some"
         )
     raise SpecError(
         f"split.val_fraction = {split.val_fraction}: by their hashes, none of the {num_documents:,} "
-        f"documents with text is for {missing}. "
-        f"{'Lower' if num_val else 'Raise'} it, give more documents, or use split.kind = first_documents"
+        f"documents with text is for {missing}. {'Lower' if num_val else 'Raise'} it, give more documents, "
+        "or use split.kind = first_documents"
     )

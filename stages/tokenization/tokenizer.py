@@ -100,10 +100,9 @@ def check_tokenizer(path: Path, spec: TokenizerSpec) -> None:
     ids = (tokenizer.pad_id(), tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.unk_id())
     if ids != (PAD_ID, BOS_ID, EOS_ID, UNK_ID):
         raise SpecError(
-            f"tokenizer.model_path = {path}: its ids are pad {ids[0]}, bos {ids[1]}, eos {ids[2]}, "
-            f"unk {ids[3]} (-1: none); "
-            f"shards need pad {PAD_ID}, bos {BOS_ID}, eos {EOS_ID}, unk {UNK_ID}. Use such a model, "
-            "or leave model_path empty to train one"
+            f"tokenizer.model_path = {path}: its ids are pad {ids[0]}, bos {ids[1]}, eos {ids[2]}, unk "
+            f"{ids[3]} (-1: none); shards need pad {PAD_ID}, bos {BOS_ID}, eos {EOS_ID}, unk {UNK_ID}. Use "
+            "such a model, or leave model_path empty to train one"
         )
 
 
@@ -149,9 +148,8 @@ def _training_error(spec: TokenizerSpec, error: RuntimeError) -> SpecError:
         )
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return SpecError(
-            f"{field}: the training text has so many different characters that at least {least[1]} "
-            "pieces are needed. "
-            f"Raise it, or lower tokenizer.character_coverage = {spec.character_coverage}"
+            f"{field}: the training text has so many different characters that at least {least[1]} pieces "
+            f"are needed. Raise it, or lower tokenizer.character_coverage = {spec.character_coverage}"
         )
     return SpecError(
         f"{field}: SentencePiece cannot train a model on this text ({message}). Change tokenizer or "

@@ -31,9 +31,8 @@ def test_mutations_of_blobs_records_and_shards(tmp_path: Path, figure: Callable[
     for kind, result in told["kinds"].items():
         answer = (
             f"{result['refused']:,} refused with a typed error, {result['sound']:,} still sound, "
-            f"{len(result['wrong'])} else; "
-            f"slowest {result['slowest']:.2f} s, {result['grown_mib']} MiB more memory at most "
-            f"{result['wrong'][:3] or ''}"
+            f"{len(result['wrong'])} else; slowest {result['slowest']:.2f} s, {result['grown_mib']} MiB more "
+            f"memory at most {result['wrong'][:3] or ''}"
         )
         met = not result["wrong"] and result["slowest"] < 10 and result["num"] >= 0.2 * MUTATIONS
         figure(

@@ -74,7 +74,7 @@ def run_pipeline(api: str) -> Callable[..., FlowRun]:
         with get_client(sync_client=True) as client:
             while True:
                 task_runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [run_id]}))
-                if all(task.state.is_final() for task in task_runs):
+                if all(task.state is not None and task.state.is_final() for task in task_runs):
                     break
                 assert time.monotonic() < deadline, f"task runs are still not final: {task_runs}"
                 time.sleep(0.1)

@@ -125,8 +125,8 @@ def test_the_tables_line_about_retries(figure: Callable[..., None], tried: Tried
     counts = {name: len(tried(name)) for name in ERRORS}
     again = [name for name, count in counts.items() if count > 1]
     told = (
-        f"{len(again)} tried 3 times with --retries 2 ({', '.join(again)}), "
-        f"{len(counts) - len(again)} once; as the table says"
+        f"{len(again)} tried 3 times with --retries 2 ({', '.join(again)}), {len(counts) - len(again)} once; "
+        "as the table says"
     )
     asked = {name: tries for name, (_, _, tries) in ERRORS.items()}
     figure("7", f"{len(counts)} kinds of error raised in a task run", told, counts == asked)

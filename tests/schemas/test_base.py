@@ -84,8 +84,8 @@ def test_fingerprints_ignore_order_paths_and_volatile_fields_only() -> None:
 
 def test_fingerprints_are_the_same_in_another_process() -> None:
     code = (
-        "from presets import PRESETS; from schemas.base import fingerprint; "
-        "print([fingerprint(make()) for make in PRESETS.values()])"
+        "from presets import PRESETS; from schemas.base import fingerprint; print([fingerprint(make()) for "
+        "make in PRESETS.values()])"
     )
     texts = {
         subprocess.run(

@@ -70,8 +70,8 @@ def test_a_child_sees_no_leftovers_and_speaks_utf_8(monkeypatch: pytest.MonkeyPa
     for name, value in {**OF_A_SCHEDULER, **python, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}.items():
         monkeypatch.setenv(name, value)
     code = (
-        "import json, os, sys, warnings; warnings.warn('not an error'); "
-        "print(json.dumps([dict(os.environ), '−→ü'], ensure_ascii=False))"
+        "import json, os, sys, warnings; warnings.warn('not an error'); print(json.dumps([dict(os.environ), "
+        "'−→ü'], ensure_ascii=False))"
     )
     told, text = json.loads(run_child([sys.executable, "-c", code], ONE, no_progress, None)[-1])
     assert text == "−→ü"

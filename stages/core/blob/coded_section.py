@@ -98,8 +98,8 @@ def coded_from_bytes(
         end = fixed + table_bytes + stream_bytes
         if end > len(section):
             raise CodedSectionError(
-                f"declares a stream of {stream_bytes:,} bytes, "
-                f"{len(section) - fixed - table_bytes:,} are left"
+                f"declares a stream of {stream_bytes:,} bytes, {len(section) - fixed - table_bytes:,} are "
+                "left"
             )
         grids, models = [], []
         row, column = 0, 0

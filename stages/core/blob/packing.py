@@ -112,10 +112,9 @@ def seal(header: bytes, payload: bytes, level: int) -> bytes:
     blob = BLOB_MAGIC + hashlib.sha256(frame).digest()[:DIGEST_BYTES] + frame
     if len(header) > HEADER_BYTES_LIMIT or len(content) > _content_limit(blob):
         raise ValueError(
-            f"a header of {len(header):,} bytes or a content of {len(content):,} bytes in "
-            f"{len(blob):,} is more than a blob may "
-            f"have: at most {HEADER_BYTES_LIMIT:,} bytes of header, and {_content_limit(blob):,} "
-            "bytes of content at this size"
+            f"a header of {len(header):,} bytes or a content of {len(content):,} bytes in {len(blob):,} is "
+            f"more than a blob may have: at most {HEADER_BYTES_LIMIT:,} bytes of header, and "
+            f"{_content_limit(blob):,} bytes of content at this size"
         )
     return blob
 

@@ -31,9 +31,8 @@ def gptq_lite(weight: Tensor, bits: int, settings: "QuantizerSettings") -> Quant
 
     Raises ValueError as `quantize_rows` does.
     """
-    largest_of_rows(
-        weight
-    )  # the search itself checks nothing: training calls it too, and a check waits for the GPU
+    # The search itself checks nothing: training calls it too, and a check waits for the GPU.
+    largest_of_rows(weight)
     return quantize_rows(weight, bits, best_clip_ratios(weight, bits, settings.clip_candidates))
 
 

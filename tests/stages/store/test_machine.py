@@ -86,16 +86,13 @@ def test_arm_and_what_is_not_linux() -> None:
 )
 def test_torch_sees_the_same_machine(environment: dict[str, str]) -> None:
     code = (
-        "import json, sys; from stages.store import machine; from schemas.settings import "
-        "ComputeSettings; cpu = machine.this_cpu();"
-        "words = machine.machine_in_words(ComputeSettings()); build = machine.torch_build(); early "
-        "= 'torch' in sys.modules;"
-        "import torch; from stages.core import distributed as processes;"
-        "print(json.dumps([early, [cpu.capability, cpu.bfloat16, words, build],"
-        "[torch.backends.cpu.get_cpu_capability(), processes.cpu_multiplies_bfloat16(), "
-        "processes.machine_in_words('cpu'),"
-        "{'version': torch.__version__, 'cuda': torch.version.cuda, 'git_version': "
-        "torch.version.git_version}]]))"
+        "import json, sys; from stages.store import machine; from schemas.settings import ComputeSettings; "
+        "cpu = machine.this_cpu();words = machine.machine_in_words(ComputeSettings()); build = "
+        "machine.torch_build(); early = 'torch' in sys.modules;import torch; from stages.core import "
+        "distributed as processes;print(json.dumps([early, [cpu.capability, cpu.bfloat16, words, "
+        "build],[torch.backends.cpu.get_cpu_capability(), processes.cpu_multiplies_bfloat16(), "
+        "processes.machine_in_words('cpu'),{'version': torch.__version__, 'cuda': torch.version.cuda, "
+        "'git_version': torch.version.git_version}]]))"
     )
     plain = {name: value for name, value in os.environ.items() if name not in CPU_CAPS}
     told = subprocess.run(

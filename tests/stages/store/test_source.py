@@ -133,10 +133,9 @@ def digest_of(folder: Path, text: str) -> str:
         "def work():\n    from stages.helper import f\n    return f()\n"
     )
     code = f"import sys; sys.path.insert(0, {str(folder)!r}); import importlib.util as u; " + (
-        "import stages; from importlib import import_module; "
-        "spec = u.spec_from_file_location('source', "
-        f"{str(Path(__file__).parents[3] / 'stages' / 'store' / 'source.py')!r}); "
-        "m = u.module_from_spec(spec); spec.loader.exec_module(m); print(m.code_digest(['stages.top']))"
+        "import stages; from importlib import import_module; spec = u.spec_from_file_location('source', "
+        f"{str(Path(__file__).parents[3] / 'stages' / 'store' / 'source.py')!r}); m = "
+        "u.module_from_spec(spec); spec.loader.exec_module(m); print(m.code_digest(['stages.top']))"
     )
     return subprocess.run(
         [sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True
