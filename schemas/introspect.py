@@ -99,10 +99,6 @@ def list_item(hint: Any) -> Child:
     return Child(get_args(_bare(hint))[0], "an item of a list")
 
 
-def is_list(hint: Any) -> bool:
-    return get_origin(_bare(hint)) is tuple
-
-
 def is_nullable(hint: Any) -> bool:
     return type(None) in _members(hint)
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_origin
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from schemas.audit import Finding
 from schemas.base import Schema, Volatile, fingerprint, invalid_field
 from schemas.evaluate import EvaluateSpec, Score
 from schemas.files import FileRef, SourceFile
-from schemas.introspect import Child, children, is_list, list_item, variants
+from schemas.introspect import Child, children, list_item, variants
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.quantizer_settings import QuantizerSettings
@@ -227,7 +227,7 @@ UNITS = {
 
 def _declared(hint: Any, name: str) -> Iterator[tuple[str, Child]]:
     """Every setting below `hint`, of each variant of a union and of an item of a list, by its dotted name."""
-    hint = list_item(hint).hint if is_list(hint) else hint
+    hint = list_item(hint).hint if get_origin(hint) is tuple else hint
     for kind in variants(hint).values() or (hint,):
         for field, child in children(kind, None).items():
             if field == "kind":  # says which variant it is, and is explained where the union stands
