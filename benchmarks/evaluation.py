@@ -20,7 +20,7 @@ from benchmarks.common import Figure, Samples, compared, parser_for, report
 from benchmarks.workers import Worker, demo_tokens, serve, shard_paths, sides, workers
 from presets import load_preset
 from schemas.settings import ComputeSettings
-from stages.store.machine import settle
+from stages.store.machine import resolve_precision
 
 GOAL_RATIO = 1.5
 GOAL_DIFFERENCE = 1e-6
@@ -60,7 +60,7 @@ def answer_as(side: str) -> Any:
             with torch.no_grad():
                 for _, param in sorted(model.named_parameters()):
                     param.add_(torch.randn(param.shape, generator=generator), alpha=0.02)
-            plain = PlainGPT(settings, compute_dtype(settle(ComputeSettings())))
+            plain = PlainGPT(settings, compute_dtype(resolve_precision(ComputeSettings())))
             plain.load_state_dict(model.state_dict())
             models[preset] = (model, plain)
         return models[preset]
@@ -103,7 +103,7 @@ def answer_as(side: str) -> Any:
 
 
 def compare(team: dict[str, Worker], preset: str, windows: int, batch: int, runs: int) -> list[Figure]:
-    own = settle(ComputeSettings()).precision
+    own = resolve_precision(ComputeSettings()).precision
     request = {"preset": preset, "windows": windows, "batch": batch, "dtype": own}
     trial = {**request, "windows": 2}
     team["ours"].ask(**trial, loop="ours")

@@ -30,7 +30,7 @@ from stages.core.shards import MAX_SHARD_TOKENS, ShardWriter
 from stages.corpora import locate
 from stages.execution.runner import run_stage
 from stages.store.hashing import FileHashes
-from stages.store.machine import settle
+from stages.store.machine import resolve_precision
 from stages.store.store import Store
 
 GOAL_CACHED_SECONDS = 5.0
@@ -157,7 +157,7 @@ def chain_by_hand(folder: Path) -> None:
 
     store, spec, options = (
         Store(folder),
-        settle(load_preset("smoke").with_qat_grid()),
+        resolve_precision(load_preset("smoke").with_qat_grid()),
         RunOptions(store=str(folder)),
     )
     outcomes = []

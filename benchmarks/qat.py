@@ -49,7 +49,7 @@ from stages.core.quantizers.methods import needs_text
 from stages.core.schedule import Clock, lr_scale_at, qat_on_at
 from stages.core.scoring import score
 from stages.core.trainer import Hooks, Trainer, TrainState
-from stages.store.machine import settle
+from stages.store.machine import resolve_precision
 
 State = dict[str, Tensor]
 WITHOUT = "without QAT"
@@ -131,7 +131,7 @@ def find_texts(folder: Path | None) -> Texts:
 
 def spec_for(preset: str, seed: int, device: str, threads: int, quick: bool) -> PipelineSpec:
     """The preset without QAT; quick: a model and a training that take seconds."""
-    spec = settle(load_preset(preset))
+    spec = resolve_precision(load_preset(preset))
     compute = replace(spec.train.compute, device=device, threads_per_process=threads)
     train = replace(spec.train, seed=seed, compute=compute, qat=replace(spec.train.qat, start_lr_scale=0.0))
     if quick:

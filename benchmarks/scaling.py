@@ -32,7 +32,7 @@ from schemas.runtime import RunOptions
 from schemas.settings import ComputeSettings, ScoringSettings
 from schemas.tokenize_corpus import SotuCorpus, TokenizerSpec, TokenizeSpec
 from stages.processes.launch import run_torchrun
-from stages.store.machine import settle
+from stages.store.machine import resolve_precision
 from stages.store.workspace import no_progress
 
 PEAK_LIMIT_BYTES = 1_000_000_000
@@ -77,7 +77,7 @@ def processes(runs: int) -> list[Figure]:
 def _under_torchrun(work: str, num_processes: int, threads: int) -> float:
     with tempfile.TemporaryDirectory() as name:
         told = Path(name) / "told.json"
-        compute = settle(ComputeSettings(num_processes=num_processes, threads_per_process=threads))
+        compute = resolve_precision(ComputeSettings(num_processes=num_processes, threads_per_process=threads))
         program = [
             "-m",
             "benchmarks.scaling",
@@ -107,7 +107,9 @@ def one_rank(work: str, told: Path, num_processes: int, threads: int) -> None:
         # Only the first process hears of steps.
         rate = num_steps * batch_tokens / (wall[-1] - wall[UNTIMED_STEPS - 1]) if wall else 0.0
     else:
-        rate = _evaluate(settle(ComputeSettings(num_processes=num_processes, threads_per_process=threads)))
+        rate = _evaluate(
+            resolve_precision(ComputeSettings(num_processes=num_processes, threads_per_process=threads))
+        )
     if int(os.environ["RANK"]) == 0:
         told.write_text(json.dumps(rate), encoding="utf-8")
     if dist.is_initialized():
@@ -261,7 +263,7 @@ def checkpoints(num_steps: int) -> Figure:
         data=replace(record.data, batch_tokens=512, sequence_length=512, micro_batch_sequences=1),
         snapshots=replace(record.snapshots, start_lr_scale=1.0, every_steps=1),
         qat=replace(record.qat, start_lr_scale=0.0),
-        compute=settle(ComputeSettings(threads_per_process=2)),
+        compute=resolve_precision(ComputeSettings(threads_per_process=2)),
     )
     counts = {"snapshot": 0, "checkpoint": 0}
     with tempfile.TemporaryDirectory(prefix="fairway-bench-") as name:

@@ -22,7 +22,7 @@ from benchmarks.common import Figure, Samples, compared, parser_for, report
 from benchmarks.workers import Worker, serve, shard_paths, sides, workers
 from presets import load_preset
 from schemas.settings import TrainSettings
-from stages.store.machine import settle
+from stages.store.machine import resolve_precision
 
 GOAL_RATIO = 1.5
 UNTIMED_STEPS = 3
@@ -36,7 +36,7 @@ def settings_for(
     batch_tokens: int, micro_batch: int, num_steps: int, seed: int, processes: int = 1, threads: int = 2
 ) -> TrainSettings:
     """The demo's model and optimizer, constant learning rate and momentum, neither snapshots nor QAT."""
-    base = settle(load_preset("demo").train)
+    base = resolve_precision(load_preset("demo").train)
     return replace(
         base,
         seed=seed,

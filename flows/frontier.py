@@ -34,7 +34,7 @@ from schemas.pipeline import PipelineReport
 from schemas.quantize import PackedModel
 from schemas.quantizer_settings import QuantizerSettings
 from schemas.runtime import RunOptions
-from stages.execution.runner import Outcome
+from stages.execution.runner import StageOutcome
 from stages.store.runs import find_run, named_after, require_files
 from stages.store.store import Store
 
@@ -127,7 +127,7 @@ def _measure(
     earlier: PipelineReport,
     options: RunOptions,
 ) -> FrontierPoint:
-    outcomes = list[Outcome]()
+    outcomes = list[StageOutcome]()
     run = stage_runner(options, f"{earlier.name}-{name}", outcomes)
     spec = earlier.spec.derive(quantize=settings)
     packed = run("quantize", settings, merged=earlier.merged, tokenized=earlier.tokenized)

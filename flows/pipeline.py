@@ -28,7 +28,7 @@ from schemas.merge import MergedModel
 from schemas.pipeline import PipelineReport
 from schemas.results import RunResults
 from schemas.tokenize_corpus import TokenizedCorpus
-from schemas.train import Checkpoints
+from schemas.train import TrainingResult
 from stages.corpora import locate
 from stages.store.runs import save_report
 
@@ -79,7 +79,7 @@ def pipeline(
 
 
 def ship(
-    plan: Plan, run: StageRunner, tokenized: TokenizedCorpus, trained: Checkpoints, merged: MergedModel
+    plan: Plan, run: StageRunner, tokenized: TokenizedCorpus, trained: TrainingResult, merged: MergedModel
 ) -> PipelineReport:
     """The chain's second half, from the merged model to the saved report.
 

@@ -42,7 +42,7 @@ from schemas.pipeline import PipelineReport
 from schemas.quantizer_settings import QuantizeMethod
 from schemas.runtime import RunOptions
 from schemas.stages import STAGES
-from stages.execution.runner import Outcome
+from stages.execution.runner import StageOutcome
 from stages.processes.stopping import Stopping
 from stages.store.runs import find_run, load_report, named_after, require_files
 from stages.store.store import Store
@@ -181,7 +181,7 @@ def requantized(run_id: str, overrides: list[str], options: RunOptions, name: st
     run = stage_runner(options, name, [])
     for done in earlier.stages:
         if done.stage in BEFORE_QUANTIZE and (record := run.store.record(STAGES[done.stage], done.key)):
-            run.outcomes.append(Outcome(record, cached=True, seconds=0.0))
+            run.outcomes.append(StageOutcome(record, cached=True, seconds=0.0))
     return ship(plan, run, earlier.tokenized, earlier.trained, earlier.merged)
 
 
@@ -194,12 +194,12 @@ def _run_variants(
     """
     stop = Stopping()
     with ThreadPoolExecutor(at_once) as pool:
-        running = [pool.submit(stop.here(variant)) for variant in variants]
+        running = [pool.submit(stop.wrap(variant)) for variant in variants]
         try:
             return [future.result() for future in running]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            stop.now()
+            stop.stop_all()
             raise
 
 

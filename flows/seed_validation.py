@@ -32,7 +32,7 @@ from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
 from schemas.seeds import Ledger, SeedEntry
 from schemas.stages import STAGES
-from stages.seeds.ledger import claim, find_ledger, ledger_files, write_ledger
+from stages.seeds.ledger import find_ledger, ledger_files, open_locked, write_ledger
 from stages.store.machine import machine_kind, precision_note
 from stages.store.runs import load_report
 from stages.store.source import code_digest
@@ -99,7 +99,7 @@ def seed_validation(
         max_seeds=max_seeds,
     )
     other = find_ledger(store.root, against) if against else None
-    with claim(store.root, wanted) as book:
+    with open_locked(store.root, wanted) as book:
         _name_others(store.root, book, configuration)
         if recheck_seed is not None:
             book = _recheck(book, recheck_seed, plan, overrides, options)

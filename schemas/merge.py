@@ -33,4 +33,4 @@ class MergedModel(Schema):
         description="rms of merged minus last iterate over the last iterate's rms, all parameters"
     )
     last: Volatile[Score]
-    merged: Volatile[Score]
+    score: Volatile[Score]

@@ -7,8 +7,8 @@ imports none of these: a new setting of a quantizer trains nothing again.
 from dataclasses import dataclass
 from typing import Literal
 
-from schemas.setting import Settings, setting
 from schemas.settings import QatGrid
+from schemas.settings_base import Settings, setting
 from schemas.tensor_formats import DEFAULT_RULES, FormatRule
 
 GRID_OF_METHOD: dict[str, QatGrid] = {

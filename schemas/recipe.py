@@ -6,8 +6,8 @@ Standard library only: it ships. It lies apart from the settings of training, so
 from dataclasses import dataclass
 
 from schemas.quantizer_settings import QuantizerSettings
-from schemas.setting import Settings, setting
 from schemas.settings import AveragingSettings, ComputeSettings, ScoringSettings, TrainSettings
+from schemas.settings_base import Settings, setting
 
 
 @dataclass(frozen=True)

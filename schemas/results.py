@@ -9,7 +9,7 @@ from schemas.merge import MergedModel
 from schemas.package import Package
 from schemas.quantize import PackedModel
 from schemas.tokenize_corpus import TokenizedCorpus
-from schemas.train import Checkpoints
+from schemas.train import TrainingResult
 
 
 class RunResults(Schema):
@@ -19,7 +19,7 @@ class RunResults(Schema):
     """
 
     tokenized: TokenizedCorpus
-    trained: Checkpoints
+    trained: TrainingResult
     merged: MergedModel
     packed: PackedModel
     package: Package
@@ -44,7 +44,7 @@ class RunResults(Schema):
     @property
     def val_bpb_merged(self) -> float:
         """Bits per byte of the averaged weights, non-overlapping windows."""
-        return self.merged.merged.bpb
+        return self.merged.score.bpb
 
     @property
     def val_bpb_quantized(self) -> float:

@@ -6,7 +6,7 @@ Standard library only: these classes ship in the submission.
 from dataclasses import dataclass
 from typing import Literal
 
-from schemas.setting import Settings, setting
+from schemas.settings_base import Settings, setting
 from schemas.tensor_formats import DEFAULT_RULES, FormatRule
 
 QatGrid = Literal["of_quantizer", "round_to_nearest", "gptq_lite", "reference"]
@@ -228,7 +228,7 @@ class QatSettings(Settings):
 class ComputeSettings(Settings):
     """What computes. Part of the identity: another device, precision or split gives other bits.
 
-    `auto` is settled before anything is keyed or computed: stages.store.machine.settle.
+    `auto` is resolved before anything is keyed or computed: stages.store.machine.resolve_precision.
     """
 
     device: Literal["cpu", "cuda"] = setting("cpu", "where the model runs")

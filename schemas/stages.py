@@ -17,7 +17,7 @@ from schemas.quantize import PackedModel, QuantizeSpec, quantize_compute
 from schemas.results import RunResults
 from schemas.settings import ComputeSettings
 from schemas.tokenize_corpus import CorpusManifest, TokenizedCorpus, TokenizeSpec
-from schemas.train import Checkpoints, TrainSpec
+from schemas.train import TrainingResult, TrainSpec
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ _ALL = (
     Stage(
         "train",
         TrainSpec,
-        Checkpoints,
+        TrainingResult,
         {"tokenized": TokenizedCorpus},
-        ("stages.training.rank",),
+        ("stages.training.worker",),
         compute=_own_compute,
         resumable=True,
         scratch=("checkpoints", "metrics.jsonl"),
@@ -88,8 +88,8 @@ _ALL = (
         "merge",
         MergeSpec,
         MergedModel,
-        {"trained": Checkpoints, "tokenized": TokenizedCorpus},
-        ("stages.scoring.rank",),
+        {"trained": TrainingResult, "tokenized": TokenizedCorpus},
+        ("stages.scoring.worker",),
         compute=_own_compute,
     ),
     Stage(
@@ -97,7 +97,7 @@ _ALL = (
         QuantizeSpec,
         PackedModel,
         {"merged": MergedModel, "tokenized": TokenizedCorpus},
-        ("stages.quantizing.rank",),
+        ("stages.quantizing.worker",),
         compute=quantize_compute,
     ),
     Stage(
@@ -124,7 +124,7 @@ _ALL = (
         PipelineSpec,
         Audit,
         RunResults.types(),
-        ("stages.auditing.rank",),
+        ("stages.auditing.worker",),
         compute=PipelineSpec.audit_compute,
         reads=_READ_BY_AUDIT,
     ),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from schemas.setting import Settings, setting
+from schemas.settings_base import Settings, setting
 
 TensorFormat = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp16", "fp32"]
 StoredFormat = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp16", "fp32", "coded"]

@@ -66,7 +66,7 @@ class TrainTimings(Schema):
     peak_memory_bytes: NonNegativeInt
 
 
-class Checkpoints(Schema):
+class TrainingResult(Schema):
     """What training leaves: the last iterate, the averaging window's snapshots, and the account of both."""
 
     model: ModelSettings

@@ -8,7 +8,7 @@
 import argparse
 
 from schemas.stages import STAGES
-from stages.execution.by_hand import main
+from stages.execution.command_line import main
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

@@ -38,7 +38,7 @@ def audit(spec: PipelineSpec, results: RunResults, work: Workspace) -> Audit:
     }
     timeout = work.runtime.stage_timeout_seconds
     told = launch_module(
-        "stages.auditing.rank",
+        "stages.auditing.worker",
         job,
         work.out_dir,
         spec.audit_compute(),

@@ -11,12 +11,14 @@ from schemas.errors import SpecError, StageError
 from schemas.evaluate import Score
 from schemas.merge import MergedModel, MergeSpec
 from schemas.tokenize_corpus import TokenizedCorpus
-from schemas.train import Checkpoints
+from schemas.train import TrainingResult
 from stages.processes.launch import launch_module
 from stages.store.workspace import Workspace
 
 
-def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, work: Workspace) -> MergedModel:
+def merge(
+    spec: MergeSpec, trained: TrainingResult, tokenized: TokenizedCorpus, work: Workspace
+) -> MergedModel:
     """Average the snapshots of the window in float64 and score last iterate and merged model
     (non-overlapping windows).
 
@@ -54,7 +56,7 @@ def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, wor
         "compute": dataclasses.asdict(spec.compute),
     }
     scores = launch_module(
-        "stages.scoring.rank",
+        "stages.scoring.worker",
         job,
         work.out_dir,
         spec.compute,
@@ -70,7 +72,7 @@ def merge(spec: MergeSpec, trained: Checkpoints, tokenized: TokenizedCorpus, wor
         num_with_qat=sum(item.qat_on for item in chosen),
         distance_from_last=distance_from_last,
         last=Score(**scores["last"]),
-        merged=Score(**scores["merged"]),
+        score=Score(**scores["merged"]),
     )
 
 
@@ -81,7 +83,7 @@ def _relative_distance(state: dict[str, Any], origin: dict[str, Any]) -> float:
     return math.sqrt(apart / whole) if whole else 0.0
 
 
-def _nothing_to_average(spec: MergeSpec, trained: Checkpoints) -> str:
+def _nothing_to_average(spec: MergeSpec, trained: TrainingResult) -> str:
     scales = [item.lr_scale for item in trained.snapshots]
     there = (
         f"training left {len(scales)} snapshots at lr scales {min(scales):.3f} to {max(scales):.3f}"

@@ -30,8 +30,8 @@ from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
 from stages.processes.cores import usable_cores
 from stages.processes.launch import launch_module
 from stages.processes.threads import threads_of
-from stages.quantizing.rank import read_calibrated
 from stages.quantizing.tensor_report import tensor_report
+from stages.quantizing.worker import read_calibrated
 from stages.store.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def _quantize_with_text(
     }
     timeout = work.runtime.stage_timeout_seconds
     told = launch_module(
-        "stages.quantizing.rank", job, work.out_dir, quantize_compute(spec), work.progress, timeout
+        "stages.quantizing.worker", job, work.out_dir, quantize_compute(spec), work.progress, timeout
     )
     return read_calibrated(spec.method, work.out_dir, told)
 

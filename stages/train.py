@@ -2,19 +2,19 @@
 
 By hand: python -m stages train --spec spec.json --input tokenized=…/record.json
 
-The work happens in torchrun's processes (`stages.training.rank`), also when there is only one.
+The work happens in torchrun's processes (`stages.training.worker`), also when there is only one.
 """
 
 import dataclasses
 
 from schemas.errors import SpecError
 from schemas.tokenize_corpus import TokenizedCorpus
-from schemas.train import Checkpoints, Snapshot, TrainSpec
+from schemas.train import Snapshot, TrainingResult, TrainSpec
 from stages.processes.launch import launch_module
 from stages.store.workspace import Workspace
 
 
-def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Checkpoints:
+def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> TrainingResult:
     """Train `spec` on the training split. Goes on from the last sound checkpoint in the output folder.
 
     Raises SpecError when tokens and model do not fit together, StageError when the loss diverges.
@@ -27,7 +27,7 @@ def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Check
         "runtime": work.runtime.model_dump(mode="json"),
     }
     result = launch_module(
-        "stages.training.rank",
+        "stages.training.worker",
         job,
         work.out_dir,
         spec.compute,
@@ -39,7 +39,7 @@ def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Check
         for item in result.pop("snapshots")
     ]
     last = Snapshot(weights=work.ref(work.out_dir / "last.safetensors"), **result.pop("last"))
-    return Checkpoints.model_validate(
+    return TrainingResult.model_validate(
         {
             **result,
             "model": spec.model,

@@ -30,7 +30,7 @@ from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
 from stages.core.model import GPT
 from stages.core.shards import ShardWriter
 from stages.store.hashing import FileHashes
-from stages.store.machine import settle
+from stages.store.machine import resolve_precision
 from stages.store.workspace import Workspace
 
 settings.register_profile("fairway", deadline=None)  # a busy machine makes any single example slow
@@ -86,7 +86,7 @@ def make_workspace(tmp_path: Path) -> Callable[..., Workspace]:
 @pytest.fixture
 def smoke_training() -> TrainSettings:
     """The smoke preset's training, twelve steps long."""
-    settings: TrainSettings = settle(load_preset("smoke").with_qat_grid().train)
+    settings: TrainSettings = resolve_precision(load_preset("smoke").with_qat_grid().train)
     return replace(settings, schedule=replace(settings.schedule, max_steps=12))
 
 
@@ -168,7 +168,7 @@ def tiny_merged(make_workspace: Callable[..., Workspace], tiny_state: dict[str, 
         num_with_qat=0,
         distance_from_last=0.0,
         last=score,
-        merged=score,
+        score=score,
     )
 
 

@@ -22,7 +22,7 @@ from schemas.quantizer_settings import CALIBRATED_METHODS
 from schemas.runtime import RunOptions
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.packaging.script import as_shipped, program
-from stages.store.machine import settle
+from stages.store.machine import resolve_precision
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def resolve(preset: str, overrides: Sequence[str], fields: Mapping[str, Any] | N
 
 
 def with_changes(spec: PipelineSpec, overrides: Sequence[str]) -> PipelineSpec:
-    """`spec` with the overrides applied, and its precision settled for this machine. Raises SpecError."""
-    changed: PipelineSpec = settle(apply_overrides(spec, overrides))
+    """`spec` with the overrides applied, and its precision resolved for this machine. Raises SpecError."""
+    changed: PipelineSpec = resolve_precision(apply_overrides(spec, overrides))
     return changed
 
 
@@ -90,7 +90,7 @@ def settings_between(preset: str, spec: PipelineSpec) -> tuple[str, ...]:
 
     Raises SpecError if there are none that do.
     """
-    base = settle(load_preset(preset))
+    base = resolve_precision(load_preset(preset))
     before = {info.name: info.value for info in describe_fields(base)}
     changes = [
         f"{info.name}={_as_text(info.value)}"

@@ -32,7 +32,7 @@ def publish_comparison(earlier: PipelineReport, variants: Sequence[Variant], row
         *((name, report) for name, report, _ in variants if report is not None),
     ]
     points = [(name, report.size.total_bytes, report.val_bpb_quantized) for name, report in reports]
-    picture = base64.b64encode(tradeoff(points, earlier.merged.merged.bpb).encode()).decode()
+    picture = base64.b64encode(tradeoff(points, earlier.merged.score.bpb).encode()).decode()
     create_markdown_artifact(
         key="comparison-plot",
         markdown=f"# Bits per byte against bytes\n\n![comparison](data:image/svg+xml;base64,{picture})",

@@ -15,7 +15,7 @@ from schemas.introspect import number
 from schemas.overrides import describe_fields
 from schemas.pipeline import PipelineReport, PipelineSpec, StageSummary
 from schemas.publish import PublishSpec, ReportedSetting
-from stages.execution.runner import Outcome
+from stages.execution.runner import StageOutcome
 from stages.report.rows import (
     audit_table,
     budget_table,
@@ -26,7 +26,7 @@ from stages.report.rows import (
 )
 
 
-def publish_spec(spec: PipelineSpec, label: str, outcomes: Sequence[Outcome]) -> PublishSpec:
+def publish_spec(spec: PipelineSpec, label: str, outcomes: Sequence[StageOutcome]) -> PublishSpec:
     """What the report says beside the results: the run's settings and where each result came from."""
     settings = tuple(
         ReportedSetting(name=info.name, value=number(info.value), unit=info.unit)
@@ -36,7 +36,7 @@ def publish_spec(spec: PipelineSpec, label: str, outcomes: Sequence[Outcome]) ->
     return PublishSpec(title=spec.publish.title, run_name=label, settings=settings, provenance=provenance)
 
 
-def stage_summaries(outcomes: Sequence[Outcome]) -> tuple[StageSummary, ...]:
+def stage_summaries(outcomes: Sequence[StageOutcome]) -> tuple[StageSummary, ...]:
     """Key and seconds of each stage of a run."""
     return tuple(
         StageSummary(

@@ -65,7 +65,7 @@ def worker_name(checkout: Path = _CHECKOUT) -> str:
     return f"{platform.node()} {path.name} {hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
 
 
-def settle() -> int:
+def mark_stale_runs() -> int:
     """Mark runs that an earlier worker left unfinished as crashed or cancelled: they would hold slots for
     ever. Returns how many.
 
@@ -95,7 +95,7 @@ def settle() -> int:
     return len(stale)
 
 
-def who_trains() -> list[str]:
+def training_slot_holders() -> list[str]:
     """Names of the runs that hold the training limit now; empty while a slot is free or there is no limit."""
     with get_client(sync_client=True) as client:
         try:
@@ -186,6 +186,6 @@ def main() -> None:
         if time.monotonic() > deadline:
             raise SystemExit(f"PREFECT_API_URL = {url}: no Prefect server answers there")
         time.sleep(0.5)
-    settle()
+    mark_stale_runs()
     prepare(PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() or DEFAULT_HEARTBEAT_SECONDS)
     log.info("work pool %r, limit %s and automation are there", POOL, TRAIN_LIMIT)

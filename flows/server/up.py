@@ -62,7 +62,7 @@ def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[st
         check_settings()
         if not _is_local(url, port):
             require_answer(url, "and `fairway up` starts its own")
-        from flows.server.setup import POOL, prepare, settle, worker_name
+        from flows.server.setup import POOL, mark_stale_runs, prepare, worker_name
 
         # Settling takes this worker's running flows for left-over ones, so the same checkout works only once.
         taken = f"PREFECT_HOME = {home}: `fairway up` of this checkout is at work already"
@@ -76,10 +76,10 @@ def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[st
                 _only_one(home / "up.lock", f"PREFECT_HOME = {home}: `fairway up` runs there already")
             )
             stack.enter_context(_server(home, url, port))
-        settle()
+        mark_stale_runs()
         prepare(heartbeat_seconds)
         _deploy(home)
-        stack.callback(settle)  # after the worker has ended, while the server still answers
+        stack.callback(mark_stale_runs)  # after the worker has ended, while the server still answers
         reports = store / "stages" / "publish"
         reports.mkdir(parents=True, exist_ok=True)
         os.environ["FAIRWAY_REPORTS_URL"] = f"http://127.0.0.1:{port + 1}"

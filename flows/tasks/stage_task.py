@@ -22,14 +22,14 @@ from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 from pydantic import ValidationError
 
-from flows.server.setup import TRAIN_LIMIT, who_trains
+from flows.server.setup import TRAIN_LIMIT, training_slot_holders
 from flows.tasks.progress import OUR_LOGGERS, stage_progress
 from flows.tasks.progress_artifact import progress_artifact
 from flows.tasks.showing import only_shown
 from schemas.base import Schema
 from schemas.errors import FairwayError
 from schemas.runtime import RunOptions
-from stages.execution.runner import Outcome, is_made, run_stage
+from stages.execution.runner import StageOutcome, is_made, run_stage
 from stages.processes.stopping import stopping
 from stages.store.store import Store
 
@@ -46,12 +46,12 @@ _running: dict[UUID, Context] = {}  # by task run id, the contexts of the tasks 
 class StageRunner:
     """Runs a stage as a task and gives its result: `run("merge", spec, trained=…, tokenized=…)`.
 
-    `label` goes into the names of the task runs; every Outcome is appended to `outcomes`.
+    `label` goes into the names of the task runs; every StageOutcome is appended to `outcomes`.
     """
 
     options: RunOptions
     label: str
-    outcomes: list[Outcome]
+    outcomes: list[StageOutcome]
     store: Store
     started: datetime
 
@@ -68,7 +68,7 @@ class StageRunner:
         return outcome.record.result
 
 
-def stage_runner(options: RunOptions, label: str, outcomes: list[Outcome]) -> StageRunner:
+def stage_runner(options: RunOptions, label: str, outcomes: list[StageOutcome]) -> StageRunner:
     """The runner of a run that starts now. `outcomes` holds what came before, and gets the rest."""
     stream_logs()
     return StageRunner(options, label, outcomes, Store(options.store), datetime.now(UTC))
@@ -76,7 +76,7 @@ def stage_runner(options: RunOptions, label: str, outcomes: list[Outcome]) -> St
 
 def _say_who_trains(stage: str) -> None:
     with only_shown(f"whom {stage} waits for"):
-        if others := who_trains():
+        if others := training_slot_holders():
             log.info("%s: waits for %s, which holds the limit %s", stage, " and ".join(others), TRAIN_LIMIT)
 
 
@@ -128,7 +128,7 @@ def stream_logs() -> None:
 
 def _run_in_task(
     stage: str, spec: Any, inputs: dict[str, Schema], options: RunOptions, label: str
-) -> State[Outcome]:
+) -> State[StageOutcome]:
     listener, show = stage_progress.get(), progress_artifact(stage)
 
     stopping.get().check()

@@ -281,7 +281,7 @@ def _fit(evidence: Evidence) -> Finding:
 
 def _scores(evidence: Evidence) -> dict[str, Score]:
     merged, evaluation = evidence.results.merged, evidence.results.evaluation
-    scores = {"last iterate": merged.last, "merged": merged.merged, "quantized": evaluation.non_overlapping}
+    scores = {"last iterate": merged.last, "merged": merged.score, "quantized": evaluation.non_overlapping}
     return {**scores, "quantized, sliding": evaluation.sliding} if evaluation.sliding else scores
 
 

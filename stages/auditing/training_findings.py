@@ -217,7 +217,7 @@ def _other_quantizer(evidence: Evidence) -> str:
 
 def _averaging(evidence: Evidence, technique: Technique) -> Finding:
     merged = evidence.results.merged
-    count, gain = len(merged.steps), merged.merged.bpb - merged.last.bpb
+    count, gain = len(merged.steps), merged.score.bpb - merged.last.bpb
     text = f"{merged.method} of {count_of(count, 'snapshot')}"
     text += (
         f", steps {min(merged.steps)} to {max(merged.steps)}, lr scales {max(merged.lr_scales):.3f} to "

@@ -10,10 +10,10 @@ from schemas.settings import ComputeSettings
 
 
 def compute_dtype(settings: ComputeSettings) -> torch.dtype:
-    """Raises ValueError for a precision that is not settled: it would mean something else on each machine."""
+    """Raises ValueError for `auto`, which would mean something else on each machine."""
     if settings.precision == "auto":
         raise ValueError(
-            "precision = auto: has to be settled, as bfloat16 or float32, before anything is computed"
+            "precision = auto: has to be resolved, as bfloat16 or float32, before anything is computed"
         )
     return torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
 

@@ -24,16 +24,16 @@ import torch.distributed as dist
 
 from schemas.quantizer_settings import QuantizerSettings
 from schemas.recipe import Recipe
-from schemas.setting import from_dict
 from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings
+from schemas.settings_base import from_dict
 from stages.core.bits_per_byte import TokenBytes, WrongBosError, load_token_bytes
 from stages.core.blob.packing import BlobError, unpack
 from stages.core.distributed import compute_dtype, cpu_multiplies_bfloat16, join_processes, machine_in_words
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
-from stages.core.recipe import MADE_ON, RECIPE
-from stages.core.repeat import repeat_run
+from stages.core.packaged_recipe import MADE_ON, RECIPE
 from stages.core.scoring import score, score_as_dict, score_line
+from stages.core.whole_run import repeat_run
 
 BLOB_FILE = "model.fwz"
 
@@ -150,7 +150,7 @@ def say_machine(compute: ComputeSettings, say: Callable[[str], None]) -> None:
 
 
 def _precision(options: argparse.Namespace, otherwise: ComputeSettings) -> Literal["bfloat16", "float32"]:
-    """What was asked for, else that of the recipe; `auto` is settled by what this machine has
+    """What was asked for, else that of the recipe; `auto` is resolved by what this machine has
     instructions for.
     """
     asked = options.precision or otherwise.precision

@@ -1,6 +1,6 @@
 """Run one stage against the store: make its key, serve it if it is there, otherwise make and publish it.
 
-run_stage(store, "quantize", spec, {"merged": merged}, runtime) -> Outcome(record, cached, seconds)
+run_stage(store, "quantize", spec, {"merged": merged}, runtime) -> StageOutcome(record, cached, seconds)
 """
 
 import importlib
@@ -23,7 +23,7 @@ from schemas.files import Provenance, StageRecord
 from schemas.runtime import Progress, RunOptions
 from schemas.stages import STAGES, Stage
 from stages.store.keys import stage_key
-from stages.store.machine import precision_note, settle, this_machine
+from stages.store.machine import precision_note, resolve_precision, this_machine
 from stages.store.source import code_digest, library_versions
 from stages.store.store import Store
 from stages.store.workspace import Workspace, no_progress
@@ -39,7 +39,7 @@ _CACHES = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageOutcome:
     """A finished stage: its record, whether the store had it, and how long that took here."""
 
     record: StageRecord
@@ -58,17 +58,17 @@ def run_stage(
     inputs: dict[str, Schema],
     runtime: RunOptions,
     on_progress: Progress = no_progress,
-) -> Outcome:
+) -> StageOutcome:
     """The stage's record, from the store when every file of it is sound, otherwise made now.
 
-    A precision of `auto` in `spec` is settled for this machine first.
+    A precision of `auto` in `spec` is resolved for this machine first.
     Raises SpecError or StageError (permanent), StorageError for a disk that is full or may not be written, or
     whatever transient error ended the stage; an interrupted resumable
     stage goes on from its last checkpoint when called again.
     """
     stage = STAGES[stage_name]
     _check_types(stage, spec, inputs)
-    spec = settle(spec)
+    spec = resolve_precision(spec)
     key = stage_key(stage, spec, inputs)
     for variable, folder in _CACHES.items():
         os.environ.setdefault(variable, str(store.root / "cache" / folder))
@@ -78,15 +78,15 @@ def run_stage(
             if (record := store.find(stage, key)) is None:
                 with clear_storage_errors(store.root):
                     record = _make(store, stage, key, spec, inputs, runtime, on_progress)
-                return Outcome(record, cached=False, seconds=time.perf_counter() - started)
+                return StageOutcome(record, cached=False, seconds=time.perf_counter() - started)
     log.info("%s: found in the store (%s)", stage.name, key[:12])
-    return Outcome(record, cached=True, seconds=time.perf_counter() - started)
+    return StageOutcome(record, cached=True, seconds=time.perf_counter() - started)
 
 
 def is_made(store: Store, stage_name: str, spec: Any, inputs: dict[str, Schema]) -> bool:
     """Whether the store has a sound record of the stage, so that running it would compute nothing."""
     stage = STAGES[stage_name]
-    return store.find(stage, stage_key(stage, settle(spec), inputs)) is not None
+    return store.find(stage, stage_key(stage, resolve_precision(spec), inputs)) is not None
 
 
 def _make(

@@ -21,7 +21,7 @@ from stages.store.source import OUR_PACKAGES, reachable_modules
 
 SHIPPED_PREFIX = "stages.core."
 SHIPPED_MODULES = (
-    "schemas.setting",
+    "schemas.settings_base",
     "schemas.tensor_formats",
     "schemas.settings",
     "schemas.quantizer_settings",

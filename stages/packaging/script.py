@@ -15,7 +15,7 @@ from stages.packaging.bundle import bundle, imported_packages
 from stages.store.machine import machine_in_words
 
 ENTRY_MODULE = "stages.core.program"
-RECIPE_MODULE = "stages.core.recipe"
+RECIPE_MODULE = "stages.core.packaged_recipe"
 KERNELS_MODULE = "stages.core.fused_kernels"
 _NO_KERNELS = '''"""No Triton kernels here: the run's settings do not ask for them.
 
@@ -72,12 +72,12 @@ def as_shipped(source: str, options: PackageOptions) -> bytes:
 def recipe_source(recipe: Recipe | None) -> str:
     """The module that holds the settings and this machine in words, as Python source: one setting a line.
 
-    Raises StageError for a precision that is not settled: the script would compute otherwise than the run
+    Raises StageError for a precision that is not resolved: the script would compute otherwise than the run
     did.
     """
     if recipe is not None and "auto" in (recipe.train.compute.precision, recipe.compute.precision):
         raise StageError(
-            "precision = auto: settle it first (stages.store.machine.settle); the script repeats "
+            "precision = auto: resolve it first (stages.store.machine.resolve_precision); the script repeats "
             "what the run computed with"
         )
     made_on = machine_in_words(recipe.train.compute) if recipe else ""

@@ -248,7 +248,7 @@ def run_child(
     )
     output, tail = ChildOutput(process), deque[str](maxlen=_TAIL_LINES)
     try:
-        with stopping.get().ends(process):
+        with stopping.get().track(process):
             for line in output.lines(timeout):
                 _handle(line, tail, progress)
         if not output.is_closed:

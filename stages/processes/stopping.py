@@ -28,15 +28,15 @@ class Stopping:
         self._lock = threading.Lock()
         self._children = set[subprocess.Popen]()
 
-    def here(self, work: Callable[[], T]) -> Callable[[], T]:
+    def wrap(self, work: Callable[[], T]) -> Callable[[], T]:
         """`work`, to be called in another thread: in a copy of this context, where `stopping` is this."""
         context = copy_context()
         context.run(stopping.set, self)
         return partial(context.run, work)
 
     @contextmanager
-    def ends(self, child: subprocess.Popen) -> Iterator[None]:
-        """Within the block, `now` ends `child`.
+    def track(self, child: subprocess.Popen) -> Iterator[None]:
+        """Within the block, `stop_all` ends `child`.
 
         Raises StageError after a stop: the caller then ends `child`.
         """
@@ -49,7 +49,7 @@ class Stopping:
             with self._lock:
                 self._children.discard(child)
 
-    def now(self) -> None:
+    def stop_all(self) -> None:
         """End every child and what it started, and have `check` raise from now on.
 
         Returns once they are gone.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from schemas.files import Provenance
 from schemas.quantize import PackedModel, TensorReport
 from schemas.tokenize_corpus import TokenizedCorpus
-from schemas.train import Checkpoints, ParameterChange
+from schemas.train import ParameterChange, TrainingResult
 from stages.report.rows import shape_text
 
 
@@ -58,7 +58,7 @@ def quantization_gain(packed: PackedModel) -> str:
     return f"Against plain rounding with the same rules, {packed.method} gives {error} and {size}.{moved}"
 
 
-def group_rows(trained: Checkpoints) -> list[list[str]]:
+def group_rows(trained: TrainingResult) -> list[list[str]]:
     """group, optimizer, lr, weight decay, tensors, parameters."""
     return [
         [
@@ -73,7 +73,7 @@ def group_rows(trained: Checkpoints) -> list[list[str]]:
     ]
 
 
-def change_rows(trained: Checkpoints) -> list[tuple[list[str], bool]]:
+def change_rows(trained: TrainingResult) -> list[tuple[list[str], bool]]:
     """name, shape, rms before, rms after, rms of the change; and whether the tensor stayed exactly as it
     was initialised.
     """
@@ -97,7 +97,7 @@ def machine_rows(provenance: Sequence[Provenance]) -> list[list[str]]:
     ]
 
 
-def training_rows(trained: Checkpoints, provenance: Sequence[Provenance] = ()) -> list[list[str]]:
+def training_rows(trained: TrainingResult, provenance: Sequence[Provenance] = ()) -> list[list[str]]:
     """How the training went, figure by figure; its precision where `provenance` has the stage."""
     timings = trained.timings
     precision, _, why = next(

@@ -81,7 +81,7 @@ def score_steps(results: RunResults) -> list[tuple[str, Score]]:
     merged, evaluation = results.merged, results.evaluation
     steps = [
         ("last iterate", merged.last),
-        (f"merged ({merged.method} of {len(merged.steps)})", merged.merged),
+        (f"merged ({merged.method} of {len(merged.steps)})", merged.score),
         (f"quantized ({results.packed.method})", evaluation.non_overlapping),
     ]
     return [*steps, ("quantized, sliding", evaluation.sliding)] if evaluation.sliding else steps

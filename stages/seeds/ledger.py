@@ -41,12 +41,12 @@ def ledger_files(store: Path) -> list[Path]:
 
 
 @contextmanager
-def claim(store: Path, ledger: Ledger) -> Iterator[Ledger]:
+def open_locked(store: Path, ledger: Ledger) -> Iterator[Ledger]:
     """Gives the ledger as it lies in the store, or `ledger` itself if there is none yet; only one process
     at a time has it.
 
     Raises SpecError when it was declared with another first seed or maximum. Raises
-    StageError when a stop is asked for while this waits. The kernel frees the claim of a killed process.
+    StageError when a stop is asked for while this waits. The kernel frees the lock of a killed process.
     """
     path = ledger_path(store, ledger)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def read_ledger(path: Path) -> Ledger:
 
 
 def write_ledger(store: Path, ledger: Ledger) -> None:
-    """Replace the file, whole or not at all. Only for the holder of the claim."""
+    """Replace the file, whole or not at all. Only for the holder of the lock."""
     path = ledger_path(store, ledger)
     rows = [
         {**entry.model_dump(exclude={"figures"}), **(entry.figures.model_dump() if entry.figures else {})}

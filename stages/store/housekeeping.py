@@ -18,9 +18,9 @@ from schemas.stages import STAGES
 from stages.core.whole_files import TEMPORARY_FILES
 from stages.processes.locks import is_free
 from stages.seeds.ledger import ledger_files, read_ledger
+from stages.store.checksummed import read_checksummed
 from stages.store.hashing import FileHashes
 from stages.store.runs import REPORT_NAME, list_reports, load_report
-from stages.store.sealed import read_sealed
 from stages.store.store import RECORD_NAME, USERS_LOCK, Store, file_refs, remove
 
 log = logging.getLogger(__name__)
@@ -93,10 +93,10 @@ def remove_unneeded(
         unneeded = find_unneeded(store, keep_runs, older_than_hours)
         for item in unneeded:
             # Renamed first: what a kill leaves half removed is not found as a result.
-            doomed = store.root / "work" / f"{_REMOVED}{time.time_ns()}" / item.path.name
-            doomed.parent.mkdir()
-            os.rename(item.path, doomed)
-            remove(doomed.parent)
+            aside = store.root / "work" / f"{_REMOVED}{time.time_ns()}" / item.path.name
+            aside.parent.mkdir()
+            os.rename(item.path, aside)
+            remove(aside.parent)
         for left in store.root.glob(f"work/{_REMOVED}*"):
             remove(left)
     return unneeded
@@ -115,7 +115,7 @@ def find_damage(store: Store) -> Iterator[str]:
             yield f"{folder}: there is no stage {folder.parent.name}"
             continue
         try:
-            record = stage.record_type().model_validate_json(read_sealed(record_path))
+            record = stage.record_type().model_validate_json(read_checksummed(record_path))
         except FileNotFoundError as error:
             yield f"{error.filename} is missing"
             continue

@@ -7,7 +7,7 @@ from typing import Any
 from schemas.base import Schema, fingerprint
 from schemas.errors import SpecError
 from schemas.stages import Stage
-from stages.store.machine import machine_kind, settle
+from stages.store.machine import machine_kind, resolve_precision
 from stages.store.source import code_digest, library_versions
 
 
@@ -15,11 +15,11 @@ def stage_key(stage: Stage, spec: Any, inputs: dict[str, Schema]) -> str:
     """sha256 (hex) of the stage's name, its code and libraries, its spec, the content of its inputs, and
     the kind of machine where it computes floating-point numbers.
 
-    Raises SpecError for a spec whose precision is not settled.
+    Raises SpecError for a spec whose precision is not resolved.
     """
-    if settle(spec) is not spec:
+    if resolve_precision(spec) is not spec:
         raise SpecError(
-            f"{stage.name}: precision = auto: settle it first (stages.store.machine.settle); it "
+            f"{stage.name}: precision = auto: resolve it first (stages.store.machine.resolve_precision); it "
             "means something else on each machine"
         )
     body = {

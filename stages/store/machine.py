@@ -277,8 +277,8 @@ def _switches(compute: ComputeSettings | None) -> Iterator[str]:
     )
 
 
-def settle(value: Any) -> Any:
-    """A spec with every `precision = auto` in it settled for this machine; the very same object where
+def resolve_precision(value: Any) -> Any:
+    """A spec with every `precision = auto` in it resolved for this machine; the very same object where
     there is none.
     """
     if isinstance(value, ComputeSettings):
@@ -294,8 +294,8 @@ def settle(value: Any) -> Any:
         fields = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
     else:
         return value
-    settled = {name: settle(item) for name, item in fields.items()}
-    changes = {name: item for name, item in settled.items() if item is not fields[name]}
+    resolved = {name: resolve_precision(item) for name, item in fields.items()}
+    changes = {name: item for name, item in resolved.items() if item is not fields[name]}
     if not changes:
         return value
     return value.derive(**changes) if isinstance(value, Schema) else replace(value, **changes)
@@ -305,7 +305,7 @@ def precision_note(compute: ComputeSettings) -> str:
     """The precision, and what it means on this machine: `float32: this CPU (AVX2) has no bfloat16
     instructions`.
     """
-    precision, cpu = settle(compute).precision, this_cpu()
+    precision, cpu = resolve_precision(compute).precision, this_cpu()
     if compute.device == "cuda":
         return f"{precision}: on the GPU"
     if cpu.bfloat16:

@@ -13,7 +13,7 @@ from typing import Any
 from schemas.base import SCHEMA_VERSION
 from schemas.errors import SpecError
 from schemas.pipeline import PipelineReport
-from stages.store.sealed import read_sealed, write_sealed
+from stages.store.checksummed import read_checksummed, write_checksummed
 from stages.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def save_report(store: Path, report: PipelineReport) -> Path:
     folder = store / "runs" / report.run_id
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / REPORT_NAME
-    write_sealed(path, report.model_dump_json(indent=1).encode())
+    write_checksummed(path, report.model_dump_json(indent=1).encode())
     return path
 
 
@@ -40,7 +40,7 @@ def load_report(store: Path, run_id: str) -> PipelineReport | None:
     """
     path = store / "runs" / run_id / REPORT_NAME
     try:
-        content = read_sealed(path)
+        content = read_checksummed(path)
         version = json.loads(content).get("schema_version", 1)
         if version != SCHEMA_VERSION:
             raise SpecError(

@@ -26,8 +26,8 @@ from schemas.files import FileRef, SourceFile, StageRecord
 from schemas.stages import Stage
 from stages.core.whole_files import TEMPORARY_FILES, flush_to_disk
 from stages.processes.locks import wait_for_shared, waiting_lock
+from stages.store.checksummed import read_checksummed, write_checksummed
 from stages.store.hashing import FileHashes
-from stages.store.sealed import read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Store:
         """The sound record of `key`, or None; its files are not looked at."""
         record_path = self.folder(stage, key) / RECORD_NAME
         try:
-            record = stage.record_type().model_validate_json(read_sealed(record_path))
+            record = stage.record_type().model_validate_json(read_checksummed(record_path))
         except FileNotFoundError as error:
             if self.folder(stage, key).exists():
                 log.warning("%s: %s is missing: the stage runs again", stage.name, error.filename)
@@ -137,7 +137,7 @@ class Store:
         work, final = self.work_folder(stage, key), self.folder(stage, key)
         for path in work.rglob(TEMPORARY_FILES):
             path.unlink()
-        write_sealed(work / RECORD_NAME, record.model_dump_json(indent=1).encode())
+        write_checksummed(work / RECORD_NAME, record.model_dump_json(indent=1).encode())
         for path in sorted(work.rglob("*")):
             flush_to_disk(path)
         flush_to_disk(work)
@@ -145,9 +145,9 @@ class Store:
         if final.exists():
             # Reached only for a damaged result: take it away by a rename too, so that no reader sees half of
             # it.
-            doomed = work.with_name(f"{work.name}.damaged-{time.time_ns()}")
-            os.rename(final, doomed)
-            shutil.rmtree(doomed)
+            aside = work.with_name(f"{work.name}.damaged-{time.time_ns()}")
+            os.rename(final, aside)
+            shutil.rmtree(aside)
         os.rename(work, final)
         flush_to_disk(final.parent)
         for name in stage.scratch:

@@ -123,7 +123,7 @@ def export_submission(store: Store, reports: Sequence[PipelineReport], about: Ab
 
 def _info(reports: Sequence[PipelineReport], about: About) -> SubmissionInfo:
     main, compute = reports[0], reports[0].spec.train.compute
-    model, merged = main.spec.train.model, [report.merged.merged for report in reports]
+    model, merged = main.spec.train.model, [report.merged.score for report in reports]
     blurb = about.blurb or (
         f"{model.num_layers} layers of width {model.model_dim}, {main.packed.num_parameters:,} parameters, "
         f"averaged ({main.merged.method}) and quantized by {main.packed.method}, {main.size.total_bytes:,} "

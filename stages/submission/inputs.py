@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from schemas.errors import SpecError
 from schemas.settings import ComputeSettings
 from schemas.submission import About
-from stages.store.machine import settle
+from stages.store.machine import resolve_precision
 from stages.store.runs import choose_run, find_run, list_reports
 from stages.store.store import Store
 from stages.submission.export import Exported, export_submission, seeds_of
@@ -52,8 +52,8 @@ def compute_of(device: str, processes: int, precision: str) -> ComputeSettings:
         if value not in allowed:
             raise SpecError(f"--{option} = {value}: must be {' or '.join(allowed)}")
     given: dict[str, Any] = {"device": device, "precision": precision, "num_processes": processes}
-    settled: ComputeSettings = settle(ComputeSettings(**given))
-    return settled
+    resolved: ComputeSettings = resolve_precision(ComputeSettings(**given))
+    return resolved
 
 
 def shards_of(pattern: str) -> list[Path]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from stages.submission.figures import Figure, figures_in, integer_after, seconds_at
-from stages.submission.strangers import short_lines
+from stages.submission.untrusted import short_lines
 
 MAX_FIGURES = 2_000  # of one kind that are kept of a log
 MAX_SEEDS = 10_000

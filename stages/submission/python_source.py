@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages.submission.strangers import SOURCE_LIMIT_BYTES
+from stages.submission.untrusted import SOURCE_LIMIT_BYTES
 
 MAX_DEPTH = 20
 MAX_REWRITTEN_BYTES = 4 * 2**20

@@ -24,7 +24,7 @@ from stages.processes.launch import ChildFailedError
 from stages.scoring.isolated import score_isolated
 from stages.store.machine import precision_note
 from stages.store.workspace import no_progress
-from stages.submission.strangers import UnreadableError, read_bytes, read_json_object
+from stages.submission.untrusted import UnreadableError, read_bytes, read_json_object
 
 BLOB_LIMIT_BYTES = 64 * 2**20
 

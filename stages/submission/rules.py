@@ -34,7 +34,7 @@ from stages.submission.figures import (
 )
 from stages.submission.logs import Log, lines_of, read_log
 from stages.submission.static_code import Findings, inspect_program
-from stages.submission.strangers import (
+from stages.submission.untrusted import (
     SOURCE_LIMIT_BYTES,
     UnreadableError,
     list_files,

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from stages.submission.evaluation_calls import follow_evaluation
 from stages.submission.network import FETCHING_MODULES, POSSIBLE_MODULES, reaches
 from stages.submission.python_source import Names, parse_python, unpacked
-from stages.submission.reach import follow_evaluation
-from stages.submission.strangers import UnreadableError
+from stages.submission.untrusted import UnreadableError
 
 UNSEEN_CALLS = frozenset(
     ["exec", "eval", "__import__", "import_module", "run_path", "run_module", "spec_from_file_location"]

@@ -82,7 +82,7 @@ def train_log(report: PipelineReport, root: Path) -> str:
     )
     lines.append(f"merged ({report.merged.method}) steps {', '.join(map(str, report.merged.steps))}")
     lines.append(
-        f"last iterate {report.merged.last.bpb:.8f} bpb, merged {report.merged.merged.bpb:.8f} bpb, "
+        f"last iterate {report.merged.last.bpb:.8f} bpb, merged {report.merged.score.bpb:.8f} bpb, "
         "both before quantization"
     )
     lines.append(f"blob {report.packed.blob_bytes} bytes sha256 {report.packed.blob.sha256}")

@@ -20,7 +20,7 @@ class _Owner:
     weight_decay: float
 
 
-_NOBODY = _Owner("none", 0.0, 0.0)
+_NO_OWNER = _Owner("none", 0.0, 0.0)
 
 
 def account_of_groups(trainer: Trainer, lr_scales: list[float]) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def account_of_groups(trainer: Trainer, lr_scales: list[float]) -> list[dict[str
     names: dict[tuple[str, _Owner], list[str]] = {}
     for group in trainer.groups:
         for name in group.names:
-            names.setdefault((group.name, owners.get(name, _NOBODY)), []).append(name)
+            names.setdefault((group.name, owners.get(name, _NO_OWNER)), []).append(name)
     return [
         {
             "name": group,

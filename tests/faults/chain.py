@@ -19,9 +19,9 @@ from schemas.publish import PublishSpec
 from schemas.runtime import RunOptions
 from schemas.stages import STAGES
 from stages.corpora import locate
-from stages.execution.runner import Outcome, is_made, run_stage
+from stages.execution.runner import StageOutcome, is_made, run_stage
 from stages.store.keys import stage_key
-from stages.store.machine import settle
+from stages.store.machine import resolve_precision
 from stages.store.store import Store
 
 CHECKPOINT_SECONDS = 0.5
@@ -39,7 +39,7 @@ class Chain:
         self.store = Store(root)
         self.results: dict[str, Any] = {"manifest": locate(self.spec.tokenize, self.store.hashes)}
 
-    def run(self, stage: str) -> Outcome:
+    def run(self, stage: str) -> StageOutcome:
         """Run or serve one stage; those before it must have been run."""
         options = RunOptions(store=str(self.store.root), checkpoint_every_seconds=CHECKPOINT_SECONDS)
         outcome = run_stage(self.store, stage, self._spec(stage), self._inputs(stage), options)
@@ -52,7 +52,7 @@ class Chain:
 
     def key(self, stage: str) -> str:
         """The key under which the stage's result lies, made or not; those before it must have been run."""
-        return stage_key(STAGES[stage], settle(self._spec(stage)), self._inputs(stage))
+        return stage_key(STAGES[stage], resolve_precision(self._spec(stage)), self._inputs(stage))
 
     def _spec(self, stage: str) -> Any:
         whole = {"publish": PublishSpec(), "package": self.spec.package_spec(), "audit": self.spec}

@@ -23,7 +23,7 @@ from schemas.stages import STAGES
 from stages.core.blob.packing import BlobError
 from stages.core.loader import TokenStream
 from stages.core.shards import ShardError, ShardWriter
-from stages.store.sealed import write_sealed
+from stages.store.checksummed import write_checksummed
 from stages.store.store import Store
 from tests.faults.hostile_blobs import HUGE, NAMES, Case, blob_cases, flip_some
 
@@ -106,7 +106,7 @@ def _records(folder: Path, generator: random.Random) -> Callable[[], tuple[str, 
         stage = generator.choice(list(records))
         key, text = records[stage]
         how = generator.choice((text_flipped, text_cut, value_replaced, path_replaced, nested))
-        write_sealed(store.folder(STAGES[stage], key) / "record.json", how(generator, text))
+        write_checksummed(store.folder(STAGES[stage], key) / "record.json", how(generator, text))
 
         def read() -> bool:
             record = store.find(STAGES[stage], key)

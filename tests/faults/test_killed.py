@@ -228,7 +228,7 @@ def test_one_of_two_ranks_killed(tmp_path: Path, figure: Callable[..., None]) ->
 def _is_rank(pid: int, rank: int) -> bool:
     try:
         return (
-            b"stages.training.rank" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            b"stages.training.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
             and f"\0RANK={rank}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
         )
     except (FileNotFoundError, ProcessLookupError):

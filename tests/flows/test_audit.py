@@ -21,7 +21,7 @@ from schemas.runtime import RunOptions
 from schemas.stages import STAGES
 from schemas.techniques import TECHNIQUES
 from stages.auditing.evidence import Evidence, gather
-from stages.auditing.rank import METRIC_COLUMNS, all_findings
+from stages.auditing.worker import METRIC_COLUMNS, all_findings
 from stages.core.blob.packing import open_blob, unpack
 from stages.store.hashing import FileHashes
 from stages.store.workspace import Workspace

@@ -47,7 +47,7 @@ def test_every_scheme_is_a_package_that_was_scored(found: tuple[Frontier, Path],
     frontier, report = found[0], smoke_run.report
     assert [point.scheme for point in frontier.points] == list(SCHEMES)
     assert frontier.unquantized_bpb == report.val_bpb_merged
-    assert frontier.num_targets == report.merged.merged.num_targets
+    assert frontier.num_targets == report.merged.score.num_targets
     for point in frontier.points:
         assert point.total_bytes == point.model_bytes + point.code_bytes
         assert point.gap_bpb == point.bpb - report.val_bpb_merged

@@ -19,7 +19,7 @@ from schemas.errors import StageError
 from schemas.seeds import Ledger, SeedEntry
 from schemas.stages import STAGES
 from stages.processes.locks import try_lock
-from stages.seeds.ledger import claim, ledger_path, write_ledger
+from stages.seeds.ledger import ledger_path, open_locked, write_ledger
 from stages.store.housekeeping import StoreInUseError, find_damage, find_unneeded, remove_unneeded
 from stages.store.runs import list_reports, save_report
 from stages.store.store import Store
@@ -157,7 +157,7 @@ def ledger_of(*run_ids: str) -> Ledger:
 
 def written(store: Store, ledger: Ledger) -> Path:
     """The file of `ledger`, written as a seed validation writes it."""
-    with claim(store.root, ledger):
+    with open_locked(store.root, ledger):
         write_ledger(store.root, ledger)
     return ledger_path(store.root, ledger)
 

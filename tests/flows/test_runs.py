@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from schemas.errors import SpecError
-from stages.store import runs, sealed
+from stages.store import checksummed, runs
+from stages.store.checksummed import write_checksummed
 from stages.store.runs import choose_run, find_run, list_reports, load_report, save_report
-from stages.store.sealed import write_sealed
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_what_was_saved_is_read_back_equal(store: Path, smoke_run: Any) -> None:
 def test_a_crash_while_a_report_is_replaced_leaves_the_old_one_or_the_new(
     store: Path, smoke_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, old = sealed.write_whole, load_report(store, "aaaa-1")
+    write, old = checksummed.write_whole, load_report(store, "aaaa-1")
     new = smoke_run.report.derive(run_id="aaaa-1", name="again")
     for allowed, expected in ((1, old), (2, new)):
         writes: list[Path] = []
@@ -115,7 +115,7 @@ def test_a_crash_while_a_report_is_replaced_leaves_the_old_one_or_the_new(
             write(path, content)
 
         with monkeypatch.context() as patch:
-            patch.setattr(sealed, "write_whole", crashing)
+            patch.setattr(checksummed, "write_whole", crashing)
             with pytest.raises(KeyboardInterrupt):
                 save_report(store, new)
         assert load_report(store, "aaaa-1") == expected
@@ -139,7 +139,7 @@ def test_a_report_of_another_version_says_so_and_what_to_do(store: Path) -> None
         for name, value in json.loads(path.read_text()).items()
         if name not in ("schema_version", "audit")
     }
-    write_sealed(path, json.dumps(older).encode())
+    write_checksummed(path, json.dumps(older).encode())
     with pytest.raises(
         SpecError, match=r"records of version 1, this one reads \d+\)\. Run its settings again"
     ):

@@ -10,7 +10,7 @@ from schemas.quantizer_settings import GRID_OF_METHOD
 from schemas.settings import ComputeSettings, DataSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.trainer import Hooks, StepMetrics, Trainer
-from stages.store.machine import settle
+from stages.store.machine import resolve_precision
 
 
 @pytest.mark.parametrize("preset", ["record", "reference"])
@@ -24,7 +24,7 @@ def test_the_big_presets_take_steps_on_a_cpu(preset: str, tiny_tokens: Tokenized
         data=DataSettings(
             batch_tokens=64, sequence_length=32, micro_batch_sequences=2, order=settings.data.order
         ),
-        compute=settle(ComputeSettings(threads_per_process=2)),
+        compute=resolve_precision(ComputeSettings(threads_per_process=2)),
     )
     rows: list[StepMetrics] = []
     trainer = Trainer(settings, [Path(ref.path) for ref in tiny_tokens.train_shards], Hooks(step=rows.append))

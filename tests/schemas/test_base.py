@@ -23,7 +23,6 @@ from schemas.introspect import Child, children, list_item, variants
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.quantizer_settings import QuantizerSettings
-from schemas.setting import Settings, from_dict
 from schemas.settings import (
     ComputeSettings,
     ModelSettings,
@@ -31,6 +30,7 @@ from schemas.settings import (
     ScheduleSettings,
     TrainSettings,
 )
+from schemas.settings_base import Settings, from_dict
 from schemas.tensor_formats import FormatRule, format_for
 
 HASH = "a" * 64

@@ -138,7 +138,7 @@ def test_requantize_compares_bits_and_never_trains(served: Any, two_runs: Any) -
     first = two_runs[0]
     run_id = served.start_run("requantize", run=first["name"], bits=["int4", "int5"])
     seen: list[str] = []
-    run = served.wait(run_id, watch=lambda: seen.extend(served.processes("stages.training.rank")))
+    run = served.wait(run_id, watch=lambda: seen.extend(served.processes("stages.training.worker")))
     assert run["state_name"] == "Completed", run["state"]["message"]
     assert run["name"] == f"{first['name']}-requantized"
     assert seen == []
@@ -220,9 +220,9 @@ def test_each_firing_of_a_schedule_adds_one_seed(served: Any, two_runs: Any) -> 
 def test_a_stop_in_the_middle_leaves_no_process_and_no_run_that_hangs(served: Any, two_runs: Any) -> None:
     run_id = served.start_run("pipeline", preset="smoke", seed=99, max_steps=100_000)
     deadline = time.monotonic() + 60
-    while not served.processes("stages.training.rank") and time.monotonic() < deadline:
+    while not served.processes("stages.training.worker") and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert served.processes("stages.training.rank")
+    assert served.processes("stages.training.worker")
     served.process.send_signal(signal.SIGKILL)  # nothing can be said or settled now
     served.process.wait()
     deadline = time.monotonic() + 45

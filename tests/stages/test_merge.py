@@ -15,7 +15,7 @@ from schemas.evaluate import Score
 from schemas.files import FileRef
 from schemas.settings import AveragingSettings, ModelSettings
 from schemas.tokenize_corpus import TokenizedCorpus
-from schemas.train import Checkpoints, Snapshot, TrainTimings
+from schemas.train import Snapshot, TrainingResult, TrainTimings
 from stages.core.model import GPT
 from stages.merge import merge
 from stages.store.workspace import Workspace
@@ -31,7 +31,7 @@ def snapshot(work: Workspace, step: int, lr_scale: float, model: ModelSettings) 
     return Snapshot(step=step, lr_scale=lr_scale, qat_on=False, weights=ref)
 
 
-def trained(work: Workspace, snapshots: list[Snapshot]) -> Checkpoints:
+def trained(work: Workspace, snapshots: list[Snapshot]) -> TrainingResult:
     timings = TrainTimings(
         training_seconds=1,
         warmup_seconds=0,
@@ -42,7 +42,7 @@ def trained(work: Workspace, snapshots: list[Snapshot]) -> Checkpoints:
         resumed_from_steps=(),
         peak_memory_bytes=1,
     )
-    return Checkpoints(
+    return TrainingResult(
         model=MODEL,
         last=snapshot(work, 99, 0.01, MODEL),
         snapshots=tuple(snapshots),

@@ -26,12 +26,12 @@ from schemas.results import RunResults
 from schemas.settings import ComputeSettings, ModelSettings
 from schemas.stages import STAGES
 from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
-from schemas.train import Checkpoints, ParameterChange, ParameterGroup, Snapshot, TrainTimings
+from schemas.train import ParameterChange, ParameterGroup, Snapshot, TrainingResult, TrainTimings
 from stages.audit import audit
 from stages.publish import METRIC_COLUMNS, publish
 from stages.report import content, plots, rows
 from stages.store.keys import stage_key
-from stages.store.machine import settle
+from stages.store.machine import resolve_precision
 from stages.store.source import reachable_modules, templates
 from stages.store.workspace import Workspace
 from stages.training.metrics import read_metrics
@@ -119,7 +119,7 @@ def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[
             train=split,
             val=split,
         ),
-        "trained": Checkpoints(
+        "trained": TrainingResult(
             model=ModelSettings(),
             last=snapshot,
             snapshots=(snapshot,),
@@ -176,7 +176,7 @@ def _results(metrics: FileRef, sliding: bool = True, fits: bool = True) -> dict[
             num_with_qat=1,
             distance_from_last=0.01,
             last=_score(1.9),
-            merged=_score(1.88),
+            score=_score(1.88),
         ),
         "packed": PackedModel(
             blob=_ref("model.fwz"),
@@ -359,7 +359,7 @@ def test_what_a_stage_tells_of_its_inputs_is_part_of_its_key(
     for name in ("metrics.parquet", "others.parquet"):
         (work.out_dir / name).write_text(name)
     results = _results(work.ref(work.out_dir / "metrics.parquet"))
-    spec = settle(load_preset("smoke")) if stage == "audit" else PublishSpec()
+    spec = resolve_precision(load_preset("smoke")) if stage == "audit" else PublishSpec()
 
     def key(**changes: Any) -> str:
         inputs = {**results, **changes}
@@ -369,12 +369,12 @@ def test_what_a_stage_tells_of_its_inputs_is_part_of_its_key(
     other_metrics = work.ref(work.out_dir / "others.parquet")
     told = [
         {"merged": merged.derive(last=merged.last.derive(bpb=1.5))},
-        {"merged": merged.derive(merged=merged.merged.derive(bpb=1.5))},
+        {"merged": merged.derive(score=merged.score.derive(bpb=1.5))},
         {"trained": trained.derive(timings=trained.timings.derive(training_seconds=601.0))},
         {"trained": trained.derive(metrics=other_metrics)},
     ]
     assert len({key(), *(key(**changes) for changes in told)}) == 5
-    assert key(merged=merged.derive(merged=merged.merged.derive(seconds=99.0))) == key()  # told nowhere
+    assert key(merged=merged.derive(score=merged.score.derive(seconds=99.0))) == key()  # told nowhere
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -395,12 +395,12 @@ def test_the_audit_measures_with_the_threads_of_the_settings(
     monkeypatch.setattr(Workspace, "read", lambda self, ref: self.root / ref.path)
     results = _results(FileRef(path="metrics.parquet", num_bytes=1, sha256="0" * 64))
     del results["audit"]
-    spec = settle(load_preset("smoke"))
+    spec = resolve_precision(load_preset("smoke"))
     spec = spec.derive(
         evaluate=spec.evaluate.derive(compute=replace(spec.evaluate.compute, threads_per_process=threads))
     )
     audit(spec, RunResults(**results), work)
-    assert seen == [("stages.auditing.rank", threads, threads)]
+    assert seen == [("stages.auditing.worker", threads, threads)]
 
 
 def test_a_technique_without_effect_stands_out(published: Callable[..., str]) -> None:

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.quantizer_settings import CalibrationSettings, FitSettings, QuantizerSettings
-from schemas.setting import from_dict
 from schemas.settings import ModelSettings
+from schemas.settings_base import from_dict
 from schemas.tensor_formats import FormatRule
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.blob.packing import pack, unpack

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from schemas.errors import SpecError, StageError
 from schemas.settings import TrainSettings
 from schemas.tokenize_corpus import TokenizedCorpus
-from schemas.train import Checkpoints
+from schemas.train import TrainingResult
 from stages.core.schedule import Clock, lr_scale_at
 from stages.core.trainer import DivergedError, Hooks, StepMetrics, Trainer, TrainState
 from stages.store.workspace import Workspace
@@ -26,7 +26,7 @@ MakeWorkspace = Callable[..., Workspace]
 
 def run(
     settings: TrainSettings, tokens: TokenizedCorpus, work: Workspace
-) -> tuple[Checkpoints, dict[str, torch.Tensor], list[dict]]:
+) -> tuple[TrainingResult, dict[str, torch.Tensor], list[dict]]:
     trained = train(settings, tokens, work)
     rows = pq.read_table(work.root / trained.metrics.path).to_pylist()
     return trained, load_file(work.root / trained.last.weights.path), rows

@@ -110,7 +110,7 @@ def test_a_hidden_gpu_is_named_by_the_variable_that_hides_it(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(SpecError, match=r"compute.device = cuda.* sees 0 with CUDA_VISIBLE_DEVICES = ''"):
         launch_module(
-            "stages.training.rank",
+            "stages.training.worker",
             {},
             tmp_path,
             ComputeSettings(device="cuda", num_processes=2),

@@ -20,7 +20,7 @@ HEAVY = {
     "matplotlib",
     "pyarrow",
     "rich.table",
-    "schemas.setting",
+    "schemas.settings_base",
     "schemas.settings",
 }
 

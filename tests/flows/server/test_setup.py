@@ -55,14 +55,14 @@ def test_runs_of_another_checkout_at_work_are_left_alone(client: SyncPrefectClie
     here = Path(server.__file__).parents[2]
     client.send_worker_heartbeat(server.POOL, server.worker_name(tmp_path / here.name))
     run = _running_flow(client)
-    assert server.settle() == 0
+    assert server.mark_stale_runs() == 0
     assert _state(client, run) == "RUNNING"
 
 
 def test_runs_that_this_checkout_left_are_settled(client: SyncPrefectClient) -> None:
     client.send_worker_heartbeat(server.POOL, server.worker_name())
     run = _running_flow(client)
-    assert server.settle() >= 1
+    assert server.mark_stale_runs() >= 1
     assert _state(client, run) == "CRASHED"
 
 

@@ -59,7 +59,7 @@ def test_a_second_one_of_the_same_checkout_is_refused_before_it_settles_the_firs
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     monkeypatch.setattr(up, "require_answer", lambda url, remedy: None)
     monkeypatch.setattr(up, "is_healthy", lambda url: True)
-    monkeypatch.setattr(server, "settle", lambda: pytest.fail("settled"))
+    monkeypatch.setattr(server, "mark_stale_runs", lambda: pytest.fail("settled"))
     with (
         up._only_one(tmp_path / f"{server.worker_name().split()[-1]}.lock", "taken"),
         pytest.raises(SpecError, match=rf"of this checkout is at work already \(process {os.getpid()}\)"),

@@ -22,10 +22,10 @@ SILENT = httpx.ConnectError("connection refused")
 def test_a_server_that_does_not_say_who_trains_stops_no_training(
     error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def who_trains() -> list[str]:
+    def training_slot_holders() -> list[str]:
         raise error
 
-    monkeypatch.setattr(tasks, "who_trains", who_trains)
+    monkeypatch.setattr(tasks, "training_slot_holders", training_slot_holders)
     with caplog.at_level(logging.WARNING):
         tasks._say_who_trains("train")
     assert (

@@ -15,12 +15,12 @@ from schemas.settings import ComputeSettings
 from stages.core import program as submission
 from stages.packaging.bundle import imported_packages
 from stages.packaging.script import as_shipped, program, recipe_source
-from stages.store.machine import settle
+from stages.store.machine import resolve_precision
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_settings_in_the_script_are_those_of_the_run(preset: str) -> None:
-    recipe = settle(load_preset(preset).recipe())
+    recipe = resolve_precision(load_preset(preset).recipe())
     space: dict = {}
     exec(recipe_source(recipe), space)
     assert space["RECIPE"] == recipe
@@ -42,7 +42,7 @@ def test_a_script_without_recipe_only_scores(tmp_path: Path) -> None:
 
 def test_the_script_is_ordinary_code_in_sections_and_needs_nothing_of_ours() -> None:
     options = PackageOptions()
-    source, modules = program(options, settle(load_preset("smoke").recipe()))
+    source, modules = program(options, resolve_precision(load_preset("smoke").recipe()))
     assert as_shipped(source, options).decode() == source
     for module in modules:
         assert f"# ---- {module.replace('.', '/')}.py ----" in source
@@ -59,7 +59,7 @@ def test_the_script_is_ordinary_code_in_sections_and_needs_nothing_of_ours() -> 
 
 def test_the_compressed_script_is_the_same_program_and_prints_it(tmp_path: Path) -> None:
     options = PackageOptions(compressed=True)
-    source, _ = program(options, settle(Recipe()))
+    source, _ = program(options, resolve_precision(Recipe()))
     script = tmp_path / "train_gpt.py"
     script.write_bytes(as_shipped(source, options))
     assert script.stat().st_size < 0.4 * len(source.encode())
@@ -88,7 +88,7 @@ def test_a_compressed_script_knows_its_own_source(tmp_path: Path) -> None:
 
 
 def test_other_settings_make_another_script_and_so_another_package() -> None:
-    first, demo = settle(load_preset("smoke")), settle(load_preset("demo"))
+    first, demo = resolve_precision(load_preset("smoke")), resolve_precision(load_preset("demo"))
     second = first.derive(evaluate=first.evaluate.derive(scoring=first.merge.scoring))
     assert first.package_spec() == second.package_spec()
     faster = first.derive(train=demo.train, tokenize=demo.tokenize)
@@ -147,7 +147,7 @@ def test_the_script_takes_the_recipes_precision_or_another(
 
 
 def test_only_a_run_with_fused_kernels_ships_them() -> None:
-    recipe = settle(load_preset("record").recipe())
+    recipe = resolve_precision(load_preset("record").recipe())
     plain = dataclasses.replace(
         recipe,
         train=dataclasses.replace(

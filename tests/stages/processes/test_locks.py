@@ -39,11 +39,11 @@ def test_waiting_for_a_lock_ends_when_the_run_is_stopped(
             else lambda: Store(tmp_path)
         )
         stop = Stopping()
-        waiting = pool.submit(stop.here(work))
+        waiting = pool.submit(stop.wrap(work))
         while "waiting for process" not in caplog.text:
             time.sleep(0.01)
         assert not waiting.done()
-        stop.now()
+        stop.stop_all()
         with pytest.raises(StageError, match="stopped together with the run"):
             waiting.result(timeout=30)
 

@@ -27,11 +27,11 @@ def test_a_stop_ends_the_children_of_all_threads_and_later_ones() -> None:
 
     stop = Stopping()
     with ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(stop.here(sleep_long)) for _ in range(2)]
+        running = [pool.submit(stop.wrap(sleep_long)) for _ in range(2)]
         children = [pids.get(timeout=60) for _ in running]
-        stop.now()
+        stop.stop_all()
         assert not any(_lives(pid) for pid in children)
-        late = pool.submit(stop.here(sleep_long))
+        late = pool.submit(stop.wrap(sleep_long))
         for future in [*running, late]:
             with pytest.raises(StageError, match="stopped together with the run"):
                 future.result(timeout=60)
@@ -57,15 +57,15 @@ def test_a_child_that_ignores_sigterm_is_ended_too_and_so_is_one_that_begins_aft
         run_child([sys.executable, "-c", deaf], ComputeSettings(), lambda *_: ready.set(), None)
 
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(stop.here(run))
+        running = pool.submit(stop.wrap(run))
         assert ready.wait(60)
-        stop.now()
-        late = pool.submit(stop.here(run))
+        stop.stop_all()
+        late = pool.submit(stop.wrap(run))
         for future in (running, late):
             with pytest.raises(StageError, match="stopped together with the run"):
                 future.result(timeout=60)
 
 
 def test_other_work_is_not_touched() -> None:
-    Stopping().now()
+    Stopping().stop_all()
     stopping.get().check()

@@ -11,14 +11,14 @@ import pytest
 
 from schemas.errors import SpecError
 from schemas.seeds import Ledger, SeedEntry, SeedFigures
-from stages.seeds.ledger import claim, find_ledger, ledger_path, read_ledger, write_ledger
+from stages.seeds.ledger import find_ledger, ledger_path, open_locked, read_ledger, write_ledger
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from schemas.seeds import Ledger
-from stages.seeds.ledger import claim
-with claim(Path(sys.argv[1]), Ledger(name="demo", configuration="c" * 64, first_seed=1, max_seeds=5)):
+from stages.seeds.ledger import open_locked
+with open_locked(Path(sys.argv[1]), Ledger(name="demo", configuration="c" * 64, first_seed=1, max_seeds=5)):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -54,7 +54,7 @@ def entry(seed: int, loss: float | None = 2.5) -> SeedEntry:
 
 def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
     book = ledger().with_entry(entry(2)).with_entry(entry(1, None))
-    with claim(tmp_path, ledger()):
+    with open_locked(tmp_path, ledger()):
         write_ledger(tmp_path, book)
     assert read_ledger(ledger_path(tmp_path, book)) == book
     assert find_ledger(tmp_path, "demo") == book
@@ -72,11 +72,11 @@ def test_the_next_seeds_are_failed_ones_and_then_new_ones_up_to_the_maximum() ->
 
 
 def test_a_plan_cannot_be_changed_after_looking(tmp_path: Path) -> None:
-    with claim(tmp_path, ledger()):
+    with open_locked(tmp_path, ledger()):
         write_ledger(tmp_path, ledger().with_entry(entry(1)))
     with (
         pytest.raises(SpecError, match=r"max_seeds = 9: .* declared with 5"),
-        claim(tmp_path, ledger(max_seeds=9)),
+        open_locked(tmp_path, ledger(max_seeds=9)),
     ):
         pass
 
@@ -86,16 +86,16 @@ def test_another_configuration_has_another_ledger(tmp_path: Path) -> None:
 
 
 def test_a_damaged_ledger_is_never_begun_anew(tmp_path: Path) -> None:
-    with claim(tmp_path, ledger()):
+    with open_locked(tmp_path, ledger()):
         write_ledger(tmp_path, ledger().with_entry(entry(1)))
     path = ledger_path(tmp_path, ledger())
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(SpecError, match="damaged"), claim(tmp_path, ledger()):
+    with pytest.raises(SpecError, match="damaged"), open_locked(tmp_path, ledger()):
         pass
 
 
 def test_an_unknown_ledger_is_answered_with_those_there_are(tmp_path: Path) -> None:
-    with claim(tmp_path, ledger()):
+    with open_locked(tmp_path, ledger()):
         write_ledger(tmp_path, ledger())
     with pytest.raises(SpecError, match="against = other: no such ledger; ledgers: demo-cccccccc"):
         find_ledger(tmp_path, "other")
@@ -116,7 +116,7 @@ def test_a_second_claim_waits_and_a_killed_holder_frees_it(
     got: list[float] = []
 
     def second() -> None:
-        with claim(tmp_path, ledger()):
+        with open_locked(tmp_path, ledger()):
             got.append(time.monotonic())
 
     thread = threading.Thread(target=second)

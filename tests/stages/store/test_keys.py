@@ -16,7 +16,7 @@ from schemas.settings import TrainSettings
 from schemas.stages import STAGES
 from stages.store import keys, source
 from stages.store.keys import stage_key
-from stages.store.machine import settle
+from stages.store.machine import resolve_precision
 
 ROOT = Path(__file__).parents[3]
 ALL = set(STAGES)
@@ -35,7 +35,7 @@ class Given(Schema):
 
 
 def specs() -> dict[str, Any]:
-    spec: PipelineSpec = settle(load_preset("smoke"))
+    spec: PipelineSpec = resolve_precision(load_preset("smoke"))
     return {
         "tokenize_corpus": spec.tokenize,
         "train": spec.train,
@@ -116,7 +116,7 @@ def test_a_new_setting_of_a_quantizer_trains_and_merges_nothing_again(
         ),
         pytest.param("schemas/settings.py", '"query heads"', '"heads that ask"', {"package"}, id="help"),
         pytest.param("schemas/files.py", 'description="', 'description="So: ', {"package"}, id="description"),
-        pytest.param("stages/training/rank.py", '"late QAT is on', '"QAT is on', set(), id="log-text"),
+        pytest.param("stages/training/worker.py", '"late QAT is on', '"QAT is on', set(), id="log-text"),
     ],
 )
 def test_words_run_nothing_again_but_the_packaging_of_the_source_itself(

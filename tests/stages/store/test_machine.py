@@ -26,7 +26,7 @@ from stages.store.machine import (
     machine_kind,
     precision_note,
     read_cpu,
-    settle,
+    resolve_precision,
     this_machine,
 )
 
@@ -116,12 +116,12 @@ def test_auto_is_what_the_cpu_has_instructions_for(
     monkeypatch: pytest.MonkeyPatch, flags: str, precision: str
 ) -> None:
     on_cpu(monkeypatch, flags)
-    spec = settle(load_preset("demo"))
+    spec = resolve_precision(load_preset("demo"))
     assert {section.compute.precision for section in (spec.train, spec.merge, spec.evaluate)} == {precision}
-    assert settle(spec) is spec
-    assert settle(load_preset("demo").package_spec()) == spec.package_spec()
-    assert settle(ComputeSettings(device="cuda")).precision == "bfloat16"
-    assert settle(ComputeSettings(precision="bfloat16")).precision == "bfloat16"
+    assert resolve_precision(spec) is spec
+    assert resolve_precision(load_preset("demo").package_spec()) == spec.package_spec()
+    assert resolve_precision(ComputeSettings(device="cuda")).precision == "bfloat16"
+    assert resolve_precision(ComputeSettings(precision="bfloat16")).precision == "bfloat16"
     assert "auto" not in json.dumps(spec.model_dump(mode="json"))
 
 
@@ -130,21 +130,21 @@ def test_the_presets_for_gpus_are_in_bfloat16_on_every_machine(
     monkeypatch: pytest.MonkeyPatch, preset: str
 ) -> None:
     on_cpu(monkeypatch, AVX2)
-    spec = settle(load_preset(preset))
+    spec = resolve_precision(load_preset(preset))
     assert {section.compute.precision for section in (spec.train, spec.merge, spec.evaluate)} == {"bfloat16"}
 
 
 def test_an_unsettled_precision_reaches_neither_a_key_nor_a_script_nor_the_core(
     tiny_tokens: TokenizedCorpus,
 ) -> None:
-    unsettled = TrainSettings()
-    assert unsettled.compute.precision == "auto"
+    unresolved = TrainSettings()
+    assert unresolved.compute.precision == "auto"
     with pytest.raises(SpecError, match="train: precision = auto"):
-        stage_key(STAGES["train"], unsettled, {"tokenized": tiny_tokens})
+        stage_key(STAGES["train"], unresolved, {"tokenized": tiny_tokens})
     with pytest.raises(StageError, match="precision = auto"):
         recipe_source(PRESETS["smoke"]().recipe())
     with pytest.raises(ValueError, match="precision = auto"):
-        compute_dtype(unsettled.compute)
+        compute_dtype(unresolved.compute)
 
 
 def test_the_note_says_which_precision_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_the_kind_of_machine_is_part_of_every_key_that_it_can_change(
 
 
 def test_stages_that_compute_are_keyed_by_the_machine_and_the_others_are_not() -> None:
-    spec = settle(load_preset("smoke"))
+    spec = resolve_precision(load_preset("smoke"))
     specs = {"tokenize_corpus": spec.tokenize, "package": spec.package_spec(), "audit": spec}
     names = {"train", "merge", "quantize", "package", "evaluate", "audit"}
     assert {name for name in STAGES if STAGES[name].compute(specs.get(name) or getattr(spec, name))} == names
@@ -274,7 +274,7 @@ def test_the_chain_runs_as_on_a_cpu_without_bfloat16(tmp_path: Path) -> None:
     assert ("the run was made on AVX2, torch" in said) == (
         not machine.machine_in_words(ComputeSettings()).startswith("AVX2,")
     )
-    spec = settle(load_preset("smoke").with_qat_grid())
+    spec = resolve_precision(load_preset("smoke").with_qat_grid())
     training = replace(spec.train, schedule=replace(spec.train.schedule, max_steps=20))
     here = {
         precision: stage_key(

@@ -27,7 +27,7 @@ from stages.store.source import (
         ),
         (
             "train",
-            {"stages.training.rank", "stages.core.model", "stages.core.muon"},
+            {"stages.training.worker", "stages.core.model", "stages.core.muon"},
             {"stages.quantize", "stages.corpora.files", "schemas.quantize"},
         ),
         (
@@ -151,9 +151,9 @@ def test_code_counts_comments_and_docstrings_do_not(tmp_path: Path) -> None:
 def test_the_digest_is_the_same_in_another_process() -> None:
     code = (
         "from stages.store.source import code_digest; print(code_digest(['stages.train', "
-        "'stages.training.rank']))"
+        "'stages.training.worker']))"
     )
     other = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.strip()
-    assert other == code_digest(["stages.train", "stages.training.rank"])
+    assert other == code_digest(["stages.train", "stages.training.worker"])

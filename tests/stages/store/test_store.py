@@ -21,7 +21,7 @@ from schemas.package import PackageSpec
 from schemas.quantize import PackedModel
 from schemas.runtime import RunOptions
 from schemas.stages import STAGES
-from stages.execution.runner import Outcome, run_stage
+from stages.execution.runner import StageOutcome, run_stage
 from stages.store.keys import stage_key
 from stages.store.store import Store
 from stages.store.workspace import DamagedFileError, Workspace
@@ -51,7 +51,7 @@ def packed(store: Store) -> PackedModel:
     )
 
 
-def package(store: Store, packed: PackedModel) -> Outcome:
+def package(store: Store, packed: PackedModel) -> StageOutcome:
     return run_stage(store, "package", PackageSpec(), {"packed": packed}, RunOptions(store=str(store.root)))
 
 

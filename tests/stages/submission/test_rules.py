@@ -348,7 +348,7 @@ def test_long_lines_and_many_files_end_soon(folder: Path, monkeypatch: pytest.Mo
     (folder / "README.md").write_text("0.000." * 300_000 + "\n1.2169\n")
     (folder / "train.log").write_text("val_bpb_x " * 300_000 + "\n" + LOG)
     assert verdicts(folder)["README's figures"] == "pass"
-    monkeypatch.setattr("stages.submission.strangers.MAX_FILES", 50)
+    monkeypatch.setattr("stages.submission.untrusted.MAX_FILES", 50)
     for index in range(50):
         (folder / f"{index}").touch()
     assert "pass" not in {

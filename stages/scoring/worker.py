@@ -1,4 +1,4 @@
-"""One process that scores sets of weights, started by torchrun: python -m stages.scoring.rank JOB.json
+"""One process that scores sets of weights, started by torchrun: python -m stages.scoring.worker JOB.json
 RESULT.json
 """
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from schemas.setting import from_dict
 from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings
+from schemas.settings_base import from_dict
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.distributed import compute_dtype, join_processes
 from stages.core.loader import TokenStream

@@ -1,4 +1,4 @@
-"""One process of a training run, started by torchrun: python -m stages.training.rank JOB.json RESULT.json"""
+"""One process of a training run; torchrun starts python -m stages.training.worker JOB.json RESULT.json"""
 
 import json
 import logging
@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from schemas.errors import StageError
-from schemas.setting import from_dict
 from schemas.settings import TrainSettings
+from schemas.settings_base import from_dict
 from stages.core.distributed import join_processes
 from stages.core.schedule import Clock, progress_at
 from stages.core.trainer import (

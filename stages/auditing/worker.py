@@ -1,4 +1,4 @@
-"""The process that measures for `audit`: python -m stages.auditing.rank JOB.json RESULT.json
+"""The process that measures for `audit`: python -m stages.auditing.worker JOB.json RESULT.json
 
 In: the run's spec and the results of its stages. Out: the findings. A process of its own has the thread count
     that the spec

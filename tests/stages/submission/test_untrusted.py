@@ -18,7 +18,7 @@ from flows.cli.main import app
 from schemas.printable import one_line
 from stages.submission.figures import figures_in, integer_after, seconds_at
 from stages.submission.logs import read_log
-from stages.submission.strangers import LINE_CHARACTERS, UnreadableError, read_json_object
+from stages.submission.untrusted import LINE_CHARACTERS, UnreadableError, read_json_object
 
 Judge = Callable[..., dict[str, tuple[str, str]]]
 EVIL = "\x1b]0;PWNED\x07\x1b[2J\x9b31m\u202ereversed\u2066\u200f\u2028\x7f\r\x00\ud800"

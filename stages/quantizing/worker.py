@@ -1,5 +1,5 @@
 """The process that reads a calibration text for `quantize`, started by torchrun: python -m
-stages.quantizing.rank JOB.json RESULT.json
+stages.quantizing.worker JOB.json RESULT.json
 
 In: the merged weights, shards of the training split, the spec, and the bytes that the blob may have. Out: the
     quantized tensors as
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from schemas.errors import SpecError, StageError
 from schemas.quantizer_settings import QuantizerSettings
-from schemas.setting import from_dict
 from schemas.settings import ModelSettings
+from schemas.settings_base import from_dict
 from stages.core.calibrated.coded_model import LimitTooSmallError
 from stages.core.calibrated.with_text import CalibratedModel, quantize_with_text
 from stages.core.loader import TokenStream

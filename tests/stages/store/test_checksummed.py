@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.store import sealed
-from stages.store.sealed import read_sealed, write_sealed
+from stages.store import checksummed
+from stages.store.checksummed import read_checksummed, write_checksummed
 
 OLD, NEW = b'{"a": 1}', b'{"a": 2}'
 
@@ -19,7 +19,7 @@ class Crash(Exception):
 
 def crash_after(writes: int) -> Callable[[Path, bytes], None]:
     """The real writer, which does so many writes and no more."""
-    done, write = 0, sealed.write_whole
+    done, write = 0, checksummed.write_whole
 
     def crashing(path: Path, content: bytes) -> None:
         nonlocal done
@@ -36,14 +36,14 @@ def test_a_crash_at_any_write_leaves_the_old_record_or_the_new(
     tmp_path: Path, writes: int, expected: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "report.json"
-    write_sealed(path, OLD)
+    write_checksummed(path, OLD)
     with monkeypatch.context() as patch:
-        patch.setattr(sealed, "write_whole", crash_after(writes))
+        patch.setattr(checksummed, "write_whole", crash_after(writes))
         with pytest.raises(Crash):
-            write_sealed(path, NEW)
-    assert read_sealed(path) == expected
-    write_sealed(path, NEW)
-    assert read_sealed(path) == NEW
+            write_checksummed(path, NEW)
+    assert read_checksummed(path) == expected
+    write_checksummed(path, NEW)
+    assert read_checksummed(path) == NEW
     assert (
         subprocess.run(
             ["sha256sum", "--strict", "-c", "report.sha256"], cwd=tmp_path, capture_output=True
@@ -54,30 +54,32 @@ def test_a_crash_at_any_write_leaves_the_old_record_or_the_new(
 
 
 def test_a_crash_at_the_first_record_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sealed, "write_whole", crash_after(1))
+    monkeypatch.setattr(checksummed, "write_whole", crash_after(1))
     with pytest.raises(Crash):
-        write_sealed(tmp_path / "report.json", OLD)
+        write_checksummed(tmp_path / "report.json", OLD)
     with pytest.raises(FileNotFoundError):
-        read_sealed(tmp_path / "report.json")
+        read_checksummed(tmp_path / "report.json")
 
 
 def test_a_damaged_record_stays_damaged_until_it_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    write_sealed(path, OLD)
+    write_checksummed(path, OLD)
     path.write_bytes(b'{"a": 7}')
     with pytest.raises(ValueError, match=r"report\.sha256"):
-        read_sealed(path)
-    write_sealed(path, NEW)
+        read_checksummed(path)
+    write_checksummed(path, NEW)
     path.write_bytes(b'{"a": 7}')
     with pytest.raises(ValueError, match=r"report\.sha256"):
-        read_sealed(path)
+        read_checksummed(path)
 
 
 def test_a_reader_beside_a_writer_meets_no_damage(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    write_sealed(path, OLD)
-    writer = threading.Thread(target=lambda: [write_sealed(path, content) for content in (NEW, OLD) * 30])
+    write_checksummed(path, OLD)
+    writer = threading.Thread(
+        target=lambda: [write_checksummed(path, content) for content in (NEW, OLD) * 30]
+    )
     writer.start()
     while writer.is_alive():
-        assert read_sealed(path) in (OLD, NEW)
+        assert read_checksummed(path) in (OLD, NEW)
     writer.join()

@@ -23,7 +23,7 @@ from schemas.runtime import RunOptions
 from schemas.stages import STAGES, Stage
 from schemas.tokenize_corpus import CorpusManifest
 from stages.execution.runner import run_stage
-from stages.store.sealed import read_sealed
+from stages.store.checksummed import read_checksummed
 from stages.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def _inputs(store: Store, stage: Stage, spec: Any, given: list[str]) -> dict[str
         inputs["manifest"] = locate(spec, store.hashes, store.root / "cache" / "hub")
     for name, kind in needed.items():
         adapter = TypeAdapter(StageRecord[Any, kind])  # type: ignore[valid-type]
-        record = _read(Path(paths[name]), adapter, f"--input {name}", read_sealed)
+        record = _read(Path(paths[name]), adapter, f"--input {name}", read_checksummed)
         inputs[name] = record.result
     return inputs
 

@@ -11,7 +11,7 @@ from stages.core.whole_files import write_whole
 _READS = 3
 
 
-def write_sealed(path: Path, content: bytes) -> None:
+def write_checksummed(path: Path, content: bytes) -> None:
     """Replace the record and its seal.
 
     A crash or a power cut leaves the old record or the new one, soundly sealed.
@@ -21,7 +21,7 @@ def write_sealed(path: Path, content: bytes) -> None:
     """
     seal_path, seal = path.with_suffix(".sha256"), _seal_line(path, content)
     try:
-        before = _seal_line(path, read_sealed(path))
+        before = _seal_line(path, read_checksummed(path))
     except (OSError, ValueError):  # there is none, or it is damaged
         before = ""
     write_whole(seal_path, (seal + before).encode())
@@ -30,7 +30,7 @@ def write_sealed(path: Path, content: bytes) -> None:
         write_whole(seal_path, seal.encode())
 
 
-def read_sealed(path: Path) -> bytes:
+def read_checksummed(path: Path) -> bytes:
     """The record's bytes.
 
     Raises FileNotFoundError if it or its seal is missing, ValueError if the two disagree.
