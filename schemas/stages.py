@@ -70,7 +70,7 @@ def _own_compute(spec: Any) -> ComputeSettings:
 
 
 # What findings and figures are made of, beside what identifies the results.
-_READ_BY_AUDIT = {"trained": ("metrics", "timings"), "merged": ("last", "merged")}
+_READ_BY_AUDIT = {"trained": ("metrics", "timings"), "merged": ("last", "score")}
 
 _ALL = (
     Stage("tokenize_corpus", TokenizeSpec, TokenizedCorpus, {"manifest": CorpusManifest}),
