@@ -104,6 +104,9 @@ class OptimizerSettings(Settings):
         None, "the same, counted in steps", unit="steps", minimum=0
     )
     muon_weight_decay: float = setting(0.04, "decoupled weight decay of the matrices", minimum=0)
+    muon_row_normalize: bool = setting(
+        False, "divide each row of an update by its 2-norm before it is orthogonalised (MuonEq-R)"
+    )
     newton_schulz_steps: int = setting(5, "iterations of the orthogonalisation", minimum=1, maximum=20)
     embedding_lr: float = setting(0.035, "learning rate of the embeddings (AdamW)", minimum=0)
     scalar_lr: float = setting(0.025, "learning rate of gains, scales and gates (AdamW)", minimum=0)
@@ -111,6 +114,12 @@ class OptimizerSettings(Settings):
     adam_beta2: float = setting(0.95, "AdamW's decay of the square", minimum=0, maximum=0.99999)
     adam_eps: float = setting(1e-8, "AdamW's denominator floor", above=0)
     adam_weight_decay: float = setting(0.04, "decoupled weight decay of the AdamW groups", minimum=0)
+    embedding_weight_decay: float | None = setting(
+        None, "that of the embeddings; empty: adam_weight_decay", minimum=0
+    )
+    scalar_weight_decay: float | None = setting(
+        None, "that of gains, scales and gates; empty: adam_weight_decay", minimum=0
+    )
     grad_clip_norm: float = setting(
         0.3, "gradients are scaled down to this norm; 0 turns clipping off", minimum=0
     )
@@ -137,6 +146,9 @@ class ScheduleSettings(Settings):
     )
     warmdown_steps: int | None = setting(
         None, "the same, in steps (of their measured length when time is the cap)", unit="steps", minimum=0
+    )
+    min_lr_scale: float = setting(
+        0.0, "the learning rate never falls below this", unit="fraction of the peak", minimum=0, maximum=1
     )
     compile_warmup_steps: int = setting(
         0, "untimed passes that compile and leave all state untouched", unit="steps", minimum=0
@@ -188,6 +200,13 @@ class SnapshotSettings(Settings):
         None, "progress between snapshots", unit="fraction of progress", above=0, maximum=1
     )
     every_steps: int | None = setting(50, "steps between snapshots", unit="steps", minimum=1)
+    ema_horizon: float | None = setting(
+        None,
+        "exponential mean of the weights after every step, over about this share of the run; empty: none",
+        unit="fraction of progress",
+        above=0,
+        maximum=1,
+    )
 
     def check(self) -> None:
         _exactly_one(self, "every_fraction", "every_steps")
@@ -277,8 +296,12 @@ class TrainSettings(Settings):
 class AveragingSettings(Settings):
     """Which snapshots become the one model."""
 
-    method: Literal["swa", "ema", "last"] = setting(
-        "swa", "uniform mean, exponential mean, or the last iterate alone"
+    method: Literal["swa", "ema", "ema_of_steps", "last"] = setting(
+        "swa",
+        (
+            "swa: uniform mean of snapshots; ema: their exponential mean; ema_of_steps: the mean that "
+            "train.snapshots.ema_horizon kept in training; last: the last iterate alone"
+        ),
     )
     start_lr_scale: float = setting(
         0.2,

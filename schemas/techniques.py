@@ -88,16 +88,23 @@ TECHNIQUES = (
     Technique(
         "decay",
         "weight decay",
-        _set("train.optimizer.muon_weight_decay=0", "train.optimizer.adam_weight_decay=0"),
+        _set(
+            "train.optimizer.muon_weight_decay=0",
+            "train.optimizer.adam_weight_decay=0",
+            "train.optimizer.embedding_weight_decay=",
+            "train.optimizer.scalar_weight_decay=",
+        ),
     ),
+    Technique("row-norm", "row-normalised Muon (MuonEq-R)", _set("train.optimizer.muon_row_normalize=false")),
     Technique("grad-clip", "gradient clipping", _set("train.optimizer.grad_clip_norm=0")),
     Technique(
         "warmdown",
         "learning-rate warmdown",
         lambda spec: _no_span("train.schedule.warmdown", spec.train.schedule),
     ),
+    Technique("lr-floor", "learning-rate floor", _set("train.schedule.min_lr_scale=0")),
     Technique("qat", "late QAT", _set("train.qat.start_lr_scale=0")),
-    Technique("swa", "averaging of snapshots", _set("merge.averaging.method=last"), "the last iterate"),
+    Technique("swa", "averaging of weights", _set("merge.averaging.method=last"), "the last iterate"),
     Technique("quantizer", "quantizer", _plain_rounding, "plain rounding"),
     Technique("sliding", "sliding windows", _set("evaluate.scoring.stride=0")),
 )

@@ -11,7 +11,7 @@ from schemas.errors import SpecError, StageError
 from schemas.evaluate import Score
 from schemas.merge import MergedModel, MergeSpec
 from schemas.tokenize_corpus import TokenizedCorpus
-from schemas.train import TrainingResult
+from schemas.train import Snapshot, TrainingResult
 from stages.processes.launch import launch_module
 from stages.store.workspace import Workspace
 
@@ -26,17 +26,10 @@ def merge(
     """
     from safetensors.torch import load_file, save
 
-    from stages.core.averaging import average_states, averaging_weights, choose_snapshots
+    from stages.core.averaging import average_states, averaging_weights
     from stages.processes.threads import threads_of
 
-    chosen = [trained.last]
-    if spec.averaging.method != "last":
-        chosen = [
-            trained.snapshots[i]
-            for i in choose_snapshots([item.lr_scale for item in trained.snapshots], spec.averaging)
-        ]
-        if not chosen:
-            raise SpecError(_nothing_to_average(spec, trained))
+    chosen = _chosen(spec, trained)
     states = (load_file(work.read(item.weights)) for item in chosen)
     with threads_of(spec.compute.threads_per_process):
         try:
@@ -74,6 +67,26 @@ def merge(
         last=Score(**scores["last"]),
         score=Score(**scores["merged"]),
     )
+
+
+def _chosen(spec: MergeSpec, trained: TrainingResult) -> list[Snapshot]:
+    """The weights that the merged model is the mean of. Raises SpecError where training left none of them."""
+    from stages.core.averaging import averages_snapshots, choose_snapshots
+
+    if averages_snapshots(spec.averaging):
+        scales = [item.lr_scale for item in trained.snapshots]
+        chosen = [trained.snapshots[i] for i in choose_snapshots(scales, spec.averaging)]
+        if not chosen:
+            raise SpecError(_nothing_to_average(spec, trained))
+        return chosen
+    if spec.averaging.method == "last":
+        return [trained.last]
+    if trained.ema is None:
+        raise SpecError(
+            "merge.averaging.method = ema_of_steps: training kept no such mean; set "
+            "train.snapshots.ema_horizon, which trains again"
+        )
+    return [trained.ema]
 
 
 def _relative_distance(state: dict[str, Any], origin: dict[str, Any]) -> float:

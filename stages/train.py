@@ -38,12 +38,15 @@ def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Train
         Snapshot(weights=work.ref(work.out_dir / "snapshots" / item.pop("file")), **item)
         for item in result.pop("snapshots")
     ]
+    if ema := result.pop("ema"):
+        ema = Snapshot(weights=work.ref(work.out_dir / "ema.safetensors"), **ema)
     last = Snapshot(weights=work.ref(work.out_dir / "last.safetensors"), **result.pop("last"))
     return TrainingResult.model_validate(
         {
             **result,
             "model": spec.model,
             "last": last,
+            "ema": ema,
             "snapshots": snapshots,
             "metrics": work.ref(work.out_dir / "metrics.parquet"),
         }

@@ -24,7 +24,15 @@ from stages.core.distributed import compute_dtype, join_processes
 from stages.core.loader import BatchLoader, TokenStream
 from stages.core.model import GPT
 from stages.core.parameter_groups import ParamGroup, group_parameters, make_optimizers
-from stages.core.schedule import Clock, lr_scale_at, momentum_at, progress_at, qat_on_at, snapshot_due
+from stages.core.schedule import (
+    Clock,
+    ema_share_at,
+    lr_scale_at,
+    momentum_at,
+    progress_at,
+    qat_on_at,
+    snapshot_due,
+)
 
 
 class DivergedError(ValueError):
@@ -96,6 +104,8 @@ class TrainedModel:
     warmup_seconds: float
     stopped_by: str
     sequences_in_split: int
+    ema: dict[str, Tensor] | None = None
+    """Exponential mean of the weights after each step, float32 on the CPU; None where none was asked for."""
     hook_seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -129,6 +139,9 @@ class Trainer:
             from stages.core.fused_kernels import use_fused_kernels
 
             use_fused_kernels(self.model, self.device)
+        self.ema: list[Tensor] = []
+        if settings.snapshots.ema_horizon is not None:
+            self.ema = [param.detach().clone() for param in self.model.parameters()]
         self.clock, self.qat_steps = Clock(0, 0.0), 0
         self.last_lr_scale, self.last_qat_on = 1.0, False
         if resume is not None:
@@ -163,6 +176,7 @@ class Trainer:
 
             self._wait_for_device()
             self.clock = Clock(before.steps + 1, self._agree(time.perf_counter() - began))
+            self._update_ema(before)
             due = snapshot_due(before, self.clock, lr_scale, schedule, settings.snapshots)
             pending.append((self._row(lr_scale, momentum, qat_on, due), figures))
             # A GPU's figures are read a few steps late, so that the host never waits for the last step. What
@@ -211,6 +225,14 @@ class Trainer:
             dist.all_reduce(total)
         return total / self.world
 
+    def _update_ema(self, before: Clock) -> None:
+        """Take the step just made into the mean of all steps (parameter-golf pull request 287)."""
+        horizon = self.settings.snapshots.ema_horizon
+        if horizon is not None:
+            share = ema_share_at(before, self.clock, self.settings.schedule, horizon)
+            with torch.no_grad():
+                torch._foreach_lerp_(self.ema, list(self.model.parameters()), share)
+
     def _row(self, lr_scale: float, momentum: float, qat_on: bool, snapshot: bool) -> StepMetrics:
         """Metrics of the step just taken, without the two figures that are still on the device."""
         steps, seconds = self.clock.steps, self.clock.seconds
@@ -232,6 +254,7 @@ class Trainer:
             warmup_seconds=warmup_seconds,
             stopped_by="max_seconds" if capped and self.clock.steps < schedule.max_steps else "max_steps",
             sequences_in_split=self.loader.order.num_sequences,
+            ema=self.ema_weights() if self.ema else None,
             hook_seconds=self.hook_seconds,
         )
 
@@ -242,8 +265,14 @@ class Trainer:
         """
         return {name: param.detach().to("cpu", copy=True) for name, param in self.model.named_parameters()}
 
+    def ema_weights(self) -> dict[str, Tensor]:
+        """The same of the mean over the steps; empty where none is kept."""
+        names = (name for name, _ in self.model.named_parameters())
+        return {name: mean.to("cpu", copy=True) for name, mean in zip(names, self.ema, strict=False)}
+
     def state(self) -> TrainState:
         tensors = {f"model/{name}": tensor for name, tensor in self.weights().items()}
+        tensors |= {f"ema/{name}": tensor for name, tensor in self.ema_weights().items()}
         names: dict[Tensor, str] = {param: name for name, param in self.model.named_parameters()}
         for optimizer in self.optimizers:
             for param, values in optimizer.state.items():
@@ -266,6 +295,8 @@ class Trainer:
         with torch.no_grad():
             for name, param in params.items():
                 param.copy_(state.tensors[f"model/{name}"])
+            for name, mean in zip(params, self.ema, strict=False):
+                mean.copy_(state.tensors[f"ema/{name}"])
         owners = {
             name: opt
             for opt in self.optimizers

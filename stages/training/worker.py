@@ -136,6 +136,9 @@ def _finish(
     """Write the last iterate and the metrics; the figures for the record."""
     final = trainer.weights()
     write_safetensors(files.folder / "last.safetensors", final)
+    ending = {"step": trained.steps, "lr_scale": trained.last_lr_scale, "qat_on": trained.last_qat_on}
+    if trained.ema is not None:
+        write_safetensors(files.folder / "ema.safetensors", trained.ema)
     files.close()
     rows = files.metrics()
     losses = [row["loss"] for row in rows[-max(1, len(rows) // 10) :]]
@@ -149,7 +152,8 @@ def _finish(
     )
     tokens = trained.steps * settings.data.batch_tokens
     return {
-        "last": {"step": trained.steps, "lr_scale": trained.last_lr_scale, "qat_on": trained.last_qat_on},
+        "last": ending,
+        "ema": ending if trained.ema is not None else None,
         "snapshots": [
             {key: item[key] for key in ("file", "step", "lr_scale", "qat_on")} for item in files.snapshots
         ],

@@ -15,6 +15,7 @@ from schemas.errors import SpecError, StageError
 from schemas.settings import TrainSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import TrainingResult
+from stages.core.model import GPT
 from stages.core.schedule import Clock, lr_scale_at
 from stages.core.trainer import DivergedError, Hooks, StepMetrics, Trainer, TrainState
 from stages.store.workspace import Workspace
@@ -259,3 +260,30 @@ def test_a_metrics_line_that_a_kill_cut_in_half_is_left_out(tmp_path: Path) -> N
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo', encoding="utf-8")
     assert files.metrics() == [{"step": 1}]
     files.close()
+
+
+def test_the_mean_of_all_steps_is_that_of_the_weights_after_each_also_after_an_interruption(
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> None:
+    horizon = 0.3
+    settings = replace(smoke_training, snapshots=replace(smoke_training.snapshots, ema_horizon=horizon))
+    weights, _, states, _ = train_here(settings, tiny_tokens)
+    _, plain, _ = run(smoke_training, tiny_tokens, make_workspace("plain"))
+    initial = GPT(settings.model)
+    initial.init_weights(settings.seed)
+    share = 1 - math.exp(-1 / settings.schedule.max_steps / horizon)
+    expected = {name: param.detach().double() for name, param in initial.named_parameters()}
+    for state in states:
+        for name, mean in expected.items():
+            mean.lerp_(state.tensors[f"model/{name}"].double(), share)
+    work = make_workspace("whole")
+    trained, last, _ = run(settings, tiny_tokens, work)
+    assert trained.ema is not None
+    ema = load_file(work.root / trained.ema.weights.path)
+    for name, mean in expected.items():
+        torch.testing.assert_close(ema[name].double(), mean, rtol=1e-5, atol=1e-7)
+        assert torch.equal(last[name], plain[name])  # the mean is kept beside training, not in it
+    resumed = Trainer(settings, [Path(ref.path) for ref in tiny_tokens.train_shards], Hooks(), states[4])
+    resumed.run()
+    assert all(torch.equal(mean, ema[name]) for name, mean in resumed.ema_weights().items())
+    assert all(torch.equal(weights[name], last[name]) for name in last)

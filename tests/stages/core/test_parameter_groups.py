@@ -45,3 +45,21 @@ def test_a_frozen_pattern_that_matches_nothing_is_refused() -> None:
     model = GPT(PRESETS["smoke"]().train.model)
     with pytest.raises(ValueError, match="no parameter matches 'value_embeding"):
         group_parameters(model, OptimizerSettings(frozen=("value_embeding.*",)))
+
+
+def test_embeddings_and_scalars_decay_apart_and_share_the_decay_of_adamw_otherwise() -> None:
+    model = GPT(PRESETS["smoke"]().train.model)
+    settings = OptimizerSettings(adam_weight_decay=0.5, embedding_weight_decay=0.25, scalar_weight_decay=0.0)
+    apart = {group.name: group.weight_decay for group in group_parameters(model, settings)}
+    assert (apart["embeddings"], apart["scalars"]) == (0.25, 0.0)
+    shared = {
+        group.name: group.weight_decay
+        for group in group_parameters(model, OptimizerSettings(adam_weight_decay=0.5))
+    }
+    assert (shared["embeddings"], shared["scalars"]) == (0.5, 0.5)
+    held = {
+        param_group["weight_decay"]
+        for optimizer in make_optimizers(model, group_parameters(model, settings), settings, torch.float32)
+        for param_group in optimizer.param_groups
+    }
+    assert held == {settings.muon_weight_decay, 0.25, 0.0}
