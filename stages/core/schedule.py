@@ -52,6 +52,11 @@ def momentum_at(clock: Clock, schedule: ScheduleSettings, settings: OptimizerSet
     return settings.muon_momentum_start + share * (settings.muon_momentum - settings.muon_momentum_start)
 
 
+def loops_on_at(clock: Clock, schedule: ScheduleSettings) -> bool:
+    """Whether the step at `clock` repeats the looped layers."""
+    return progress_at(clock, schedule) >= schedule.loop_start_fraction
+
+
 def qat_on_at(lr_scale: float, settings: QatSettings) -> bool:
     return lr_scale < settings.start_lr_scale
 
