@@ -71,7 +71,22 @@ TECHNIQUES = (
         "SmearGate stops at BOS",
         lambda spec: ("train.model.smear_stops_at_bos=false",) * spec.train.model.smear_gate,
     ),
-    Technique("unet", "U-Net skips", _set("train.model.unet_skips=false")),
+    Technique(
+        "unet",
+        "U-Net skips",
+        lambda spec: (
+            "train.model.unet_skips=false",
+            *("train.model.skip_gates=false",) * spec.train.model.skip_gates,
+        ),
+    ),
+    Technique("skip-gates", "gates of the skips", _set("train.model.skip_gates=false"), "plain addition"),
+    Technique("loops", "loops over layers", _set("train.model.loop_passes=1"), "each layer once"),
+    Technique("leaky", "leaky relu²", _set("train.model.leaky_slope=0"), "relu²"),
+    Technique(
+        "parallel", "parallel residuals", _set("train.model.parallel_residuals=off"), "one after the other"
+    ),
+    Technique("head-gate", "gates of the heads", _set("train.model.head_gate=false")),
+    Technique("untied", "untied output head", _set("train.model.tied_head=true"), "the token embedding"),
     Technique(
         "rope",
         "partial RoPE",

@@ -38,7 +38,7 @@ def group_parameters(model: GPT, settings: OptimizerSettings) -> list[ParamGroup
             raise ValueError(
                 f"optimizer.frozen: no parameter matches {pattern!r}; there are {', '.join(names[:8])}, …"
             )
-    embeddings = {"tok_emb.weight", "value_embedding.table.weight"}
+    embeddings = {"tok_emb.weight", "value_embedding.table.weight", "head.weight"}
     idle = set(model.idle_parameters())
     frozen = {name for name in names if any(fnmatchcase(name, pattern) for pattern in settings.frozen)} - idle
 

@@ -68,6 +68,11 @@ def ema_share_at(before: Clock, after: Clock, schedule: ScheduleSettings, horizo
     return -math.expm1(-progress / horizon)
 
 
+def loops_on_at(clock: Clock, schedule: ScheduleSettings) -> bool:
+    """Whether the step at `clock` repeats the looped layers."""
+    return progress_at(clock, schedule) >= schedule.loop_start_fraction
+
+
 def qat_on_at(lr_scale: float, settings: QatSettings) -> bool:
     return lr_scale < settings.start_lr_scale
 

@@ -27,6 +27,7 @@ from stages.core.parameter_groups import ParamGroup, group_parameters, make_opti
 from stages.core.schedule import (
     Clock,
     ema_share_at,
+    loops_on_at,
     lr_scale_at,
     momentum_at,
     progress_at,
@@ -171,6 +172,7 @@ class Trainer:
             lr_scale = lr_scale_at(before, schedule)
             momentum = momentum_at(before, schedule, settings.optimizer)
             qat_on = qat_on_at(lr_scale, settings.qat)
+            self.model.use_loops(loops_on_at(before, schedule))
             loss, grad_norm = self._step(before.steps, lr_scale, momentum, qat_on)
             figures = self._read_later(loss, grad_norm)
 
@@ -188,6 +190,7 @@ class Trainer:
                 self._flush(pending, keep=0)
                 self._timed("checkpoint", self._take_checkpoint)
         self._flush(pending, keep=0)
+        self.model.use_loops(True)
         self.loader.close()
         return self._result(warmup_seconds)
 
@@ -313,14 +316,16 @@ class Trainer:
         self.last_lr_scale, self.last_qat_on = state.last_lr_scale, state.last_qat_on
 
     def _warm_up(self) -> float:
-        """Forward and backward passes that only compile.
+        """Forward and backward passes that only compile, without loops and with them if there are any.
 
         Weights, optimizers, data order and clock stay as they are.
         """
         began = time.perf_counter()
-        for _ in range(self.settings.schedule.compile_warmup_steps):
-            self._backward(self.loader.batch(self.clock.steps))
-            self.model.zero_grad(set_to_none=True)
+        for looped in (False, True) if self.settings.model.loop_passes > 1 else (True,):
+            self.model.use_loops(looped)
+            for _ in range(self.settings.schedule.compile_warmup_steps):
+                self._backward(self.loader.batch(self.clock.steps))
+                self.model.zero_grad(set_to_none=True)
         self._wait_for_device(everything=True)
         return time.perf_counter() - began
 

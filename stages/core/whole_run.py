@@ -5,7 +5,6 @@ bytes each time.
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -66,7 +65,7 @@ def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callabl
     if trainer.rank == 0:
         say(f"trained {trained.steps} steps in {trained.seconds:.3f} s, stopped by {trained.stopped_by}")
         merged = _merge(recipe, snapshots, trained)
-        metadata = {"model": asdict(recipe.train.model), "method": recipe.quantizer.method}
+        metadata = {"model": recipe.train.model.as_metadata(), "method": recipe.quantizer.method}
         if needs_text(recipe.quantizer):
             quantized = quantize_with_text(
                 merged, recipe.train.model, TokenStream(shards), recipe.quantizer, metadata, say

@@ -4,12 +4,14 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
 
 from schemas.errors import SpecError, StageError
 from schemas.settings import TrainSettings
@@ -206,6 +208,32 @@ def test_a_diverged_loss_stops_the_stage_with_step_and_last_good_checkpoint(
     )
     with pytest.raises(StageError, match=r"training loss is (nan|inf) at step \d+; .*checkpoint"):
         train(wild, tiny_tokens, make_workspace())
+
+
+def test_loops_begin_at_their_share_and_nothing_compiles_after_the_clock_started(
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    settings = replace(
+        smoke_training,
+        model=replace(smoke_training.model, loop_passes=2, loop_layers=(1,)),
+        schedule=replace(
+            smoke_training.schedule, max_steps=8, compile_warmup_steps=1, loop_start_fraction=0.5
+        ),
+        compute=replace(smoke_training.compute, compile=True),
+    )
+    graphs: list[int] = []
+    looped: list[bool] = []
+    trainer = Trainer(
+        settings,
+        [Path(ref.path) for ref in tiny_tokens.train_shards],
+        Hooks(step=lambda row: (graphs.append(counter.frame_count), looped.append(trainer.model.looped))),  # type: ignore[arg-type, func-returns-value]
+    )
+    trained = trainer.run()
+    assert graphs == [2] * 8
+    assert looped == [False] * 4 + [True] * 4
+    assert trained.model.looped
 
 
 def test_a_gradient_that_is_not_finite_stops_training_though_the_loss_still_is(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,6 +20,17 @@ def test_every_parameter_of_every_preset_is_in_exactly_one_group(preset: str) ->
     by_name = {group.name: group for group in groups}
     assert set(by_name["embeddings"].names) <= {"tok_emb.weight", "value_embedding.table.weight"}
     assert all(name.endswith(".weight") for name in by_name["matrices"].names)
+
+
+def test_an_untied_head_is_updated_as_an_embedding_and_gates_as_scalars() -> None:
+    settings = replace(
+        PRESETS["smoke"]().train.model, tied_head=False, head_gate=True, skip_gates=True,
+        parallel_residuals="two_lanes", parallel_first_layer=2,
+    )  # fmt: skip
+    model = GPT(settings)
+    by_name = {group.name: group.names for group in group_parameters(model, OptimizerSettings())}
+    assert "head.weight" in by_name["embeddings"]
+    assert {"skip_gates", "blocks.1.attn.head_gate", "blocks.2.lanes"} <= set(by_name["scalars"])
 
 
 def test_the_reference_preset_names_what_it_never_trains() -> None:

@@ -7,6 +7,7 @@ from schemas.settings import OptimizerSettings, QatSettings, ScheduleSettings, S
 from stages.core.schedule import (
     Clock,
     ema_share_at,
+    loops_on_at,
     lr_scale_at,
     momentum_at,
     progress_at,
@@ -23,6 +24,16 @@ def test_progress_is_steps_or_seconds_whichever_is_further() -> None:
     assert progress_at(Clock(100, 30.0), TIMED) == 0.5
     assert progress_at(Clock(900, 30.0), TIMED) == 0.9
     assert progress_at(Clock(5, 61.0), TIMED) == 1.0
+
+
+def test_loops_begin_at_their_share_of_progress() -> None:
+    settings = replace(TIMED, loop_start_fraction=0.5)
+    assert [loops_on_at(clock, settings) for clock in (Clock(0, 0.0), Clock(400, 29.9), Clock(3, 30.0))] == [
+        False,
+        False,
+        True,
+    ]
+    assert loops_on_at(Clock(0, 0.0), replace(TIMED, loop_start_fraction=0.0))
 
 
 def test_learning_rate_is_constant_then_linear_to_zero() -> None:
