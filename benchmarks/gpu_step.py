@@ -77,6 +77,7 @@ def settings_for(variant: str, steps: int, micro_batch: int, model: ModelSetting
         qat=QatSettings(start_lr_scale=0.5),
         compute=ComputeSettings(
             device="cuda",
+            precision="bfloat16",
             num_processes=WORLD,
             threads_per_process=8,
             compile=variant != "eager",

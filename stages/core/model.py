@@ -403,7 +403,7 @@ class GPT(nn.Module):
             nn.Parameter(torch.zeros(pairs, settings.model_dim)) if settings.skip_gates else None
         )
         self.head = None if settings.tied_head else Matrix(settings.vocab_size, settings.model_dim)
-        self.looped = True
+        self.looped = settings.loop_passes > 1
 
     @staticmethod
     def _smear_gate(settings: ModelSettings) -> SmearGate | InputSmearGate:
@@ -413,9 +413,9 @@ class GPT(nn.Module):
 
     def use_loops(self, on: bool) -> None:
         """Run the looped layers `loop_passes` times, or each layer once. A compiled model keeps a graph for
-        each, so only the first switch compiles.
+        each, so only the first switch compiles; a model without loops has one graph.
         """
-        self.looped = on
+        self.looped = on and self.settings.loop_passes > 1
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

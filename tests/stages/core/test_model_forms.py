@@ -244,6 +244,15 @@ def test_both_graphs_are_compiled_once_and_switching_compiles_nothing_again() ->
     assert losses[False][0] != losses[True][0]
 
 
+def test_a_model_without_loops_has_one_graph() -> None:
+    model, ids, counter = make(PLAIN), some_ids(), CompileCounter()
+    compiled = torch.compile(model, backend=counter, dynamic=False)
+    for looped in (True, False, True):
+        model.use_loops(looped)
+        compiled(ids[:, :-1], ids[:, 1:])
+    assert counter.frame_count == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
