@@ -32,7 +32,7 @@ from schemas.evaluate import EvaluateSpec, Evaluation
 from schemas.frontier import Frontier, FrontierPoint
 from schemas.pipeline import PipelineReport
 from schemas.quantize import PackedModel
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import AnyQuantizer
 from schemas.runtime import RunOptions
 from stages.execution.runner import StageOutcome
 from stages.store.runs import find_run, named_after, require_files
@@ -122,7 +122,7 @@ def frontier(
 
 def _measure(
     name: str,
-    settings: QuantizerSettings,
+    settings: AnyQuantizer,
     scoring: EvaluateSpec,
     earlier: PipelineReport,
     options: RunOptions,

@@ -9,7 +9,7 @@ from schemas.evaluate import EvaluateSpec
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
-from schemas.quantizer_settings import CalibrationSettings, QuantizerSettings
+from schemas.quantizer_settings import GptqLite
 from schemas.settings import (
     AveragingSettings,
     ComputeSettings,
@@ -67,7 +67,7 @@ def demo() -> PipelineSpec:
             compute=TWO_CORES,
         ),
         merge=MergeSpec(averaging=AveragingSettings(start_lr_scale=0.1), scoring=scoring, compute=TWO_CORES),
-        quantize=QuantizerSettings(rules=DEMO_RULES),
+        quantize=GptqLite(rules=DEMO_RULES),
         evaluate=EvaluateSpec(scoring=scoring, compute=TWO_CORES),
         publish=PublishOptions(title="Fairway: demo preset"),
     )
@@ -112,9 +112,7 @@ def smoke() -> PipelineSpec:
         ),
         train=train,
         merge=base.merge.derive(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring),
-        quantize=replace(
-            base.quantize, rules=rules, calibration=CalibrationSettings(num_sequences=32, sequence_length=64)
-        ),
+        quantize=replace(base.quantize, rules=rules),
         evaluate=base.evaluate.derive(scoring=scoring),
         audit=AuditOptions(gap_tokens=2_048),
         publish=PublishOptions(title="Fairway: smoke preset"),

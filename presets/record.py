@@ -9,7 +9,7 @@ from schemas.evaluate import EvaluateSpec
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
-from schemas.quantizer_settings import CalibrationSettings, FitSettings, QuantizerSettings
+from schemas.quantizer_settings import CalibrationSettings, Ecsq, FitSettings, Reference
 from schemas.settings import (
     AveragingSettings,
     ComputeSettings,
@@ -58,8 +58,7 @@ def record() -> PipelineSpec:
             compute=replace(EIGHT_GPUS, compile=True, fused_kernels=True),
         ),
         merge=MergeSpec(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring, compute=EIGHT_GPUS),
-        quantize=QuantizerSettings(
-            method="ecsq",
+        quantize=Ecsq(
             rules=CODED_RULES,
             calibration=CalibrationSettings(
                 num_sequences=64, sequence_length=1024, batch_sequences=2, threads=8
@@ -92,6 +91,6 @@ def reference() -> PipelineSpec:
     )
     return base.derive(
         train=train,
-        quantize=QuantizerSettings(method="reference"),
+        quantize=Reference(),
         publish=PublishOptions(title="Fairway: reference preset"),
     )

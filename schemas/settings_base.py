@@ -76,9 +76,12 @@ def _type_hints(cls: type[Settings]) -> dict[str, Any]:
 def _of_type(name: str, hint: Any, value: Any) -> Any:
     """`value` as the type `hint` of the field. Raises ValueError, which begins with the field's name."""
     if get_origin(hint) in (Union, UnionType):
-        if value is None:
+        if value is None and type(None) in get_args(hint):
             return None
-        hint = next(option for option in get_args(hint) if option is not type(None))
+        options = _without_none(hint)
+        if len(options) > 1:
+            return _of_one_type(name, options, value)
+        hint = options[0]
     if get_origin(hint) is tuple and isinstance(value, (tuple, list)):
         return tuple(_of_type(name, get_args(hint)[0], item) for item in value)
     if get_origin(hint) is Literal:
@@ -96,6 +99,13 @@ def _of_type(name: str, hint: Any, value: Any) -> Any:
     raise ValueError(f"{name} = {value!r}: must be of type {wanted}, not {type(value).__name__}")
 
 
+def _of_one_type(name: str, options: list[Any], value: Any) -> Any:
+    if type(value) in options:
+        return value
+    wanted = " or ".join(option.__name__ for option in options)
+    raise ValueError(f"{name} = {value!r}: must be of type {wanted}, not {type(value).__name__}")
+
+
 def from_dict(cls: type[S], values: dict[str, Any]) -> S:
     """Settings from plain JSON types (the inverse of `dataclasses.asdict`).
 
@@ -110,9 +120,29 @@ def from_dict(cls: type[S], values: dict[str, Any]) -> S:
 
 def _from_json(hint: Any, value: Any) -> Any:
     if get_origin(hint) in (Union, UnionType) and value is not None:
-        hint = next(option for option in get_args(hint) if option is not type(None))
+        options = _without_none(hint)
+        hint = options[0] if len(options) == 1 else _tagged(options, value)
     if get_origin(hint) is tuple:
         return tuple(_from_json(get_args(hint)[0], item) for item in value)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value)  # type: ignore[type-var, arg-type]
     return value
+
+
+def _tagged(options: list[Any], values: Any) -> Any:
+    """The class of a union that says which it is by a field with a single allowed value, as `values` have it.
+
+    Raises ValueError where none does.
+    """
+    given = values if isinstance(values, dict) else {}
+    for option in options:
+        for name, hint in _type_hints(option).items():
+            if get_origin(hint) is Literal and get_args(hint) == (given.get(name),):
+                return option
+    raise ValueError(
+        f"{values!r}: are settings of none of {', '.join(option.__name__ for option in options)}"
+    )
+
+
+def _without_none(hint: Any) -> list[Any]:
+    return [option for option in get_args(hint) if option is not type(None)]

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from schemas.errors import SpecError
 from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineSpec
+from schemas.quantizer_settings import RoundToNearest
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,8 @@ def _no_span(dotted: str, settings: object) -> tuple[str, ...]:
 
 
 def _plain_rounding(spec: PipelineSpec) -> tuple[str, ...]:
-    """Only ecsq has steps that can be fitted to a limit.
-
-    Late QAT stays as it was: its grid would follow the quantizer.
-    """
-    changes = ["quantize.method=round_to_nearest"]
-    if spec.quantize.fit.limit_bytes is not None:
-        changes.append("quantize.fit.limit_bytes=null")
+    """Late QAT stays as it was: its grid would follow the quantizer."""
+    changes = [f"quantize.method={RoundToNearest.method}"]
     qat = spec.train.qat
     if qat.grid != "of_quantizer":
         changes += [

@@ -22,15 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from schemas.gap import GapByCause, GapPart
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import QuantizerSettings, Reference
 from schemas.settings import ModelSettings
 from stages.auditing.probe import MAX_PROBE_LOGITS
 from stages.core.bits_per_byte import TokenBytes, count_bytes
+from stages.core.calibrated.table import QUANTIZERS, MatrixQuantizer
 from stages.core.calibrated.whole_model import quantize_state
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.quantizers.grid import max_level
-from stages.core.quantizers.methods import METHODS
 from stages.core.quantizers.quantized import QuantizedTensor, bits_of
 from stages.quantizing.tensor_groups import group_of
 
@@ -40,15 +40,6 @@ _TOKENS_AT_ONCE = 4_096
 # A row's largest weight over its own step is the outermost level only to float32's last bit.
 _CLIP_SLACK = 1 + 1e-6
 _MIN_SEQUENCES = 2  # one has no standard error
-NOTES = {
-    "gptq": (
-        "gptq clips nothing, and its error feedback makes up for the fp16 scales while it "
-        "rounds: they are no part of their own"
-    ),
-    "ecsq": (
-        "ecsq clips nothing, and its steps are powers of two in quarter octaves: there are no fp16 scales"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -103,6 +94,7 @@ def gap_by_cause(
     Raises ValueError as `quantize_state` does.
     """
     clipped, rounded = take_apart(merged, shipped, settings)
+    quantizer = QUANTIZERS[type(settings)]
     groups: dict[str, State] = {}
     for name, tensor in rounded.items():
         if not torch.equal(tensor, clipped[name]):
@@ -126,7 +118,7 @@ def gap_by_cause(
     of_merged = scored(merged, keep=True)
     of_clipped = scored(clipped, of_merged, keep=True) if clips else of_merged
     parts = []
-    if settings.method in METHODS:
+    if isinstance(quantizer, MatrixQuantizer):
         parts.append(
             part("clipping", of_clipped.nats - of_merged.nats, of_clipped.divergences[0] if clips else 0.0)
         )
@@ -139,7 +131,7 @@ def gap_by_cause(
     of_shipped = scored(shipped, of_merged, *([of_rounded] if of_rounded else []))
     of_rounded = of_rounded or of_shipped
     parts.append(part("rounding, interaction of the groups", of_rounded.nats - of_clipped.nats - alone))
-    if settings.method in METHODS:
+    if isinstance(quantizer, MatrixQuantizer):
         parts.append(
             part(
                 "fp16 scales",
@@ -152,16 +144,16 @@ def gap_by_cause(
         parts=tuple(parts),
         num_sequences=len(sequences.ids),
         sequence_length=sequences.ids.size(1) - 1,
-        note=NOTES.get(settings.method, ""),
+        note=quantizer.note,
     )
 
 
 def take_apart(merged: State, shipped: State, settings: QuantizerSettings) -> tuple[State, State]:
     """The clipped and the rounded weights between `merged` and `shipped`.
 
-    Methods that calibrate have neither step: merged and shipped.
+    Quantizers that read text have neither step: merged and shipped.
     """
-    if settings.method not in METHODS:
+    if not isinstance(QUANTIZERS[type(settings)], MatrixQuantizer):
         return merged, shipped
     clipped, rounded = dict(merged), dict(shipped)
     for tensor in quantize_state(merged, settings).tensors:
@@ -169,18 +161,22 @@ def take_apart(merged: State, shipped: State, settings: QuantizerSettings) -> tu
         if bits is None or tensor.name not in shipped:
             continue
         weight = merged[tensor.name].float()
-        clipped[tensor.name], rounded[tensor.name] = _of_rows(weight, tensor, bits, settings.method)
+        clipped[tensor.name], rounded[tensor.name] = _of_rows(weight, tensor, bits, settings)
     return clipped, rounded
 
 
-def _of_rows(weight: Tensor, tensor: QuantizedTensor, bits: int, method: str) -> tuple[Tensor, Tensor]:
-    """`weight` (R, C) clipped, and rounded on row scales (R, 1) in float32 as the method had them before
+def _of_rows(
+    weight: Tensor, tensor: QuantizedTensor, bits: int, settings: QuantizerSettings
+) -> tuple[Tensor, Tensor]:
+    """`weight` (R, C) clipped, and rounded on row scales (R, 1) in float32 as the quantizer had them before
     it stored them.
     """
     assert tensor.clip_ratios is not None
     level = max_level(bits)
     clip = (weight.abs().amax(dim=1) * tensor.clip_ratios).unsqueeze(1)
-    if method == "reference":  # its int6 is every fourth level of its int8, and its scale has a floor
+    if isinstance(
+        settings, Reference
+    ):  # its int6 is every fourth level of its int8, and its scale has a floor
         fine_level, every = max_level(8), 2 ** (8 - bits)
         fine = (clip / fine_level).clamp_min(1 / fine_level)
         step = fine * every

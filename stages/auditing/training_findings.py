@@ -7,7 +7,6 @@ import math
 import numpy as np
 
 from schemas.audit import Finding, Verdict
-from schemas.quantizer_settings import GRID_OF_METHOD
 from schemas.techniques import TECHNIQUES, Technique
 from stages.auditing.evidence import Evidence, learned
 from stages.auditing.model_findings import count_of, learning_text, names_of, off
@@ -248,9 +247,9 @@ def _other_quantizer(evidence: Evidence) -> str:
     """
     spec, grid = evidence.spec, evidence.results.trained.qat_grid
     method = evidence.results.packed.method
-    if grid != GRID_OF_METHOD.get(method):
+    if grid != spec.quantize.qat_grid:
         return f"; trained on the grid of {grid}, quantized by {method}, which has another"
-    if grid == "gptq_lite" and set(spec.train.qat.clip_candidates) != set(spec.quantize.clip_candidates):
+    if set(spec.train.qat.clip_candidates) != set(spec.quantize.qat_clip_candidates):
         return "; trained with other clip_candidates than it was quantized with"
     return ""
 

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import AnyQuantizer, FittingSettings
 from schemas.recipe import Recipe
 from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings
 from schemas.settings_base import from_dict
@@ -159,16 +159,15 @@ def _precision(options: argparse.Namespace, otherwise: ComputeSettings) -> Liter
     return "bfloat16" if asked == "bfloat16" else "float32"
 
 
-def knowing_its_code(quantizer: QuantizerSettings, script: Path) -> QuantizerSettings:
+def knowing_its_code(quantizer: AnyQuantizer, script: Path) -> AnyQuantizer:
     """Where a byte limit is to be met, the settings with the bytes of this very script, unless they have
     a number.
 
     The settings in the script cannot hold its length, which would depend on its own digits.
     """
-    fit = quantizer.fit
-    if fit.limit_bytes is None or fit.code_bytes is not None:
-        return quantizer
-    return replace(quantizer, fit=replace(fit, code_bytes=script.stat().st_size))
+    if isinstance(quantizer, FittingSettings) and quantizer.fit.lacks_code:
+        return quantizer.with_code(script.stat().st_size)
+    return quantizer
 
 
 def submission_parser(recipe: Recipe | None) -> argparse.ArgumentParser:

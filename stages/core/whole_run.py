@@ -11,6 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
+from schemas.quantizer_settings import CalibratedSettings
 from schemas.recipe import Recipe
 from stages.core.averaging import (
     average_states,
@@ -22,7 +23,6 @@ from stages.core.blob.packing import pack
 from stages.core.calibrated.whole_model import quantize_state
 from stages.core.calibrated.with_text import quantize_with_text
 from stages.core.loader import TokenStream
-from stages.core.quantizers.methods import needs_text
 from stages.core.trainer import Hooks, StepMetrics, TrainedModel, Trainer, step_line
 from stages.core.whole_files import write_whole
 
@@ -40,8 +40,8 @@ def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callabl
     averaging window; DivergedError when the loss or its gradient is not finite, LimitTooSmallError as the
     quantizer does.
     """
-    if needs_text(recipe.quantizer):
-        recipe.quantizer.calibration.check_text(len(TokenStream(shards)))
+    if isinstance(recipe.quantizer, CalibratedSettings):
+        recipe.quantizer.calibration.count_in(len(TokenStream(shards)))
     began = time.perf_counter()
     snapshots: list[tuple[float, dict[str, Tensor]]] = []
     hooks = Hooks(
@@ -66,7 +66,7 @@ def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callabl
         say(f"trained {trained.steps} steps in {trained.seconds:.3f} s, stopped by {trained.stopped_by}")
         merged = _merge(recipe, snapshots, trained)
         metadata = {"model": recipe.train.model.as_metadata(), "method": recipe.quantizer.method}
-        if needs_text(recipe.quantizer):
+        if isinstance(recipe.quantizer, CalibratedSettings):
             quantized = quantize_with_text(
                 merged, recipe.train.model, TokenStream(shards), recipe.quantizer, metadata, say
             ).model

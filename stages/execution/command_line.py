@@ -39,7 +39,7 @@ def main(stage_name: str, arguments: list[str] | None = None) -> NoReturn:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         store = Store(options.store)
-        spec = _read(Path(options.spec), TypeAdapter(stage.spec_type), "--spec")
+        spec = _read(Path(options.spec), TypeAdapter(stage.spec_hint), "--spec")
         outcome = run_stage(
             store,
             stage_name,

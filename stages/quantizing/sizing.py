@@ -16,7 +16,7 @@ from statistics import NormalDist
 
 import torch
 
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import Ecsq, QuantizerSettings
 from schemas.settings import ModelSettings, OptimizerSettings
 from schemas.tensor_formats import format_for
 from stages.core.model import GPT
@@ -69,9 +69,9 @@ def measure_model(
         params[name].numel() for name, tensor_format in stored_as.items() if tensor_format.startswith("int")
     )
     blob_bytes = sum(
-        params[name].numel() * coded_bits(quantizer.ecsq.loss_nats, integers) / 8
+        params[name].numel() * coded_bits(quantizer.loss_budget_nats, integers) / 8
         + sum(params[name].shape) * 1.5
-        if quantizer.method == "ecsq" and tensor_format.startswith("int")
+        if isinstance(quantizer, Ecsq) and tensor_format.startswith("int")
         else estimated_bytes(tuple(params[name].shape), tensor_format)
         for name, tensor_format in stored_as.items()
     )

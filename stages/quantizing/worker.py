@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from schemas.errors import SpecError, StageError
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import QUANTIZER_OF_METHOD, CalibratedSettings
 from schemas.settings import ModelSettings
 from schemas.settings_base import from_dict
 from stages.core.calibrated.coded_model import LimitTooSmallError
 from stages.core.calibrated.with_text import CalibratedModel, quantize_with_text
 from stages.core.loader import TokenStream
+from stages.core.quantizers.by_rules import FormatRuleError
 from stages.core.quantizers.coded_grid import CodedGrid
-from stages.core.quantizers.methods import FormatRuleError
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
 from stages.processes.launch import child_result, say_progress
 
@@ -36,7 +36,8 @@ _MEASURED = ("divergence_nats", "multiplier", "divergences", "tries")
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    settings = from_dict(QuantizerSettings, job["spec"])
+    settings = from_dict(QUANTIZER_OF_METHOD[job["spec"]["method"]], job["spec"])
+    assert isinstance(settings, CalibratedSettings)
     with child_result(Path(sys.argv[2])) as leave:
         stream = TokenStream([Path(path) for path in job["shards"]])
         try:

@@ -37,14 +37,14 @@ def quantization_gain(packed: PackedModel) -> str:
     """What the method saved against plain rounding, or that it saved nothing."""
     saved = packed.blob_bytes_round_to_nearest - packed.blob_bytes
     less = packed.squared_error_saved
-    if packed.method == "round_to_nearest":
+    if packed.is_plain:
         return "Plain rounding: there is no search to gain anything."
     moved = (
         ""
         if packed.divergence_nats is None
         else f" On training text the predictions move by {packed.divergence_nats:.5f} nats a token."
     )
-    if packed.method == "ecsq":
+    if packed.is_coded:
         return (
             f"Steps by what errors cost, coded by rANS: {packed.bits_per_parameter:.2f} bits a parameter, "
             f"everything included.{moved}"

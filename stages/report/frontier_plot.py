@@ -119,7 +119,7 @@ def _draw_method(axes: Axes, method: str, points: list[FrontierPoint], ink: str)
     )
     for point in points:
         setting = point.scheme.partition(":")[2] or point.scheme
-        setting += " nats" if method == "ecsq" else ""
+        setting += " nats" if setting[0].isdigit() else ""
         axes.annotate(
             setting,
             (point.total_bytes, point.bpb),

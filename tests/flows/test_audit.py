@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from flows.cli.main import app
 from schemas.audit import Audit
-from schemas.quantize import FitTry
+from schemas.quantize import FitTry, changed_to
+from schemas.quantizer_settings import Gptq
 from schemas.results import RunResults
 from schemas.runtime import RunOptions
 from schemas.stages import STAGES
@@ -309,18 +310,23 @@ def test_qat_on_another_grid_than_what_ships_is_found_out(evidence: Evidence) ->
 def test_qat_on_the_grid_of_another_quantizer_is_found_out(evidence: Evidence) -> None:
     trained, packed, spec = evidence.results.trained, evidence.results.packed, evidence.spec
     assert trained.qat_grid == spec.train.qat.grid == packed.method == "gptq_lite"
-    verdict, said = _verdict(evidence, "qat", packed=packed.derive(method="gptq"))
+    by_gptq = {
+        "packed": packed.derive(method="gptq"),
+        "spec": spec.derive(quantize=changed_to(Gptq, spec.quantize)),
+    }
+    verdict, said = _verdict(evidence, "qat", **by_gptq)
     assert verdict == "in part"
     assert "trained on the grid of gptq_lite, quantized by gptq, which has another" in said
-    assert (
-        _verdict(
-            evidence,
-            "qat",
-            packed=packed.derive(method="gptq"),
-            trained=trained.derive(qat_grid="round_to_nearest"),
-        )[0]
-        == "took effect"
+    same_grid = by_gptq["spec"].derive(
+        train=replace(spec.train, qat=replace(spec.train.qat, grid="round_to_nearest", clip_candidates=()))
     )
+    told = _verdict(
+        evidence,
+        "qat",
+        **by_gptq | {"spec": same_grid},
+        trained=trained.derive(qat_grid="round_to_nearest"),
+    )
+    assert told[0] == "took effect"
     verdict, said = _verdict(
         evidence, "qat", spec=spec.derive(quantize=replace(spec.quantize, clip_candidates=(1.0, 0.5)))
     )
@@ -419,7 +425,7 @@ def test_gptq_says_how_far_the_predictions_move_and_when_it_moved_no_matrix(evid
         evidence.spec,
         evidence.results.packed.derive(method="gptq", divergence_nats=0.0125),
     )
-    spec = spec.derive(quantize=replace(spec.quantize, method="gptq"))
+    spec = spec.derive(quantize=changed_to(Gptq, spec.quantize))
     matrices = [tensor for tensor in packed.tensors if tensor.format.startswith("int")]
     moved = [tensor for tensor in matrices if tensor.rms_error != tensor.rms_error_round_to_nearest]
     verdict, said = _verdict(evidence, "quantizer", spec=spec, packed=packed)

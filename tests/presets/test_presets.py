@@ -6,7 +6,6 @@ import pytest
 
 from presets import PRESETS, load_preset
 from schemas.errors import SpecError
-from schemas.quantizer_settings import GRID_OF_METHOD
 from schemas.settings import ComputeSettings, DataSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.trainer import Hooks, StepMetrics, Trainer
@@ -45,7 +44,7 @@ def test_qat_rounds_to_the_grid_that_the_exporter_uses(preset: str) -> None:
     spec = load_preset(preset)
     assert spec.train.qat.rules == spec.quantize.rules
     qat = spec.with_qat_grid().train.qat
-    assert qat.grid == (GRID_OF_METHOD[spec.quantize.method] if qat.start_lr_scale else "of_quantizer")
+    assert qat.grid == (spec.quantize.qat_grid if qat.start_lr_scale else "of_quantizer")
 
 
 @pytest.mark.parametrize("preset", ["smoke", "demo"])
@@ -56,9 +55,9 @@ def test_every_averaged_snapshot_of_the_mended_presets_is_taken_under_qat(preset
 
 def test_record_is_fitted_to_the_limit_and_the_reference_quantized_as_it_was() -> None:
     record, reference = load_preset("record"), load_preset("reference")
-    assert record.quantize.fit.limit_bytes == record.check_size.limit_bytes == 16_000_000
+    assert record.quantize.limit_bytes == record.check_size.limit_bytes == 16_000_000
     assert reference.quantize.method == "reference"
-    assert reference.quantize.fit.limit_bytes is None
+    assert reference.quantize.limit_bytes is None
     assert [rule.format for rule in reference.quantize.rules] == ["fp16", "int8", "int8", "int6", "fp32"]
     assert reference.train.qat.start_lr_scale == 0.1
 

@@ -56,7 +56,7 @@ def test_describe_counts_the_references_parameters(preset: str, parameters: int)
 
 def test_describe_lists_every_setting_with_unit_and_bounds() -> None:
     from flows.inputs.specs import resolve
-    from schemas.overrides import describe_fields
+    from schemas.introspect import describe_fields
 
     told = json.loads(fairway("describe", "demo", "--json").stdout)
     assert [item["name"] for item in told["settings"]] == [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from schemas.quantizer_settings import EcsqSettings, QuantizerSettings
+from schemas.quantizer_settings import Ecsq
 from schemas.settings import ModelSettings
 from schemas.tensor_formats import FormatRule
 from stages.core.calibrated.calibration import MatrixStatistics, collect_statistics
@@ -26,7 +26,7 @@ from stages.core.model import GPT
 from stages.core.quantizers.coded_grid import CODE_LIMIT, quarter_octaves
 from stages.core.quantizers.grid import quantize_rows
 
-SETTINGS = QuantizerSettings(method="ecsq", rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")))
+SETTINGS = Ecsq(rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")))
 
 
 def correlated(columns: int, seed: int = 0) -> Tensor:
@@ -166,7 +166,7 @@ def test_the_same_text_gives_the_same_statistics_and_leaves_the_model_as_it_was(
 
 def test_a_floor_keeps_a_matrix_as_fine_as_its_integer_format(trained: tuple[GPT, list[Tensor]]) -> None:
     model, batches = trained
-    settings = replace(SETTINGS, ecsq=EcsqSettings(floors=(FormatRule("blocks.0.attn.q.weight", "int8"),)))
+    settings = replace(SETTINGS, floors=(FormatRule("blocks.0.attn.q.weight", "int8"),))
     state = model.state_dict()
     plan = plan_coded(state, settings, collect_statistics(model, batches, seed=0))
     coarse = {tensor.name: tensor for tensor in plan.quantized(plan.multiplier_for(0.5)).tensors}
