@@ -66,12 +66,9 @@ class TrainTimings(Schema):
     peak_memory_bytes: NonNegativeInt
 
 
-class TrainingResult(Schema):
-    """What training leaves: the last iterate, the averaging window's snapshots, and the account of both."""
+class TrainingFigures(Schema):
+    """What was measured while a model was trained, and on what came out."""
 
-    model: ModelSettings
-    last: Snapshot
-    snapshots: tuple[Snapshot, ...]
     num_parameters: PositiveInt
     steps: PositiveInt
     tokens_seen: PositiveInt
@@ -82,5 +79,13 @@ class TrainingResult(Schema):
     qat_grid: str | None = Field(None, description="quantizer whose grid late QAT rounded to; None: no QAT")
     groups: tuple[ParameterGroup, ...]
     changes: tuple[ParameterChange, ...]
-    metrics: Volatile[FileRef]
     timings: Volatile[TrainTimings]
+
+
+class TrainingResult(TrainingFigures):
+    """What training leaves: the last iterate, the averaging window's snapshots, and the account of both."""
+
+    model: ModelSettings
+    last: Snapshot
+    snapshots: tuple[Snapshot, ...]
+    metrics: Volatile[FileRef]

@@ -3,16 +3,15 @@
 By hand: python -m stages merge --spec spec.json --input trained=…/record.json --input tokenized=…/record.json
 """
 
-import dataclasses
 import math
 from typing import Any
 
 from schemas.errors import SpecError, StageError
-from schemas.evaluate import Score
 from schemas.merge import MergedModel, MergeSpec
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import TrainingResult
 from stages.processes.launch import launch_module
+from stages.scoring.job import ScoredWeights, ScoringJob
 from stages.store.workspace import Workspace
 
 
@@ -46,18 +45,17 @@ def merge(
         distance_from_last = _relative_distance(merged, load_file(work.read(trained.last.weights)))
     path = work.out_dir / "merged.safetensors"
     path.write_bytes(save(merged))  # save_file has an error of its own for a full disk
-    weights = {"last": str(work.read(trained.last.weights)), "merged": str(path)}
-    job = {
-        "model": dataclasses.asdict(trained.model),
-        "weights": weights,
-        "shards": [str(work.read(ref)) for ref in tokenized.val_shards],
-        "tokenizer": str(work.read(tokenized.tokenizer)),
-        "scoring": dataclasses.asdict(spec.scoring),
-        "compute": dataclasses.asdict(spec.compute),
-    }
-    scores = launch_module(
+    scored = launch_module(
         "stages.scoring.worker",
-        job,
+        ScoringJob(
+            model=trained.model,
+            weights={"last": work.read(trained.last.weights), "merged": path},
+            shards=tuple(work.read(ref) for ref in tokenized.val_shards),
+            tokenizer=work.read(tokenized.tokenizer),
+            scoring=spec.scoring,
+            compute=spec.compute,
+        ),
+        ScoredWeights,
         work.out_dir,
         spec.compute,
         work.progress,
@@ -71,8 +69,8 @@ def merge(
         lr_scales=tuple(item.lr_scale for item in chosen),
         num_with_qat=sum(item.qat_on for item in chosen),
         distance_from_last=distance_from_last,
-        last=Score(**scores["last"]),
-        score=Score(**scores["merged"]),
+        last=scored.scores["last"],
+        score=scored.scores["merged"],
     )
 
 
