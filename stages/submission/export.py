@@ -135,11 +135,11 @@ def _info(reports: Sequence[PipelineReport], about: About) -> SubmissionInfo:
         name=about.name,
         blurb=blurb,
         date=datetime.now(UTC).date().isoformat(),
-        val_loss=_mean(_best(report).loss for report in reports),
-        val_bpb=_mean(_best(report).bpb for report in reports),
-        pre_quant_val_loss=_mean(score.loss for score in merged),
-        pre_quant_val_bpb=_mean(score.bpb for score in merged),
-        post_quant_val_bpb_non_overlapping=_mean(report.val_bpb_quantized for report in reports),
+        val_loss=_rounded_mean(_best(report).loss for report in reports),
+        val_bpb=_rounded_mean(_best(report).bpb for report in reports),
+        pre_quant_val_loss=_rounded_mean(score.loss for score in merged),
+        pre_quant_val_bpb=_rounded_mean(score.bpb for score in merged),
+        post_quant_val_bpb_non_overlapping=_rounded_mean(report.val_bpb_quantized for report in reports),
         step_stop=main.trained.steps,
         wallclock_seconds=round(main.trained.timings.training_seconds, 3),
         eval_time_seconds=_evaluation_seconds(main),
@@ -169,7 +169,7 @@ def _info(reports: Sequence[PipelineReport], about: About) -> SubmissionInfo:
     )
 
 
-def _mean(values: Iterable[float]) -> float:
+def _rounded_mean(values: Iterable[float]) -> float:
     return round(statistics.fmean(values), 8)
 
 
