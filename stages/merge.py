@@ -9,7 +9,7 @@ from typing import Any
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel, MergeSpec
 from schemas.tokenize_corpus import TokenizedCorpus
-from schemas.train import TrainingResult
+from schemas.train import Snapshot, TrainingResult
 from stages.processes.launch import launch_module
 from stages.scoring.job import ScoredWeights, ScoringJob
 from stages.store.workspace import Workspace
@@ -23,28 +23,12 @@ def merge(
 
     Raises SpecError when no snapshot lies in the window, StageError when snapshots do not fit together.
     """
-    from safetensors.torch import load_file, save
+    from safetensors.torch import save
 
-    from stages.core.averaging import average_states, averaging_weights, choose_snapshots
-    from stages.processes.threads import threads_of
-
-    chosen = [trained.last]
-    if spec.averaging.method != "last":
-        chosen = [
-            trained.snapshots[i]
-            for i in choose_snapshots([item.lr_scale for item in trained.snapshots], spec.averaging)
-        ]
-        if not chosen:
-            raise SpecError(_nothing_to_average(spec, trained))
-    states = (load_file(work.read(item.weights)) for item in chosen)
-    with threads_of(spec.compute.threads_per_process):
-        try:
-            merged = average_states(states, averaging_weights(len(chosen), spec.averaging))
-        except ValueError as error:
-            raise StageError(f"the snapshots cannot be averaged: {error}") from error
-        distance_from_last = _relative_distance(merged, load_file(work.read(trained.last.weights)))
+    chosen = _chosen(spec, trained)
+    averaged, distance_from_last = _average(spec, chosen, trained.last, work)
     path = work.out_dir / "merged.safetensors"
-    path.write_bytes(save(merged))  # save_file has an error of its own for a full disk
+    path.write_bytes(save(averaged))  # save_file has an error of its own for a full disk
     scored = launch_module(
         "stages.scoring.worker",
         ScoringJob(
@@ -72,6 +56,40 @@ def merge(
         last=scored.scores["last"],
         score=scored.scores["merged"],
     )
+
+
+def _chosen(spec: MergeSpec, trained: TrainingResult) -> list[Snapshot]:
+    """The snapshots to average. Raises SpecError where there are none."""
+    from stages.core.averaging import choose_snapshots
+
+    if spec.averaging.method == "last":
+        return [trained.last]
+    scales = [item.lr_scale for item in trained.snapshots]
+    chosen = [trained.snapshots[i] for i in choose_snapshots(scales, spec.averaging)]
+    if not chosen:
+        raise SpecError(_nothing_to_average(spec, trained))
+    return chosen
+
+
+def _average(
+    spec: MergeSpec, chosen: list[Snapshot], last: Snapshot, work: Workspace
+) -> tuple[dict[str, Any], float]:
+    """Tensors by name, float32 on the CPU, and their distance from `last` as MergedModel tells it.
+
+    Raises StageError when the snapshots do not fit together.
+    """
+    from safetensors.torch import load_file
+
+    from stages.core.averaging import average_states, averaging_weights
+    from stages.processes.threads import threads_of
+
+    states = (load_file(work.read(item.weights)) for item in chosen)
+    with threads_of(spec.compute.threads_per_process):
+        try:
+            averaged = average_states(states, averaging_weights(len(chosen), spec.averaging))
+        except ValueError as error:
+            raise StageError(f"the snapshots cannot be averaged: {error}") from error
+        return averaged, _relative_distance(averaged, load_file(work.read(last.weights)))
 
 
 def _relative_distance(state: dict[str, Any], origin: dict[str, Any]) -> float:
