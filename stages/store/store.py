@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel
 
@@ -55,6 +55,18 @@ class Store:
             )
         self.hashes = FileHashes(self.root / "hashes.sqlite")
         self._share()
+
+    def close(self) -> None:
+        """Give up the sign that the store is in use, as also the end of a `with` block or of the process
+        does.
+        """
+        self._users.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @contextmanager
     def alone(self) -> Iterator[bool]:

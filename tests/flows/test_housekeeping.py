@@ -175,7 +175,7 @@ def test_a_run_that_a_ledger_of_the_earlier_version_names_is_kept_too(store: Sto
     folder = store.root / "ledgers" / "demo-cccccccc"
     folder.mkdir(parents=True)
     shutil.copy(LEDGER_OF_VERSION_1, folder / "ledger.parquet")
-    assert list(find_damage(store)) == []
+    assert not any("ledgers" in problem for problem in find_damage(store))
     assert found(find_unneeded(store, keep_runs=0, older_than_hours=0), store) & OLDER == set()
     remove_unneeded(store, keep_runs=0, older_than_hours=0)
     assert all((store.root / path).exists() for path in OLDER)
