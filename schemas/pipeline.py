@@ -102,6 +102,11 @@ class PipelineSpec(Schema):
                 f"tokenize.tokenizer.vocab_size = {self.tokenize.tokenizer.vocab_size} and "
                 f"train.model.vocab_size = {self.train.model.vocab_size}: set both to the same number"
             )
+        if self.merge.averaging.method == "ema_of_steps" and self.train.snapshots.ema_horizon is None:
+            raise ValueError(
+                "merge.averaging.method = ema_of_steps and train.snapshots.ema_horizon is empty: training "
+                "would keep no such mean; set the horizon, for example 0.06"
+            )
         return self
 
 

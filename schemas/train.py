@@ -37,6 +37,13 @@ class ParameterGroup(Schema):
     )
     parameters: tuple[str, ...]
     num_parameters: NonNegativeInt
+    row_norm_spread: float | None = Field(
+        None,
+        description=(
+            "standard deviation over mean of the row norms of the momentum at the end, mean of the matrices; "
+            "None where no row was normalised"
+        ),
+    )
 
 
 class ParameterChange(Schema):
@@ -88,4 +95,7 @@ class TrainingResult(TrainingFigures):
     model: ModelSettings
     last: Snapshot
     snapshots: tuple[Snapshot, ...]
+    ema: Snapshot | None = Field(
+        None, description="exponential mean of the weights after each step; None: none was kept"
+    )
     metrics: Volatile[FileRef]

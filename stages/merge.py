@@ -59,16 +59,23 @@ def merge(
 
 
 def _chosen(spec: MergeSpec, trained: TrainingResult) -> list[Snapshot]:
-    """The snapshots to average. Raises SpecError where there are none."""
-    from stages.core.averaging import choose_snapshots
+    """The weights that the merged model is the mean of. Raises SpecError where training left none of them."""
+    from stages.core.averaging import averages_snapshots, choose_snapshots
 
+    if averages_snapshots(spec.averaging):
+        scales = [item.lr_scale for item in trained.snapshots]
+        chosen = [trained.snapshots[i] for i in choose_snapshots(scales, spec.averaging)]
+        if not chosen:
+            raise SpecError(_nothing_to_average(spec, trained))
+        return chosen
     if spec.averaging.method == "last":
         return [trained.last]
-    scales = [item.lr_scale for item in trained.snapshots]
-    chosen = [trained.snapshots[i] for i in choose_snapshots(scales, spec.averaging)]
-    if not chosen:
-        raise SpecError(_nothing_to_average(spec, trained))
-    return chosen
+    if trained.ema is None:
+        raise SpecError(
+            "merge.averaging.method = ema_of_steps: training kept no such mean; set "
+            "train.snapshots.ema_horizon, which trains again"
+        )
+    return [trained.ema]
 
 
 def _average(

@@ -56,7 +56,7 @@ def _quantized_and_packed(
     spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus, work: Workspace
 ) -> PackedModel:
     state = load_file(work.read(merged.weights))
-    metadata = {"model": dataclasses.asdict(merged.model), "method": spec.method}
+    metadata = {"model": merged.model.as_metadata(), "method": spec.method}
     plain_spec = dataclasses.replace(spec, method="round_to_nearest", fit=FitSettings())
     plain = _quantize(state, plain_spec)  # first, because it also finds what cannot be quantized at all
     calibrated = _quantize_with_text(spec, merged, tokenized, work, metadata) if needs_text(spec) else None

@@ -38,6 +38,7 @@ def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Train
         **dict(trained.figures),
         model=spec.model,
         last=_in_the_store(trained.last, work),
+        ema=_in_the_store(trained.ema, work) if trained.ema else None,
         snapshots=tuple(_in_the_store(written, work) for written in trained.snapshots),
         metrics=work.ref(work.out_dir / "metrics.parquet"),
     )

@@ -86,10 +86,10 @@ _CONDITIONAL = (
     *(
         _Conditional(
             f"merge.averaging.{name}",
-            lambda spec: spec.merge.averaging.method != "last",
+            lambda spec: spec.merge.averaging.method in ("swa", "ema"),
             lambda spec: (
-                "merge.averaging.method = last averages no snapshots; leave it out, or set "
-                "merge.averaging.method to swa or ema"
+                f"merge.averaging.method = {spec.merge.averaging.method} averages no snapshots; leave it "
+                "out, or set merge.averaging.method to swa or ema"
             ),
         )
         for name in ("start_lr_scale", "every_nth")

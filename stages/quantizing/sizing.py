@@ -25,6 +25,8 @@ from stages.core.parameter_groups import group_parameters
 _PARTS = (
     ("tok_emb", "token embedding"),
     (".attn.q_gain", "controls"),
+    (".attn.head_gate", "controls"),
+    ("head.weight", "output head"),
     (".attn.", "attention"),
     (".mlp.", "mlp"),
     ("value_embedding", "value embedding"),

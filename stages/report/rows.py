@@ -54,7 +54,7 @@ def bpb(value: float) -> str:
 def result_table(results: RunResults, title: str, stride: str) -> Table:
     """What a reader looks for first. `stride` is that of the sliding windows; empty: not known."""
     merged, sliding, size = results.merged, results.val_bpb_quantized_sliding, results.size
-    averaged = f"{merged.method} of {len(merged.steps)}, {merged.num_with_qat} under QAT"
+    averaged = f"{merged.averaged}, {merged.num_with_qat} under QAT"
     gap = results.val_bpb_quantized - results.val_bpb_merged
     files = f"{size.model_bytes:,} model + {size.code_bytes:,} code"
     margin = f"{abs(size.margin_bytes):,} bytes {'to spare' if size.fits else 'OVER'}"
@@ -81,7 +81,7 @@ def score_steps(results: RunResults) -> list[tuple[str, Score]]:
     merged, evaluation = results.merged, results.evaluation
     steps = [
         ("last iterate", merged.last),
-        (f"merged ({merged.method} of {len(merged.steps)})", merged.score),
+        (f"merged ({merged.averaged})", merged.score),
         (f"quantized ({results.packed.method})", evaluation.non_overlapping),
     ]
     return [*steps, ("quantized, sliding", evaluation.sliding)] if evaluation.sliding else steps

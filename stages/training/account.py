@@ -2,12 +2,14 @@
 settings.
 """
 
+import statistics
 from dataclasses import asdict, dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from schemas.train import ParameterChange, ParameterGroup
 from stages.core.model import Matrix
+from stages.core.muon import Muon
 from stages.core.root_mean_square import root_mean_square
 from stages.core.trainer import Trainer
 
@@ -42,6 +44,7 @@ def account_of_groups(trainer: Trainer, lr_scales: list[float]) -> tuple[Paramet
             decay_factor=decay_factor(owner.lr * owner.weight_decay, lr_scales),
             parameters=tuple(members),
             num_parameters=sum(params[name].numel() for name in members),
+            row_norm_spread=_row_norm_spread(trainer, [params[name] for name in members]),
         )
         for (group, owner), members in names.items()
     )
@@ -94,3 +97,14 @@ def _owners(trainer: Trainer) -> dict[str, _Owner]:
         for group in optimizer.param_groups
         for param in group["params"]
     }
+
+
+def _row_norm_spread(trainer: Trainer, members: list[nn.Parameter]) -> float | None:
+    """How unequal the rows are that row normalisation makes equal: std over mean of the momentum's row
+    norms, mean of the matrices. None where Muon normalises no rows or does not hold `members`.
+    """
+    for optimizer in trainer.optimizers:
+        if isinstance(optimizer, Muon) and optimizer.row_normalize and members[0] in optimizer.state:
+            norms = [optimizer.state[param]["momentum_buffer"].double().norm(dim=-1) for param in members]
+            return statistics.fmean(float(rows.std() / rows.mean().clamp_min(1e-30)) for rows in norms)
+    return None

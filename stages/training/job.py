@@ -32,5 +32,6 @@ class TrainingOutcome(Schema):
     """What lies in the job's folder, and the figures of the run."""
 
     last: WrittenSnapshot
+    ema: WrittenSnapshot | None
     snapshots: tuple[WrittenSnapshot, ...]
     figures: TrainingFigures

@@ -128,6 +128,8 @@ def _finish(
     """Write the last iterate and the metrics; all that the record will say."""
     final = trainer.weights()
     write_safetensors(files.folder / "last.safetensors", final)
+    if trained.ema is not None:
+        write_safetensors(files.folder / "ema.safetensors", trained.ema)
     files.close()
     rows = files.metrics()
     files.write_parquet()
@@ -138,6 +140,7 @@ def _finish(
         lr_scale=trained.last_lr_scale,
         qat_on=trained.last_qat_on,
     )
+    ema = None if trained.ema is None else last.derive(file="ema.safetensors")
     snapshots = tuple(
         WrittenSnapshot(
             file=f"snapshots/{item['file']}",
@@ -160,7 +163,7 @@ def _finish(
         changes=account_of_changes(trainer, groups, trained.initial, final),
         timings=_timings(files, settings, trained, [row["seconds"] for row in rows]),
     )
-    return TrainingOutcome(last=last, snapshots=snapshots, figures=figures)
+    return TrainingOutcome(last=last, ema=ema, snapshots=snapshots, figures=figures)
 
 
 def _timings(

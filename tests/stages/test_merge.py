@@ -117,3 +117,12 @@ def test_snapshots_of_different_models_are_not_averaged(
         match=r"cannot be averaged: tensor 'blocks.0.mlp.down.weight' of snapshot 1 has shape \(32, 72\)",
     ):
         merge(load_preset("smoke").merge, trained(work, snapshots), tiny_tokens, work)
+
+
+def test_a_mean_of_all_steps_that_training_did_not_keep_is_refused(
+    make_workspace: Callable[..., Workspace], tiny_tokens: TokenizedCorpus
+) -> None:
+    work = make_workspace()
+    spec = load_preset("smoke").merge.derive(averaging=AveragingSettings(method="ema_of_steps"))
+    with pytest.raises(SpecError, match=r"ema_of_steps: training kept no such mean; set train.snapshots"):
+        merge(spec, trained(work, []), tiny_tokens, work)
