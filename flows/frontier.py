@@ -83,7 +83,7 @@ def frontier(
     for index, name in enumerate(names):
         settings = scheme_settings(name, earlier.spec.quantize, earlier.merged.model.num_layers)
         try:
-            with _overall_progress(index, len(names), name):
+            with overall_progress(index, len(names), name):
                 points.append(_measure(name, settings, scoring, earlier, options))
         except (FairwayError, OSError, RuntimeError) as error:  # one scheme takes no other with it
             failed[name] = " ".join(str(error).split())
@@ -181,7 +181,7 @@ def _check_files(store: Store, earlier: PipelineReport) -> None:
 
 
 @contextmanager
-def _overall_progress(index: int, total: int, name: str) -> Iterator[None]:
+def overall_progress(index: int, total: int, name: str) -> Iterator[None]:
     """One bar for all schemes: how far the stage at work is becomes a part of its scheme."""
     listener = stage_progress.get()
     if listener is None:

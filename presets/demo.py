@@ -2,8 +2,6 @@
 runs in seconds.
 """
 
-from dataclasses import replace
-
 from schemas.audit import AuditOptions
 from schemas.evaluate import EvaluateSpec
 from schemas.merge import MergeSpec
@@ -83,10 +81,8 @@ def smoke() -> PipelineSpec:
         FormatRule("*.weight", "int6"),
         FormatRule("*", "fp32"),
     )
-    train = replace(
-        base.train,
-        model=replace(
-            base.train.model,
+    train = base.train.derive(
+        model=base.train.model.derive(
             vocab_size=320,
             num_layers=3,
             model_dim=32,
@@ -101,8 +97,8 @@ def smoke() -> PipelineSpec:
         optimizer=OptimizerSettings(),
         schedule=ScheduleSettings(max_steps=40, warmdown_fraction=0.6),
         data=DataSettings(batch_tokens=1_024, sequence_length=64, micro_batch_sequences=8),
-        snapshots=replace(base.train.snapshots, start_lr_scale=0.2, every_steps=1),
-        qat=replace(base.train.qat, rules=rules),
+        snapshots=base.train.snapshots.derive(start_lr_scale=0.2, every_steps=1),
+        qat=base.train.qat.derive(rules=rules),
     )
     return base.derive(
         tokenize=base.tokenize.derive(
@@ -112,7 +108,7 @@ def smoke() -> PipelineSpec:
         ),
         train=train,
         merge=base.merge.derive(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring),
-        quantize=replace(base.quantize, rules=rules),
+        quantize=base.quantize.derive(rules=rules),
         evaluate=base.evaluate.derive(scoring=scoring),
         audit=AuditOptions(gap_tokens=2_048),
         publish=PublishOptions(title="Fairway: smoke preset"),

@@ -4,8 +4,6 @@ Sources: the accepted entries of parameter-golf, pull requests 1218 to 1855. `wi
 600 seconds, `winner-1gpu` for one card and minutes.
 """
 
-from dataclasses import replace
-
 from presets.record import record
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
@@ -25,8 +23,7 @@ VOCABULARY = 8192
 def winner() -> PipelineSpec:
     """36 million parameters, 600 s on eight GPUs; the steps of the quantization are fitted to the limit."""
     base = record()
-    train = replace(
-        base.train,
+    train = base.train.derive(
         model=ModelSettings(
             vocab_size=VOCABULARY,
             mlp_hidden=2048,
@@ -51,7 +48,7 @@ def winner() -> PipelineSpec:
             scalar_lr=0.02,
             scalar_weight_decay=0.02,
         ),
-        schedule=replace(base.train.schedule, warmdown_fraction=0.75, min_lr_scale=0.1),
+        schedule=base.train.schedule.derive(warmdown_fraction=0.75, min_lr_scale=0.1),
         snapshots=SnapshotSettings(start_lr_scale=0.0, ema_horizon=0.06),
     )
     return base.derive(
@@ -71,16 +68,15 @@ def winner() -> PipelineSpec:
 def winner_1gpu() -> PipelineSpec:
     """The same on one GPU: 196,608 tokens a step, so that minutes hold enough steps."""
     base = winner()
-    one = replace(base.train.compute, num_processes=1)
-    schedule: ScheduleSettings = replace(base.train.schedule, max_seconds=300.0)
+    one = base.train.compute.derive(num_processes=1)
+    schedule: ScheduleSettings = base.train.schedule.derive(max_seconds=300.0)
     return base.derive(
-        train=replace(
-            base.train,
+        train=base.train.derive(
             schedule=schedule,
             data=DataSettings(batch_tokens=196_608, sequence_length=2048, micro_batch_sequences=48),
             compute=one,
         ),
-        merge=base.merge.derive(compute=replace(base.merge.compute, num_processes=1)),
-        evaluate=base.evaluate.derive(compute=replace(base.evaluate.compute, num_processes=1)),
+        merge=base.merge.derive(compute=base.merge.compute.derive(num_processes=1)),
+        evaluate=base.evaluate.derive(compute=base.evaluate.compute.derive(num_processes=1)),
         publish=PublishOptions(title="Fairway: winner-1gpu preset"),
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from numbers import Integral, Real
 from types import UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 S = TypeVar("S", bound="Settings")
 
@@ -51,6 +51,10 @@ class Settings:
                     continue
                 _check_bounds(item.name, number, item.metadata)
         self.check()
+
+    def derive(self, **changes: Any) -> Self:
+        """A copy with `changes`, checked again. Raises ValueError as for one made by hand."""
+        return dataclasses.replace(self, **changes)
 
     def check(self) -> None:
         """Conditions between fields; raises ValueError."""

@@ -73,15 +73,9 @@ class TrainTimings(Schema):
     peak_memory_bytes: NonNegativeInt
 
 
-class TrainingResult(Schema):
-    """What training leaves: the last iterate, the averaging window's snapshots, and the account of both."""
+class TrainingFigures(Schema):
+    """What was measured while a model was trained, and on what came out."""
 
-    model: ModelSettings
-    last: Snapshot
-    snapshots: tuple[Snapshot, ...]
-    ema: Snapshot | None = Field(
-        None, description="exponential mean of the weights after each step; None: none was kept"
-    )
     num_parameters: PositiveInt
     steps: PositiveInt
     tokens_seen: PositiveInt
@@ -92,5 +86,16 @@ class TrainingResult(Schema):
     qat_grid: str | None = Field(None, description="quantizer whose grid late QAT rounded to; None: no QAT")
     groups: tuple[ParameterGroup, ...]
     changes: tuple[ParameterChange, ...]
-    metrics: Volatile[FileRef]
     timings: Volatile[TrainTimings]
+
+
+class TrainingResult(TrainingFigures):
+    """What training leaves: the last iterate, the averaging window's snapshots, and the account of both."""
+
+    model: ModelSettings
+    last: Snapshot
+    snapshots: tuple[Snapshot, ...]
+    ema: Snapshot | None = Field(
+        None, description="exponential mean of the weights after each step; None: none was kept"
+    )
+    metrics: Volatile[FileRef]

@@ -7,7 +7,6 @@ only by methods that calibrate. Plain rounding with the same rules and level is 
 says what the chosen method gains over it, or that it gains nothing.
 """
 
-import dataclasses
 import logging
 import math
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -30,6 +29,7 @@ from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
 from stages.processes.cores import usable_cores
 from stages.processes.launch import launch_module
 from stages.processes.threads import threads_of
+from stages.quantizing.job import QuantizingJob, QuantizingOutcome
 from stages.quantizing.tensor_report import tensor_report
 from stages.quantizing.worker import read_calibrated
 from stages.store.workspace import Workspace
@@ -126,18 +126,23 @@ def _quantize_with_text(
         spec.calibration.count_in(tokenized.train.num_tokens)
     except ValueError as error:
         raise SpecError(f"quantize.{error}") from error
-    job = {
-        "model": dataclasses.asdict(merged.model),
-        "weights": str(work.read(merged.weights)),
-        "shards": [str(work.read(ref)) for ref in tokenized.train_shards],
-        "spec": dataclasses.asdict(spec),
-        "metadata": metadata,
-    }
-    timeout = work.runtime.stage_timeout_seconds
-    told = launch_module(
-        "stages.quantizing.worker", job, work.out_dir, quantize_compute(spec), work.progress, timeout
+    job = QuantizingJob(
+        model=merged.model,
+        weights=work.read(merged.weights),
+        shards=tuple(work.read(ref) for ref in tokenized.train_shards),
+        spec=spec,
+        metadata=metadata,
     )
-    return read_calibrated(spec.method, work.out_dir, told)
+    outcome = launch_module(
+        "stages.quantizing.worker",
+        job,
+        QuantizingOutcome,
+        work.out_dir,
+        quantize_compute(spec),
+        work.progress,
+        work.runtime.stage_timeout_seconds,
+    )
+    return read_calibrated(spec.method, work.out_dir, outcome)
 
 
 def _quantize(state: dict[str, Tensor], spec: QuantizerSettings) -> QuantizedModel:

@@ -37,8 +37,8 @@ def gc(
         from stages.store.housekeeping import find_unneeded, remove_unneeded
         from stages.store.store import Store
 
-        opened = Store(store)
-        found = (remove_unneeded if remove else find_unneeded)(opened, keep_runs, older_than)
+        with Store(store) as opened:
+            found = (remove_unneeded if remove else find_unneeded)(opened, keep_runs, older_than)
         if json:
             items = [
                 {"path": str(item.path), "num_bytes": item.num_bytes, "reason": item.reason} for item in found
@@ -58,8 +58,8 @@ def verify(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug 
         from stages.store.housekeeping import find_damage
         from stages.store.store import Store
 
-        opened = Store(store)
-        damage = list(find_damage(opened))
+        with Store(store) as opened:
+            damage = list(find_damage(opened))
         if json:
             print_json({"store": str(opened.root), "damage": damage})
         else:

@@ -22,8 +22,8 @@ from schemas.printable import printable
 from schemas.runtime import RunOptions
 from schemas.stages import STAGES, Stage
 from schemas.tokenize_corpus import CorpusManifest
+from stages.core.checksummed import read_checksummed
 from stages.execution.runner import run_stage
-from stages.store.checksummed import read_checksummed
 from stages.store.store import Store
 
 log = logging.getLogger(__name__)

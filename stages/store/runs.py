@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from schemas.base import SCHEMA_VERSION
-from schemas.errors import SpecError
+from schemas.errors import SpecError, first_line
 from schemas.pipeline import PipelineReport
-from stages.store.checksummed import read_checksummed, write_checksummed
+from stages.core.checksummed import read_checksummed, write_checksummed
 from stages.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -55,9 +55,9 @@ def load_report(store: Path, run_id: str) -> PipelineReport | None:
             f"{path}: its seal {error.filename} is missing. Remove its folder; the results stay stored"
         ) from error
     except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
         raise SpecError(
-            f"{path}: damaged or of another version ({first}). Remove its folder; the results stay stored"
+            f"{path}: damaged or of another version ({first_line(error)}). Remove its folder; the results "
+            "stay stored"
         ) from error
 
 

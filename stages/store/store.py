@@ -9,7 +9,6 @@ An open Store is a sign that the store is in use: housekeeping takes nothing awa
 one.
 """
 
-import fcntl
 import logging
 import os
 import shutil
@@ -17,16 +16,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel
 
-from schemas.errors import SpecError
+from schemas.errors import SpecError, on_one_line
 from schemas.files import FileRef, SourceFile, StageRecord
 from schemas.stages import Stage
+from stages.core.checksummed import read_checksummed, write_checksummed
 from stages.core.whole_files import TEMPORARY_FILES, flush_to_disk
-from stages.processes.locks import wait_for_shared, waiting_lock
-from stages.store.checksummed import read_checksummed, write_checksummed
+from stages.processes.locks import alone_with, wait_for_shared, waiting_lock
 from stages.store.hashing import FileHashes
 
 log = logging.getLogger(__name__)
@@ -57,23 +56,23 @@ class Store:
         self.hashes = FileHashes(self.root / "hashes.sqlite")
         self._share()
 
+    def close(self) -> None:
+        """Give up the sign that the store is in use, as also the end of a `with` block or of the process
+        does.
+        """
+        self._users.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Whether no other Store on this folder is open anywhere; for the block none can be opened then."""
-        try:
-            fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._share()  # a conversion that fails may drop the lock
-            yield False
-            return
-        try:
-            self._users.truncate(0)
-            self._users.write(str(os.getpid()))
-            self._users.flush()
-            yield True
-        finally:
-            self._users.truncate(0)
-            self._share()
+        with alone_with(self._users, self._share) as alone:
+            yield alone
 
     def _share(self) -> None:
         wait_for_shared(
@@ -115,7 +114,7 @@ class Store:
                 "%s: record %s is damaged or of another version: the stage runs again (%s)",
                 stage.name,
                 record_path,
-                _one_line(error),
+                on_one_line(error),
             )
             return None
         if record.provenance.key != key or record.provenance.stage != stage.name:
@@ -182,7 +181,3 @@ def file_refs(value: Any) -> Iterator[FileRef | SourceFile]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from file_refs(item)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -143,7 +143,7 @@ def test_the_figures_are_summed_with_the_threads_of_the_settings(
         seen.add(torch.get_num_threads())
         return 1.0
 
-    monkeypatch.setattr("stages.quantizing.tensor_report._rms", rms)
+    monkeypatch.setattr("stages.quantizing.tensor_report.root_mean_square", rms)
     before = torch.get_num_threads()
     for threads in (1, 3):
         calibration = dataclasses.replace(CALIBRATION, threads=threads)
