@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("store")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--until", choices=up_to(LAST)[1:], default=LAST)
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     try:
         chain = Chain(asked.store, asked.overrides)
         chain.run_all(lambda **event: print(json.dumps(event), flush=True), asked.until)

@@ -82,7 +82,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[signal.Si
     def interrupt(how: signal.Signals) -> Interrupted:
         folder = tmp_path_factory.mktemp("interrupted")
         run = start_fairway(folder / "store", folder / "logs", *TWO_RANKS)
-        assert run.wait_for(lambda: list(folder.glob("store/work/train/*/checkpoints/*.json")))
+        assert run.wait_for(lambda: list(folder.glob("store/work/train/*/checkpoints/*.json")), 200)
         sockets, num_processes = sorted(_listening(run)), len(run.pids())
         run.process.send_signal(how)
         seconds = run.gone_after(60)

@@ -3,6 +3,7 @@
 On a copy of a finished run's store.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -199,6 +200,7 @@ def test_while_the_store_is_open_elsewhere_nothing_is_removed(store: Store) -> N
 def test_the_commands(root: Path) -> None:
     def fairway(*options: str) -> tuple[int, str]:
         result = CliRunner().invoke(app, [*options, "--store", str(root)], env={"COLUMNS": "200"})
+        gc.collect()  # a real command's process ends, and lets go of the store
         return result.exit_code, result.stdout
 
     _, listed = fairway("gc", "--older-than", "0", "--json")
