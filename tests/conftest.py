@@ -45,7 +45,7 @@ ON_ONE_WORKER = ("tests/flows/", "tests/faults/")
 FIRST = (*ON_ONE_WORKER, "tests/surroundings/", "tests/docs/")
 
 
-class _ByFile(LoadFileScheduling):
+class ByFile(LoadFileScheduling):
     """Every file on one worker, in the order of collection; some folders wholly on one."""
 
     def _split_scope(self, nodeid: str) -> str:
@@ -59,7 +59,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
     if config.getvalue("dist") != "loadfile" or os.environ.get("FAIRWAY_FAULTS") == "full":
         return None
     config.option.loadscopereorder = False
-    return _ByFile(config, log)
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
