@@ -200,8 +200,10 @@ def test_while_the_store_is_open_elsewhere_nothing_is_removed(store: Store) -> N
 def test_the_commands(root: Path) -> None:
     def fairway(*options: str) -> tuple[int, str]:
         result = CliRunner().invoke(app, [*options, "--store", str(root)], env={"COLUMNS": "200"})
+        answer = result.exit_code, result.stdout
+        del result
         gc.collect()  # a real command's process ends, and lets go of the store
-        return result.exit_code, result.stdout
+        return answer
 
     _, listed = fairway("gc", "--older-than", "0", "--json")
     assert {Path(item["path"]).parent.name for item in json.loads(listed)["items"]} == {"merge", "train"}
