@@ -47,7 +47,8 @@ def test_describe_counts_the_parameters_that_the_page_says(changed: Path) -> Non
 @pytest.mark.timeout(900)
 def test_a_run_trains_ships_and_audits_it(changed: Path, tmp_path: Path) -> None:
     """The whole chain without Prefect, which knows nothing of techniques."""
-    run(changed, "-m", "tests.faults.chain", str(tmp_path), SETTING, f"train.schedule.max_steps={STEPS}")
+    steps = f"train.schedule.max_steps={STEPS}"
+    run(changed, "-m", "tests.faults.chain", str(tmp_path), "--until", "audit", SETTING, steps)
     [record] = tmp_path.glob("stages/audit/*/record.json")
     findings = {
         item["key"]: item for item in json.loads(record.read_text(encoding="utf-8"))["result"]["findings"]

@@ -3,6 +3,7 @@
 On a copy of a finished run's store.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -211,7 +212,10 @@ def test_while_the_store_is_open_elsewhere_nothing_is_removed(store: Store) -> N
 def test_the_commands(root: Path) -> None:
     def fairway(*options: str) -> tuple[int, str]:
         result = CliRunner().invoke(app, [*options, "--store", str(root)], env={"COLUMNS": "200"})
-        return result.exit_code, result.stdout
+        answer = result.exit_code, result.stdout
+        del result
+        gc.collect()  # a real command's process ends, and lets go of the store
+        return answer
 
     _, listed = fairway("gc", "--older-than", "0", "--json")
     assert {Path(item["path"]).parent.name for item in json.loads(listed)["items"]} == {"merge", "train"}

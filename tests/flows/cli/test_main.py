@@ -195,10 +195,10 @@ def test_run_ends_with_the_table(smoke_run: Any, smoke_store: Path) -> None:
         assert text in output
 
 
-def test_a_run_over_the_limit_shows_its_table_and_fails(smoke_run: Any, smoke_store: Path) -> None:
-    result = fairway(
-        "run", "--preset", "smoke", "--store", smoke_store, "--set", "check_size.limit_bytes=200", "--json"
-    )
+def test_a_run_over_the_limit_shows_its_table_and_fails(over_limit: Any, smoke_store: Path) -> None:
+    """Also where all of its stages are stored."""
+    limit = f"check_size.limit_bytes={over_limit.report.size.limit_bytes}"
+    result = fairway("run", "--preset", "smoke", "--store", smoke_store, "--set", limit, "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["fits"] is False
     assert "over the limit by" in result.stderr
