@@ -13,6 +13,7 @@ import flows.cli.ablate
 import flows.cli.frontier
 import flows.cli.run
 import flows.cli.requantize
+import flows.cli.sample
 import flows.cli.up
 import flows.cli.validate_seeds
 import flows.cli.store

@@ -28,6 +28,7 @@ from flows.tasks.progress import OUR_LOGGERS, StageProgress
 from schemas.frontier import Frontier
 from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.printable import printable
+from schemas.sample import Sample
 from schemas.submission import Rescored, RuleResult
 from schemas.techniques import TECHNIQUES
 from stages.report import rows as figures
@@ -182,6 +183,14 @@ def print_ablation(console: Console, earlier: str, rows: list[Row]) -> None:
             set(rows[0]) - {"variant", "finding"},
         )
     )
+
+
+def print_sample(console: Console, made: Sample) -> None:
+    """Each text after its prompt, the prompt in bold."""
+    for item in made.continuations:
+        told = f"seed {item.seed}, {item.num_tokens} tokens" + (", ended by the model" if item.ended else "")
+        console.print(words(f"── {made.source}, {made.weights}, {told}", "dim"), soft_wrap=True)
+        console.print(Text.assemble(words(made.prompt, "bold"), words(item.text)))
 
 
 def print_frontier(console: Console, found: Frontier, folder: Path) -> None:
