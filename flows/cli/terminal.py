@@ -21,10 +21,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from flows.results.compared import tables
 from flows.results.frontier_points import PNG_NAME, frontier_rows
 from flows.results.tables import Row, run_table, stage_rows
 from flows.server.environment import Waiting, say_waiting
 from flows.tasks.progress import OUR_LOGGERS, StageProgress
+from schemas.compare import ComparedRuns
 from schemas.frontier import Frontier
 from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.printable import printable
@@ -183,6 +185,14 @@ def print_ablation(console: Console, earlier: str, rows: list[Row]) -> None:
             set(rows[0]) - {"variant", "finding"},
         )
     )
+
+
+def print_compared(console: Console, found: ComparedRuns, everything: bool) -> None:
+    """Runs side by side; of a table without rows only its title, which counts what is equal."""
+    for table in tables(found, everything):
+        console.print(drawn(table) if table.rows else words(table.title, "bold"))
+    for sentence in found.conclusions:
+        console.print(words(sentence), soft_wrap=True)
 
 
 def print_sample(console: Console, made: Sample) -> None:

@@ -64,8 +64,8 @@ def loss_curve(metrics: Columns, themed: bool) -> str:
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         step, loss = metrics["step"], metrics["loss"]
-        axes.plot(*_thin(step, loss), color=BLUE, linewidth=0.8, alpha=0.35)
-        axes.plot(*_thin(step, running_mean(loss)), color=BLUE, linewidth=1.8, label="running mean")
+        axes.plot(*thin(step, loss), color=BLUE, linewidth=0.8, alpha=0.35)
+        axes.plot(*thin(step, running_mean(loss)), color=BLUE, linewidth=1.8, label="running mean")
         _mark_phases(axes, metrics)
         low, high = float(loss.min()), float(np.quantile(loss, 0.995))
         axes.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
@@ -83,9 +83,9 @@ def timeline(metrics: Columns, themed: bool) -> str:
     def draw(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         step = metrics["step"]
-        upper.plot(*_thin(step, metrics["lr_scale"]), color=BLUE, linewidth=1.8, label="learning-rate scale")
+        upper.plot(*thin(step, metrics["lr_scale"]), color=BLUE, linewidth=1.8, label="learning-rate scale")
         upper.plot(
-            *_thin(step, metrics["muon_momentum"]),
+            *thin(step, metrics["muon_momentum"]),
             color=PURPLE,
             linewidth=1.4,
             linestyle="--",
@@ -104,7 +104,7 @@ def timeline(metrics: Columns, themed: bool) -> str:
         _mark_phases(upper, metrics)
         upper.set(ylabel="share of the peak", ylim=(-0.04, 1.08))
         upper.legend(loc="center left")
-        lower.plot(*_thin(step, metrics["grad_norm"]), color=GREEN, linewidth=0.9)
+        lower.plot(*thin(step, metrics["grad_norm"]), color=GREEN, linewidth=0.9)
         lower.set(xlabel="optimizer step", ylabel="gradient norm", yscale="log")
 
     return to_svg(draw, (8.6, 4.2), themed)
@@ -249,7 +249,7 @@ def _mark_phases(axes: Axes, metrics: Columns) -> None:
             axes.axvspan(first, last, color=colour, alpha=0.16, linewidth=0, hatch=hatch, label=name)
 
 
-def _thin(x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+def thin(x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
     """Every n-th point and the last, so that a long run's page stays small."""
     keep = np.unique(np.append(np.arange(0, len(x), max(1, -(-len(x) // _MAX_POINTS))), len(x) - 1))
     return x[keep], y[keep]
