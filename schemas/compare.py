@@ -36,7 +36,8 @@ class ComparedStage(Schema):
     """One stage: its key in each run, and for each run after the first why the key is another."""
 
     stage: str
-    keys: tuple[str | None, ...] = Field(description="None: the run has no such stage")
+    # Not `keys`: Prefect takes what has that for a mapping.
+    run_keys: tuple[str | None, ...] = Field(description="None: the run has no such stage")
     reasons: tuple[tuple[str, ...], ...] = Field(description="empty: the same key as the first run")
 
 

@@ -128,7 +128,11 @@ def stages_table(found: ComparedRuns) -> Table:
     """For each stage whether its key is that of the first run, or why not."""
     first, *others = found.labels
     rows = tuple(
-        (stage.stage, (stage.keys[0] or _ABSENT)[:12], *("; ".join(why) or "same" for why in stage.reasons))
+        (
+            stage.stage,
+            (stage.run_keys[0] or _ABSENT)[:12],
+            *("; ".join(why) or "same" for why in stage.reasons),
+        )
         for stage in found.stages
     )
     columns = ("stage", f"key of {first}", *(f"{label}: same key, or what differs" for label in others))
@@ -175,7 +179,7 @@ def csv_rows(found: ComparedRuns, everything: bool = False) -> list[list[str]]:
         for item in found.settings
         if everything or item.differs
     ]
-    stages = [["key", stage.stage, "", *(key or "" for key in stage.keys)] for stage in found.stages]
+    stages = [["key", stage.stage, "", *(key or "" for key in stage.run_keys)] for stage in found.stages]
     why = [
         ["why not the same key", stage.stage, "", "", *("; ".join(why) for why in stage.reasons)]
         for stage in found.stages
@@ -220,7 +224,7 @@ def _stages(store: Store, reports: Sequence[PipelineReport]) -> tuple[ComparedSt
     return tuple(
         ComparedStage(
             stage=name,
-            keys=tuple(told.get(name) for told in keys),
+            run_keys=tuple(told.get(name) for told in keys),
             reasons=tuple(why(name, other) for other in range(1, len(reports))),
         )
         for name in STAGES

@@ -13,6 +13,10 @@ from schemas.errors import SpecError
 from schemas.sample import Continuation, SamplingSettings
 from stages.core.model import GPT
 from stages.core.shards import BOS_ID
+from stages.processes.threads import threads_of
+
+SMALL_PARAMETERS = 5_000_000
+"""A smaller model computes a token in less time than threads take to meet on a busy machine."""
 
 
 class Generator:
@@ -80,14 +84,15 @@ class Generator:
         random = [torch.Generator().manual_seed(settings.seed + index) for index in range(len(prompts))]
         running = torch.ones(len(prompts), dtype=torch.bool)
         prompt_tokens = ids.size(1)
-        for _ in range(settings.tokens):
-            hidden = self.model.hidden(ids[:, -self.context_tokens :], num_last=1)
-            chosen = self._choose(self.model.logits(hidden)[:, -1], settings, random)
-            chosen = torch.where(running, chosen, BOS_ID)
-            ids = torch.cat((ids, chosen[:, None]), dim=1)
-            running &= chosen != BOS_ID
-            if not running.any():
-                break
+        with threads_of(self._threads()):
+            for _ in range(settings.tokens):
+                hidden = self.model.hidden(ids[:, -self.context_tokens :], num_last=1)
+                chosen = self._choose(self.model.logits(hidden)[:, -1], settings, random)
+                chosen = torch.where(running, chosen, BOS_ID)
+                ids = torch.cat((ids, chosen[:, None]), dim=1)
+                running &= chosen != BOS_ID
+                if not running.any():
+                    break
         written = ids[:, prompt_tokens:].tolist()
         return [row[: row.index(BOS_ID)] if BOS_ID in row else row for row in written]
 
@@ -96,6 +101,10 @@ class Generator:
         before, whole = self.tokenizer.decode(list(start)), self.tokenizer.decode([*start, *ids])
         # A start that ends within a character reads otherwise once the character is whole.
         return whole.removeprefix(before) if whole.startswith(before) else self.tokenizer.decode(list(ids))
+
+    def _threads(self) -> int:
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return 1 if parameters < SMALL_PARAMETERS else torch.get_num_threads()
 
     def _choose(
         self, logits: Tensor, settings: SamplingSettings, random: Sequence[torch.Generator]

@@ -23,7 +23,17 @@ def fairway(*arguments: object) -> Result:
 
 
 def test_a_run_continues_a_text_the_same_in_another_process(smoke_run: Any, smoke_store: Path) -> None:
-    asked = ["sample", "last", "--prompt", PROMPT, "--tokens", "30", "--count", "2", "--json"]
+    asked = [
+        "sample",
+        smoke_run.report.run_id,
+        "--prompt",
+        PROMPT,
+        "--tokens",
+        "30",
+        "--count",
+        "2",
+        "--json",
+    ]
     command = [sys.executable, "-c", "from flows.cli.main import main; main()", *asked]
     answer = subprocess.run(
         [*command, "--store", str(smoke_store)], capture_output=True, text=True, check=True
