@@ -17,6 +17,7 @@ from stages.auditing.job import AuditJob
 from stages.auditing.model_findings import model_findings
 from stages.auditing.shipping_findings import shipping_findings
 from stages.auditing.training_findings import training_findings
+from stages.auditing.written import written_starts
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.distributed import compute_with
 from stages.core.loader import TokenStream
@@ -39,10 +40,13 @@ def main() -> None:
 
 
 def measure(evidence: Evidence, work: Workspace) -> Audit:
-    """All findings, and the gap by cause."""
+    """All findings, the gap by cause, and what the models write."""
     findings = tuple(all_findings(evidence))
     return Audit(
-        findings=findings, probe_tokens=evidence.shipped.windows.num_tokens, gap=_gap(evidence, work)
+        findings=findings,
+        probe_tokens=evidence.shipped.windows.num_tokens,
+        gap=_gap(evidence, work),
+        written=written_starts(evidence, work),
     )
 
 

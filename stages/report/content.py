@@ -2,11 +2,28 @@
 
 from collections.abc import Sequence
 
+from schemas.audit import Audit
 from schemas.files import Provenance
+from schemas.printable import printable
 from schemas.quantize import PackedModel, TensorReport
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import ParameterChange, TrainingResult
 from stages.report.rows import shape_text
+
+
+def written_texts(audit: Audit) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The start of each document, and how it goes on by whom."""
+    return [
+        (
+            printable(start.prompt),
+            [
+                ("document", printable(start.document)),
+                ("merged", printable(start.merged)),
+                ("quantized", printable(start.quantized)),
+            ],
+        )
+        for start in audit.written
+    ]
 
 
 def clip_bars(packed: PackedModel) -> list[list[tuple[float, float]]]:

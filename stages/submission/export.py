@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from schemas.base import fingerprint
 from schemas.errors import SpecError, StageError
 from schemas.evaluate import Score
-from schemas.overrides import apply_overrides
 from schemas.package import BLOB_NAME, SCRIPT_NAME
 from schemas.pipeline import PipelineReport
-from schemas.stages import STAGES
 from schemas.submission import (
     INFO_NAME,
     README_NAME,
@@ -31,8 +28,6 @@ from stages.submission.texts import log_name, readme, requirements, train_log
 
 log = logging.getLogger(__name__)
 
-FIGURE_STAGES = ("tokenize_corpus", "train", "merge", "quantize", "evaluate")
-
 
 @dataclass(frozen=True)
 class Exported:
@@ -41,36 +36,6 @@ class Exported:
     folder: Path
     info: SubmissionInfo
     rules: tuple[RuleResult, ...]
-
-
-def seeds_of(store: Store, report: PipelineReport, others: Sequence[PipelineReport]) -> list[PipelineReport]:
-    """`report` first, then the newest run of each other seed that has the same settings and was made by
-    the same code.
-    """
-
-    def without_seed(item: PipelineReport) -> str:
-        return fingerprint(apply_overrides(item.spec, ["train.seed=0"]))
-
-    wanted, code = without_seed(report), _code(store, report)
-    found = {report.spec.train.seed: report}
-    for other in reversed(others):  # the newest is last
-        seed = other.spec.train.seed
-        if seed in found or without_seed(other) != wanted:
-            continue
-        if code is None or _code(store, other) != code:
-            log.warning(
-                "seed %d of %s was made by other code, or its records are gone: left out", seed, other.name
-            )
-            continue
-        found[seed] = other
-    return list(found.values())
-
-
-def _code(store: Store, report: PipelineReport) -> tuple[str, ...] | None:
-    """Digests of the code behind the figures; None when a record is gone."""
-    keys = {stage.stage: stage.key for stage in report.stages}
-    records = [store.record(STAGES[name], keys[name]) for name in FIGURE_STAGES if name in keys]
-    return tuple(record.provenance.code_sha256 for record in records if record) if all(records) else None
 
 
 def export_submission(store: Store, reports: Sequence[PipelineReport], about: About, out: Path) -> Exported:

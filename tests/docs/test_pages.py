@@ -27,7 +27,7 @@ from stages.quantizing.sizing import measure_model
 from stages.seeds.statistics import nats_to_bpb, seeds_needed
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 USAGE_ERROR = typer.BadParameter.__mro__[1]  # of whichever click typer brings along

@@ -471,7 +471,11 @@ def test_a_method_that_gains_nothing_is_said_to_gain_nothing() -> None:
 
 def test_the_pages_template_is_part_of_the_stages_code() -> None:
     modules = reachable_modules(["stages.publish"])
-    assert [path.name for path in templates(modules.values())] == ["page.html"]
+    assert [path.name for path in templates(modules.values())] == [
+        "page.html",
+        "style.html",
+        "tables.html",
+    ]
     assert templates(reachable_modules(["stages.quantize"]).values()) == []
 
 

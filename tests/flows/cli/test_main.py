@@ -1,8 +1,10 @@
 """The command line: figures, errors, JSON."""
 
 import json
+import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,20 @@ def test_help_needs_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not HEAVY & set(loaded)
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert fairway("--version").stdout == f"fairway {version('fairway')}\n"
+
+
+def test_completion_knows_commands_and_their_options() -> None:
+    """What a shell asks; the options of `requantize` come from a model that is read on demand."""
+    for words, known in (("fairway requ", "requantize"), ("fairway requantize --bi", "--bits")):
+        asked = {"_FAIRWAY_COMPLETE": "complete_bash", "COMP_WORDS": words}
+        environment = os.environ | asked | {"COMP_CWORD": str(len(words.split()) - 1)}
+        command = [sys.executable, "-c", "from flows.cli.main import app; app(prog_name='fairway')"]
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert answer.stdout.split() == [known]
 
 
 @pytest.mark.parametrize(
