@@ -96,6 +96,11 @@ class PipelineSpec(Schema):
                 f"tokenize.tokenizer.vocab_size = {self.tokenize.tokenizer.vocab_size} and "
                 f"train.model.vocab_size = {self.train.model.vocab_size}: set both to the same number"
             )
+        if self.merge.scoring.windows != self.evaluate.scoring.windows:
+            raise ValueError(
+                f"merge.scoring.windows = {self.merge.scoring.windows} and evaluate.scoring.windows = "
+                f"{self.evaluate.scoring.windows}: the gap would compare figures of two kinds; set both alike"
+            )
         if self.merge.averaging.method == "ema_of_steps" and self.train.snapshots.ema_horizon is None:
             raise ValueError(
                 "merge.averaging.method = ema_of_steps and train.snapshots.ema_horizon is empty: training "

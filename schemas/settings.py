@@ -267,6 +267,10 @@ class ScheduleSettings(Settings):
         _exactly_one(self, "warmdown_fraction", "warmdown_steps")
 
 
+Windows = Literal["stream", "documents"]
+"""Whether a window of text follows the stream of tokens or the documents in it."""
+
+
 @dataclass(frozen=True)
 class DataSettings(Settings):
     """How shards become batches. The global batch is the same whatever the number of processes."""
@@ -280,6 +284,13 @@ class DataSettings(Settings):
     )
     order: Literal["shuffled", "sequential"] = setting(
         "shuffled", "order of sequences: by seed, or as they lie in the shards"
+    )
+    windows: Windows = setting(
+        "stream",
+        (
+            "stream: sequences lie one after another in the shards; documents: each begins with a document, "
+            "or inside one that is longer"
+        ),
     )
 
     def check(self) -> None:
@@ -434,6 +445,13 @@ class ScoringSettings(Settings):
         64, "targets that each sliding window adds; 0 leaves sliding evaluation out", unit="tokens", minimum=0
     )
     batch_tokens: int = setting(65_536, "tokens in one forward pass of one process", unit="tokens", minimum=1)
+    windows: Windows = setting(
+        "stream",
+        (
+            "stream: windows cross from document to document; documents: each begins with a document or "
+            "inside it, and sees no other. Figures of the two are not comparable"
+        ),
+    )
 
     def check(self) -> None:
         if self.stride > self.sequence_length:

@@ -106,6 +106,7 @@ TECHNIQUES = (
             "train.optimizer.scalar_weight_decay=",
         ),
     ),
+    Technique("document-rows", "rows that begin with documents", _set("train.data.windows=stream")),
     Technique("row-norm", "row-normalised Muon (MuonEq-R)", _set("train.optimizer.muon_row_normalize=false")),
     Technique("grad-clip", "gradient clipping", _set("train.optimizer.grad_clip_norm=0")),
     Technique(
@@ -117,6 +118,12 @@ TECHNIQUES = (
     Technique("qat", "late QAT", _set("train.qat.start_lr_scale=0")),
     Technique("swa", "averaging of weights", _set("merge.averaging.method=last"), "the last iterate"),
     Technique("quantizer", "quantizer", _plain_rounding, "plain rounding"),
+    Technique(
+        "document-windows",
+        "scoring inside documents",
+        _set("merge.scoring.windows=stream", "evaluate.scoring.windows=stream"),
+        "windows over the stream",
+    ),
     Technique("sliding", "sliding windows", _set("evaluate.scoring.stride=0")),
 )
 

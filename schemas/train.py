@@ -73,6 +73,14 @@ class TrainTimings(Schema):
     peak_memory_bytes: NonNegativeInt
 
 
+class DocumentRowCounts(Schema):
+    """How training text lay in rows that begin with documents."""
+
+    rows: PositiveInt
+    at_start: NonNegativeFloat = Field(description="share of rows whose first token begins a document")
+    repeated: NonNegativeFloat = Field(description="share of inputs that only fill rows up, seen twice")
+
+
 class TrainingFigures(Schema):
     """What was measured while a model was trained, and on what came out."""
 
@@ -80,6 +88,7 @@ class TrainingFigures(Schema):
     steps: PositiveInt
     tokens_seen: PositiveInt
     epochs: NonNegativeFloat = Field(description="passes over the training split")
+    document_rows: DocumentRowCounts | None = Field(None, description="None: rows follow the stream")
     stopped_by: str = Field(description="max_steps or max_seconds")
     final_train_loss: float = Field(description="nats per token, mean of the last tenth of the steps")
     qat_steps: NonNegativeInt

@@ -17,7 +17,7 @@ _SAME_ERROR = 1e-5
 def shipping_findings(evidence: Evidence) -> list[Finding]:
     """The quantizer and sliding windows, then the rules."""
     spec = evidence.spec
-    switched = {"quantizer": _quantizer, "sliding": _sliding}
+    switched = {"quantizer": _quantizer, "document-windows": _document_windows, "sliding": _sliding}
     found = [
         make(evidence, _BY_KEY[key]) if _BY_KEY[key].is_on(spec) else off(_BY_KEY[key])
         for key, make in switched.items()
@@ -129,6 +129,22 @@ def _sliding(evidence: Evidence, technique: Technique) -> Finding:
         verdict="took effect" if gain else "no effect",
         evidence=f"stride {stride}: {gain:+.5f} bpb against windows that do not overlap",
         figures={"bpb_against_non_overlapping": gain},
+    )
+
+
+def _document_windows(evidence: Evidence, technique: Technique) -> Finding:
+    """Where a document begins inside the text, windows over the stream would have crossed it."""
+    score = evidence.results.evaluation.non_overlapping
+    asked = score.windows == "documents"
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="took effect" if asked and score.num_bos_targets else "no effect",
+        evidence=(
+            f"no window crosses the {score.num_bos_targets:,} document starts inside the validation text; "
+            "not comparable with figures over the stream"
+        ),
+        figures={"inner_document_starts": float(score.num_bos_targets)},
     )
 
 

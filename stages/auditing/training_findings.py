@@ -19,6 +19,7 @@ def training_findings(evidence: Evidence) -> list[Finding]:
     switched = {
         "momentum": _momentum,
         "decay": _decay,
+        "document-rows": _document_rows,
         "row-norm": _row_norm,
         "grad-clip": _grad_clip,
         "warmdown": _warmdown,
@@ -126,6 +127,20 @@ def _decay(evidence: Evidence, technique: Technique) -> Finding:
         verdict="no effect" if not applied else "in part" if missed else "took effect",
         evidence="; ".join(parts),
         figures={f"{group.name}_decay_factor": group.decay_factor for group in groups},
+    )
+
+
+def _document_rows(evidence: Evidence, technique: Technique) -> Finding:
+    rows = evidence.results.trained.document_rows
+    at_start, repeated = (rows.at_start, rows.repeated) if rows else (0.0, 0.0)
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="took effect" if at_start else "no effect",
+        evidence=(
+            f"{at_start:.1%} of the rows begin with a document; {repeated:.2%} of the inputs are there twice"
+        ),
+        figures={"rows_at_document_start": at_start, "repeated_inputs": repeated},
     )
 
 

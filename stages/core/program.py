@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -66,7 +66,7 @@ def load_packed_model(blob_path: Path, device: torch.device) -> GPT:
 
 def evaluate_blob(
     options: argparse.Namespace, blob_path: Path, say: Callable[[str], None]
-) -> dict[str, dict[str, float] | None]:
+) -> dict[str, dict[str, Any] | None]:
     """Scores by kind: non_overlapping, and sliding when the stride is not 0."""
     compute = ComputeSettings(
         device=options.device,
@@ -75,11 +75,11 @@ def evaluate_blob(
         num_processes=_world_size(),
     )
     say_machine(compute, say)
-    scoring = ScoringSettings(options.sequence_length, options.stride, options.batch_tokens)
+    scoring = ScoringSettings(options.sequence_length, options.stride, options.batch_tokens, options.windows)
     stream, table = TokenStream(_shards("--val", options.val)), _token_bytes(options.tokenizer)
     rank, _, device = join_processes(compute)
     model = load_packed_model(blob_path, device)
-    scores: dict[str, dict[str, float] | None] = {"non_overlapping": None, "sliding": None}
+    scores: dict[str, dict[str, Any] | None] = {"non_overlapping": None, "sliding": None}
     for kind, stride in (("non_overlapping", scoring.sequence_length), ("sliding", scoring.stride)):
         if not stride:
             continue
@@ -205,6 +205,12 @@ def submission_parser(recipe: Recipe | None) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--batch-tokens", type=int, default=scoring.batch_tokens, help="tokens in one forward pass"
+    )
+    parser.add_argument(
+        "--windows",
+        choices=("stream", "documents"),
+        default=scoring.windows,
+        help="over the stream of tokens, or inside each document",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default=compute.device)
     parser.add_argument(

@@ -59,10 +59,14 @@ def result_table(results: RunResults, title: str, stride: str) -> Table:
     files = f"{size.model_bytes:,} model + {size.code_bytes:,} code"
     margin = f"{abs(size.margin_bytes):,} bytes {'to spare' if size.fits else 'OVER'}"
     rows = (
-        ("val_bpb last iterate", bpb(results.val_bpb_last), "non-overlapping windows"),
+        ("val_bpb last iterate", bpb(results.val_bpb_last), f"non-overlapping windows{merged.last.mode}"),
         ("val_bpb merged", bpb(results.val_bpb_merged), averaged),
         ("val_bpb quantized", bpb(results.val_bpb_quantized), f"{results.packed.method}, what ships"),
-        ("val_bpb quantized, sliding", _bpb_or_dash(sliding), f"stride {stride}" if stride else ""),
+        (
+            "val_bpb quantized, sliding",
+            _bpb_or_dash(sliding),
+            f"stride {stride}{results.evaluation.non_overlapping.mode}" if stride else "",
+        ),
         ("gap quantized − merged", f"{gap:+.5f}", "bpb, the same windows"),
         *(
             (f"{name} on the validation text", bpb(value), "bits per byte, for comparison")
@@ -94,7 +98,7 @@ def score_table(results: RunResults) -> Table:
     for name, score in score_steps(results):
         rows.append(
             (
-                name,
+                name + score.mode,
                 bpb(score.bpb),
                 "" if before is None else f"{score.bpb - before:+.5f}",
                 f"{score.loss:.5f}",

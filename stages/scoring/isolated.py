@@ -57,6 +57,7 @@ def score_isolated(
         f"--sequence-length={scoring.sequence_length}",
         f"--stride={scoring.stride}",
         f"--batch-tokens={scoring.batch_tokens}",
+        *([f"--windows={scoring.windows}"] if scoring.windows != "stream" else []),
         f"--device={compute.device}",
         f"--precision={compute.precision}",
         f"--threads={compute.threads_per_process}",

@@ -44,11 +44,13 @@ def scoring_of(
         said = told.get(name)
         return given if given is not None else said if type(said) is int else otherwise
 
+    windows = "documents" if told.get("eval_windows") == "documents" else "stream"
     try:
         return ScoringSettings(
             pick(sequence_length, "eval_sequence_length", default.sequence_length),
             pick(stride, "eval_stride", default.stride),
             pick(batch_tokens, "eval_batch_tokens", default.batch_tokens),
+            windows,  # type: ignore[arg-type]
         )
     except ValueError as error:
         raise SpecError(f"--sequence-length, --stride: {error}") from error

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor, nn
 
-from schemas.train import ParameterChange, ParameterGroup
+from schemas.train import DocumentRowCounts, ParameterChange, ParameterGroup
+from stages.core.loader import DocumentRows
 from stages.core.model import Matrix
 from stages.core.muon import Muon
 from stages.core.root_mean_square import root_mean_square
@@ -87,6 +88,14 @@ def decay_factor(lr_times_decay: float, lr_scales: list[float]) -> float:
     for scale in lr_scales:
         factor *= 1 - scale * lr_times_decay
     return factor
+
+
+def account_of_rows(trainer: Trainer) -> DocumentRowCounts | None:
+    """How documents lie in the rows of training; None where rows follow the stream."""
+    rows = trainer.loader.rows
+    if not isinstance(rows, DocumentRows):
+        return None
+    return DocumentRowCounts(rows=len(rows), at_start=rows.at_start, repeated=rows.repeated)
 
 
 def _owners(trainer: Trainer) -> dict[str, _Owner]:

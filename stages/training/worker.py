@@ -23,7 +23,7 @@ from stages.core.trainer import (
     step_line,
 )
 from stages.processes.launch import job_of, say_progress
-from stages.training.account import account_of_changes, account_of_groups
+from stages.training.account import account_of_changes, account_of_groups, account_of_rows
 from stages.training.files import TrainingFiles, write_safetensors
 from stages.training.job import TrainingJob, TrainingOutcome, WrittenSnapshot
 
@@ -155,6 +155,7 @@ def _finish(
         steps=trained.steps,
         tokens_seen=trained.steps * settings.data.batch_tokens,
         epochs=trained.steps * settings.data.batch_sequences / trained.sequences_in_split,
+        document_rows=account_of_rows(trainer),
         stopped_by=trained.stopped_by,
         final_train_loss=statistics.fmean(row["loss"] for row in rows[-max(1, len(rows) // 10) :]),
         qat_steps=trained.qat_steps,
