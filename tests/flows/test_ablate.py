@@ -31,6 +31,11 @@ FORMS = (
     "train.model.parallel_first_layer=2",
     "train.model.head_gate=true",
     "train.model.tied_head=false",
+    "train.optimizer.muon_row_normalize=true",
+    "train.schedule.min_lr_scale=0.05",
+    "train.data.windows=documents",
+    "merge.scoring.windows=documents",
+    "evaluate.scoring.windows=documents",
 )
 """What turns on the techniques that `smoke` has off."""
 
