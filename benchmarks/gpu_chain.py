@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT
+from flows.inputs.specs import Plan
 from presets import load_preset
 from schemas.errors import FairwayError
 from schemas.overrides import apply_overrides
@@ -64,7 +65,11 @@ def spec_of(words: list[str], options: argparse.Namespace) -> PipelineSpec:
 
 def run_chain(spec: PipelineSpec, store: Store, until: str) -> tuple[dict[str, Any], dict[str, float]]:
     """Results by the name that later stages take them under, and seconds by stage."""
-    whole = {"tokenize_corpus": spec.tokenize, "package": spec.package_spec()}
+    whole = {
+        "tokenize_corpus": spec.tokenize,
+        "package": spec.package_spec(),
+        "quantize": Plan("gpu_chain", spec).quantize,
+    }
     results: dict[str, Any] = {"manifest": locate(spec.tokenize, store.hashes)}
     seconds: dict[str, float] = {}
     for stage in CHAIN[: CHAIN.index(until) + 1]:

@@ -132,42 +132,6 @@ def check_kernels() -> dict[str, float]:
             ("mixed", "normed", "dx", "dx0", "dmix"), values, exact, strict=True
         ):
             result[f"mix {which} {name}"] = relative(value, reference)
-    return result | check_loss(normal(4 * TOKENS, 8192, scale=5.0))
-
-
-def plain_loss(logits: Tensor, targets: Tensor, cap: float) -> Tensor:
-    return F.cross_entropy(cap * torch.tanh(logits.float() / cap), targets)
-
-
-def check_loss(product: Tensor) -> dict[str, float]:
-    """The same of the loss over a vocabulary of 8,192; product (N, 8192) bfloat16. Times are of forward and
-    backward together, beside what the compiler makes of the plain form.
-    """
-    targets = torch.randint(8192, (len(product),), device="cuda")
-    compiled = torch.compile(plain_loss, dynamic=False)
-
-    def loss(function: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        logits = product.to(dtype, copy=True).requires_grad_()
-        value = function(logits, targets, 30.0)
-        return value, torch.autograd.grad(value, logits)[0]
-
-    exact, result = loss(plain_loss, torch.float32), dict[str, float]()
-    for which, function in (
-        ("fused", fused_kernels.softcapped_cross_entropy),
-        ("compiled", compiled),
-        ("plain", plain_loss),
-    ):
-        for name, value, reference in zip(
-            ("value", "dlogits"), loss(function, torch.bfloat16), exact, strict=True
-        ):
-            result[f"loss {which} {name}"] = relative(value, reference)
-
-        def both(function: Callable[..., Tensor] = function) -> tuple[Tensor, Tensor]:
-            return loss(function, torch.bfloat16)
-
-        torch.cuda.reset_peak_memory_stats()
-        result[f"loss {which}: ms of {len(product)} tokens"] = milliseconds(both)
-        result[f"loss {which}: peak MiB"] = torch.cuda.max_memory_allocated() / 2**20
     return result
 
 

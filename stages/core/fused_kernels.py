@@ -4,8 +4,7 @@ PyTorch, as their reference.
 `prepare_heads` reads the product of q, k and v once and writes normalised, rotated and gained heads;
 `relu_squared_mlp` squares in the epilogue of the first product and keeps only the square, whose root is what
 its gradient needs (with a leaky slope it keeps the root too, because the square has lost its sign); the
-gradient of a block's mix and norm is one pass; `softcapped_cross_entropy` reads the logits of a large
-vocabulary once and keeps no float32 copy. All compute in float32 between
+gradient of a block's mix and norm is one pass. All compute in float32 between
 bfloat16 input and output; torch.compile sees opaque operators.
 
 Triton comes with PyTorch's CUDA builds. Only training with `compute.fused_kernels` imports this module; a
@@ -32,8 +31,6 @@ MIX_ROWS, MIX_PROGRAMS, MIX_WARPS = 2, 16, 2  # rows at once, programs a multipr
 # record's hidden width.
 UP_TILE = (128, 128, 64, 4, 3, 2)
 DOWN_BACKWARD_TILE = (128, 128, 32, 4, 4, 2)
-LARGE_VOCABULARY = 4096  # from here on the loss has a kernel; below it the compiler's is left as measured
-LOSS_BLOCK, LOSS_WARPS = 8192, 8
 
 
 def use_fused_kernels(model: GPT, device: torch.device) -> None:
@@ -65,8 +62,6 @@ def use_fused_kernels(model: GPT, device: torch.device) -> None:
 
 def install(model: GPT) -> None:
     """Put the kernels in the places that the model has for them."""
-    if model.settings.vocab_size >= LARGE_VOCABULARY:
-        model.fused_loss = softcapped_cross_entropy
     for block in model.blocks:
         assert isinstance(block, Block)
         block.attn.fused_heads, block.mlp.fused, block.mix_and_norm = (
@@ -251,45 +246,6 @@ def _mix_and_norm_backward_kernel(
     sums = dmix + tl.program_id(0) * (2 * DIMS) + tl.arange(0, WIDTH)
     tl.store(sums, tl.sum(dkeep, axis=0), mask=tl.arange(0, WIDTH) < DIMS)
     tl.store(sums + DIMS, tl.sum(drestart, axis=0), mask=tl.arange(0, WIDTH) < DIMS)
-
-
-@triton.jit
-def _tanh(x):
-    # Near 0 the difference would cancel, and a cap that is there to turn capping off makes x tiny.
-    return tl.where(tl.abs(x) < 0.05, x * (1.0 - x * x / 3.0), 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0))
-
-
-@triton.jit
-def _cross_entropy_kernel(logits, targets, losses, log_sums, vocab, cap, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    top = -float("inf")
-    total = 0.0
-    for first in range(0, vocab, BLOCK):
-        inside = first + column < vocab
-        wide = tl.load(logits + row * vocab + first + column, mask=inside, other=0.0).to(tl.float32)
-        capped = tl.where(inside, cap * _tanh(wide / cap), -float("inf"))
-        higher = tl.maximum(top, tl.max(capped, axis=0))
-        total = total * tl.exp(top - higher) + tl.sum(tl.exp(capped - higher), axis=0)
-        top = higher
-    log_sum = top + tl.log(total)
-    own = tl.load(logits + row * vocab + tl.load(targets + row)).to(tl.float32)
-    tl.store(losses + row, log_sum - cap * _tanh(own / cap))
-    tl.store(log_sums + row, log_sum)
-
-
-@triton.jit
-def _cross_entropy_backward_kernel(
-    dlosses, logits, targets, log_sums, dlogits, vocab, cap, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < vocab
-    share = _tanh(tl.load(logits + row * vocab + column, mask=inside, other=0.0).to(tl.float32) / cap)
-    hit = tl.where(column == tl.load(targets + row), 1.0, 0.0)
-    grad = tl.load(dlosses + row) * (tl.exp(cap * share - tl.load(log_sums + row)) - hit)
-    result = grad * (1.0 - share * share)
-    tl.store(dlogits + row * vocab + column, result.to(dlogits.dtype.element_ty), mask=inside)
 
 
 @torch.library.custom_op("fairway::prepare_heads", mutates_args=())
@@ -500,60 +456,3 @@ def mix_and_norm_with_gradient(
     """
     # The first layer's x is x0, and torch.compile takes no tensor twice here: a view is another tensor.
     return _MixAndNorm.apply(x, x0.view(x0.shape), resid_mix, scale)
-
-
-@torch.library.custom_op("fairway::cross_entropy", mutates_args=())
-def _cross_entropy(logits: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    rows, vocab = logits.shape
-    losses, log_sums = (logits.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    block = min(LOSS_BLOCK, triton.next_power_of_2(vocab))
-    _cross_entropy_kernel[(rows,)](
-        logits.contiguous(), targets.contiguous(), losses, log_sums, vocab, cap, block, num_warps=LOSS_WARPS
-    )
-    return losses, log_sums
-
-
-@_cross_entropy.register_fake
-def _(logits: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    rows = logits.size(0)
-    return logits.new_empty(rows, dtype=torch.float32), logits.new_empty(rows, dtype=torch.float32)
-
-
-@torch.library.custom_op("fairway::cross_entropy_backward", mutates_args=())
-def _cross_entropy_backward(
-    dlosses: Tensor, logits: Tensor, targets: Tensor, log_sums: Tensor, cap: float
-) -> Tensor:
-    rows, vocab = logits.shape
-    dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    block = min(LOSS_BLOCK, triton.next_power_of_2(vocab))
-    _cross_entropy_backward_kernel[(rows, triton.cdiv(vocab, block))](
-        dlosses.contiguous(), logits.contiguous(), targets.contiguous(), log_sums, dlogits, vocab, cap, block,
-        num_warps=LOSS_WARPS
-    )  # fmt: skip
-    return dlogits
-
-
-@_cross_entropy_backward.register_fake
-def _(dlosses: Tensor, logits: Tensor, targets: Tensor, log_sums: Tensor, cap: float) -> Tensor:
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
-
-
-def _keep_for_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    logits, targets, ctx.cap = inputs
-    ctx.save_for_backward(logits, targets, output[1])
-
-
-def _loss_gradients(ctx: Any, dlosses: Tensor, dlog_sums: Tensor) -> tuple[Tensor | None, ...]:
-    return _cross_entropy_backward(dlosses, *ctx.saved_tensors, ctx.cap), None, None
-
-
-_cross_entropy.register_autograd(_loss_gradients, setup_context=_keep_for_loss)
-
-
-def softcapped_cross_entropy(logits: Tensor, targets: Tensor, cap: float) -> Tensor:
-    """Mean of −log softmax(cap·tanh(logits/cap)) at the targets; logits (N, V) bfloat16, targets (N,) int64
-    -> () float32.
-
-    Both passes work on the bfloat16 logits; nothing of (N, V) in float32 is made (after pull request 1787).
-    """
-    return _cross_entropy(logits, targets, cap)[0].mean()

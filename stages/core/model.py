@@ -380,13 +380,11 @@ class GPT(nn.Module):
     """The whole model.
 
     Construct, then `init_weights` or `load_state_dict`. `qat_grid` names the quantizer that late QAT goes by.
-    `fused_loss`, where set, makes the loss of head products and targets (stages/core/fused_kernels.py).
     With `settings.loop_passes` its layers run in the looped order wherever nobody calls `use_loops(False)`.
     """
 
     qat_grid: str | None = None
     fake_quantize: FakeQuantizer
-    fused_loss: Callable[[Tensor, Tensor, float], Tensor] | None = None
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
@@ -485,18 +483,12 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden (..., D) -> softcapped logits (..., V), float32."""
         cap = self.settings.logit_softcap
-        return cap * torch.tanh(self._head_product(hidden).float() / cap)
-
-    def _head_product(self, hidden: Tensor) -> Tensor:
-        return (self.tok_emb if self.head is None else self.head)(hidden)
+        head = self.tok_emb if self.head is None else self.head
+        return cap * torch.tanh(head(hidden).float() / cap)
 
     def forward(self, ids: Tensor, targets: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Mean cross-entropy in nats of `targets` (B, T) after `ids` (B, T)."""
-        hidden = self.hidden(ids, dtype)
-        if self.fused_loss is not None:
-            product = self._head_product(hidden).flatten(0, 1)
-            return self.fused_loss(product, targets.flatten(), self.settings.logit_softcap)
-        logits = self.logits(hidden)
+        logits = self.logits(self.hidden(ids, dtype))
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def idle_parameters(self) -> list[str]:
