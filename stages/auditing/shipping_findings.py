@@ -134,17 +134,19 @@ def _sliding(evidence: Evidence, technique: Technique) -> Finding:
 
 def _document_windows(evidence: Evidence, technique: Technique) -> Finding:
     """Where a document begins inside the text, windows over the stream would have crossed it."""
-    score = evidence.results.evaluation.non_overlapping
-    asked = score.windows == "documents"
+    starts = evidence.results.evaluation.non_overlapping.num_bos_targets
+    astray = [name for name, score in _scores(evidence).items() if score.windows != "documents"]
     return Finding(
         key=technique.key,
         title=technique.title,
-        verdict="took effect" if asked and score.num_bos_targets else "no effect",
+        verdict="no effect" if astray or not starts else "took effect",
         evidence=(
-            f"no window crosses the {score.num_bos_targets:,} document starts inside the validation text; "
-            "not comparable with figures over the stream"
+            f"windows over the stream of tokens: {names_of(astray)}"
+            if astray
+            else f"no window crosses the {starts:,} document starts inside the validation text; not "
+            "comparable with figures over the stream"
         ),
-        figures={"inner_document_starts": float(score.num_bos_targets)},
+        figures={"inner_document_starts": float(starts)},
     )
 
 

@@ -81,14 +81,42 @@ def test_every_technique_of_the_smoke_run_took_effect_and_every_rule_holds(smoke
 def test_the_forms_that_smoke_has_off_take_effect_where_they_are_on(
     run_pipeline: Any, tmp_path: Path
 ) -> None:
-    report = run_pipeline(tmp_path, *FORMS, "train.model.smear_form=by_input").report
+    # Windows inside documents differ from those over the stream only where the validation text has several.
+    more = ("train.model.smear_form=by_input", "tokenize.split.val_fraction=0.6")
+    report = run_pipeline(tmp_path, *FORMS, *more).report
     found = {technique.key: report.audit.finding(technique.key) for technique in TECHNIQUES}
     assert {key: finding.verdict for key, finding in found.items()} == dict.fromkeys(found, "took effect")
     assert "layer 1 runs 2 times, 4 passes" in found["loops"].evidence
     assert found["loops"].figures["looped_steps"] == 26  # from 35 % of 40 steps on
     assert "1 layer from 2 on, two lanes; its tensor learned (blocks.2.lanes" in found["parallel"].evidence
+    assert {score.windows for score in (report.merged.score, report.evaluation.sliding)} == {"documents"}
+    assert found["document-windows"].figures["inner_document_starts"] >= 1
     # The packaged program, which scores itself, runs the layers as the merged model did.
     assert report.val_bpb_quantized == pytest.approx(report.merged.score.bpb, abs=0.05)
+
+
+def test_documents_that_were_asked_for_and_not_heeded_are_found_out(evidence: Evidence) -> None:
+    spec, evaluation = evidence.spec, evidence.results.evaluation
+    asked = spec.derive(
+        train=replace(spec.train, data=replace(spec.train.data, windows="documents")),
+        merge=spec.merge.derive(scoring=replace(spec.merge.scoring, windows="documents")),
+        evaluate=spec.evaluate.derive(scoring=replace(spec.evaluate.scoring, windows="documents")),
+    )
+    assert _verdict(evidence, "document-rows", spec=asked)[0] == "no effect"
+    verdict, said = _verdict(evidence, "document-windows", spec=asked)
+    assert verdict == "no effect"
+    assert said.startswith("windows over the stream of tokens: last iterate, merged, quantized")
+    merged, inside = evidence.results.merged, {"windows": "documents"}
+    one_document = {
+        "merged": merged.derive(last=merged.last.derive(**inside), score=merged.score.derive(**inside)),
+        "evaluation": evaluation.derive(
+            non_overlapping=evaluation.non_overlapping.derive(**inside),
+            sliding=evaluation.sliding.derive(**inside),
+        ),
+    }
+    verdict, said = _verdict(evidence, "document-windows", spec=asked, **one_document)
+    assert verdict == "no effect"
+    assert "no window crosses the 0 document starts" in said
 
 
 def test_loops_that_no_training_step_had_are_found_out(evidence: Evidence) -> None:
