@@ -1,9 +1,10 @@
-"""The merged model of a run quantized in every way, packaged and scored: bits per byte against bytes.
+"""Frontier of a run: its merged model quantized in every way, packaged and scored; bits per byte against
+bytes.
 
     fairway frontier last
 
-Each scheme is the chain quantize → package → check_size → evaluate through the store, so nothing is computed
-twice: an interrupted call goes on with the scheme it was at, and a second call computes nothing.
+Each scheme is the chain quantize → package → check_size → evaluate through the store. So an interrupted call
+resumes with the scheme it was at, and a second call computes nothing.
 """
 
 import base64

@@ -5,8 +5,8 @@ together show.
 
 A weekly schedule does the same.
 
-Every seed is a run of the pipeline of its own. A failed one is kept as failed, and the next firing tries it
-again.
+Every seed is a run of the pipeline of its own. A failed one is kept as failed, and the next run retries
+it.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Count what ships, as it lies on disk, against the limit.
+"""Check size: count the bytes of the package on disk and compare them with the limit.
 
     python -m stages check_size --spec spec.json --input package=…/record.json --input packed=…/record.json
 

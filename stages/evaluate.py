@@ -1,6 +1,6 @@
-"""Evaluate: score what ships.
+"""Evaluate: score the package.
 
-By hand: python -m stages evaluate --spec spec.json --input package=… --input tokenized=…
+    python -m stages evaluate --spec spec.json --input package=… --input tokenized=…
 
 The packaged script itself does it, isolated (`python -I`) and in fresh torchrun processes, so nothing of the
 training run or of this repository can leak into the score.

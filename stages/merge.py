@@ -1,6 +1,6 @@
 """Merge: snapshots -> one model, scored before and after.
 
-By hand: python -m stages merge --spec spec.json --input trained=…/record.json --input tokenized=…/record.json
+python -m stages merge --spec spec.json --input trained=…/record.json --input tokenized=…/record.json
 """
 
 import math

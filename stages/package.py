@@ -1,10 +1,9 @@
-"""Build the folder that ships: one self-contained train_gpt.py with the run's settings in it, and the
-blob beside it.
+"""Package: build one folder with the blob and a self-contained train_gpt.py that holds the run's settings.
 
     python -m stages package --spec spec.json --input packed=…/record.json
 
-PackedModel → Package and package/{train_gpt.py, model.fwz}. The script needs nothing of ours: Python's
-standard library, torch, numpy, sentencepiece and zstandard are all that it imports, which is checked here.
+PackedModel → Package and package/{train_gpt.py, model.fwz}. The script needs nothing of ours. It imports only
+Python's standard library, torch, numpy, sentencepiece and zstandard; the stage checks this.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Quantize the merged model and pack it into the blob that ships, with an account of every tensor.
+"""Quantize the merged model and pack it into the blob, with an account of every tensor.
 
     python -m stages quantize --spec spec.json --input merged=…/record.json --input tokenized=…/record.json
 

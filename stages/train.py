@@ -1,6 +1,6 @@
 """Train: token shards -> snapshots, last iterate, metrics.
 
-By hand: python -m stages train --spec spec.json --input tokenized=…/record.json
+    python -m stages train --spec spec.json --input tokenized=…/record.json
 
 The work happens in torchrun's processes (`stages.training.worker`), also when there is only one.
 """

@@ -1,1 +1,1 @@
-"""The command line: a module for each command, or for commands that belong together."""
+"""Command line: a module for each command, or for related commands."""

@@ -1,4 +1,4 @@
-"""`python -m flows.cli`, where the program `fairway` is not installed."""
+"""`python -m flows.cli`, for use if the program `fairway` is not installed."""
 
 from flows.cli.main import main
 

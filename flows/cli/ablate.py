@@ -1,4 +1,4 @@
-"""The command fairway ablate."""
+"""Command `fairway ablate`."""
 
 from typing import Annotated
 
@@ -42,7 +42,8 @@ def ablate(
     if not keys:
         terminal.tell(
             lambda: [
-                {"key": item.key, "title": item.title, "on": item.is_on(earlier.spec)} for item in TECHNIQUES
+                {"key": technique.key, "title": technique.title, "on": technique.is_on(earlier.spec)}
+                for technique in TECHNIQUES
             ],
             lambda console: console.print(techniques_table(earlier.spec)),
         )

@@ -1,4 +1,4 @@
-"""What all commands share: the app, their options, one way of running a flow, and errors as one message."""
+"""Base of all commands: the Typer app, shared options, running a flow, and errors as one message."""
 
 import os
 import sys
@@ -57,9 +57,9 @@ DEFAULT_STORE = Path(".fairway")
 
 
 def run_flow(flow: str, options: Any, debug: bool, *args: Any, **kwargs: Any) -> Any:
-    """The state in which the flow, as module:name, ended, with its lines and progress shown meanwhile.
+    """Run the flow (module:name) with `options` and the other arguments, and show its lines and progress.
 
-    It is called with `options` and the rest.
+    Returns the state in which it ended.
     """
     from flows.cli.terminal import live_output, waiting_on
     from flows.server.environment import prefect_api
@@ -96,7 +96,7 @@ def option_overrides(
 
 @contextmanager
 def clear_errors(debug: bool) -> Iterator[None]:
-    """Errors as one message: status 2 for bad input, 1 for a failed run, 130 for Ctrl-C.
+    """Turn errors into one message: status 2 for bad input, 1 for a failed run, 130 for Ctrl-C.
 
     `debug` lets the stack trace through.
     """
@@ -106,7 +106,7 @@ def clear_errors(debug: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("interrupted: finished stages are kept, and the same command goes on from there", err=True)
+        typer.echo("interrupted: finished stages are stored; the same command resumes", err=True)
         raise typer.Exit(130) from None
     except (typer.Exit, typer.Abort):
         raise

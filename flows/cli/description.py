@@ -1,4 +1,4 @@
-"""What a preset is before it runs: settings, parameters by part, tokens, steps and estimated bytes."""
+"""Description of a preset before it runs: settings, parameters by part, tokens, steps and estimated bytes."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from stages.store.machine import precision_note
 
 
 def describe_spec(preset: str, label: str, spec: PipelineSpec) -> dict[str, Any]:
-    """Everything `fairway describe` says, as plain JSON types.
+    """The output of `fairway describe` as plain JSON types.
 
     Raises SpecError for a model that cannot be built.
     """
@@ -60,8 +60,8 @@ def describe_spec(preset: str, label: str, spec: PipelineSpec) -> dict[str, Any]
     }
 
 
-def print_description(console: Console, told: dict[str, Any]) -> None:
-    """The same for people."""
+def print_description(console: Console, description: dict[str, Any]) -> None:
+    """Print the description as tables."""
     settings = [
         {
             "name": info["name"],
@@ -70,46 +70,50 @@ def print_description(console: Console, told: dict[str, Any]) -> None:
             "what it is": info["help"],
             "allowed": info["bounds"],
         }
-        for info in told["settings"]
+        for info in description["settings"]
     ]
-    title = f"Settings of {told['preset']} (--set NAME=VALUE changes one)"
+    title = f"Settings of {description['preset']} (--set NAME=VALUE changes one)"
     console.print(rows_table(title, settings, {"value"}, no_wrap={"name"}, box=SIMPLE_HEAD))
-    summary = [dict(zip(("figure", "value", "note"), line, strict=True)) for line in _summary(told)]
+    summary = [dict(zip(("figure", "value", "note"), line, strict=True)) for line in _summary(description)]
     console.print(rows_table("Size and length", summary, {"value"}, box=SIMPLE_HEAD, header=False))
 
 
-def _summary(told: dict[str, Any]) -> Iterator[tuple[str, str, str | Text]]:
+def _summary(description: dict[str, Any]) -> Iterator[tuple[str, str, str | Text]]:
     """Figure, value and note of each line about size and length."""
-    yield "parameters", f"{told['parameters']:,}", ""
-    for part, count in sorted(told["parameters_by_part"].items(), key=lambda item: -item[1]):
-        yield f"  {part}", f"{count:,}", f"{count / told['parameters']:.1%}"
+    yield "parameters", f"{description['parameters']:,}", ""
+    for part, count in sorted(description["parameters_by_part"].items(), key=lambda item: -item[1]):
+        yield f"  {part}", f"{count:,}", f"{count / description['parameters']:.1%}"
     for kind, why in (
         ("idle", "no forward pass uses them"),
-        ("frozen", "get no updates, on purpose: train.optimizer.frozen"),
+        ("frozen", "not trained, as train.optimizer.frozen says"),
     ):
-        if found := told[f"{kind}_parameters"]:
-            yield f"{kind} parameters", f"{sum(found.values()):,}", f"{why}: {', '.join(found)}"
-    cap = f", or as many as {told['max_seconds']:g} s of training hold" if told["max_seconds"] else ""
-    yield "steps", f"{told['max_steps']:,}", f"at most{cap}"
-    yield "tokens", f"{told['max_tokens']:,}", f"at most, {told['batch_tokens']:,} a step"
-    yield "processes", f"{told['processes']}", told["device"]
-    yield "precision", told["precision"], told["precision_note"].partition(": ")[2]
+        if parameters := description[f"{kind}_parameters"]:
+            yield f"{kind} parameters", f"{sum(parameters.values()):,}", f"{why}: {', '.join(parameters)}"
+    cap = (
+        f", or as many as {description['max_seconds']:g} s of training hold"
+        if description["max_seconds"]
+        else ""
+    )
+    yield "steps", f"{description['max_steps']:,}", f"at most{cap}"
+    yield "tokens", f"{description['max_tokens']:,}", f"at most, {description['batch_tokens']:,} a step"
+    yield "processes", f"{description['processes']}", description["device"]
+    yield "precision", description["precision"], description["precision_note"].partition(": ")[2]
     yield (
         "artifact bytes, estimated",
-        f"{told['estimated_artifact_bytes']:,}",
-        f"of which code {told['code_bytes']:,}",
+        f"{description['estimated_artifact_bytes']:,}",
+        f"of which code {description['code_bytes']:,}",
     )
-    if told["fitted_to_bytes"] is not None:
-        unfitted = told["unfitted_blob_bytes"] + told["code_bytes"]
+    if description["fitted_to_bytes"] is not None:
+        unfitted = description["unfitted_blob_bytes"] + description["code_bytes"]
         yield (
             "fitted to",
-            f"{told['fitted_to_bytes']:,}",
+            f"{description['fitted_to_bytes']:,}",
             f"about {unfitted:,} at quantize.loss_budget_nats, without the fit",
         )
-    margin = told["estimated_margin_bytes"]
+    margin = description["estimated_margin_bytes"]
     verdict = words("to spare") if margin >= 0 else words("OVER", "red")
     yield (
         "limit",
-        f"{told['limit_bytes']:,}",
+        f"{description['limit_bytes']:,}",
         Text.assemble(f"{abs(margin):,} ", verdict, ", by the estimate"),
     )

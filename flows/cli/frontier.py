@@ -1,4 +1,4 @@
-"""The command fairway frontier."""
+"""Command `fairway frontier`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -43,10 +43,10 @@ def frontier(
     earlier = find_run(root, run)
     folder = (output or root / "frontiers" / earlier.name).expanduser().resolve()
     state = terminal.run("flows.frontier:frontier", earlier.run_id, names, str(folder))
-    found = state.result(raise_on_failure=True)
+    result = state.result(raise_on_failure=True)
     terminal.tell(
-        lambda: {**found.model_dump(mode="json"), "folder": str(folder)},
-        lambda console: print_frontier(console, found, folder),
+        lambda: {**result.model_dump(mode="json"), "folder": str(folder)},
+        lambda console: print_frontier(console, result, folder),
     )
-    if found.failed:
-        raise StageError("\n".join(["these have no point; the same command tries them again", *found.failed]))
+    if result.failed:
+        raise StageError("\n".join(["these schemes failed; the same command retries them", *result.failed]))

@@ -1,6 +1,6 @@
-"""The command line: `fairway --help` lists the commands.
+"""Entry point of the command line: `fairway --help` lists the commands.
 
-Heavy imports stand inside the commands, so that --help answers at once.
+Heavy imports are inside the commands, so that --help answers at once.
 """
 
 import sys
@@ -26,9 +26,9 @@ from flows.cli.base import app
 
 
 def main() -> None:
-    """Entry point of `fairway`.
+    """Run `fairway`.
 
-    Status 2 for surroundings in which nothing works, 141 when the reader of the output has gone.
+    Status 2 for an environment in which nothing works, 141 if the reader of the output has gone.
     """
     from schemas.errors import SpecError
     from stages.processes.own_process import standard_streams, surroundings

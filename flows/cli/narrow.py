@@ -1,4 +1,4 @@
-"""Tables on a terminal too narrow for them: each row becomes a short list, and no word is cut."""
+"""Console for narrow terminals: a table that does not fit becomes a list for each row, and no word is cut."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _ANY_WIDTH = 10_000
 
 
 class FittingConsole(Console):
-    """A console that prints a table as lists when its words do not fit beside one another."""
+    """A console that prints a table as lists if its words do not fit in one line."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         for item in objects if objects else ("",):
@@ -22,18 +22,18 @@ class FittingConsole(Console):
                 super().print(item, **options)
 
     def _print_lists(self, table: Table) -> None:
-        """Name of the row in bold, then a line for each other column that has something to say."""
+        """Print the name of each row in bold, then a line for each other cell that is not empty."""
         if table.title:
             super().print(self._text(table.title, "bold"))
         columns = [list(column.cells) for column in table.columns]
         for row, cells in zip(table.rows, zip(*columns, strict=True), strict=True):
             super().print(self._text(cells[0], f"bold {row.style or ''}".strip()), soft_wrap=True)
             for column, cell in zip(table.columns[1:], cells[1:], strict=True):
-                said = self._text(cell, str(row.style or ""))
+                text = self._text(cell, str(row.style or ""))
                 header = self._text(column.header, "dim") if table.show_header else Text()
-                if said.plain.strip():
+                if text.plain.strip():
                     super().print(
-                        Padding(Text.assemble(header, ": " if header.plain else "", said), (0, 0, 0, 2))
+                        Padding(Text.assemble(header, ": " if header.plain else "", text), (0, 0, 0, 2))
                     )
 
     def _text(self, item: Any, style: str) -> Text:
@@ -44,5 +44,5 @@ class FittingConsole(Console):
 
 
 def needed_width(console: Console, table: Table) -> int:
-    """Columns of a terminal in which no word of `table` is cut."""
+    """Terminal columns that `table` needs so that no word is cut."""
     return Measurement.get(console, console.options.update(width=_ANY_WIDTH), table).minimum

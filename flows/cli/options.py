@@ -1,4 +1,5 @@
-"""Options that come from the models: `RunOptions` is the block of options of every command that runs stages.
+"""Command options generated from pydantic models: the fields of `RunOptions` for every command that runs
+stages.
 
 The models need pydantic, which takes longer than all of `fairway --help`. So such a command's parameters are
 made when it is called, not when it is listed.
@@ -37,7 +38,7 @@ PresetOption = Annotated[str, typer.Option(help=PRESETS_HELP)]
 
 
 class Terminal:
-    """What the terminal gave a command about where and how it runs and answers."""
+    """Run and output options that the user gave to a command."""
 
     def __init__(self, given: dict[str, Any], json: bool, debug: bool) -> None:
         """`given`: field of RunOptions -> value."""
@@ -45,7 +46,7 @@ class Terminal:
 
     @cached_property
     def options(self) -> Any:
-        """RunOptions of what was given; makes the store where there is none.
+        """RunOptions with the given values; creates the store if it is missing.
 
         Raises SpecError naming the option.
         """
@@ -58,22 +59,24 @@ class Terminal:
         try:
             return RunOptions(**{**self._given, "store": str(Store(self._given["store"]).root)})
         except ValidationError as error:
-            said = (
-                f"{_option_of(str(item['loc'][0]))} = {item['input']}: {item['msg']}"
-                for item in error.errors()
+            messages = (
+                f"{_option_of(str(detail['loc'][0]))} = {detail['input']}: {detail['msg']}"
+                for detail in error.errors()
             )
-            raise SpecError("; ".join(said)) from error
+            raise SpecError("; ".join(messages)) from error
 
     @property
     def store(self) -> Path:
         return Path(self.options.store)
 
     def run(self, flow: str, *args: Any, **kwargs: Any) -> Any:
-        """The state in which the flow, as module:name, ended; it is called with the rest and `options`."""
+        """Run the flow (module:name) with `options` and the other arguments; returns the state in which it
+        ended.
+        """
         return run_flow(flow, self.options, self._debug, *args, **kwargs)
 
     def tell(self, value: Callable[[], Any], show: Callable[[Console], None]) -> None:
-        """Give the value as JSON where --json asks for it, else have it shown."""
+        """Print the value as JSON with --json, else call the function that shows it."""
         if self._json:
             print_json(value())
         else:
@@ -81,9 +84,10 @@ class Terminal:
 
 
 def with_run_options(*fields: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The command takes these fields of RunOptions as options, --json and --debug, and gets one `terminal`.
+    """Give the command these fields of RunOptions as options, --json and --debug; it gets them as one
+    `terminal`.
 
-    What it raises becomes one message. Register it with `cls=OnDemand`.
+    Its errors become one message. Register the command with `cls=OnDemand`.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -102,7 +106,7 @@ def with_run_options(*fields: str) -> Callable[[Callable[..., None]], Callable[.
 
 
 class OnDemand(TyperCommand):
-    """A command that makes its parameters when they are first asked for."""
+    """A command that makes its parameters at first use."""
 
     def __init__(self, *args: Any, callback: Callable[..., Any], **kwargs: Any) -> None:
         super().__init__(*args, callback=callback, **kwargs)
@@ -127,7 +131,11 @@ def _whole_signature(command: Callable[..., None], fields: tuple[str, ...]) -> i
     last = inspect.Parameter.KEYWORD_ONLY
     return own.replace(
         parameters=[
-            *(item.replace(kind=last) for name, item in own.parameters.items() if name != "terminal"),
+            *(
+                parameter.replace(kind=last)
+                for name, parameter in own.parameters.items()
+                if name != "terminal"
+            ),
             *(_option(field) for field in fields),
             inspect.Parameter("json", last, annotation=Json, default=False),
             inspect.Parameter("debug", last, annotation=Debug, default=False),
@@ -136,18 +144,18 @@ def _whole_signature(command: Callable[..., None], fields: tuple[str, ...]) -> i
 
 
 def _option(field: str) -> inspect.Parameter:
-    """A field of RunOptions as an option. The model checks the value, so that its message is the only one."""
+    """A field of RunOptions as an option. Only the model checks the value, so that there is one message."""
     from schemas.runtime import RunOptions
 
-    found = RunOptions.model_fields[field]
+    info = RunOptions.model_fields[field]
     keyword = partial(inspect.Parameter, _parameter_of(field), inspect.Parameter.KEYWORD_ONLY)
     if field == "store":
         return keyword(annotation=StoreFolder, default=DEFAULT_STORE)
-    told = (found.description or "").partition("; empty:")[0]
+    help_text = (info.description or "").partition("; empty:")[0]
     metavar = "SECONDS" if field.endswith("_seconds") else None
     plain = get_type_hints(RunOptions)[field]
-    option = typer.Option(_option_of(field), help=told, metavar=metavar)
-    return keyword(annotation=Annotated[plain, option], default=found.default)
+    option = typer.Option(_option_of(field), help=help_text, metavar=metavar)
+    return keyword(annotation=Annotated[plain, option], default=info.default)
 
 
 def _parameter_of(field: str) -> str:
@@ -160,7 +168,7 @@ def _option_of(field: str) -> str:
 
 
 def _with_presets(signature: inspect.Signature) -> inspect.Signature:
-    """The same, with the presets' names where the help is about them."""
+    """The signature with the presets' names in the help of an option that takes a preset."""
     from presets import PRESETS
 
     *others, last = PRESETS

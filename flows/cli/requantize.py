@@ -1,4 +1,4 @@
-"""The command that quantizes an earlier run again: fairway requantize."""
+"""Command `fairway requantize`: quantize an earlier run again."""
 
 from typing import Annotated
 
@@ -28,10 +28,10 @@ def requantize(
         typer.Option(help="round_to_nearest, gptq_lite, reference, gptq or ecsq; several are compared"),
     ] = None,
     limit_bytes: Annotated[
-        int | None, typer.Option(min=1, help="the best package (script and blob) of at most so many bytes")
+        int | None, typer.Option(min=1, help="the best package (script and blob) within this many bytes")
     ] = None,
     set_: Overrides = None,
-    at_once: Annotated[int, typer.Option(min=1, max=8, help="variants that run side by side")] = 2,
+    at_once: Annotated[int, typer.Option(min=1, max=8, help="variants that run at the same time")] = 2,
     *,
     terminal: Terminal,
 ) -> None:

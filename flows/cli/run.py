@@ -1,4 +1,4 @@
-"""The command that runs the whole chain: fairway run."""
+"""Command `fairway run`: run the whole chain."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ def run(
     *,
     terminal: Terminal,
 ) -> None:
-    """Run the whole chain. What the store already holds is not made again."""
+    """Run the whole chain. Stages whose results are stored do not run again."""
     from flows.cli.terminal import print_report, report_json
     from flows.inputs.specs import resolve
     from stages.store.runs import load_report

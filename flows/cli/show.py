@@ -1,4 +1,4 @@
-"""Commands that only look: fairway describe | show | runs."""
+"""Read-only commands: fairway describe | show | runs."""
 
 from typing import Annotated
 
@@ -32,17 +32,17 @@ def describe(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Every setting of a preset with its unit, parameters by part, tokens, steps and estimated bytes."""
+    """List the settings of a preset with units, the parameters by part, tokens, steps and estimated bytes."""
     with clear_errors(debug):
         from flows.cli.description import describe_spec, print_description
         from flows.inputs.specs import resolve, run_label
 
         spec = resolve(preset, option_overrides(set_, seed, processes, device))
-        told = describe_spec(preset, run_label(preset, spec), spec)
+        description = describe_spec(preset, run_label(preset, spec), spec)
         if json:
-            print_json(told)
+            print_json(description)
         else:
-            print_description(make_console(), told)
+            print_description(make_console(), description)
 
 
 @app.command()
@@ -54,9 +54,7 @@ def show(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """The figures of a finished run; of one that failed or is at work, what the configured Prefect server
-    knows.
-    """
+    """Show the figures of a finished run, or the state of another run on the configured Prefect server."""
     with clear_errors(debug):
         from flows.cli.terminal import print_report, print_server_run, report_json
         from flows.server.runs import configured_server, find_server_run, task_rows
@@ -84,9 +82,7 @@ def show(
 
 @app.command()
 def runs(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug = False) -> None:
-    """The finished runs in the store, and all others that the configured Prefect server knows, the newest
-    last.
-    """
+    """List the finished runs in the store and all runs on the configured Prefect server, the newest last."""
     with clear_errors(debug):
         from flows.cli.terminal import print_runs, report_json
         from flows.server.runs import configured_server, server_runs

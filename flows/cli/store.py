@@ -1,4 +1,4 @@
-"""Commands that look after the store: fairway gc | verify."""
+"""Maintenance commands for the store: fairway gc | verify."""
 
 from typing import Annotated
 
@@ -19,40 +19,41 @@ from flows.cli.base import (
 @app.command()
 def gc(
     remove: Annotated[
-        bool, typer.Option("--remove", help="take it away; without this it is only listed")
+        bool, typer.Option("--remove", help="remove it; without this option gc only lists it")
     ] = False,
     keep_runs: Annotated[
-        int | None, typer.Option(min=0, help="also give up all but so many runs and those in a ledger")
+        int | None, typer.Option(min=0, help="also list all runs but the newest N and those in a ledger")
     ] = None,
     older_than: Annotated[
-        float, typer.Option(min=0, help="hours that something must have lain untouched")
+        float, typer.Option(min=0, help="only list what has not changed for this many hours")
     ] = 24.0,
     store: StoreFolder = DEFAULT_STORE,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List what no run needs, or take it away. Does nothing while a run is in progress."""
+    """List what no run needs, or remove it with --remove. Removes nothing while a run is in progress."""
     with clear_errors(debug):
         from flows.cli.terminal import print_unneeded
         from stages.store.housekeeping import find_unneeded, remove_unneeded
         from stages.store.store import Store
 
         with Store(store) as opened:
-            found = (remove_unneeded if remove else find_unneeded)(opened, keep_runs, older_than)
+            unneeded = (remove_unneeded if remove else find_unneeded)(opened, keep_runs, older_than)
         if json:
             items = [
-                {"path": str(item.path), "num_bytes": item.num_bytes, "reason": item.reason} for item in found
+                {"path": str(item.path), "num_bytes": item.num_bytes, "reason": item.reason}
+                for item in unneeded
             ]
             print_json(
-                {"removed": remove, "num_bytes": sum(item.num_bytes for item in found), "items": items}
+                {"removed": remove, "num_bytes": sum(item.num_bytes for item in unneeded), "items": items}
             )
         else:
-            print_unneeded(make_console(), found, opened.root, remove)
+            print_unneeded(make_console(), unneeded, opened.root, remove)
 
 
 @app.command()
 def verify(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug = False) -> None:
-    """Read every byte in the store again and list what is damaged; status 1 if anything is."""
+    """Read every byte in the store again and list damage; status 1 if there is any."""
     with clear_errors(debug):
         from schemas.printable import printable
         from stages.store.housekeeping import find_damage
@@ -66,7 +67,7 @@ def verify(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug 
             for problem in damage:
                 typer.echo(printable(problem))
             typer.echo(
-                f"{len(damage)} damaged; the same `fairway run` makes it again"
+                f"{len(damage)} damaged; repeat the same `fairway run` to make it again"
                 if damage
                 else f"{printable(str(opened.root))}: all sound"
             )

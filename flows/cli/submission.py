@@ -1,4 +1,4 @@
-"""Commands about submission folders: fairway export | check | rescore."""
+"""Commands for submission folders: fairway export | check | rescore."""
 
 from pathlib import Path
 from typing import Annotated
@@ -39,8 +39,8 @@ def export(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a finished run as a submission folder of the official shape, and check it; status 1 if a rule
-    is broken.
+    """Write a finished run as a submission folder of the official form, and check it; status 1 if a rule is
+    broken.
     """
     with clear_errors(debug):
         from flows.cli.terminal import log_to, print_rules
@@ -51,11 +51,11 @@ def export(
         with log_to(make_console(stderr=True)):
             made = write_submission(Store(store), run, about, out, only_this_seed)
         if json:
-            told = made.info.model_dump(mode="json")
+            info = made.info.model_dump(mode="json")
             print_json(
                 {
                     "folder": str(made.folder),
-                    "submission": told,
+                    "submission": info,
                     "rules": [rule.model_dump() for rule in made.rules],
                 }
             )
@@ -76,9 +76,7 @@ def check(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Apply the published rules to any submission folder, running nothing of it; status 1 if one is
-    broken.
-    """
+    """Apply the published rules to any folder without running its code; status 1 if one is broken."""
     with clear_errors(debug):
         from flows.cli.terminal import print_rules
         from schemas.printable import one_line
@@ -116,16 +114,16 @@ def rescore(
         bool,
         typer.Option(
             "--run-its-script",
-            help="score with the folder's own train_gpt.py: this runs a stranger's code as you",
+            help="score with the folder's own train_gpt.py: this runs untrusted code with your rights",
         ),
     ] = False,
     timeout: Annotated[
-        float | None, typer.Option(min=1, help="end the scoring after so many seconds")
+        float | None, typer.Option(min=1, help="end the scoring after this many seconds")
     ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Score a folder's model again, in fresh processes, and compare with what the folder claims."""
+    """Score a folder's model again, in fresh processes, and compare with the claimed score."""
     with clear_errors(debug):
         from flows.cli.terminal import live_output, print_rescored
         from schemas.printable import one_line

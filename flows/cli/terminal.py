@@ -1,4 +1,4 @@
-"""What `fairway` shows on a terminal: progress bars and log lines while it runs, tables when it is done."""
+"""Terminal output of `fairway`: progress bars and log lines during a run, tables at its end."""
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -41,17 +41,15 @@ _STYLES = {"bad": "yellow", "off": "dim", "good": "", "": ""}
 
 
 def is_screen(console: Console) -> bool:
-    """Whether a person watches: a terminal indeed, and not only FORCE_COLOR, by which a file gets colours
-    too.
-    """
+    """Whether the output is a real terminal, and not a file that gets colours by FORCE_COLOR."""
     return console.is_terminal and console.file.isatty()
 
 
 @contextmanager
 def live_output(console: Console) -> Iterator[StageProgress]:
-    """Log lines and, on a terminal, a bar for the stage at work.
+    """Show log lines and, on a terminal, a progress bar for the current stage.
 
-    Gives the function that is told how far a stage is.
+    Yields the function that receives the progress of a stage.
     """
     progress = Progress(
         TextColumn("{task.description}", style="bold", markup=False),
@@ -86,9 +84,7 @@ def live_output(console: Console) -> Iterator[StageProgress]:
 
 
 def waiting_on(console: Console) -> Waiting:
-    """A function to be entered around a wait: on a terminal a line with the seconds so far, elsewhere a
-    log line.
-    """
+    """A context manager for waits: on a terminal a line with the seconds so far, elsewhere a log line."""
 
     @contextmanager
     def wait(what: str) -> Iterator[None]:
@@ -102,7 +98,7 @@ def waiting_on(console: Console) -> Waiting:
 
 @contextmanager
 def log_to(console: Console) -> Iterator[None]:
-    """Our loggers' lines to `console`, and only there: Prefect's own console handler would repeat them."""
+    """Send our loggers' lines to `console` only: Prefect's own console handler would repeat them."""
     handler = _handler(console)
     loggers = [logging.getLogger(name) for name in OUR_LOGGERS]
     before = [(logger.propagate, logger.level) for logger in loggers]
@@ -142,9 +138,7 @@ class _PrintableFormatter(logging.Formatter):
 
 
 def print_report(console: Console, report: PipelineReport, store: Path, techniques: bool = False) -> None:
-    """The table that ends a run, warnings, and where things lie; with `techniques` also what each of them
-    did.
-    """
+    """Print the result table of a run, its warnings and its paths; with `techniques` also the audit."""
     console.print()
     console.print(drawn(run_table(report)))
     total = words(f"{report.seconds:.1f} s in all", "dim")
@@ -164,20 +158,20 @@ def print_report(console: Console, report: PipelineReport, store: Path, techniqu
 
 
 def drawn(table: figures.Table, no_wrap: Collection[str] = ()) -> Table:
-    """A table of figures; what to look at stands in yellow."""
+    """A table of figures; warnings are yellow."""
     styles = [_STYLES[mark] for mark in table.marks]
     return rows_table(table.title, table.dicts(), table.right, no_wrap=no_wrap, styles=styles)
 
 
 def print_comparison(console: Console, earlier: str, rows: list[Row]) -> None:
-    """The variants of a requantization."""
+    """Print the variants of a requantization."""
     console.print(
         rows_table(f"Quantizations of {earlier}", rows, {"val_bpb", "sliding", "gap to merged", "bytes"})
     )
 
 
 def print_ablation(console: Console, earlier: str, rows: list[Row]) -> None:
-    """A configuration with and without techniques."""
+    """Print a configuration with and without techniques."""
     console.print(
         rows_table(
             f"{earlier} without techniques (positive: worse without)",
@@ -187,55 +181,56 @@ def print_ablation(console: Console, earlier: str, rows: list[Row]) -> None:
     )
 
 
-def print_compared(console: Console, found: ComparedRuns, everything: bool) -> None:
-    """Runs side by side; of a table without rows only its title, which counts what is equal."""
-    for table in tables(found, everything):
+def print_compared(console: Console, compared: ComparedRuns, everything: bool) -> None:
+    """Print runs side by side. A table without rows prints only its title, which counts the equal entries."""
+    for table in tables(compared, everything):
         console.print(drawn(table) if table.rows else words(table.title, "bold"))
-    for sentence in found.conclusions:
+    for sentence in compared.conclusions:
         console.print(words(sentence), soft_wrap=True)
 
 
-def print_sample(console: Console, made: Sample) -> None:
-    """Each text after its prompt, the prompt in bold."""
-    for item in made.continuations:
-        told = f"seed {item.seed}, {item.num_tokens} tokens" + (", ended by the model" if item.ended else "")
-        console.print(words(f"── {made.source}, {made.weights}, {told}", "dim"), soft_wrap=True)
-        console.print(Text.assemble(words(made.prompt, "bold"), words(item.text)))
+def print_sample(console: Console, sample: Sample) -> None:
+    """Print each text after its prompt; the prompt is bold."""
+    for item in sample.continuations:
+        ending = ", ended by the model" if item.ended else ""
+        details = f"seed {item.seed}, {item.num_tokens} tokens{ending}"
+        console.print(words(f"── {sample.source}, {sample.weights}, {details}", "dim"), soft_wrap=True)
+        console.print(Text.assemble(words(sample.prompt, "bold"), words(item.text)))
 
 
-def print_frontier(console: Console, found: Frontier, folder: Path) -> None:
-    """Every quantization of a run, and where the plot lies."""
-    rows = frontier_rows(found)
-    console.print(rows_table(f"Quantizations of {found.run_name}", rows, set(rows[0]) - {"scheme", ""}))
+def print_frontier(console: Console, frontier: Frontier, folder: Path) -> None:
+    """Print every quantization of a run, and the path of the plot."""
+    rows = frontier_rows(frontier)
+    console.print(rows_table(f"Quantizations of {frontier.run_name}", rows, set(rows[0]) - {"scheme", ""}))
     console.print(Text.assemble(words("plot    ", "bold"), words(str(folder / PNG_NAME))), soft_wrap=True)
 
 
 def techniques_table(spec: PipelineSpec) -> Table:
-    """What can be left out, and what a run has."""
+    """The techniques that a run can go without, and whether it has them."""
     rows = [
         {
-            "key": item.key,
-            "technique": item.title,
-            "in its place": item.instead or "nothing",
-            "in the run": "on" if item.is_on(spec) else "off",
+            "key": technique.key,
+            "technique": technique.title,
+            "in its place": technique.instead or "nothing",
+            "in the run": "on" if technique.is_on(spec) else "off",
         }
-        for item in TECHNIQUES
+        for technique in TECHNIQUES
     ]
-    return rows_table("Techniques that --off takes", rows)
+    return rows_table("Techniques that --off can name", rows)
 
 
-def print_seeds(console: Console, label: str, rows: list[Row], said: list[str]) -> None:
-    """A ledger of seeds and what it shows."""
+def print_seeds(console: Console, label: str, rows: list[Row], conclusions: list[str]) -> None:
+    """Print a ledger of seeds and its conclusions."""
     if rows:
         console.print(
             rows_table(f"Seeds of {label}", rows, {"seed", "nats a token", "val_bpb", "sliding", "bytes"})
         )
-    for sentence in said:
+    for sentence in conclusions:
         console.print(words(sentence.replace("**", "")), soft_wrap=True)
 
 
 def print_runs(console: Console, entries: list[dict[str, Any]]) -> None:
-    """One line a run, the newest last. One without report has no figures yet, or never will."""
+    """Print one line a run, the newest last. A run without report has no figures."""
     names = ("name", "id", "state", "started", "quantized", "sliding", "bytes", "fits", "seconds")
     rows = [dict(zip(names, _run_cells(entry), strict=True)) for entry in entries]
     console.print(
@@ -250,13 +245,13 @@ def _run_cells(entry: dict[str, Any]) -> Iterator[str | Text]:
     yield from (entry["name"], entry["run_id"][:8], entry["state"], entry["started"])
     yield from ("–" if score is None else bpb(score) for score in (quantized, sliding))
     yield f"{entry['total_bytes']:,}" if "total_bytes" in entry else "–"
-    fits = entry.get("fits")
-    yield "–" if fits is None else "yes" if fits else words("no", "red")
+    fits: dict[bool | None, str | Text] = {None: "–", True: "yes", False: words("no", "red")}
+    yield fits[entry.get("fits")]
     yield f"{entry['seconds']:.1f}" if "seconds" in entry else "–"
 
 
 def print_rules(console: Console, folder: str, rules: Sequence[RuleResult]) -> None:
-    """Every rule with its verdict and reason."""
+    """Print every rule with its verdict and reason."""
     styles = {"pass": "green", "fail": "bold red", "unknown": "yellow"}
     rows: list[dict[str, str | Text]] = [
         {"rule": rule.rule, "verdict": words(rule.verdict, styles[rule.verdict]), "reason": rule.reason}
@@ -266,7 +261,7 @@ def print_rules(console: Console, folder: str, rules: Sequence[RuleResult]) -> N
 
 
 def print_rescored(console: Console, folder: str, made: Rescored) -> None:
-    """The scores found here, and how they compare with the claim."""
+    """Print the scores measured here, and their difference from the claim."""
     sliding, claimed = made.val_bpb_sliding, made.claimed_val_bpb
     best = made.val_bpb_non_overlapping if sliding is None else sliding
     rows = [
@@ -284,25 +279,25 @@ def print_rescored(console: Console, folder: str, made: Rescored) -> None:
     console.print(rows_table(f"Rescored, {folder}", rows, {"value"}))
 
 
-def print_unneeded(console: Console, items: list[Unneeded], store: Path, removed: bool) -> None:
-    """What housekeeping found, or took away."""
+def print_unneeded(console: Console, unneeded: list[Unneeded], store: Path, removed: bool) -> None:
+    """Print what housekeeping found or removed."""
     names = ("path in the store", "bytes", "what it is")
     rows = [
         dict(zip(names, (str(item.path.relative_to(store)), f"{item.num_bytes:,}", item.reason), strict=True))
-        for item in items
+        for item in unneeded
     ]
     console.print(rows_table("Removed" if removed else "No run needs", rows, {"bytes"}, columns=names))
-    total = f"{len(items)} in all, {sum(item.num_bytes for item in items):,} bytes"
+    total = f"{len(unneeded)} in all, {sum(item.num_bytes for item in unneeded):,} bytes"
     console.print(
         total
-        if removed or not items
-        else f"{total}. Nothing was removed: `fairway gc --remove` takes it away",
+        if removed or not unneeded
+        else f"{total}. Nothing was removed: `fairway gc --remove` removes it",
         soft_wrap=True,
     )
 
 
 def print_server_run(console: Console, run: dict[str, Any], stages: list[Row]) -> None:
-    """A run that left no report: its state, why, and how far it came."""
+    """Print a run without report: its state, the reason, and its stages so far."""
     console.print(Text.assemble(words(run["name"], "bold"), words(f"  {run['flow']}  {run['run_id']}")))
     console.print(Text.assemble("state   ", words(run["state"], "bold"), words(f"  {run['started']}")))
     if run["message"]:
@@ -324,8 +319,9 @@ def rows_table(
 ) -> Table:
     """Rows with equal keys as a table; every table is made here, so that no cell is read as markup.
 
-    `columns` names the keys where there may be no row, `right` those at the right margin, `no_wrap` those
-    that stay on one line. `styles` holds a style for each row. A cell is plain text, or one of `words`.
+    `columns` names the keys, which is needed if there are no rows. `right` names columns of numbers,
+    `no_wrap` those that stay on one line. `styles` holds a style for each row. A cell is plain text, or one
+    of `words`.
     """
     table = Table(title=words(title, "bold"), title_justify="left", box=box, show_header=header)
     for name in columns or rows[0]:
@@ -340,12 +336,12 @@ def rows_table(
 
 
 def words(text: str, style: str = "") -> Text:
-    """Text as it is: neither markup nor escape sequences in it count."""
+    """Plain text, without markup and escape sequences."""
     return Text(printable(text), style=style)
 
 
 def report_json(report: PipelineReport, store: Path) -> dict[str, Any]:
-    """The report with the figures of the table at the top, as plain JSON types."""
+    """The report as plain JSON types, with the figures of the table at the top."""
     figures = {
         "name": report.name,
         "run_id": report.run_id,

@@ -1,4 +1,4 @@
-"""The command that starts server, deployments and worker: fairway up."""
+"""Command `fairway up`: start server, deployments and worker."""
 
 import sys
 from typing import Annotated
@@ -37,9 +37,9 @@ def up(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Start the Prefect server, deployments and a worker, and say where the browser finds them.
+    """Start the Prefect server, deployments and a worker, and print the address for the browser.
 
-    Ctrl-C ends all of it.
+    Ctrl-C ends all of them.
     """
     with clear_errors(debug):
         from rich.console import Console

@@ -1,4 +1,4 @@
-"""The command that trains the next seeds: fairway validate-seeds."""
+"""Command `fairway validate-seeds`: train the next seeds."""
 
 from typing import Annotated
 
@@ -15,23 +15,23 @@ def validate_seeds(
     set_: Overrides = None,
     ledger: Annotated[str, typer.Option(help="name of the ledger; empty: the preset's")] = "",
     new: Annotated[
-        int, typer.Option(min=0, max=100, help="new seeds to train now; failed ones are tried again besides")
+        int, typer.Option(min=0, max=100, help="new seeds to train now; failed ones are retried too")
     ] = 1,
     max_seeds: Annotated[
-        int, typer.Option(min=2, max=1000, help="seeds at most; declared before the first one and then fixed")
+        int, typer.Option(min=2, max=1000, help="most seeds of the ledger; its first run fixes this")
     ] = 10,
     first_seed: Annotated[int, typer.Option(min=0, help="the first seed; the next ones follow it")] = 1,
     mark: Annotated[float | None, typer.Option(help="the loss to beat, in nats a token")] = None,
     against: Annotated[str, typer.Option(help="a ledger to beat instead, by the beginning of its name")] = "",
-    margin: Annotated[float, typer.Option(min=0, help="nats a token by which it has to be beaten")] = 0.005,
-    alpha: Annotated[float, typer.Option(help="the p below which it counts as beaten")] = 0.01,
+    margin: Annotated[float, typer.Option(min=0, help="margin to beat it by, in nats a token")] = 0.005,
+    alpha: Annotated[float, typer.Option(help="significance level: beaten if p is below it")] = 0.01,
     recheck_seed: Annotated[
-        int | None, typer.Option(min=0, help="train this seed again instead and compare, to the last bit")
+        int | None, typer.Option(min=0, help="only train this seed again, and compare every figure exactly")
     ] = None,
     *,
     terminal: Terminal,
 ) -> None:
-    """Train the next seeds of a configuration, and say what all of them together show."""
+    """Train the next seeds of a configuration, and print the statistics of all its seeds."""
     from flows.cli.terminal import print_seeds
     from flows.inputs.specs import resolve
 
@@ -50,10 +50,10 @@ def validate_seeds(
         alpha=alpha,
         recheck_seed=recheck_seed,
     )
-    book, said = state.result(raise_on_failure=True)
+    book, conclusions = state.result(raise_on_failure=True)
     from flows.results.seeds import seed_rows  # needs Prefect
 
     terminal.tell(
-        lambda: {"ledger": book.model_dump(mode="json"), "conclusions": said},
-        lambda console: print_seeds(console, book.label, seed_rows(book), said),
+        lambda: {"ledger": book.model_dump(mode="json"), "conclusions": conclusions},
+        lambda console: print_seeds(console, book.label, seed_rows(book), conclusions),
     )

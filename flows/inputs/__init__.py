@@ -1,1 +1,1 @@
-"""What a run is asked, in forms and settings, and the spec that follows."""
+"""Inputs of a run: forms, settings, and the spec made from them."""

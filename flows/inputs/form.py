@@ -1,5 +1,4 @@
-"""What the run forms ask: flat fields for the settings that people change, bounded and described by the
-schemas.
+"""Form fields of the flows: flat parameters for common settings, bounded and described by the schemas.
 
 A field left empty means the preset's value. `form_settings` turns the filled ones into dotted settings, which
 `resolve` applies.

@@ -1,6 +1,6 @@
-"""What a run is asked to do: preset, form fields, overrides -> the spec, its name, its options.
+"""Resolution of a run's inputs: preset, form fields and overrides → the spec, its name, its options.
 
-Imports neither Prefect nor torch.
+It imports neither Prefect nor torch.
 """
 
 import json

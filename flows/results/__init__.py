@@ -1,1 +1,1 @@
-"""Results as rows, sentences and artifacts."""
+"""Presentation of results: rows, sentences and Prefect artifacts."""

@@ -1,7 +1,6 @@
-"""A configuration with and without some of its techniques: which variants there are, and what their runs
-show.
+"""Ablation variants: the configurations without a technique, and the comparison of their runs.
 
-Imports neither Prefect nor torch.
+It imports neither Prefect nor torch.
 """
 
 from dataclasses import dataclass
@@ -21,9 +20,7 @@ _ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Variant:
-    """A configuration, the settings that make it of the run's, and of each seed the report, or why its
-    run failed.
-    """
+    """A configuration: its settings that differ from the run's, and for each seed the report or the error."""
 
     name: str
     changes: tuple[str, ...]
@@ -36,7 +33,7 @@ class Variant:
 def plan_variants(spec: PipelineSpec, off: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
     """Name and settings of each variant.
 
-    Raises SpecError for an unknown technique and for one that `spec` has off already.
+    Raises SpecError for an unknown technique and for one that is already off in `spec`.
     """
     wanted = [key for key in off if key != EVERY_ONE]
     if EVERY_ONE in off:
@@ -44,7 +41,7 @@ def plan_variants(spec: PipelineSpec, off: tuple[str, ...]) -> list[tuple[str, t
     if not wanted:
         raise SpecError(
             f"off: name at least one technique, or {EVERY_ONE}; there are "
-            f"{', '.join(item.key for item in TECHNIQUES)}"
+            f"{', '.join(known.key for known in TECHNIQUES)}"
         )
     plan = {}
     for name in wanted:
@@ -62,7 +59,7 @@ def plan_variants(spec: PipelineSpec, off: tuple[str, ...]) -> list[tuple[str, t
 
 
 def ablation_rows(variants: list[Variant]) -> list[Row]:
-    """The run itself first, then each variant against it over the seeds that both completed."""
+    """The run itself first, then each variant compared with it over the seeds that both completed."""
     whole = variants[0].completed()
     return [_row(variant, whole) for variant in variants]
 
@@ -86,12 +83,12 @@ def _row(variant: Variant, whole: dict[int, PipelineReport]) -> Row:
     nats_per_bpb = 1 / nats_to_bpb(1.0, *_text(whole[both[0]]))
     mean = fmean(ours) - fmean(theirs)
     row |= {"difference": f"{mean:+.5f}", "nats a token": f"{mean * nats_per_bpb:+.5f}"}
-    found = paired_difference(ours, theirs)
-    if found is None:
-        return row | {"finding": "one seed shows no spread: take more (--seeds)"}
+    paired = paired_difference(ours, theirs)
+    if paired is None:
+        return row | {"finding": "one seed has no standard deviation: use more (--seeds)"}
     return row | {
-        "95 % interval": f"{found.low:+.5f} to {found.high:+.5f}",
-        "finding": _finding(found.mean, found.std, found.is_shown),
+        "95 % interval": f"{paired.low:+.5f} to {paired.high:+.5f}",
+        "finding": _finding(paired.mean, paired.std, paired.is_shown),
     }
 
 
@@ -101,14 +98,12 @@ def _finding(mean: float, std: float, is_shown: bool) -> str:
     if mean == 0:
         return "no difference at all"
     needed = seeds_needed(abs(mean), std, _ALPHA, two_sided=True)
-    return (
-        f"not shown: 0 is in the interval; {f'about {needed}' if needed else 'more than 10,000'} "
-        "seeds would show this difference"
-    )
+    seeds = f"about {needed}" if needed else "more than 10,000"
+    return f"not shown: 0 is in the interval; {seeds} seeds would show this difference"
 
 
 def _score(report: PipelineReport) -> float:
-    """Bits per byte of what ships, by sliding windows where they were scored."""
+    """Bits per byte of the packaged model, by sliding windows if they were scored."""
     return report.val_bpb_quantized_sliding or report.val_bpb_quantized
 
 

@@ -1,4 +1,4 @@
-"""The variants of a requantization side by side: one table and one plot, bits per byte against bytes."""
+"""Comparison of requantized variants: one table, and one plot of bits per byte against bytes."""
 
 import base64
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Variant = tuple[str, PipelineReport | None, State]
 
 
 def comparison_rows(earlier: PipelineReport, variants: Sequence[Variant]) -> list[Row]:
-    """The earlier run and each variant: scores, what quantization costs, bytes and whether they fit."""
+    """The earlier run and each variant: scores, quantization loss, bytes, and whether they fit."""
     return [
         _row("the earlier run", earlier, earlier.name),
         *(_row(name, report, state.name or "") for name, report, state in variants),

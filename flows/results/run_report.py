@@ -1,6 +1,4 @@
-"""What a run shows when it is done: the report record, and Prefect's artifacts (tables and the loss
-curve).
-"""
+"""Report of a finished run: the report record, and Prefect's artifacts (tables and the loss curve)."""
 
 import base64
 import os
@@ -26,7 +24,7 @@ from stages.report.rows import (
 
 
 def publish_spec(spec: PipelineSpec, label: str, outcomes: Sequence[StageOutcome]) -> PublishSpec:
-    """What the report says beside the results: the run's settings and where each result came from."""
+    """The report's spec: the run's settings and the provenance of each result."""
     settings = tuple(
         ReportedSetting(name=info.name, value=number(info.value), unit=info.unit)
         for info in describe_fields(spec)
@@ -50,7 +48,7 @@ def stage_summaries(outcomes: Sequence[StageOutcome]) -> tuple[StageSummary, ...
 
 
 def over_limit_message(size: SizeReport) -> str:
-    """By how much the submission is over the limit, and what takes the most."""
+    """A message with the bytes over the limit and the largest parts."""
     largest = ", ".join(f"{part.name} {part.num_bytes:,}" for part in size.largest)
     return (
         f"the submission is over the limit by {-size.margin_bytes:,} bytes ({size.total_bytes:,} of "
@@ -68,7 +66,7 @@ def publish_artifacts(report: PipelineReport, store: Path) -> None:
         key="result", markdown=_result_markdown(report, store), description="bits per byte, bytes and seconds"
     )
     create_table_artifact(
-        key="byte-budget", table=budget_table(report.size).dicts(), description="what the limit is spent on"
+        key="byte-budget", table=budget_table(report.size).dicts(), description="the package's bytes by part"
     )
     create_table_artifact(
         key="quantization", table=tensor_table(report.packed).dicts(), description="each tensor in the blob"
@@ -76,7 +74,7 @@ def publish_artifacts(report: PipelineReport, store: Path) -> None:
     create_table_artifact(
         key="bpb-decomposition",
         table=score_table(report).dicts(),
-        description="what each step does to the score",
+        description="the score after each stage",
     )
     create_table_artifact(
         key="techniques", table=audit_table(report.audit).dicts(), description=_audit_summary(report)
@@ -91,8 +89,8 @@ def publish_artifacts(report: PipelineReport, store: Path) -> None:
 
 
 def _report_address(report: PipelineReport, store: Path) -> str:
-    """Where a browser finds the report: FAIRWAY_REPORTS_URL serves the reports of the store, otherwise a
-    file of this machine.
+    """The report's address for a browser: under FAIRWAY_REPORTS_URL if it is set, else a file of this
+    machine.
     """
     html = store / report.published.html.path
     served = os.environ.get("FAIRWAY_REPORTS_URL")

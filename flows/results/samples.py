@@ -1,4 +1,4 @@
-"""What a model wrote, for a page in the browser.
+"""Markdown of a model's texts, for a page in the browser.
 
 Imports neither Prefect nor torch.
 """

@@ -1,5 +1,5 @@
-"""What a ledger of seeds shows: table, statistics, verdict and a word on repeated looks, as artifacts and
-for the terminal.
+"""Conclusions from a ledger of seeds (the list of one configuration's seeds): table, statistics, verdict and
+artifacts.
 """
 
 import base64
@@ -56,32 +56,32 @@ def seed_rows(book: Ledger) -> list[Row]:
 def conclusions(
     book: Ledger, other: Ledger | None, mark: float | None, margin: float, alpha: float
 ) -> list[str]:
-    """Sentences: the mean and its spread, the verdict, repeated looks, and whatever weakens it."""
+    """Sentences on the mean, its standard deviation, the verdict, repeated tests, and any reservations."""
     failed = [entry.seed for entry in book.entries if entry.status == "failed"]
     counts = f"{len(book.completed())} of at most {book.max_seeds} seeds are done"
-    said = [f"{counts}; failed, to be tried again: {', '.join(map(str, failed)) or 'none'}."]
+    sentences = [f"{counts}; failed, to be retried: {', '.join(map(str, failed)) or 'none'}."]
     losses, summary = book.losses(), summarize(book.losses())
     if summary is None:
-        return [*said, "Statistics need at least two completed seeds."]
-    said.append(
+        return [*sentences, "Statistics need at least two completed seeds."]
+    sentences.append(
         f"Mean {summary.mean:.5f} nats a token, standard deviation {summary.std:.5f}, "
         f"95 % interval {summary.low:.5f} to {summary.high:.5f}."
     )
     scores = [entry.figures for entry in book.completed() if entry.figures]
     bits = summarize([figures.val_bpb_quantized_sliding or figures.val_bpb_quantized for figures in scores])
     if bits:
-        said.append(
+        sentences.append(
             f"In bits per byte: mean {bits.mean:.5f}, standard deviation {bits.std:.5f}, 95 % "
             f"interval {bits.low:.5f} to {bits.high:.5f}."
         )
     if len({entry.code_sha256 for entry in book.completed()}) > 1:
-        said.append(
+        sentences.append(
             "The seeds were trained by more than one version of the code (column `code`): their "
-            "spread is not of seeds alone."
+            "standard deviation is not that of seeds alone."
         )
     if len(trained_on := _machines(book)) > 1:
         where = "; ".join(f"{kind} (seed {', '.join(map(str, seeds))})" for kind, seeds in trained_on.items())
-        said.append(
+        sentences.append(
             f"The seeds were trained on more than one kind of machine, whose last digits differ: {where}."
         )
     looks = book.max_seeds - 1
@@ -94,12 +94,12 @@ def conclusions(
         spreads = (
             [summary.std]
             if other is None
-            else [found.std for found in (summary, summarize(other.losses())) if found]
+            else [each.std for each in (summary, summarize(other.losses())) if each]
         )
         std = math.sqrt(math.fsum(spread**2 for spread in spreads) / len(spreads))
         verdict = _verdict(comparison, f"ledger {other.label}" if other else "the mark")
         return [
-            *said,
+            *sentences,
             verdict[0],
             _in_bits(comparison, scores[0]),
             *verdict[1:],
@@ -110,20 +110,20 @@ def conclusions(
         if other
         else "neither mark_nats nor against was given"
     )
-    return [*said, f"No verdict: {why}."]
+    return [*sentences, f"No verdict: {why}."]
 
 
 def mark_line(other: Ledger | None, mark: float | None, margin: float) -> float | None:
-    """Nats a token that the mean has to be below; None without a mark."""
+    """The loss (nats a token) that the mean must be below; None without a mark."""
     if other is not None:
         summary = summarize(other.losses())
         mark = summary.mean if summary else None
     return None if mark is None else mark - margin
 
 
-def publish_seeds(book: Ledger, said: list[str], bar: float | None) -> None:
+def publish_seeds(book: Ledger, sentences: list[str], bar: float | None) -> None:
     """Conclusions, picture and table as artifacts of the present flow run."""
-    lines = [f"# Seeds of {book.label}", "", *(f"- {sentence}" for sentence in said)]
+    lines = [f"# Seeds of {book.label}", "", *(f"- {sentence}" for sentence in sentences)]
     if summary := summarize(book.losses()):
         points = [(entry.seed, entry.figures.val_loss_nats) for entry in book.completed() if entry.figures]
         svg = seeds_plot(points, summary.mean, (summary.low, summary.high), bar)
@@ -137,22 +137,21 @@ def publish_seeds(book: Ledger, said: list[str], bar: float | None) -> None:
 
 def _verdict(comparison: Comparison, what: str) -> list[str]:
     direction = "better" if comparison.better_by >= 0 else "worse"
-    sign = "<" if comparison.passed else "≥"
+    sign, answer = ("<", "beaten") if comparison.passed else ("≥", "not beaten")
+    below = "is" if comparison.passed_for_all_looks else "is not"
     return [
         f"Against {what} ({comparison.mark:.5f} nats a token): {abs(comparison.better_by):.5f} nats "
-        f"{direction}, asked for {comparison.margin:g}. One-sided {comparison.test} test: p = "
-        f"{comparison.p_value:.4g} {sign} {comparison.alpha:g}: "
-        f"**{'beaten' if comparison.passed else 'not beaten'}**.",
-        f"This is look {comparison.look} of at most {comparison.planned_looks}. Each look is another chance "
-        f"of a false alarm; over all of them it stays below {comparison.alpha:g} if p is below "
-        f"{comparison.alpha_each_look:.2g} at one of them (Bonferroni): "
-        f"{'it is' if comparison.passed_for_all_looks else 'it is not'}.",
+        f"{direction}; the margin is {comparison.margin:g}. One-sided {comparison.test} test: p = "
+        f"{comparison.p_value:.4g} {sign} {comparison.alpha:g}: **{answer}**.",
+        f"This is test {comparison.look} of at most {comparison.planned_looks}. Each test is another chance "
+        f"of a false alarm. Over all tests this chance stays below {comparison.alpha:g} if p is below "
+        f"{comparison.alpha_each_look:.2g} in one of them (Bonferroni): p {below}.",
     ]
 
 
 def _in_bits(comparison: Comparison, figures: SeedFigures) -> str:
-    """The mark, its margin and the difference as bits per byte: exact, because every seed is scored over
-    the same text.
+    """The mark, its margin and the difference as bits per byte: exact, because every seed is scored on the
+    same text.
     """
 
     def bits(nats: float) -> float:
@@ -167,37 +166,37 @@ def _in_bits(comparison: Comparison, figures: SeedFigures) -> str:
 
 
 def _power_note(comparison: Comparison, std: float, samples: int) -> str:
-    """How many seeds would show a difference at the spread seen: the margin's own size, and what was seen
-    beyond the margin.
+    """How many seeds would show a difference of the margin's size, and one of the measured size beyond the
+    margin.
     """
     excess = comparison.better_by - comparison.margin
-    wanted = {"of 0.005": 0.005, f"of {excess:.5f}, as seen,": excess}
+    wanted = {"0.005 nats": 0.005, f"{excess:.5f} nats (as measured)": excess}
     needed = {
         name: seeds_needed(value, std, comparison.alpha, samples=samples)
         for name, value in wanted.items()
         if value > 0
     }
     each = " in each ledger" if samples == 2 else ""
-    said = "; ".join(
-        f"{name} nats beyond the margin takes {count or 'more than 10,000'} seeds{each}"
+    needs = "; ".join(
+        f"{name} beyond the margin needs {count or 'more than 10,000'} seeds{each}"
         for name, count in needed.items()
     )
     return (
-        f"Power: at the spread seen ({std:.5f} nats) a true difference {said}, to be found in "
+        f"Power: with a standard deviation of {std:.5f} nats, a true difference of {needs}, to be found in "
         f"{POWER:.0%} of such experiments."
     )
 
 
 def _machines(book: Ledger) -> dict[str, list[int]]:
-    """Kind of machine -> the completed seeds that were trained on it."""
-    found: dict[str, list[int]] = {}
+    """The completed seeds by the kind of machine that trained them."""
+    kinds: dict[str, list[int]] = {}
     for entry in book.completed():
-        found.setdefault(entry.machine or "not known", []).append(entry.seed)
-    return found
+        kinds.setdefault(entry.machine or "not known", []).append(entry.seed)
+    return kinds
 
 
 def _comparable(book: Ledger, other: Ledger) -> list[float]:
-    """The other ledger's losses. Nats a token compare only over the same tokens of the same text."""
+    """The other ledger's losses. Raises SpecError unless they are over the same tokens of the same text."""
     texts = {
         (e.figures.num_targets, e.figures.num_bytes)
         for ledger in (book, other)
@@ -206,8 +205,8 @@ def _comparable(book: Ledger, other: Ledger) -> list[float]:
     }
     if len(texts) > 1:
         raise SpecError(
-            f"against = {other.label}: its losses are over other tokens or another text than those of "
-            f"{book.label}; nats a token do not compare. Compare configurations with the same corpus, "
+            f"against = {other.label}: its losses are not over the same tokens of the same text as those of "
+            f"{book.label}, so they cannot be compared. Compare configurations with the same corpus, "
             "tokenizer and scoring"
         )
     return other.losses()

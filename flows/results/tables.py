@@ -1,7 +1,6 @@
-"""How a run went as rows of text, the same for terminal and Prefect artifacts. Its figures are in
-`stages.report.rows`.
+"""Summary tables of a run as text, the same for terminal and Prefect artifacts.
 
-Imports neither Prefect nor torch.
+`stages.report.rows` has the run's figures. It imports neither Prefect nor torch.
 """
 
 from schemas.pipeline import PipelineReport
@@ -19,7 +18,7 @@ def run_table(report: PipelineReport) -> Table:
 
 
 def stage_rows(report: PipelineReport) -> list[Row]:
-    """Each stage, its seconds in this run, and when cached the seconds that it once took."""
+    """Each stage and its seconds in this run; for a cached stage the seconds of its original run."""
     return [
         {
             "stage": stage.stage,
@@ -32,5 +31,5 @@ def stage_rows(report: PipelineReport) -> list[Row]:
 
 
 def shorten(text: str) -> str:
-    """At most one terminal column's worth of `text`."""
+    """`text` cut to the width of a table column."""
     return text if len(text) <= _MAX_VALUE_CHARACTERS else text[: _MAX_VALUE_CHARACTERS - 1] + "…"

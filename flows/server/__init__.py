@@ -1,1 +1,1 @@
-"""The Prefect server: its settings, what it needs, what it knows, and `fairway up`."""
+"""Prefect server: its settings, preparation, runs, and `fairway up`."""

@@ -1,8 +1,7 @@
-"""Prefect's surroundings: our own home, nothing that calls outside, and a server, running already or only
-for one run.
+"""Prefect's environment: our own home, no outside connections, and a server that runs already or for one run.
 
-`settings_first` must come before Prefect is imported, because Prefect reads its environment once.
-prefect.toml says the same for plain `prefect` commands in the checkout; a test keeps the two equal.
+Call `settings_first` before Prefect is imported, because Prefect reads its environment once. prefect.toml has
+the same settings for plain `prefect` commands in the checkout; a test keeps the two equal.
 """
 
 import errno
@@ -58,15 +57,15 @@ Waiting = Callable[[str], AbstractContextManager[None]]
 
 
 def settings_first(home: Path) -> None:
-    """Put Prefect's settings into the environment, those of the user first.
+    """Put Prefect's settings into the environment; those of the user take precedence.
 
-    `home` is where Prefect keeps its files.
+    `home` is the folder of Prefect's files.
 
-    Raises SpecError when that folder cannot be written.
+    Raises SpecError if that folder cannot be written.
     """
     reach_loopback(os.environ)
-    for said in leave_out_unusable_proxies(os.environ):
-        log.warning(said)
+    for message in leave_out_unusable_proxies(os.environ):
+        log.warning(message)
     os.environ.setdefault("DO_NOT_TRACK", "1")
     for name, value in (SETTINGS | _OWN_SERVER_ONLY).items():
         os.environ.setdefault(name, value)
@@ -80,15 +79,15 @@ def settings_first(home: Path) -> None:
 
 def _users_profiles() -> Path | None:
     try:
-        found = Path.home() / ".prefect" / "profiles.toml"
-        return found if found.is_file() else None
+        path = Path.home() / ".prefect" / "profiles.toml"
+        return path if path.is_file() else None
     except (RuntimeError, OSError):  # no HOME and no such user, or a home that is closed to us
         return None
 
 
 def _check_profiles() -> None:
-    """Leave out a file of profiles that Prefect could not read: it would end every command with a
-    decoder's message.
+    """Ignore a file of profiles that Prefect cannot read; it would end every command with a decoder's
+    message.
     """
     path = _profiles_path()
     try:
@@ -129,7 +128,7 @@ def _make_home(home: Path) -> None:
 
 
 def check_settings() -> None:
-    """Have Prefect read its settings, which it does once. Raises SpecError naming one that it refuses."""
+    """Make Prefect read its settings, which it does once. Raises SpecError naming one that it refuses."""
     from pydantic import ValidationError
 
     try:
@@ -168,10 +167,9 @@ def say_waiting(what: str) -> Iterator[None]:
 def prefect_api(store: Path, waiting: Waiting = say_waiting) -> Iterator[str]:
     """Address of a Prefect API for the time of the block: the configured server's, else a temporary one's.
 
-    `waiting` is entered while the temporary server starts, with what is waited for and how long that takes.
-    The server keeps its database under `<store>/prefect/temporary-N`, one N for each run at the same time,
-    and ends with the block, or with this process however that ends. Raises SpecError when the configured
-    server is silent.
+    `waiting` is entered while the temporary server starts, with a description and the usual time. The server
+    keeps its database under `<store>/prefect/temporary-N`, one N for each simultaneous run. It ends with the
+    block, or with this process however that ends. Raises SpecError if the configured server does not answer.
     """
     settings_first(store / "prefect" / "home")
     check_settings()
@@ -203,9 +201,7 @@ def prefect_api(store: Path, waiting: Waiting = say_waiting) -> Iterator[str]:
 
 
 def _check_client(url: str) -> None:
-    """Raise SpecError when Prefect's client cannot reach the temporary server: flows would try for
-    minutes.
-    """
+    """Raise SpecError if Prefect's client cannot reach the temporary server: flows retry for minutes."""
     for _ in range(_TRIES):
         if (reason := client_problem()) is None:
             return
@@ -223,7 +219,7 @@ def is_healthy(url: str) -> bool:
 
 
 def require_answer(url: str, why_unset: str) -> None:
-    """Raise SpecError, within seconds, unless Prefect's client is answered at `url`, the configured
+    """Raise SpecError, within seconds, unless Prefect's client gets an answer at `url`, the configured
     PREFECT_API_URL.
     """
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -242,7 +238,7 @@ def require_answer(url: str, why_unset: str) -> None:
 
 
 def client_problem() -> str | None:
-    """Why Prefect's own client gets no answer from the API that is set; None when it gets one."""
+    """Why Prefect's own client gets no answer from the configured API; None if it gets one."""
     from prefect.client.orchestration import get_client
     from prefect.settings import (
         PREFECT_API_REQUEST_TIMEOUT,
@@ -264,7 +260,7 @@ def client_problem() -> str | None:
 
 
 def _by_proxy(url: str) -> str:
-    """The proxy that was asked for `url`, and how to go without; empty when none was."""
+    """The proxy that a request for `url` went to, and how to avoid it; empty without a proxy."""
     address = urllib.parse.urlsplit(url)
     host = address.hostname or ""
     if urllib.request.proxy_bypass(host):
@@ -282,7 +278,7 @@ def _by_proxy(url: str) -> str:
 
 
 def _send_what_is_queued() -> None:
-    """Log lines and events leave in the background; the server must not go before they arrived."""
+    """Send queued log lines and events, before the server ends."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
@@ -292,7 +288,7 @@ def _send_what_is_queued() -> None:
 
 @contextmanager
 def free_home(parent: Path) -> Iterator[tuple[Path, int]]:
-    """The first home that no other run uses, and the descriptor whose flock keeps it: two servers on one
+    """The first home that no other run uses, and the descriptor that holds its flock. Two servers on one
     SQLite file block each other.
     """
     for number in count():
@@ -335,7 +331,7 @@ def _server(home: Path, lock: int, waiting: Waiting = say_waiting) -> Iterator[s
 
 
 def server_environment(home: Path) -> dict[str, str]:
-    """The environment of a temporary server: without the database, login or address of the user's own."""
+    """The environment of a temporary server, without the user's own database, login or address."""
     others = {
         name: value
         for name, value in importing_ours(for_children(os.environ)).items()
@@ -378,7 +374,7 @@ def _start(home: Path, port: int, lock: int, server_log: Path) -> subprocess.Pop
 
 
 def comes_up(process: subprocess.Popen, url: str) -> bool:
-    """Wait until the API of a starting server answers; False when the server ended or took too long."""
+    """Wait until the API of a starting server answers; False if the server ended or took too long."""
     deadline = time.monotonic() + SERVER_START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         if is_healthy(url):
@@ -388,7 +384,7 @@ def comes_up(process: subprocess.Popen, url: str) -> bool:
 
 
 def stop(process: subprocess.Popen, grace_seconds: float) -> None:
-    """End a process and what it started: asked first, made to after `grace_seconds`."""
+    """End a process and what it started: SIGTERM first, SIGKILL after `grace_seconds`."""
     end_trees([process], grace_seconds)
 
 
@@ -399,9 +395,9 @@ def free_port() -> int:
 
 
 def port_is_free(port: int) -> bool:
-    """Whether a server could listen on `port` of the loopback interface; never on a number that is no port.
+    """Whether a server could listen on `port` of the loopback interface; False for a number that is no port.
 
-    Both families are looked at: `localhost` in a browser may be ::1.
+    Both address families are tested: `localhost` in a browser may be ::1.
     """
     return _is_free(socket.AF_INET, "127.0.0.1", port) and (
         not socket.has_ipv6 or _is_free(socket.AF_INET6, "::1", port)

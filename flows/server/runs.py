@@ -1,5 +1,5 @@
-"""Runs as the configured Prefect server knows them: also those that are at work, wait or failed, of which
-the store has no report.
+"""Runs on the configured Prefect server, including running, waiting and failed ones without a report in the
+store.
 """
 
 import os
@@ -17,9 +17,9 @@ MAX_RUNS = 200
 
 
 def configured_server(store: Path) -> str | None:
-    """Address of the API that the environment or a profile names; None when there is none.
+    """Address of the API that the environment or a profile names; None if there is none.
 
-    Raises SpecError when it is silent.
+    Raises SpecError if it does not answer.
     """
     settings_first(Path(os.environ.get("PREFECT_HOME") or _home(store)))
     check_settings()
@@ -31,7 +31,7 @@ def configured_server(store: Path) -> str | None:
 
 
 def _home(store: Path) -> Path:
-    """Prefect's folder in the store; one for this command alone where the store is only for reading."""
+    """Prefect's folder in the store; a folder for this command alone if the store is read-only."""
     try:
         home = store / "prefect" / "home"
         home.mkdir(parents=True, exist_ok=True)
@@ -42,9 +42,7 @@ def _home(store: Path) -> Path:
 
 
 def server_runs() -> list[dict[str, Any]]:
-    """The latest runs of our flows that have begun or been asked for, the newest last, as plain JSON
-    types.
-    """
+    """The latest runs of our flows, scheduled ones excluded, the newest last, as plain JSON types."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowFilter
     from prefect.client.schemas.sorting import FlowRunSort
@@ -52,7 +50,7 @@ def server_runs() -> list[dict[str, Any]]:
     with get_client(sync_client=True) as client:
         ours = FlowFilter(name={"any_": list(FLOW_NAMES)})
         names = {flow.id: flow.name for flow in client.read_flows(flow_filter=ours)}
-        found = client.read_flow_runs(
+        runs = client.read_flow_runs(
             flow_filter=ours, limit=MAX_RUNS, sort=FlowRunSort.EXPECTED_START_TIME_DESC
         )
     return [
@@ -64,13 +62,13 @@ def server_runs() -> list[dict[str, Any]]:
             "message": (run.state.message or "") if run.state else "",
             "started": run.start_time.isoformat(timespec="seconds") if run.start_time else "",
         }
-        for run in reversed(found)
+        for run in reversed(runs)
         if not (run.auto_scheduled and run.state and run.state.is_scheduled())
     ]
 
 
 def find_server_run(wanted: str) -> dict[str, Any] | None:
-    """The newest run whose id or name begins so, or `last`; None when there is none."""
+    """The newest run whose id or name begins with the text, or `last`; None if there is none."""
     runs = server_runs()
     fitting = [
         run

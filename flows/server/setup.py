@@ -1,7 +1,6 @@
-"""What Fairway needs on a Prefect server: the work pool, one training at a time, lost runs noticed, and
-left-over runs settled.
+"""Setup of a Prefect server: work pool, training limit, automation for lost runs, final states of stale runs.
 
-`fairway up` does all of it; `python -m flows.server` does it alone, for a server that runs as a service.
+`fairway up` calls it; `python -m flows.server` runs it alone, for a server that is a service.
 """
 
 import hashlib
@@ -39,9 +38,9 @@ DEFAULT_HEARTBEAT_SECONDS = 180
 
 
 def prepare(heartbeat_seconds: int) -> None:
-    """Make the work pool, the limit of one training at a time and the automation, where they are missing.
+    """Make the work pool, the limit of one training at a time and the automation, if they are missing.
 
-    What a user changed stays.
+    A user's changes stay.
     """
     with get_client(sync_client=True) as client:
         try:
@@ -66,14 +65,15 @@ def worker_name(checkout: Path = _CHECKOUT) -> str:
 
 
 def mark_stale_runs() -> int:
-    """Mark runs that an earlier worker left unfinished as crashed or cancelled: they would hold slots for
-    ever. Returns how many.
+    """Mark runs that an earlier worker left unfinished as crashed or cancelled; they would hold slots for
+    ever. Returns their number.
 
-    Only runs of our pool and what they called, and only while no other worker of the pool is at work.
+    Only runs of our pool and their child runs are marked, and only while no other worker of the pool is
+    running.
     """
     with get_client(sync_client=True) as client:
         if _another_worker_is_at_work(client):
-            log.info("another worker of the pool %r is at work: left-over runs are not settled", POOL)
+            log.info("another worker of the pool %r is running: the states of stale runs stay", POOL)
             return 0
         unfinished = FlowRunFilter(state={"type": {"any_": _UNFINISHED}})
         stale = client.read_flow_runs(
@@ -91,7 +91,7 @@ def mark_stale_runs() -> int:
         for run in stale:
             _settle_one(client, run)
     if stale:
-        log.info("settled %d runs that an earlier worker left unfinished", len(stale))
+        log.info("set the final state of %d runs that an earlier worker left unfinished", len(stale))
     return len(stale)
 
 
@@ -114,7 +114,7 @@ def _settle_one(client: SyncPrefectClient, run: FlowRun) -> None:
     cancelled = run.state is not None and run.state.type == StateType.CANCELLING
     message = (
         "The worker stopped before this run ended. Run it again: finished stages are kept, "
-        "training goes on from its last checkpoint"
+        "training resumes from its last checkpoint"
     )
     of_run = FlowRunFilter(id={"any_": [run.id]})
     for task in client.read_task_runs(
@@ -123,9 +123,7 @@ def _settle_one(client: SyncPrefectClient, run: FlowRun) -> None:
         client.set_task_run_state(task.id, Crashed(message=message), force=True)
     client.set_flow_run_state(
         run.id,
-        Cancelled(message="Cancelled; settled after its worker stopped")
-        if cancelled
-        else Crashed(message=message),
+        Cancelled(message="Cancelled; its worker had stopped") if cancelled else Crashed(message=message),
         force=True,
     )
 
@@ -143,22 +141,22 @@ def _another_worker_is_at_work(client: SyncPrefectClient) -> bool:
 
 
 def _lost_runs_crash(client: SyncPrefectClient, within_seconds: int) -> None:
-    """Make the automation where it is missing.
+    """Make the automation if it is missing.
 
-    One of ours with other seconds is brought up to date; a user's own stays.
+    An unchanged one of ours gets the new number of seconds; a user's own stays.
     """
-    found = client.read_automations_by_name(AUTOMATION)
-    if not found:
+    automations = client.read_automations_by_name(AUTOMATION)
+    if not automations:
         client.create_automation(_automation(within_seconds))
         return
-    present = found[0].trigger
+    present = automations[0].trigger
     seconds = int(present.within.total_seconds()) if isinstance(present, EventTrigger) else 0
-    if seconds != within_seconds and _content(found[0]) == _content(_automation(seconds)):
-        client.update_automation(found[0].id, _automation(within_seconds))
+    if seconds != within_seconds and _content(automations[0]) == _content(_automation(seconds)):
+        client.update_automation(automations[0].id, _automation(within_seconds))
 
 
 def _content(automation: AutomationCore) -> dict[str, Any]:
-    """What a user can change; neither id nor times of creation."""
+    """The fields that a user can change, without id and times of creation."""
     return automation.model_dump(mode="json", include=set(AutomationCore.model_fields))
 
 
@@ -178,7 +176,7 @@ def _automation(within_seconds: int) -> AutomationCore:
 
 
 def main() -> None:
-    """Prepare the configured server, as soon as it answers."""
+    """Prepare the configured server as soon as it answers."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     url = PREFECT_API_URL.value() or ""
     deadline = time.monotonic() + SERVER_START_SECONDS
@@ -188,4 +186,4 @@ def main() -> None:
         time.sleep(0.5)
     mark_stale_runs()
     prepare(PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() or DEFAULT_HEARTBEAT_SECONDS)
-    log.info("work pool %r, limit %s and automation are there", POOL, TRAIN_LIMIT)
+    log.info("work pool %r, limit %s and automation exist", POOL, TRAIN_LIMIT)

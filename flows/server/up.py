@@ -1,5 +1,5 @@
-"""`fairway up`: server, work pool, limit, automation, deployments and a worker on this machine, all of
-which end together.
+"""`fairway up`: server, work pool, limit, automation, deployments and a worker on this machine; they end
+together.
 """
 
 import logging
@@ -39,13 +39,13 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[str]:
-    """Start what is missing; gives the API's address once a worker is at work.
+    """Start what is missing; yields the API's address once a worker is running.
 
-    What was started ends with the block.
+    Everything that was started ends with the block.
 
-    The reports get the port after `port`. A server that answers at PREFECT_API_URL or on `port` is used as it
-    is. Raises SpecError when a port, the Prefect home or this checkout's worker is taken, RuntimeError when a
-    part does not start.
+    The reports get the port after `port`. A server that answers at PREFECT_API_URL or on `port` is used
+    unchanged. Raises SpecError if a port, the Prefect home or this checkout's worker is taken, RuntimeError
+    if a part does not start.
     """
     if not (ROOT / "prefect.yaml").is_file():
         raise SpecError(
@@ -65,7 +65,7 @@ def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[st
         from flows.server.setup import POOL, mark_stale_runs, prepare, worker_name
 
         # Settling takes this worker's running flows for left-over ones, so the same checkout works only once.
-        taken = f"PREFECT_HOME = {home}: `fairway up` of this checkout is at work already"
+        taken = f"PREFECT_HOME = {home}: `fairway up` of this checkout is running already"
         stack.enter_context(_only_one(home / f"{worker_name().rpartition(' ')[2]}.lock", taken))
         answers = is_healthy(url)
         _check_ports(port, for_server=not answers and _is_local(url, port))
@@ -110,7 +110,7 @@ def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[st
 def wait_for_the_end() -> None:
     """Wait for Ctrl-C or SIGTERM, which raise KeyboardInterrupt.
 
-    Raises RuntimeError when server or worker ended by itself.
+    Raises RuntimeError if server or worker ended by itself.
     """
     while True:
         time.sleep(_CHECK_SECONDS)
@@ -123,8 +123,8 @@ def wait_for_the_end() -> None:
 
 
 def one_interrupt() -> None:
-    """From now on Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt once; later ones do not disturb the
-    ending.
+    """From now on the first Ctrl-C, SIGTERM or SIGHUP raises KeyboardInterrupt; later ones are ignored, so
+    that they do not disturb the shutdown.
     """
 
     def interrupt(*_: Any) -> None:
@@ -145,8 +145,8 @@ def _is_local(url: str, port: int) -> bool:
 
 
 def _check_ports(port: int, for_server: bool) -> None:
-    """Raises SpecError for a taken port before anything is started: the reports' one, and `for_server`
-    the server's.
+    """Raise SpecError for a taken port before anything is started: that of the reports, and `for_server` the
+    server's.
     """
     if for_server and not port_is_free(port):
         raise SpecError(
@@ -176,8 +176,8 @@ def _server(home: Path, url: str, port: int) -> Iterator[None]:
 def _process(
     name: str, home: Path, grace_seconds: float, command: list[str]
 ) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """A Python module as a program in a session of its own, so that Ctrl-C reaches only us and the order
-    of ending is ours.
+    """Start a Python module in a session of its own, so that Ctrl-C reaches only us and we choose the order
+    of ending.
     """
     log_path = home / f"{name}.log"
     with log_path.open("ab") as output:
@@ -202,7 +202,7 @@ def _process(
 def _deploy(home: Path) -> None:
     """Make the deployments of prefect.yaml.
 
-    Raises RuntimeError when Prefect fails or takes more than DEPLOY_SECONDS.
+    Raises RuntimeError if Prefect fails or takes more than DEPLOY_SECONDS.
     """
     began = time.perf_counter()
     log.info("making the deployments of prefect.yaml, 5 to 30 s")
@@ -225,7 +225,7 @@ def _deploy(home: Path) -> None:
 def _only_one(path: Path, taken: str) -> Iterator[Any]:
     """Hold the lock file `path` for the time of the block. The kernel drops the lock when its holder dies.
 
-    Two servers on one SQLite file block each other. Raises SpecError, which begins with `taken`, when another
+    Two servers on one SQLite file block each other. Raises SpecError, which begins with `taken`, if another
     process holds it.
     """
     if (file := try_lock(path)) is None:

@@ -1,6 +1,4 @@
-"""How a stage at work reaches whoever watches: log lines under these names, and one function that hears
-how far it is.
-"""
+"""Progress events of a running stage: the names of its loggers, and a function that receives progress."""
 
 from collections.abc import Callable
 from contextvars import ContextVar

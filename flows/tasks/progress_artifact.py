@@ -1,6 +1,4 @@
-"""How far a stage is, as an artifact of its task run: one that is updated in place, seldom enough for any
-length of run.
-"""
+"""Progress artifact of a task run: one that is updated in place, seldom enough for runs of any length."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""What the server only shows: a run is worth more than that, so an error there is a warning."""
+"""Errors of mere display on the server become warnings, because the run is worth more."""
 
 import logging
 from collections.abc import Iterator

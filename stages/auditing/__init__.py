@@ -1,3 +1,3 @@
-"""The parts of the technique audit: measurements on what ships, and the findings made of them and of the
+"""Parts of the stage `audit`: measurements on the packaged model, and findings from them and from the
 records.
 """

@@ -1,6 +1,4 @@
-"""Everything that the audit's findings are made of: the records of a run, and what is measured on its
-files for the audit alone.
-"""
+"""Evidence of the audit: the records of a run, and measurements on its files."""
 
 from dataclasses import dataclass, field
 
@@ -54,9 +52,7 @@ class ValidationCount:
 
 @dataclass(frozen=True)
 class ShippedModel:
-    """The blob decoded, and tried on a few windows with and without each technique that the model has (by
-    key).
-    """
+    """The decoded blob, tested on a few windows with and without each technique of the model (by key)."""
 
     windows: Windows
     whole: Probe
@@ -71,8 +67,8 @@ class ShippedModel:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was asked, what came out, the metrics of the training steps (each column (steps,)), and what is
-    measured here.
+    """The run's settings and results, the metrics of its training steps (each column (steps,)), and the
+    audit's own measurements.
     """
 
     spec: PipelineSpec
@@ -97,7 +93,7 @@ def gather(spec: PipelineSpec, results: RunResults, metrics: Columns, work: Work
 
 
 def count_validation(tokens: TokenStream, table: TokenBytes) -> ValidationCount:
-    """Targets, their bytes and the places of BOS, counted straight over the tokens."""
+    """Count targets, their bytes and the positions of BOS directly on the tokens."""
     num_bytes, positions = 0, []
     for start in range(0, len(tokens), _COUNTED_AT_ONCE):
         part = tokens.read(start, min(_COUNTED_AT_ONCE + 1, len(tokens) - start))

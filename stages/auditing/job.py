@@ -1,4 +1,4 @@
-"""What `audit` hands to the process that measures; that hands an `Audit` back."""
+"""Job of the audit's worker process, which returns an `Audit`."""
 
 from pathlib import Path
 

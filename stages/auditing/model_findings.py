@@ -1,5 +1,5 @@
-"""Findings about the parts of the model: each is taken out of the shipped model, and its own parameters
-must have learned.
+"""Findings on the model's techniques: the packaged model is scored without each, and its parameters must have
+learned.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Detail = Callable[[Evidence], tuple[str, dict[str, float]]]
 
 
 def model_findings(evidence: Evidence) -> list[Finding]:
-    """One for each technique that changes the model's settings, switched on or not."""
+    """A finding for each technique that changes the model's settings, on or off."""
     return [
         _finding(technique, evidence) if technique.key in evidence.shipped.effects else off(technique)
         for technique in TECHNIQUES
@@ -36,7 +36,7 @@ def off(technique: Technique) -> Finding:
 
 
 def learning_text(changes: list[ParameterChange]) -> str:
-    """`all 3 of its tensors learned`, or which did not; with the size of the change where there are few."""
+    """`all 3 of its tensors learned`, or those that did not; with the size of the change if few."""
     still = [change.name for change in changes if not learned(change)]
     if still:
         return f"{len(still)} of its {count_of(len(changes), 'tensor')} never learned: {names_of(still)}"
@@ -45,7 +45,8 @@ def learning_text(changes: list[ParameterChange]) -> str:
         if len(changes) <= 3
         else f"median {_median_share(changes):.0%} of their size"
     )
-    return f"{f'all {len(changes)} of its tensors' if len(changes) > 1 else 'its tensor'} learned ({sizes})"
+    tensors = f"all {len(changes)} of its tensors" if len(changes) > 1 else "its tensor"
+    return f"{tensors} learned ({sizes})"
 
 
 def names_of(names: list[str]) -> str:
@@ -54,7 +55,7 @@ def names_of(names: list[str]) -> str:
 
 
 def count_of(count: int, noun: str, plural: str = "") -> str:
-    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"
 
 
 def _is_part_of_the_model(technique: Technique, evidence: Evidence) -> bool:
@@ -67,11 +68,12 @@ def _finding(technique: Technique, evidence: Evidence) -> Finding:
     changes = [evidence.changes[name] for name in effect.parameters if name in evidence.changes]
     detail, figures = _DETAILS.get(technique.key, _nothing_more)(evidence)
     changed = effect.logit_change > FLOAT_NOISE
-    taken_out = (
-        "taken out of the shipped model: "
-        f"{f'{effect.bpb_change:+.4f} bpb' if changed else 'not one output changes'}"
-    )
-    parts = [detail, learning_text(changes) if changes else "", taken_out]
+    difference = f"{effect.bpb_change:+.4f} bpb" if changed else "no output changes"
+    parts = [
+        detail,
+        learning_text(changes) if changes else "",
+        f"taken out of the packaged model: {difference}",
+    ]
     return Finding(
         key=technique.key,
         title=technique.title,

@@ -1,5 +1,4 @@
-"""The shipped model tried on a few validation windows, as it is and without each technique; nothing is
-trained.
+"""Ablation of the packaged model without training: a few validation windows with and without each technique.
 
 Shape legend: B windows, T tokens, D model dim, H query heads, K key/value heads, E head dim, V vocabulary.
 """
@@ -40,7 +39,7 @@ class Windows:
 
     @property
     def num_document_starts(self) -> int:
-        """BOS among the inputs that have a token of another document before them."""
+        """Number of BOS inputs that follow a token of another document."""
         return int((self.ids[:, 1:-1] == BOS_ID).sum())
 
 
@@ -54,11 +53,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class OwnValue:
-    """Mean |y·v̂|/‖y‖ over heads, tokens and the layers with XSA: how much of a token's attention output
-    y lies along its own value v.
+    """Mean |y·v̂|/‖y‖ over heads, tokens and the layers with XSA: the share of a token's attention output y
+    that lies along its own value v.
 
-    `after` has the output after the exclusion in the product, and the norm from before it, so that a first
-    token, whose whole output is its own value, counts with the 0 that is left of it.
+    `after` uses the output after the exclusion in the product, and the norm before it. So a first token,
+    whose whole output is its own value, counts as 0.
     """
 
     num_layers: int
@@ -68,7 +67,7 @@ class OwnValue:
 
 @dataclass(frozen=True)
 class Effect:
-    """What taking one technique out of the shipped model does. `parameters`: those that only it has."""
+    """The effect of removing one technique from the packaged model. `parameters` are its own ones."""
 
     parameters: tuple[str, ...]
     logit_change: float  # root mean square, over that of the logits
@@ -76,11 +75,11 @@ class Effect:
 
 
 def choose_windows(tokens: TokenStream, table: TokenBytes, bos_positions: np.ndarray, length: int) -> Windows:
-    """At most MAX_PROBE_TOKENS tokens in windows of `length`: around document starts where there are
-    enough, else evenly spread.
+    """At most MAX_PROBE_TOKENS tokens in windows of `length`: around document starts if there are enough,
+    else evenly spread.
 
-    bos_positions (documents,) int64: where in the stream BOS stands. A text that is one single document is
-    put behind its own end in one window, so that there is a document start to look at.
+    bos_positions (documents,) int64: positions of BOS in the stream. A text of one single document is joined
+    to its own end in one window, so that a document start exists.
     """
     num_targets = len(tokens) - 1
     limit = max(2, min(MAX_PROBE_TOKENS, MAX_PROBE_LOGITS // len(table.base_bytes), num_targets))
@@ -99,7 +98,7 @@ def choose_windows(tokens: TokenStream, table: TokenBytes, bos_positions: np.nda
 
 
 def load_model(settings: ModelSettings, state: dict[str, Tensor]) -> GPT:
-    """A model with those of the weights that it has. Raises RuntimeError when one of its own is missing.
+    """A model with the weights that it has parameters for. Raises RuntimeError if one is missing.
 
     A model without loops has fewer skips than `state`: it takes the first, as it did in training before the
     loops began.
@@ -127,21 +126,23 @@ def probe(model: GPT, windows: Windows) -> Probe:
 def effect_without(
     settings: ModelSettings, state: dict[str, Tensor], whole: Probe, windows: Windows
 ) -> Effect:
-    """The shipped weights in a model of `settings`, which lack one technique, against the `whole` model."""
+    """Compare the `whole` model with a model of `settings`, which lack one technique, on the same weights."""
     model = load_model(settings, state)
-    found = probe(model, windows)
-    change = float((found.logits - whole.logits).square().mean().sqrt() / whole.logits.square().mean().sqrt())
+    without = probe(model, windows)
+    change = float(
+        (without.logits - whole.logits).square().mean().sqrt() / whole.logits.square().mean().sqrt()
+    )
     only_with_it = tuple(name for name in state if name not in model.state_dict())
-    return Effect(only_with_it, change, found.bpb - whole.bpb)
+    return Effect(only_with_it, change, without.bpb - whole.bpb)
 
 
 @torch.inference_mode()
 def own_value(model: GPT, windows: Windows) -> OwnValue | None:
-    """The self-projection that XSA takes out, measured on the attention modules themselves.
+    """The self-projection that XSA removes, measured on the attention modules themselves.
 
     None for a model without XSA.
 
-    Each module is called again with the arguments that it got, once with its exclusion off and once on.
+    Each module is called again with its recorded arguments, once without its exclusion and once with it.
     """
     layers = [module for module in model.modules() if isinstance(module, Attention) and module.exclusive]
     if not layers:
@@ -169,7 +170,7 @@ def own_value(model: GPT, windows: Windows) -> OwnValue | None:
 
 
 def rotated_dims(model: GPT, windows: Windows) -> int:
-    """Dims of a head that turn with position, counted in the tables that the first layer is given."""
+    """Dimensions of a head that rotate with position, counted in the tables that the first layer reads."""
     given: list[tuple[Tensor, Tensor]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -184,7 +185,7 @@ def rotated_dims(model: GPT, windows: Windows) -> int:
 
 
 def _attention_output(layer: Attention, arguments: dict[str, Any]) -> Tensor:
-    """What the module hands to its output projection: (B, T, H·E)."""
+    """The input of the module's output projection: (B, T, H·E)."""
     seen: list[Tensor] = []
     with _hooks([layer.out.register_forward_pre_hook(lambda module, args: seen.append(args[0]))]):
         layer(**arguments)

@@ -1,4 +1,4 @@
-"""Findings about what ships and how it was scored: the quantizer, the bytes, the targets."""
+"""Findings on the package and its scores: quantizer, bytes, targets."""
 
 from schemas.audit import Finding
 from schemas.evaluate import Score
@@ -18,15 +18,22 @@ def shipping_findings(evidence: Evidence) -> list[Finding]:
     """The quantizer and sliding windows, then the rules."""
     spec = evidence.spec
     switched = {"quantizer": _quantizer, "document-windows": _document_windows, "sliding": _sliding}
-    found = [
+    findings = [
         make(evidence, _BY_KEY[key]) if _BY_KEY[key].is_on(spec) else off(_BY_KEY[key])
         for key, make in switched.items()
     ]
-    return [*found, _blob(evidence), _targets(evidence), _bytes(evidence), _limit(evidence), _fit(evidence)]
+    return [
+        *findings,
+        _blob(evidence),
+        _targets(evidence),
+        _bytes(evidence),
+        _limit(evidence),
+        _fit(evidence),
+    ]
 
 
 def _quantizer(evidence: Evidence, technique: Technique) -> Finding:
-    """Against plain rounding with the same rules, which the quantize stage always makes too."""
+    """Compare with plain rounding under the same rules, which the quantize stage always computes too."""
     packed, settings = evidence.results.packed, evidence.spec.quantize
     if isinstance(settings, Ecsq):
         return _coded(evidence, technique, settings)
@@ -39,7 +46,7 @@ def _quantizer(evidence: Evidence, technique: Technique) -> Finding:
     chosen = f"{clipped:,} of {searched:,} rows took a clip ratio other than 1; " if searched else ""
     if isinstance(settings, CalibratedSettings):
         chosen = (
-            f"error feedback on training text moved {len(differ)} of "
+            f"error compensation on training text changed {len(differ)} of "
             f"{count_of(len(rows), 'matrix', 'matrices')}; "
         )
     text = (
@@ -47,7 +54,7 @@ def _quantizer(evidence: Evidence, technique: Technique) -> Finding:
         "against plain rounding"
     )
     if not differ:
-        text = f"{packed.method}: {chosen}every tensor is what plain rounding gives"
+        text = f"{packed.method}: {chosen}every tensor equals that of plain rounding"
     return Finding(
         key=technique.key,
         title=technique.title,
@@ -64,8 +71,8 @@ def _quantizer(evidence: Evidence, technique: Technique) -> Finding:
 
 
 def _coded(evidence: Evidence, technique: Technique, settings: Ecsq) -> Finding:
-    """Bits of the coded matrices, as their section of the blob has them, beside the entropy of their
-    codes; what was spent and on what.
+    """Bits of the coded matrices, as in their section of the blob, beside the entropy of their codes; the
+    loss spent.
     """
     packed = evidence.results.packed
     coded = [tensor for tensor in packed.tensors if tensor.format == "coded"]
@@ -111,7 +118,7 @@ def _moved(packed: PackedModel) -> str:
     return (
         ""
         if packed.divergence_nats is None
-        else f"; the predictions move by {packed.divergence_nats:.3g} nats a token of training text"
+        else f"; the predictions change by {packed.divergence_nats:.3g} nats a token of training text"
     )
 
 
@@ -151,20 +158,20 @@ def _document_windows(evidence: Evidence, technique: Technique) -> Finding:
 
 
 def _blob(evidence: Evidence) -> Finding:
-    """The blob, decoded by its own reader, against the merged weights and the error that quantization
-    reported.
-    """
+    """Compare the decoded blob with the merged weights and the error that quantization reported."""
     reported = {tensor.name: tensor.rms_error for tensor in evidence.results.packed.tensors}
-    found = evidence.shipped.errors
+    errors = evidence.shipped.errors
     wrong = [
-        name for name in sorted(set(reported) | set(found)) if not _same(reported.get(name), found.get(name))
+        name
+        for name in sorted(set(reported) | set(errors))
+        if not _same(reported.get(name), errors.get(name))
     ]
     count = sum(tensor.numel() for tensor in evidence.shipped.state.values())
     trained = evidence.results.trained.num_parameters
     holds = not wrong and count == trained
     text = f"{count:,} parameters decoded of {trained:,} trained"
     text += (
-        f"; other than quantization reported: {names_of(wrong)}"
+        f"; the error differs from the reported one in {names_of(wrong)}"
         if wrong
         else "; each tensor as far from the merged one as reported"
     )
@@ -178,9 +185,7 @@ def _blob(evidence: Evidence) -> Finding:
 
 
 def _targets(evidence: Evidence) -> Finding:
-    """Targets, bytes and BOS of every score against a count straight over the shards, which knows no
-    windows.
-    """
+    """Compare targets, bytes and BOS of every score with a count over the shards without windows."""
     counted = evidence.counted
     scores = _scores(evidence)
     expected = (counted.num_targets, counted.num_bytes, counted.num_bos_targets)
@@ -202,7 +207,7 @@ def _targets(evidence: Evidence) -> Finding:
     text_bytes = evidence.results.tokenized.val.normalized_utf8_bytes
     fits = text_bytes in (None, counted.num_bytes)
     text += (
-        "; the text itself is not known"
+        "; the bytes of the text are unknown"
         if text_bytes is None
         else f"; the normalised text has {text_bytes:,}"
     )
@@ -256,9 +261,7 @@ def _limit(evidence: Evidence) -> Finding:
 
 
 def _fit(evidence: Evidence) -> Finding:
-    """The package that the search measured is the one that ships, and it is within the limit that was
-    asked for.
-    """
+    """The package is the one that the search measured, and it is within the requested limit."""
     packed, size, settings = evidence.results.packed, evidence.results.size, evidence.spec.quantize
     if not isinstance(settings, FittingSettings) or settings.fit.limit_bytes is None:
         return Finding(
@@ -272,7 +275,7 @@ def _fit(evidence: Evidence) -> Finding:
     assert fit.limit_bytes is not None
     code_bytes = size.code_bytes if fit.code_bytes is None else fit.code_bytes
     fitted_bytes = packed.blob_bytes + code_bytes
-    measured = {item.step_multiplier: item.package_bytes for item in packed.fit_tries}
+    measured = {attempt.step_multiplier: attempt.package_bytes for attempt in packed.fit_tries}
     meant = measured.get(packed.step_multiplier or 0.0)
     distance = 1 - fitted_bytes / fit.limit_bytes
     text = (
@@ -282,8 +285,8 @@ def _fit(evidence: Evidence) -> Finding:
     if fitted_bytes > fit.limit_bytes:
         text = f"{fitted_bytes:,} bytes, OVER {fit.limit_bytes:,}"
     elif distance > fit.tolerance_fraction:
-        none_over = all(item.package_bytes <= fit.limit_bytes for item in packed.fit_tries)
-        why = "finer steps make no more bytes" if none_over else "all tries are used up"
+        none_over = all(attempt.package_bytes <= fit.limit_bytes for attempt in packed.fit_tries)
+        why = "finer quantization steps give no more bytes" if none_over else "no tries are left"
         text += f", more than the tolerance of {fit.tolerance_fraction:.3%}: {why}"
     if meant != fitted_bytes:
         text += f"; the search measured {meant or 0:,} bytes"
@@ -306,7 +309,7 @@ def _scores(evidence: Evidence) -> dict[str, Score]:
     return {**scores, "quantized, sliding": evaluation.sliding} if evaluation.sliding else scores
 
 
-def _same(reported: float | None, found: float | None) -> bool:
-    if reported is None or found is None:
+def _same(reported: float | None, measured: float | None) -> bool:
+    if reported is None or measured is None:
         return False
-    return abs(reported - found) <= _SAME_ERROR * max(reported, found)
+    return abs(reported - measured) <= _SAME_ERROR * max(reported, measured)

@@ -1,6 +1,4 @@
-"""Findings about training: what the optimizers moved, what the schedules really did, what late QAT and
-averaging reached.
-"""
+"""Findings on training: optimizers, schedules, late QAT and averaging."""
 
 import math
 
@@ -15,7 +13,7 @@ _BY_KEY = {technique.key: technique for technique in TECHNIQUES}
 
 
 def training_findings(evidence: Evidence) -> list[Finding]:
-    """Parameters and optimizers first, then what can be switched off, then the cap on time."""
+    """Findings on parameters and optimizers, then on optional techniques, then on the time cap."""
     switched = {
         "momentum": _momentum,
         "decay": _decay,
@@ -28,15 +26,15 @@ def training_findings(evidence: Evidence) -> list[Finding]:
         "swa": _averaging,
     }
     spec = evidence.spec
-    found = [
+    findings = [
         make(evidence, _BY_KEY[key]) if _BY_KEY[key].is_on(spec) else off(_BY_KEY[key])
         for key, make in switched.items()
     ]
-    return [_parameters(evidence), *_optimizers(evidence), *found, _cap(evidence)]
+    return [_parameters(evidence), *_optimizers(evidence), *findings, _cap(evidence)]
 
 
 def _parameters(evidence: Evidence) -> Finding:
-    """Every tensor, the value embedding included: a gradient must have moved it."""
+    """A gradient must have moved every tensor, the value embedding included."""
     trained = evidence.results.trained
     still = [change for change in trained.changes if not learned(change)]
     owners = {name: group for group in trained.groups for name in group.parameters}
@@ -46,7 +44,7 @@ def _parameters(evidence: Evidence) -> Finding:
         why = (
             f"in no optimizer, group {group.name}"
             if group.optimizer == "none"
-            else f"in {group.optimizer}, but without gradient"
+            else f"in {group.optimizer}, but without a gradient"
         )
         by_group.setdefault(why, []).append(change.name)
     count = sum(math.prod(change.shape) for change in trained.changes if learned(change))
@@ -55,9 +53,7 @@ def _parameters(evidence: Evidence) -> Finding:
         f"{count:,} of {trained.num_parameters:,} parameters"
     )
     text += "".join(f"; {why}: {names_of(names)}" for why, names in by_group.items())
-    verdict: Verdict = (
-        "took effect" if not still else "in part" if len(still) < len(trained.changes) else "no effect"
-    )
+    verdict = _graded(any_effect=len(still) < len(trained.changes), whole_effect=not still)
     figures = {
         "tensors": float(len(trained.changes)),
         "tensors_without_learning": float(len(still)),
@@ -68,23 +64,27 @@ def _parameters(evidence: Evidence) -> Finding:
     )
 
 
+def _graded(*, any_effect: bool, whole_effect: bool) -> Verdict:
+    if not any_effect:
+        return "no effect"
+    return "took effect" if whole_effect else "in part"
+
+
 def _optimizers(evidence: Evidence) -> list[Finding]:
-    """Each optimizer's tensors, as it held them itself; one that did not learn is `_parameters`' to warn
-    of.
-    """
-    found = []
+    """Each optimizer's tensors, as it held them. `_parameters` warns of one that did not learn."""
+    findings = []
     for key, title in (("muon", "Muon, for matrices"), ("adamw", "AdamW, for embeddings and scalars")):
         groups = [group for group in evidence.results.trained.groups if group.optimizer == key]
         changes = [evidence.changes[name] for group in groups for name in group.parameters]
         rates = ", ".join(f"{group.name} at {group.lr:g}" for group in groups)
         verdict: Verdict = "took effect" if any(map(learned, changes)) else "no effect"
         text = f"{learning_text(changes)}; peak learning rates: {rates}" if groups else "holds no tensor"
-        found.append(
+        findings.append(
             Finding(
                 key=key, title=title, verdict=verdict, evidence=text, figures={"tensors": float(len(changes))}
             )
         )
-    return found
+    return findings
 
 
 def _momentum(evidence: Evidence, technique: Technique) -> Finding:
@@ -102,9 +102,7 @@ def _momentum(evidence: Evidence, technique: Technique) -> Finding:
 
 
 def _decay(evidence: Evidence, technique: Technique) -> Finding:
-    """What decay alone left of a weight, from the learning rate of every step and the decay that the
-    optimizer held.
-    """
+    """What decay alone left of a weight, from the learning rate of every step and the optimizer's decay."""
     groups = evidence.results.trained.groups
     applied = [group for group in groups if group.decay_factor < 1]
     spared = [group for group in groups if group.decay_factor >= 1]
@@ -124,7 +122,7 @@ def _decay(evidence: Evidence, technique: Technique) -> Finding:
     return Finding(
         key=technique.key,
         title=technique.title,
-        verdict="no effect" if not applied else "in part" if missed else "took effect",
+        verdict=_graded(any_effect=bool(applied), whole_effect=not missed),
         evidence="; ".join(parts),
         figures={f"{group.name}_decay_factor": group.decay_factor for group in groups},
     )
@@ -201,42 +199,41 @@ def _warmdown(evidence: Evidence, technique: Technique) -> Finding:
             f"{falling / len(scales):.0%} of the steps"
         )
     ]
-    parts += ["the full learning rate was never reached"] if scales.max() < 0.999 else []
+    full_rate = bool(scales.max() >= 0.999)
+    parts += [] if full_rate else ["the learning rate never reached its maximum"]
     return Finding(
         key=technique.key,
         title=technique.title,
-        verdict="no effect" if not falling else "in part" if scales.max() < 0.999 else "took effect",
+        verdict=_graded(any_effect=falling > 0, whole_effect=full_rate),
         evidence="; ".join(parts),
         figures={"largest_scale": float(scales.max()), "last_scale": float(scales[-1])},
     )
 
 
 def _qat(evidence: Evidence, technique: Technique) -> Finding:
-    """Steps, and how many of the snapshots that were averaged into what ships came after the first of
-    them.
-    """
+    """Steps with QAT, and how many of the averaged snapshots came after the first of them."""
     results = evidence.results
     qat_on, steps = evidence.metrics["qat_on"].astype(bool), evidence.metrics["step"]
     under = [int(qat_on[steps <= step].sum()) for step in results.merged.steps]
     saw_it = results.merged.num_with_qat
     bits = {change.name: change.qat_bits for change in results.trained.changes if change.qat_bits}
     formats = {tensor.name: tensor.format for tensor in results.packed.tensors}
-    other_grid = [name for name, found in bits.items() if formats.get(name) != f"int{found}"]
+    other_grid = [name for name, trained_bits in bits.items() if formats.get(name) != f"int{trained_bits}"]
     mismatch = _other_quantizer(evidence) if qat_on.any() else ""
     if not qat_on.any():
-        text = "no step was under it: the learning-rate scale never fell so far"
+        text = "no step had QAT: the learning-rate scale never fell so far"
     else:
         first, averaged = int(steps[qat_on.argmax()]), len(results.merged.steps)
         text = f"{count_of(int(qat_on.sum()), 'step')} from step {first} on, {len(bits)} tensors"
-        text += f"; {saw_it} of {averaged} averaged snapshots saw it"
+        text += f"; {saw_it} of {averaged} averaged snapshots had it"
         text += (
             f", after {min(filter(None, under), default=0)} to {max(under)} of its steps"
             if saw_it
-            else f": the last one is of step {max(results.merged.steps)}, so nothing of it is in what ships"
+            else f": the last one is of step {max(results.merged.steps)}, so the package has nothing of it"
         )
     if other_grid:
         text += (
-            f"; {len(other_grid)} tensors ship on another grid than they were trained on: "
+            f"; {len(other_grid)} tensors are stored on another grid than they were trained on: "
             f"{names_of(other_grid)}"
         )
     text += mismatch
@@ -245,7 +242,7 @@ def _qat(evidence: Evidence, technique: Technique) -> Finding:
     return Finding(
         key=technique.key,
         title=technique.title,
-        verdict="took effect" if reached and whole else "in part" if reached else "no effect",
+        verdict=_graded(any_effect=reached, whole_effect=whole),
         evidence=text,
         figures={
             "qat_steps": float(qat_on.sum()),
@@ -257,15 +254,13 @@ def _qat(evidence: Evidence, technique: Technique) -> Finding:
 
 
 def _other_quantizer(evidence: Evidence) -> str:
-    """How the grids that training rounded to differ from the quantizer's by more than their bits; empty:
-    not at all.
-    """
+    """How training's grids differ from the quantizer's by more than their bits; empty if they do not."""
     spec, grid = evidence.spec, evidence.results.trained.qat_grid
     method = evidence.results.packed.method
     if grid != spec.quantize.qat_grid:
-        return f"; trained on the grid of {grid}, quantized by {method}, which has another"
+        return f"; trained on the grid of {grid}, but {method} quantizes to another grid"
     if set(spec.train.qat.clip_candidates) != set(spec.quantize.qat_clip_candidates):
-        return "; trained with other clip_candidates than it was quantized with"
+        return "; trained with other clip_candidates than those of quantization"
     return ""
 
 
@@ -296,7 +291,7 @@ def _averaging(evidence: Evidence, technique: Technique) -> Finding:
 
 
 def _cap(evidence: Evidence) -> Finding:
-    """Training may end with the step during which the time ran out, and not later."""
+    """Training may finish the step in which the time ran out, and no later one."""
     trained, cap = evidence.results.trained, evidence.spec.train.schedule.max_seconds
     if cap is None:
         return Finding(key="cap", title="time cap kept", verdict="off", evidence="no cap was set", figures={})

@@ -1,4 +1,4 @@
-"""How validation documents go on by the merged and by the shipped model, for a reader."""
+"""Continuations of validation documents by the merged and by the packaged model, for a reader."""
 
 import numpy as np
 from safetensors.torch import load_file

@@ -1,6 +1,6 @@
-"""A record and its seal: `record.json`, and beside it `record.sha256` in the form that `sha256sum -c` reads.
+"""Checksums of records: `record.json`, and beside it `record.sha256` in the form that `sha256sum -c` reads.
 
-The seal is there because a record with a flipped digit is still sound JSON.
+The checksum is needed because a record with a flipped digit is still valid JSON.
 """
 
 import hashlib
@@ -12,12 +12,12 @@ _READS = 3
 
 
 def write_checksummed(path: Path, content: bytes) -> None:
-    """Replace the record and its seal.
+    """Replace the record and its checksum.
 
-    A crash or a power cut leaves the old record or the new one, soundly sealed.
+    A crash or a power cut leaves the old record or the new one, with a correct checksum.
 
-    While the record is replaced, the seal has a line for each of the two. One process at a time may write a
-    record.
+    While the record is replaced, the checksum file has a line for each of the two. Only one process at a time
+    may write a record.
     """
     seal_path, seal = path.with_suffix(".sha256"), _seal_line(path, content)
     try:
@@ -33,7 +33,7 @@ def write_checksummed(path: Path, content: bytes) -> None:
 def read_checksummed(path: Path) -> bytes:
     """The record's bytes.
 
-    Raises FileNotFoundError if it or its seal is missing, ValueError if the two disagree.
+    Raises FileNotFoundError if it or its checksum is missing, ValueError if the two disagree.
     """
     for _ in range(_READS):  # both may be replaced between the two reads
         content = path.read_bytes()

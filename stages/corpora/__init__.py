@@ -1,6 +1,6 @@
-"""Where text comes from: one module a source.
+"""Corpora: the sources of text, one module a source.
 
-`locate` pins a corpus down by content, `documents` streams its text.
+`locate` lists a corpus's files with their sha256, `documents` streams its text.
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ _READ_ANEW = FileHashes(None)
 
 
 def locate(spec: TokenizeSpec, hashes: FileHashes = _READ_ANEW, memory: Path | None = None) -> CorpusManifest:
-    """Every file that tokenization reads, with its sha256, in the order it is read; the ready-made
-    tokenizer included.
+    """Every file that tokenization reads, with its sha256, in the order of reading; a ready-made tokenizer
+    included.
 
-    `hashes` remembers digests between runs, so that a large corpus is not hashed again; `memory` is a folder
-    for what a hub of datasets said. Raises SpecError when a file is missing, unreadable or of unknown kind,
-    or when a dataset cannot be found, ConnectionError when its hub cannot be reached and has never been
-    asked.
+    `hashes` remembers digests between runs, so that a large corpus is not hashed again. `memory` is a folder
+    for the answers of a dataset hub. Raises SpecError for a file that is missing, unreadable or of unknown
+    kind, and for a dataset that does not exist. Raises ConnectionError if the hub cannot be reached and
+    `memory` has no answer.
     """
     corpus = spec.corpus
     if isinstance(corpus, ShardsCorpus):
@@ -51,9 +51,9 @@ def documents(
 ) -> Iterator[str]:
     """The documents' texts in order, streamed: memory stays that of the largest document or Parquet batch.
 
-    Each file is checked against the manifest before it is read. `on_read` is told of every further piece of a
-    file that was read, in bytes of the file. Raises SpecError for text that cannot be used, with file and
-    place, StageError for a file that changed since the manifest was made.
+    Each file is checked against the manifest before it is read. `on_read` gets the number of file bytes read
+    since its last call. Raises SpecError for unusable text, with file and position, and StageError for a file
+    that changed since the manifest was made.
     """
     if isinstance(corpus, ShardsCorpus):
         raise TypeError("ready-made shards have no text to read")

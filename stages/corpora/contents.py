@@ -1,7 +1,6 @@
-"""What a file holds, by its first bytes and not by its name: text, compressed text, Parquet, or what
-cannot be read.
+"""File type detection by content: text, compressed text, Parquet, or unreadable; the name does not count.
 
-gzip, zstd, bzip2 and xz are decompressed while they are read; a stream that is cut off or damaged is refused.
+gzip, zstd, bzip2 and xz are decompressed while they are read; a truncated or damaged stream is refused.
 """
 
 import bz2
@@ -116,9 +115,9 @@ _SPECIAL = {
 
 @dataclass(frozen=True)
 class Content:
-    """An open file: what it holds, its first bytes and its bytes as a stream, both decompressed.
+    """An open file: its type, its first bytes and its bytes as a stream, both decompressed.
 
-    `position` says how many bytes of the file itself were read.
+    `position` counts the bytes of the file itself that were read.
     """
 
     path: Path
@@ -133,9 +132,8 @@ class Content:
 def opened(path: Path) -> Iterator[Content]:
     """The file's content.
 
-    Raises SpecError, naming the file, for what is neither text nor Parquet and for text not in UTF-8 as far
-    as its first bytes tell; reading raises it for a damaged compressed stream. OSError when it cannot be
-    read.
+    Raises SpecError, naming the file, if it is neither text nor Parquet or if its first bytes are not UTF-8.
+    Reading raises SpecError for a damaged compressed stream. Raises OSError if the file cannot be read.
     """
     refuse_special(path, str(path))
     with io.BufferedReader(io.FileIO(path), _BUFFER_BYTES) as file:
@@ -162,20 +160,20 @@ def opened(path: Path) -> Iterator[Content]:
             yield Content(path, compression, False, head, stream, lambda: raw.num_read)
 
 
-def refuse_special(path: Path, said: str) -> None:
-    """SpecError for what is no regular file, before it is opened: a pipe would wait for its writer."""
+def refuse_special(path: Path, label: str) -> None:
+    """Raise SpecError for all but regular files before they are opened: a pipe would wait for its writer."""
     mode = path.stat().st_mode
     if stat.S_ISREG(mode):
         return
     what = _SPECIAL.get(stat.S_IFMT(mode), "something else")
     raise SpecError(
-        f"{said}: is not a file but {what}. Give the path of a file; what a pipe gives must be "
+        f"{label}: is not a file but {what}. Give the path of a file; what a pipe gives must be "
         "written to one first"
     )
 
 
 def read_whole(content: Content) -> bytes:
-    """All bytes. Raises SpecError when there are more than a document may have."""
+    """All bytes of the content. Raises SpecError for more than the largest size of a document."""
     data = content.stream.read(MAX_DOCUMENT_BYTES + 1)
     if len(data) > MAX_DOCUMENT_BYTES:
         raise SpecError(
@@ -186,7 +184,7 @@ def read_whole(content: Content) -> bytes:
 
 
 def decode(data: bytes, path: Path, offset: int = 0) -> str:
-    """UTF-8 text. Raises SpecError with the place, counted from `offset`, and how to convert."""
+    """Decode UTF-8. Raises SpecError with the position, counted from `offset`, and the command to convert."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -198,9 +196,7 @@ def decode(data: bytes, path: Path, offset: int = 0) -> str:
 
 
 def other_encoding(head: bytes) -> str | None:
-    """UTF-16 or UTF-32, when a byte order mark or the places of NUL bytes in the first bytes of a text
-    say so.
-    """
+    """UTF-16 or UTF-32, recognised by a byte order mark or by the positions of NUL bytes."""
     marks = {
         b"\xff\xfe\0\0": "UTF-32",
         b"\0\0\xfe\xff": "UTF-32",
@@ -280,10 +276,10 @@ def _ends_as_parquet(path: Path) -> bool:
 
 
 class _Decompressed(io.RawIOBase):
-    """The content of a compressed file: all members and frames of it, one after the other. Memory is bounded.
+    """The content of a compressed file: all its members and frames in order. Memory is bounded.
 
-    Every stream must come to its end, and nothing but NUL bytes may follow: Python's own readers stop in
-    silence at some of that.
+    Every stream must be complete, and only NUL bytes may follow; Python's own readers ignore some of these
+    errors.
     """
 
     def __init__(self, file: "io.BufferedReader[Any]", compression: str, path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Text, JSON and Parquet files, streamed. A text file is one document; an object or a row is one otherwise.
+"""Corpus of kind `files`: text, JSON and Parquet files, streamed.
 
-All text is UTF-8. NUL and other control characters inside a text are text like any other: SentencePiece's
-normalisation drops most of them and the rest fall back to byte pieces. Missing texts (null) are empty
-documents, blank lines are none.
+A text file is one document; in other files each object or row is one. All text is UTF-8. NUL and other
+control characters inside a text are ordinary text: SentencePiece's normalisation drops most of them, the
+others become byte pieces. Missing texts (null) are empty documents; blank lines are none.
 """
 
 import logging
@@ -32,22 +32,21 @@ ENDINGS: dict[str, TextFormat] = {
 def locate(corpus: FilesCorpus, hashes: FileHashes) -> CorpusManifest:
     """The files that match, each once, sorted by path.
 
-    Raises SpecError when a pattern matches none, or a file is of unknown kind by its name and its first
-    bytes.
+    Raises SpecError if a pattern matches no file, or a file's kind is unknown by name and first bytes.
     """
     if not corpus.paths:
         raise SpecError('corpus.paths = (): give at least one file or glob, for example "data/**/*.jsonl"')
-    found = find_files(corpus.paths)
-    left_out = _left_out(found)
+    matches = find_files(corpus.paths)
+    left_out = _left_out(matches)
     if left_out:
         log.info("corpus.paths: %s", left_out)
-    formats = tuple(_format(path, corpus) for path in found.paths)
-    source = f"{len(found.paths)} file{'s' * (len(found.paths) != 1)}: {', '.join(corpus.paths)}"
+    formats = tuple(_format(path, corpus) for path in matches.paths)
+    source = f"{len(matches.paths)} file{'s' * (len(matches.paths) != 1)}: {', '.join(corpus.paths)}"
     return CorpusManifest(
         source=source + (f" ({left_out})" if left_out else ""),
-        files=tuple(source_file(path, hashes, "corpus.paths") for path in found.paths),
+        files=tuple(source_file(path, hashes, "corpus.paths") for path in matches.paths),
         formats=formats,
-        num_hidden_files=found.num_hidden,
+        num_hidden_files=matches.num_hidden,
     )
 
 
@@ -56,7 +55,7 @@ def documents(
 ) -> Iterator[str]:
     """The texts of one file, streamed.
 
-    Raises SpecError for content that cannot be used, StageError for a changed file.
+    Raises SpecError for unusable content, StageError for a changed file.
     """
     with unchanged(file, hashes) as path:
         if file_format == "parquet":
@@ -81,9 +80,9 @@ def documents(
 
 
 def format_by_ending(path: str) -> TextFormat:
-    """Format of a file by its ending, behind that of a compressed file.
+    """Format of a file by its ending, after the ending of a compressed file is removed.
 
-    Raises SpecError for an ending that is not known.
+    Raises SpecError for an unknown ending.
     """
     try:
         return ENDINGS[data_ending(path)]
@@ -96,7 +95,7 @@ def format_by_ending(path: str) -> TextFormat:
 
 
 def data_ending(path: str) -> str:
-    """The ending in small letters, without that of a compressed file: ".jsonl" of a.JSONL.gz."""
+    """The ending in lower case, without that of a compressed file: ".jsonl" of a.JSONL.gz."""
     name = PurePath(PurePath(path).name.lower())
     return PurePath(name.stem).suffix if name.suffix in COMPRESSED_ENDINGS else name.suffix
 
@@ -119,14 +118,14 @@ def _format(path: str, corpus: FilesCorpus) -> TextFormat:
     return corpus.format
 
 
-def _left_out(found: Found) -> str:
+def _left_out(matches: Found) -> str:
     counts = {
-        "hidden files": found.num_hidden,
-        "hidden folders": found.num_hidden_folders,
-        "further names of the same files": found.num_repeated,
+        "hidden files": matches.num_hidden,
+        "hidden folders": matches.num_hidden_folders,
+        "further names of the same files": matches.num_repeated,
     }
-    said = [f"{count:,} {what}" for what, count in counts.items() if count]
-    return f"left out: {', '.join(said)}" if said else ""
+    parts = [f"{count:,} {what}" for what, count in counts.items() if count]
+    return f"left out: {', '.join(parts)}" if parts else ""
 
 
 def _text(data: bytes, path: Path) -> str:

@@ -1,9 +1,8 @@
-"""A dataset repository on the Hugging Face hub: Parquet, JSON-lines or text files of one split, at one
-commit.
+"""Corpus of kind `huggingface`: a dataset repository on the Hugging Face hub.
 
-Locating asks the hub for names and digests only. Files are downloaded, into the hub's own cache, when they
-are read. What the hub said is remembered: a commit is asked for once, a branch or tag is known without a
-network as it was last.
+It reads Parquet, JSON-lines or text files of one split at one commit. `locate` asks the hub only for names
+and digests. Files are downloaded into the hub's own cache when they are read. The hub's answers are
+remembered: a commit is asked for once, and a branch or tag keeps its last commit without a network.
 """
 
 import hashlib
@@ -36,7 +35,7 @@ _SPLIT_NAMES = ("train", "training", "validation", "valid", "dev", "test", "test
 
 
 class RepositoryFile(Schema):
-    """A file as the hub describes it."""
+    """A file and its digest, as the hub gives them."""
 
     name: str
     num_bytes: int | None
@@ -55,16 +54,16 @@ def locate(corpus: HuggingFaceCorpus, hashes: FileHashes, memory: Path | None = 
     """The files of the split at the commit that `revision` means now, sorted; paths are relative to the
     repository.
 
-    `memory` is a folder for what the hub said. Raises SpecError when the dataset or revision does not exist
-    or needs a login, or no file belongs to the split, ConnectionError when the hub cannot be reached and
-    `memory` has no answer of it.
+    `memory` is a folder for the hub's answers. Raises SpecError if the dataset or revision does not exist or
+    needs a login, or no file belongs to the split. Raises ConnectionError if the hub cannot be reached and
+    `memory` has no answer.
     """
     if not corpus.dataset:
         raise SpecError(
             "corpus.dataset = '': give the id of a dataset repository, for example HuggingFaceFW/fineweb"
         )
-    found = _repository(corpus, memory)
-    files = {file.name: file for file in found.files}
+    repository = _repository(corpus, memory)
+    files = {file.name: file for file in repository.files}
     names = split_files(sorted(files), corpus.split, corpus.folder)
     if not names:
         under = f" under corpus.folder = {corpus.folder!r}" if corpus.folder else ""
@@ -74,19 +73,17 @@ def locate(corpus: HuggingFaceCorpus, hashes: FileHashes, memory: Path | None = 
             "corpus.folder to match some"
         )
     return CorpusManifest(
-        source=f"{corpus.dataset} at {found.commit}, split {corpus.split}: {len(names)} files",
-        files=tuple(_pinned(corpus, found.commit, files[name], hashes) for name in names),
+        source=f"{corpus.dataset} at {repository.commit}, split {corpus.split}: {len(names)} files",
+        files=tuple(_pinned(corpus, repository.commit, files[name], hashes) for name in names),
         formats=tuple(format_by_ending(name) for name in names),
-        revision=found.commit,
+        revision=repository.commit,
     )
 
 
 def fetch(
     corpus: HuggingFaceCorpus, manifest: CorpusManifest, file: SourceFile, hashes: FileHashes
 ) -> SourceFile:
-    """The file on this machine, downloaded at the manifest's commit unless the hub's cache has it
-    undamaged.
-    """
+    """Path of the local copy, downloaded at the manifest's commit unless the hub's cache has it undamaged."""
     assert manifest.revision is not None
     local = _download(corpus, manifest.revision, file.path)
     if problem := hashes.problem_with(local, file.num_bytes, file.sha256):
@@ -96,11 +93,11 @@ def fetch(
 
 
 def split_files(names: list[str], split: str, folder: str = "") -> list[str]:
-    """Those data files whose folder or name contains `split` as a word; all of them for "train" when none
-    names a split.
+    """The data files whose folder or name contains `split` as a word; for "train" all of them if none names a
+    split.
 
-    The second rule is what the `datasets` library does with a repository that has no splits. Hidden files are
-    none, and `.json`, which most repositories have about their data, counts only where there is nothing else.
+    The `datasets` library has the same second rule for a repository without splits. Hidden files do not
+    count. `.json` counts only if there is nothing else, because most repositories use it for metadata.
     """
     prefix = folder.strip("/") + "/" if folder.strip("/") else ""
     data = [
@@ -130,7 +127,7 @@ def _has_word(name: str, word: str) -> bool:
 
 
 def _repository(corpus: HuggingFaceCorpus, memory: Path | None) -> Repository:
-    """What the hub says, or said when it was asked last: at a commit always the same."""
+    """The hub's answer, or its last one; a commit's answer never changes."""
     remembered = _recall(corpus, memory)
     if remembered is not None and _COMMIT.fullmatch(corpus.revision):
         return remembered
@@ -139,11 +136,13 @@ def _repository(corpus: HuggingFaceCorpus, memory: Path | None) -> Repository:
     except ConnectionError as error:
         if remembered is None:
             raise
-        log.warning("%s; going on with %s, as the hub said last", error, remembered.commit)
+        log.warning("%s; using %s, the last known commit", error, remembered.commit)
         return remembered
-    found = Repository(commit=info.sha, files=tuple(_described(sibling) for sibling in info.siblings or []))
-    _remember(corpus, memory, found)
-    return found
+    repository = Repository(
+        commit=info.sha, files=tuple(_described(sibling) for sibling in info.siblings or [])
+    )
+    _remember(corpus, memory, repository)
+    return repository
 
 
 def _described(sibling: Any) -> RepositoryFile:
@@ -165,13 +164,13 @@ def _recall(corpus: HuggingFaceCorpus, memory: Path | None) -> Repository | None
         return None
 
 
-def _remember(corpus: HuggingFaceCorpus, memory: Path | None, found: Repository) -> None:
+def _remember(corpus: HuggingFaceCorpus, memory: Path | None, repository: Repository) -> None:
     if memory is None:
         return
     path = _place(corpus, memory)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(found.model_dump_json(), encoding="utf-8")
+        path.write_text(repository.model_dump_json(), encoding="utf-8")
     except OSError as error:
         log.warning("%s cannot be written (%s): the next run asks the hub again", path, error)
 
@@ -181,9 +180,9 @@ def _place(corpus: HuggingFaceCorpus, memory: Path) -> Path:
 
 
 def _dataset_info(corpus: HuggingFaceCorpus) -> Any:
-    """The hub's answer.
+    """Ask the hub.
 
-    Raises SpecError for what the hub refuses, ConnectionError after TRIES without an answer.
+    Raises SpecError if the hub refuses, ConnectionError after TRIES without an answer.
     """
     from huggingface_hub import errors
 
@@ -250,14 +249,14 @@ def _download(corpus: HuggingFaceCorpus, commit: str, name: str, force_download:
 
 def _hub() -> Any:
     proxies = proxy_variables(os.environ)
-    if (said := os.environ.get(UNUSABLE_PROXY)) and not {
+    if (message := os.environ.get(UNUSABLE_PROXY)) and not {
         "HTTPS_PROXY",
         "https_proxy",
         "ALL_PROXY",
         "all_proxy",
     } & {*proxies}:
         raise SpecError(
-            f"{said}: the hub cannot be reached by it. Give a proxy of another kind by HTTPS_PROXY"
+            f"{message}: the hub cannot be reached by it. Give a proxy of another kind by HTTPS_PROXY"
         )
     # Slow to import, and only this source needs it.
     from huggingface_hub import HfApi

@@ -1,7 +1,7 @@
-"""Texts in JSON: one object a line, or one array of objects, streamed either way.
+"""Reader of JSON texts: one object a line, or one array of objects, both streamed.
 
-The text is the value of one key; `meta.text` also means the key `text` of the object under `meta`. What else
-an object holds does no harm: numbers of any length, NaN, keys that come twice (the last one counts).
+The text is the value of one key; `meta.text` also means the key `text` of the object under `meta`. Other
+content of an object is ignored: numbers of any length, NaN, duplicate keys (the last one counts).
 """
 
 import codecs
@@ -28,7 +28,7 @@ _DECODER = json.JSONDecoder(parse_int=len)
 def documents(content: Content, key: str, on_read: OnRead) -> Iterator[str]:
     """The text of each object.
 
-    Raises SpecError with file, line and remedy for what is not an object with a text.
+    Raises SpecError with file, line and remedy for anything but an object with a text.
     """
     begins = content.head.removeprefix(BOM.encode()).lstrip()
     if begins.startswith(b"["):
@@ -38,7 +38,7 @@ def documents(content: Content, key: str, on_read: OnRead) -> Iterator[str]:
 
 
 def _lines(content: Content, key: str, on_read: OnRead) -> Iterator[str]:
-    path, offset, number, told = content.path, 0, 0, 0
+    path, offset, number, reported = content.path, 0, 0, 0
     while line := content.stream.readline(MAX_DOCUMENT_BYTES + 1):
         number += 1
         if len(line) > MAX_DOCUMENT_BYTES:
@@ -48,7 +48,7 @@ def _lines(content: Content, key: str, on_read: OnRead) -> Iterator[str]:
         if content.compression is None:
             on_read(len(line))
         else:
-            told = _tell(content, told, on_read)
+            reported = _tell(content, reported, on_read)
         text = decode(line, path, offset)
         offset += len(line)
         if not text.isspace():
@@ -60,17 +60,17 @@ def _lines(content: Content, key: str, on_read: OnRead) -> Iterator[str]:
                 row = _second_look(text, f"{path}:{number}", error)
             yield text_of(row, key, f"{path}:{number}")
     if content.compression is not None:
-        _tell(content, told, on_read)
+        _tell(content, reported, on_read)
 
 
-def _tell(content: Content, told: int, on_read: OnRead) -> int:
+def _tell(content: Content, reported: int, on_read: OnRead) -> int:
     position = content.position()
-    on_read(position - told)
+    on_read(position - reported)
     return position
 
 
 def _second_look(text: str, place: str, error: ValueError | RecursionError) -> Any:
-    """What a line holds behind a byte order mark, which joined files have inside.
+    """The value of a line after a byte order mark, which concatenated files have inside.
 
     Raises SpecError for a broken line.
     """
@@ -108,7 +108,7 @@ def _reason(text: str, error: ValueError | RecursionError) -> str:
 def _array(content: Content, key: str, on_read: OnRead) -> Iterator[str]:
     """The elements of one array, which may be spread over lines.
 
-    The buffer holds the longest element at most twice.
+    The buffer holds at most twice the longest element.
     """
     reader = _Buffer(content, on_read)
     reader.skip_space()
@@ -129,22 +129,20 @@ def _array(content: Content, key: str, on_read: OnRead) -> Iterator[str]:
         if following == "]":
             break
         if following != ",":
-            said = repr(following) if following else "the end of the file"
+            shown = repr(following) if following else "the end of the file"
             raise SpecError(
-                f"{content.path}:{reader.line}: {said} follows element {number:,} of the array instead of , "
+                f"{content.path}:{reader.line}: {shown} follows element {number:,} of the array instead of , "
                 "or ]: the file is broken or cut off. Write it again"
             )
     else:
         reader.position += 1
     if following := reader.skip_space():
-        raise SpecError(
-            f"{content.path}:{reader.line}: {'NUL bytes follow' if following == chr(0) else 'text follows'} "
-            f"the end of the array. {_ONE_A_LINE}"
-        )
+        rest = "NUL bytes follow" if following == chr(0) else "text follows"
+        raise SpecError(f"{content.path}:{reader.line}: {rest} the end of the array. {_ONE_A_LINE}")
 
 
 class _Buffer:
-    """The text of a file from `position` on, read as far as it is needed."""
+    """The text of a file from `position` on; it is read as needed."""
 
     def __init__(self, content: Content, on_read: OnRead) -> None:
         self.position, self.line = 0, 1
@@ -156,7 +154,7 @@ class _Buffer:
         self._text = self._text.removeprefix(BOM)
 
     def skip_space(self) -> str:
-        """The next character that is no white space, which is not passed; "" at the end."""
+        """The next character that is not white space, without consuming it; "" at the end."""
         while True:
             rest = len(self._text)
             while self.position < rest and (character := self._text[self.position]) in " \t\r\n":
@@ -168,7 +166,7 @@ class _Buffer:
                 return ""
 
     def value(self, place: str, number: int) -> Any:
-        """Element `number` of the array, which is passed.
+        """Consume element `number` of the array.
 
         Raises SpecError, naming `place`, if it is broken or too long.
         """
@@ -201,7 +199,7 @@ class _Buffer:
             return value
 
     def _read(self, num_bytes: int) -> bool:
-        """Read on and forget what was passed; False at the end of the file."""
+        """Read more text and drop the consumed part; False at the end of the file."""
         data = self._content.stream.read(num_bytes)
         try:
             text = self._decoder.decode(data, final=not data)
@@ -219,7 +217,7 @@ class _Buffer:
 def text_of(row: Any, key: str, place: str) -> str:
     """The text under `key` of an object; "" for null.
 
-    Raises SpecError, naming `place`, when there is none.
+    Raises SpecError, naming `place`, if there is none.
     """
     if not isinstance(row, dict):
         raise SpecError(
@@ -229,18 +227,18 @@ def text_of(row: Any, key: str, place: str) -> str:
     if key in row:
         value = row[key]
     else:
-        found = list(_nested(row, key))
-        if not found:
+        values = list(_nested(row, key))
+        if not values:
             raise SpecError(
                 f"{place}: has no key corpus.text_column = {key!r}; its keys are {listed(_names_of(row))}. "
                 "Set corpus.text_column to one of them"
             )
-        value = found[0]
+        value = values[0]
     return checked(value, f"{place}: the value of {key!r}", key)
 
 
 def checked(value: Any, place: str, key: str) -> str:
-    """`value`, which must be a text that UTF-8 can hold; "" for None. Raises SpecError, naming `place`."""
+    """`value` if it is text that UTF-8 can hold, "" for None. Otherwise raises SpecError, naming `place`."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -268,12 +266,10 @@ def checked(value: Any, place: str, key: str) -> str:
 def listed(names: Any) -> str:
     """Names in quotes, at most 20 of them."""
     shown = [repr(str(name)) for name in names]
-    return (
-        ", ".join(shown[:_MAX_NAMES])
-        + (f" and {len(shown) - _MAX_NAMES} more" if len(shown) > _MAX_NAMES else "")
-        if shown
-        else "none"
-    )
+    if not shown:
+        return "none"
+    more = f" and {len(shown) - _MAX_NAMES} more" if len(shown) > _MAX_NAMES else ""
+    return ", ".join(shown[:_MAX_NAMES]) + more
 
 
 def _nested(row: dict[str, Any], key: str) -> Iterator[Any]:

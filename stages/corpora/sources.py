@@ -1,4 +1,4 @@
-"""The user's own files: pinned down by content, and found unchanged when they are read."""
+"""Checks of the user's files: their sha256 for the manifest, and no change while they are read."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -23,11 +23,11 @@ _READ_ANEW = FileHashes(None)
 
 
 def ignore_read(num_bytes: int) -> None:
-    """For readers that show no progress."""
+    """Progress callback for callers that show no progress."""
 
 
 def source_file(path: str | Path, hashes: FileHashes, setting: str) -> SourceFile:
-    """The file's size and sha256. Raises SpecError, naming `setting`, when it cannot be read."""
+    """The file's size and sha256. Raises SpecError, naming `setting`, if it cannot be read."""
     try:
         full = Path(path).expanduser().absolute()
         refuse_special(full, f"{setting} = {path}")
@@ -45,8 +45,8 @@ def source_file(path: str | Path, hashes: FileHashes, setting: str) -> SourceFil
 
 @contextmanager
 def unchanged(file: SourceFile, hashes: FileHashes) -> Iterator[Path]:
-    """Path of a file that is what the manifest says, before and after the body read it; else raises
-    StageError.
+    """Path of a file that is as in the manifest, before and after the block reads it; raises StageError
+    otherwise.
     """
     path = Path(file.path)
     problem = _hashes_for(file.num_bytes, hashes).problem_with(path, file.num_bytes, file.sha256)
@@ -65,9 +65,9 @@ def unchanged(file: SourceFile, hashes: FileHashes) -> Iterator[Path]:
 
 
 def ready_made_tokenizer(path: Path, setting: str) -> sentencepiece.SentencePieceProcessor:
-    """A SentencePiece model whose ids fit in a shard and whose BOS is the one that models know.
+    """A SentencePiece model whose ids fit in a shard and whose BOS is the one that models expect.
 
-    Raises SpecError, naming `setting`, when it is none.
+    Raises SpecError, naming `setting`, for any other file.
     """
     try:
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
@@ -94,7 +94,7 @@ def _refuse_changed(path: Path, before: tuple[int, int, int] | None, cause: Exce
     if now != before:
         what = "was removed" if now is None else "was written to"
         raise StageError(
-            f"the corpus changed while it was read: {path} {what}. Run again when nothing writes to it"
+            f"the corpus changed while it was read: {path} {what}. Run again once nothing writes to it"
         ) from cause
 
 

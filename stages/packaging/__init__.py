@@ -1,1 +1,1 @@
-"""Parts of the stage `package`: the script that ships."""
+"""Parts of the stage `package`: the packaged script."""

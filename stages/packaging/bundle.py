@@ -1,9 +1,9 @@
-"""One self-contained script from a module and everything of ours that it reaches: what ships as train_gpt.py.
+"""Bundler: one self-contained script from a module and everything of ours that it reaches.
 
 Modules follow one another in the order of their dependencies, each under a header with its path. Imports of
-ours go, all others are gathered at the top. What could mean something else in one namespace (a name that two
-modules define, an import of ours under another name or as a whole module) is refused, so the script does what
-the modules do.
+ours are removed, all others are gathered at the top. The bundler refuses code that could change its meaning
+in one namespace. Such code is a name that two modules define, or an import of ours under another name or as
+a whole module. So the script does what the modules do.
 """
 
 import ast

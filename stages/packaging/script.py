@@ -1,4 +1,4 @@
-"""The program that ships as train_gpt.py: the core bundled into one script, the run's settings in it,
+"""The packaged program train_gpt.py: the core bundled into one script, the run's settings in it,
 plain or compressed.
 """
 

@@ -1,1 +1,1 @@
-"""Processes: children of a stage, this one, their cores, environment, locks and end."""
+"""Process management: child processes, signals, locks, cores, threads and environment."""

@@ -1,4 +1,4 @@
-"""The output of a child process, read line by line until that process ends, whoever else keeps it open."""
+"""Output of a child process, read line by line until that process ends, even if another holds the pipe."""
 
 import codecs
 import contextlib
@@ -20,8 +20,8 @@ class ChildOutput:
     """Lines of a child that was started with `stdout=PIPE, bufsize=0`: unbuffered bytes.
 
     A process that the child started shares this output, and may keep it open after the child's end. So the
-    end of the output is not waited for. Nothing reads in a thread: a pipe cannot be closed while a thread
-    waits for it.
+    reader does not wait for the end of the output. It uses no thread, because a pipe cannot be closed while a
+    thread waits for it.
     """
 
     def __init__(self, process: subprocess.Popen) -> None:
@@ -34,10 +34,9 @@ class ChildOutput:
         self.is_closed = False  # by everyone who could write to it
 
     def lines(self, timeout: float | None) -> Iterator[str]:
-        """Each line without its end, until the child has ended.
+        """Yield each line without its end, until the child has ended.
 
-        Raises TimeoutError when it runs for more than `timeout` seconds, StageError once a stop was asked
-        for.
+        Raises TimeoutError if it runs for more than `timeout` seconds, StageError once a stop was requested.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while self._process.poll() is None:
@@ -53,7 +52,7 @@ class ChildOutput:
             yield self._rest
 
     def _read(self, seconds: float) -> list[str]:
-        """Lines that are complete by now, after waiting at most so many seconds for the first byte."""
+        """The complete lines so far, after waiting at most so many seconds for the first byte."""
         if self.is_closed:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(seconds)

@@ -1,7 +1,7 @@
-"""Locks between processes: a flock on a file with the process id of its holder.
+"""File locks between processes: a flock on a file with the process id of its holder.
 
 The kernel drops the lock when its holder dies, even by SIGKILL. The library filelock empties the file when it
-asks for the lock, so it could not say who is waited for.
+requests the lock, so it could not name the holder.
 """
 
 import fcntl
@@ -21,10 +21,10 @@ _POLL_SECONDS = 0.2
 
 
 def try_lock(path: Path) -> IO[str] | None:
-    """The file at `path` with an exclusive lock, which ends when the file is closed; None if another has
-    the lock.
+    """The file at `path` with an exclusive lock, which ends when the file is closed; None if another process
+    has the lock.
 
-    A child that inherits the descriptor holds the lock too, and for as long as it runs.
+    A child that inherits the descriptor holds the lock too, for as long as it runs.
     """
     while True:
         file = path.open("a+")
@@ -39,17 +39,17 @@ def try_lock(path: Path) -> IO[str] | None:
 
 @contextmanager
 def waiting_lock(path: Path, who_waits: str, why: str) -> Iterator[None]:
-    """Hold the lock at `path`, once it is free; its file is removed afterwards.
+    """Wait for the lock at `path` and hold it; the file is removed afterwards.
 
-    Logs once who is waited for: "<who_waits>: waiting for process 17, <why>". Raises StageError once a stop
-    is asked for.
+    Logs the holder once: "<who_waits>: waiting for process 17, <why>". Raises StageError once a stop was
+    requested.
     """
-    told = False
+    is_logged = False
     while (file := try_lock(path)) is None:
         stopping.get().check()
-        if not told:
+        if not is_logged:
             log.info("%s: waiting for process %s, %s", who_waits, holder(path), why)
-            told = True
+            is_logged = True
         time.sleep(_POLL_SECONDS)
     with file:
         try:
@@ -59,13 +59,15 @@ def waiting_lock(path: Path, who_waits: str, why: str) -> Iterator[None]:
 
 
 def wait_for_shared(file: IO[str], who_waits: str, why: str) -> None:
-    """Take a shared lock on an open file once nobody has it alone. Logs and raises as `waiting_lock` does."""
-    told = False
+    """Take a shared lock on an open file once no process has an exclusive one. Logs and raises as
+    `waiting_lock` does.
+    """
+    is_logged = False
     while not _lock_now(file, fcntl.LOCK_SH):
         stopping.get().check()
-        if not told:
+        if not is_logged:
             log.info("%s: waiting for process %s, %s", who_waits, holder(Path(file.name)), why)
-            told = True
+            is_logged = True
         time.sleep(_POLL_SECONDS)
 
 
@@ -88,7 +90,7 @@ def alone_with(file: IO[str], share_again: Callable[[], None]) -> Iterator[bool]
 
 
 def is_free(path: Path) -> bool:
-    """Whether nobody has the lock at `path` just now. Raises FileNotFoundError for a lock that is gone."""
+    """Whether no process has the lock at `path` now. Raises FileNotFoundError if the file is gone."""
     with path.open() as file:
         return _lock_now(file, fcntl.LOCK_SH)
 

@@ -1,4 +1,4 @@
-"""Make a process of the command line fit for work: its streams, folder, limits, environment and signals."""
+"""Setup of the command line's own process: streams, folder, limits, environment and signals."""
 
 import atexit
 import codecs
@@ -52,7 +52,7 @@ Interrupt = Callable[[int, FrameType | None], Any]
 def standard_streams() -> None:
     """Open the standard streams that are closed.
 
-    They fail over no character, and are quiet once nobody reads them.
+    They replace characters that an encoding lacks, and drop output that nobody reads.
     """
     codecs.register_error("fairway", _replace)
     for descriptor in (0, 1, 2):
@@ -67,11 +67,11 @@ def standard_streams() -> None:
 
 
 def surroundings() -> None:
-    """Take out of the environment what is not meant for us.
+    """Remove environment variables that are not meant for Fairway.
 
-    Raises SpecError, with the remedy, for what cannot work.
+    Raises SpecError, with the remedy, for values that cannot work.
 
-    Has to come before torch, OpenMP and Prefect are imported: each reads the environment once.
+    Call it before torch, OpenMP and Prefect are imported: each reads the environment once.
     """
     try:
         os.getcwd()
@@ -84,7 +84,7 @@ def surroundings() -> None:
         tempfile.gettempdir()
     except OSError as error:
         raise SpecError(
-            f"TMPDIR = {os.environ.get('TMPDIR', '')}: no folder takes temporary files ({error}). "
+            f"TMPDIR = {os.environ.get('TMPDIR', '')}: no folder for temporary files is writable ({error}). "
             "Set TMPDIR to one"
         ) from error
     try:
@@ -100,9 +100,7 @@ def surroundings() -> None:
         if (path := os.environ.get(name)) and not (
             os.path.isfile(path) if name.endswith("FILE") else os.path.exists(path)
         ):
-            raise SpecError(
-                f"{name} = {path}: there are no certificates. Unset it, or name those that there are"
-            )
+            raise SpecError(f"{name} = {path}: there are no certificates. Unset it, or name existing ones")
     _open_files()
 
 
@@ -135,7 +133,7 @@ def hangup_interrupts() -> Iterator[None]:
 
 
 def _open_files() -> None:
-    """Raise the soft limit of open files as far as needed. Raises SpecError where the hard one is too low."""
+    """Raise the soft limit of open files as far as needed. Raises SpecError if the hard limit is too low."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     if soft == unlimited or soft >= OPEN_FILES:
@@ -170,7 +168,7 @@ class _Output(io.FileIO):
 class _Messages(io.FileIO):
     """Standard error.
 
-    A run is worth more than its log lines, and nobody can be told of those that are lost.
+    A run continues without its log lines if they cannot be written.
     """
 
     def write(self, data: Any) -> int:
@@ -193,9 +191,9 @@ def _stream(today: Any, kind: type[io.FileIO]) -> io.TextIOWrapper:
 
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What is written instead of characters that an encoding lacks: plain ones that mean the same, else `?`.
+    """The replacement for characters that an encoding lacks: a plain one of the same meaning, else `?`.
 
-    Bytes of a path that is no text are written as they are.
+    Bytes of a path that is no text are written unchanged.
     """
     if not isinstance(error, UnicodeEncodeError):
         raise error

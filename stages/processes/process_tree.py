@@ -1,4 +1,4 @@
-"""End child processes together with everything that they started."""
+"""Termination of process trees: child processes and everything that they started."""
 
 import contextlib
 import subprocess
@@ -15,7 +15,7 @@ def end_trees(parents: Sequence[subprocess.Popen], grace_seconds: float) -> None
     """End each parent and all its descendants, and return once they are gone.
 
     The parents get SIGTERM first, so that each can end its own children in order, and SIGKILL after
-    `grace_seconds`. Descendants that are left then get SIGTERM, and SIGKILL after at most LEFT_BEHIND_SECONDS
+    `grace_seconds`. Remaining descendants then get SIGTERM, and SIGKILL after at most LEFT_BEHIND_SECONDS
     more.
     """
     descendants = _descendants(parents)  # while their parents still lead to them
@@ -43,7 +43,7 @@ def end_processes(processes: Iterable[psutil.Process], grace_seconds: float) -> 
 
 
 def processes_with(variable: str, value: str) -> list[psutil.Process]:
-    """This user's processes that were started with this environment variable, orphans included."""
+    """This user's processes that have this environment variable, orphans included."""
     return [
         process
         for process in psutil.process_iter(["environ"])
@@ -60,16 +60,18 @@ def is_running(process: psutil.Process) -> bool:
 
 
 def _descendants(parents: Iterable[subprocess.Popen]) -> set[psutil.Process]:
-    found: set[psutil.Process] = set()
+    descendants: set[psutil.Process] = set()
     for parent in parents:
         if parent.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                found.update(psutil.Process(parent.pid).children(recursive=True))
-    return found
+                descendants.update(psutil.Process(parent.pid).children(recursive=True))
+    return descendants
 
 
 def _running_after(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that still run after `seconds`, or [] earlier. psutil.wait_procs would wait for zombies."""
+    """The processes that still run after `seconds`; [] as soon as none does. psutil.wait_procs would wait for
+    zombies.
+    """
     deadline = time.monotonic() + seconds
     while (
         running := [process for process in processes if is_running(process)]

@@ -1,5 +1,5 @@
-"""Stop work that goes on in threads: a signal reaches only the main thread, so what the others wait for
-is ended from there.
+"""Cancellation of work in threads: a signal reaches only the main thread, which ends the children of the
+others.
 """
 
 import subprocess
@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 
 class Stopping:
-    """Processes that threads wait for, and whether they are to stop.
+    """Child processes that threads wait for, and whether a stop was requested.
 
-    Work that is split over threads shares one, by its context.
+    Work that is split over threads shares one through its context.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Stopping:
         self._children = set[subprocess.Popen]()
 
     def wrap(self, work: Callable[[], T]) -> Callable[[], T]:
-        """`work`, to be called in another thread: in a copy of this context, where `stopping` is this."""
+        """A callable that runs `work` in another thread, in a copy of this context."""
         context = copy_context()
         context.run(stopping.set, self)
         return partial(context.run, work)
@@ -38,7 +38,7 @@ class Stopping:
     def track(self, child: subprocess.Popen) -> Iterator[None]:
         """Within the block, `stop_all` ends `child`.
 
-        Raises StageError after a stop: the caller then ends `child`.
+        Raises StageError after a stop; the caller then ends `child`.
         """
         with self._lock:
             self._children.add(child)
@@ -50,7 +50,7 @@ class Stopping:
                 self._children.discard(child)
 
     def stop_all(self) -> None:
-        """End every child and what it started, and have `check` raise from now on.
+        """End every child and what it started; from now on `check` raises.
 
         Returns once they are gone.
         """
@@ -60,9 +60,9 @@ class Stopping:
         end_trees(children, GRACE_SECONDS)
 
     def check(self) -> None:
-        """Raise StageError once a stop was asked for: no error that a retry could mend."""
+        """Raise StageError once a stop was requested. It is not retried."""
         if self._asked.is_set():
-            raise StageError("stopped together with the run that this belongs to; start that again to go on")
+            raise StageError("stopped because its run was stopped; start the run again to resume")
 
 
 stopping: ContextVar[Stopping] = ContextVar("stopping", default=Stopping())  # noqa: B039  (nobody stops the default one)

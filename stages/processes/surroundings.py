@@ -1,6 +1,6 @@
-"""The environment of processes: leftovers of other programs stay out, and loopback needs no proxy.
+"""Environment variables of processes: leftovers of other programs are removed, and loopback needs no proxy.
 
-A scheduler's variables describe its own processes. torchrun, OpenMP and Python would take them for ours.
+A scheduler's variables describe its own processes. torchrun, OpenMP and Python would apply them to ours.
 """
 
 import os
@@ -51,17 +51,20 @@ def importing_ours(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def reach_loopback(environment: MutableMapping[str, str]) -> None:
-    """Add this machine to NO_PROXY and no_proxy, of which each library reads one, behind what the user says.
+    """Add this machine to NO_PROXY and no_proxy, after the user's own entries. Each library reads one of the
+    two.
 
-    Networks of IPv6 (fd00::/8) are left out: no Python library heeds them, and httpx refuses the whole list
-    for one.
+    Networks of IPv6 (fd00::/8) are left out: no Python library reads them, and httpx refuses the whole list
+    because of one.
     """
-    said = [
-        item.strip(" []")
+    entries = [
+        entry.strip(" []")
         for name in ("no_proxy", "NO_PROXY")
-        for item in environment.get(name, "").split(",")
+        for entry in environment.get(name, "").split(",")
     ]
-    readable = [item for item in said if item and not (":" in item and "/" in item and "://" not in item)]
+    readable = [
+        entry for entry in entries if entry and not (":" in entry and "/" in entry and "://" not in entry)
+    ]
     hosts = list(dict.fromkeys([*readable, *LOOPBACK]))
     environment["NO_PROXY"] = environment["no_proxy"] = ",".join(hosts)
 
@@ -74,14 +77,14 @@ def proxy_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def leave_out_unusable_proxies(environment: MutableMapping[str, str]) -> list[str]:
-    """Take out proxies for which httpx, Prefect's HTTP client, refuses all work.
+    """Remove proxies that httpx, Prefect's HTTP client, cannot use.
 
-    Returns what is left out and why.
+    Returns a message for each.
 
-    What needs a proxy to leave this machine finds the same words in UNUSABLE_PROXY, instead of leaving
+    UNUSABLE_PROXY keeps the messages, so that code which needs the proxy refuses instead of connecting
     without one.
     """
-    said = []
+    messages = []
     for name, value in proxy_variables(environment).items():
         scheme, separator, _ = value.partition("://")
         if not separator or scheme.lower() in ("http", "https"):
@@ -92,8 +95,8 @@ def leave_out_unusable_proxies(environment: MutableMapping[str, str]) -> list[st
             reason = "such a proxy needs the Python package socksio (`pip install socksio`)"
         else:
             continue
-        said.append(f"{name} = {scheme}://...: {reason}")
+        messages.append(f"{name} = {scheme}://...: {reason}")
         del environment[name]
-    if said:
-        environment[UNUSABLE_PROXY] = "; ".join(said)
-    return said
+    if messages:
+        environment[UNUSABLE_PROXY] = "; ".join(messages)
+    return messages

@@ -1,4 +1,4 @@
-"""A defined number of CPU threads for what a stage computes in the process that runs it."""
+"""CPU thread count of a computation in the stage's own process."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,7 @@ import torch
 
 @contextmanager
 def threads_of(count: int) -> Iterator[None]:
-    """torch computes with `count` CPU threads in this block, whatever the process has: sums over threads
-    depend on their number.
-    """
+    """Within the block torch uses `count` CPU threads, because sums over threads depend on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""What `quantize` hands to the process that reads text, and what that hands back."""
+"""Job of the worker process that quantizes with text, and its result."""
 
 from pathlib import Path
 from typing import Any

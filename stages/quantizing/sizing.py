@@ -1,13 +1,12 @@
-"""Before any training: how many parameters a model has, in which parts, and how many bytes its artifact
-will take, about.
+"""Size estimate before training: a model's parameters by part, and the approximate bytes of its artifact.
 
 The estimate takes trained rows for Gaussian. Then the largest of C values lies near m = Φ⁻¹(1 − 1/2C)
-standard deviations, a grid of ±L levels scaled to it has steps of m/L, and a symbol has log2(L·sqrt(2πe)/m)
+standard deviations. A grid of ±L levels scaled to it has steps of m/L. A symbol then has log2(L·sqrt(2πe)/m)
 bits of entropy, which zstandard reaches to a few per cent. Heavier tails make the blob smaller, a clip search
 makes it larger.
 
-What ecsq needs depends on what the weights have learnt: its estimate is the presets `demo` and `medium` as
-measured, 0.37 bits a weight fewer for each doubling of the loss that a weight may cost.
+The bytes of ecsq depend on the trained weights. Its estimate was measured on the presets `demo` and `medium`:
+0.37 bits a weight fewer for each doubling of the loss that a weight may cost.
 """
 
 import math

@@ -1,1 +1,1 @@
-"""The report's page and plots."""
+"""Report of a run: its page, tables and plots."""

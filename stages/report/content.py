@@ -1,4 +1,4 @@
-"""What only the report page says, as rows of text; what others show as well is in `stages.report.rows`."""
+"""Tables of the report page alone, as rows of text. Tables for other places are in `stages.report.rows`."""
 
 from collections.abc import Sequence
 
@@ -42,7 +42,7 @@ def clip_bars(packed: PackedModel) -> list[list[tuple[float, float]]]:
 
 
 def clip_text(tensor: TensorReport) -> str:
-    """`1: 40 %, 0.95: 60 %`: which clip ratio the rows chose."""
+    """The rows' clip ratios: `1: 40 %, 0.95: 60 %`."""
     rows = sum(clip.num_rows for clip in tensor.clips)
     return ", ".join(
         f"{clip.clip_ratio:g}: {clip.num_rows / rows:.0%}"
@@ -51,27 +51,24 @@ def clip_text(tensor: TensorReport) -> str:
 
 
 def quantization_gain(packed: PackedModel) -> str:
-    """What the method saved against plain rounding, or that it saved nothing."""
+    """What the method gained over plain rounding, or that it gained nothing."""
     saved = packed.blob_bytes_round_to_nearest - packed.blob_bytes
     less = packed.squared_error_saved
     if packed.is_plain:
-        return "Plain rounding: there is no search to gain anything."
+        return "Plain rounding: this method searches nothing, so it gains nothing."
     moved = (
         ""
         if packed.divergence_nats is None
-        else f" On training text the predictions move by {packed.divergence_nats:.5f} nats a token."
+        else f" The predictions on training text change by {packed.divergence_nats:.5f} nats a token."
     )
     if packed.is_coded:
         return (
-            f"Steps by what errors cost, coded by rANS: {packed.bits_per_parameter:.2f} bits a parameter, "
-            f"everything included.{moved}"
+            "The cost of errors sets the quantization steps; rANS codes the result: "
+            f"{packed.bits_per_parameter:.2f} bits a parameter, everything included.{moved}"
         )
     error = f"{less:.2%} less squared error" if less > 0 else "no less squared error"
-    size = (
-        f"a blob {abs(saved):,} bytes {'smaller' if saved > 0 else 'larger'}"
-        if saved
-        else "a blob of the same size"
-    )
+    direction = "smaller" if saved > 0 else "larger"
+    size = f"a blob {abs(saved):,} bytes {direction}" if saved else "a blob of the same size"
     return f"Against plain rounding with the same rules, {packed.method} gives {error} and {size}.{moved}"
 
 
@@ -91,14 +88,14 @@ def group_rows(trained: TrainingResult) -> list[list[str]]:
 
 
 def change_rows(trained: TrainingResult) -> list[tuple[list[str], bool]]:
-    """name, shape, rms before, rms after, rms of the change; and whether the tensor stayed exactly as it
-    was initialised.
+    """name, shape, rms before, rms after, rms of the change; and whether the tensor is exactly as
+    initialised.
     """
     return [(_change(change), change.change_rms == 0) for change in trained.changes]
 
 
 def machine_rows(provenance: Sequence[Provenance]) -> list[list[str]]:
-    """stage, CPU and GPUs, processes × threads, precision and why, kind of machine; of the stages that
+    """stage, CPU and GPUs, processes × threads, precision and why, kind of machine; for the stages that
     compute floating-point numbers.
     """
     return [
@@ -115,7 +112,7 @@ def machine_rows(provenance: Sequence[Provenance]) -> list[list[str]]:
 
 
 def training_rows(trained: TrainingResult, provenance: Sequence[Provenance] = ()) -> list[list[str]]:
-    """How the training went, figure by figure; its precision where `provenance` has the stage."""
+    """Figures of the training, one a row; with its precision if `provenance` has the stage."""
     timings = trained.timings
     precision, _, why = next(
         (origin.machine.precision for origin in provenance if origin.stage == "train"), ""
@@ -149,7 +146,7 @@ def training_rows(trained: TrainingResult, provenance: Sequence[Provenance] = ()
 
 
 def corpus_rows(tokenized: TokenizedCorpus) -> list[list[str]]:
-    """split, documents, tokens, BOS, bytes as they came, normalised bytes, bytes a token."""
+    """split, documents, tokens, BOS, bytes of the text as read, normalised bytes, bytes a token."""
     rows = []
     for name, split in (("train", tokenized.train), ("validation", tokenized.val)):
         per_token = (

@@ -1,6 +1,4 @@
-"""Bits per byte against bytes of the package for every quantizer on one run's weights, as SVG text and as
-a PNG picture.
-"""
+"""Plot of the frontier, as SVG text and PNG: bits per byte against bytes of the package, by quantizer."""
 
 import io
 from collections.abc import Callable
@@ -42,14 +40,14 @@ one over this.
 """
 
 
-def frontier_svg(found: Frontier) -> str:
-    """One line a quantizer, the unquantized model as a dashed line, what the run ships as a star; on
+def frontier_svg(frontier: Frontier) -> str:
+    """A line for each quantizer, a dashed line for the unquantized model, a star for the run's package; on
     white.
     """
-    return to_svg(lambda figure: _draw(figure, found), _SIZE, themed=False)
+    return to_svg(lambda figure: _draw(figure, frontier), _SIZE, themed=False)
 
 
-def frontier_png(found: Frontier) -> bytes:
+def frontier_png(frontier: Frontier) -> bytes:
     """The same picture."""
     ink, grid = INK_AND_GRID
     style = {
@@ -58,37 +56,37 @@ def frontier_png(found: Frontier) -> bytes:
     }
     buffer = io.BytesIO()
     with matplotlib.rc_context(style):
-        figure = drawn(lambda empty: _draw(empty, found, ink), _SIZE, themed=False)
+        figure = drawn(lambda empty: _draw(empty, frontier, ink), _SIZE, themed=False)
         figure.savefig(buffer, format="png", dpi=PNG_DOTS_PER_INCH, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _draw(figure: Figure, found: Frontier, ink: str = INK) -> None:
+def _draw(figure: Figure, frontier: Frontier, ink: str = INK) -> None:
     axes = figure.add_subplot()
     by_method: dict[str, list[FrontierPoint]] = {}
-    for point in sorted(found.points, key=lambda point: point.total_bytes):
+    for point in sorted(frontier.points, key=lambda point: point.total_bytes):
         by_method.setdefault(point.method, []).append(point)
     for method, points in by_method.items():
         _draw_method(axes, method, points, ink)
     axes.plot(
-        [found.shipped.total_bytes],
-        [found.shipped.bpb],
+        [frontier.shipped.total_bytes],
+        [frontier.shipped.bpb],
         "*",
         color=RED,
         markersize=15,
         markeredgecolor="white",
-        label=f"the run itself ({found.shipped.method})",
+        label=f"the run itself ({frontier.shipped.method})",
         zorder=5,
         linestyle="none",
     )
     axes.axhline(
-        found.unquantized_bpb,
+        frontier.unquantized_bpb,
         color=GREY,
         linewidth=1.3,
         linestyle="--",
-        label=f"not quantized, {found.unquantized_bpb:.5f}",
+        label=f"not quantized, {frontier.unquantized_bpb:.5f}",
     )
-    _draw_limit(axes, found)
+    _draw_limit(axes, frontier)
     axes.margins(x=0.09, y=0.12)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4f}")
@@ -96,10 +94,10 @@ def _draw(figure: Figure, found: Frontier, ink: str = INK) -> None:
         xlabel="bytes of the package, script included, millions (fewer is better)",
         ylabel="bits per byte (lower is better)",
     )
-    gap = axes.secondary_yaxis("right", functions=_around(found.unquantized_bpb))
+    gap = axes.secondary_yaxis("right", functions=_around(frontier.unquantized_bpb))
     gap.set_ylabel("gap to the unquantized model")
     gap.yaxis.set_major_formatter(lambda value, _: f"{value:+.4f}")
-    title = f"{found.run_name}: the same weights, every quantizer"
+    title = f"{frontier.run_name}: the same weights, every quantizer"
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", parse_math=False)
     axes.legend(loc="upper right")
 
@@ -133,10 +131,12 @@ def _draw_method(axes: Axes, method: str, points: list[FrontierPoint], ink: str)
         )
 
 
-def _draw_limit(axes: Axes, found: Frontier) -> None:
-    sizes = [point.total_bytes for point in (*found.points, found.shipped)]
-    if min(sizes) / _NEAR <= found.limit_bytes <= max(sizes) * _NEAR:
-        axes.axvline(found.limit_bytes, color=RED, linewidth=1.3, label=f"limit, {found.limit_bytes:,} bytes")
+def _draw_limit(axes: Axes, frontier: Frontier) -> None:
+    sizes = [point.total_bytes for point in (*frontier.points, frontier.shipped)]
+    if min(sizes) / _NEAR <= frontier.limit_bytes <= max(sizes) * _NEAR:
+        axes.axvline(
+            frontier.limit_bytes, color=RED, linewidth=1.3, label=f"limit, {frontier.limit_bytes:,} bytes"
+        )
 
 
 def _around(middle: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:

@@ -1,7 +1,7 @@
-"""The report's plots, as SVG text. Deterministic: no dates, no random ids.
+"""Plots of the report, as SVG text. They are deterministic: no dates, no random ids.
 
-A themed plot is embedded in the page and takes its text and grid colours from it (light and dark); an
-unthemed one stands alone on white.
+A themed plot is embedded in the page and takes its text and grid colours from it (light and dark). An
+unthemed plot stands alone on white.
 """
 
 import io
@@ -113,7 +113,7 @@ def timeline(metrics: Columns, themed: bool) -> str:
 def decomposition(
     steps: Sequence[tuple[str, float]], others: Sequence[tuple[str, float]], themed: bool
 ) -> str:
-    """Bars of bits per byte: each step of ours, then the general compressors."""
+    """Bars of bits per byte: each of our scores, then the general compressors."""
 
     def draw(figure: Figure) -> None:
         names = [name for name, _ in (*steps, *others)][::-1]
@@ -205,7 +205,7 @@ def tradeoff(points: Sequence[tuple[str, int, float]], merged_bpb: float) -> str
 def seeds_plot(
     points: Sequence[tuple[int, float]], mean: float, interval: tuple[float, float], bar: float | None
 ) -> str:
-    """Loss of each seed in nats a token, their mean with its 95 % interval, and the bar to be below."""
+    """Loss of each seed in nats a token, the mean with its 95 % interval, and the line to beat."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -229,8 +229,8 @@ def seeds_plot(
 
 
 def running_mean(values: NDArray, share: float = 0.02) -> NDArray:
-    """Mean of each value and those around it, over a window of `share` of all; the window shrinks at the
-    ends. (n,) -> (n,).
+    """Mean of each value and its neighbours, over a window of `share` of all values; smaller at the ends.
+    (n,) -> (n,).
     """
     half = max(1, int(len(values) * share / 2))
     sums = np.concatenate(([0.0], np.cumsum(values, dtype=np.float64)))
@@ -250,15 +250,15 @@ def _mark_phases(axes: Axes, metrics: Columns) -> None:
 
 
 def thin(x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
-    """Every n-th point and the last, so that a long run's page stays small."""
+    """Every n-th point and the last, so that the page of a long run stays small."""
     keep = np.unique(np.append(np.arange(0, len(x), max(1, -(-len(x) // _MAX_POINTS))), len(x) - 1))
     return x[keep], y[keep]
 
 
 def drawn(draw: Callable[[Figure], None], size: tuple[float, float], themed: bool) -> Figure:
-    """The figure that `draw` fills, `size` in inches; to be called, and saved, under STYLE.
+    """The figure that `draw` fills, `size` in inches; call and save it under STYLE.
 
-    Names in legends, titles and annotations are text: a `$` in one begins no formula.
+    Names in legends, titles and annotations are plain text: a `$` begins no formula.
     """
     figure = Figure(figsize=size, layout="constrained")
     figure.patch.set_facecolor("none" if themed else "white")

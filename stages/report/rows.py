@@ -1,6 +1,6 @@
-"""A run's figures as tables of text, made once for the terminal, the report page and Prefect's artifacts.
+"""Tables of a run's figures as text, the same for the terminal, the report page and Prefect's artifacts.
 
-Those that draw them choose no digits and no words. Imports neither Prefect nor torch.
+They fix digits and words for all three. The module imports neither Prefect nor torch.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ NATS_PER_BIT = 0.6931471805599453
 class Table:
     """Columns and rows of text. `left` names the columns that hold words; the others hold numbers.
 
-    `marks` has a word for each row, or is empty: "bad" for what to look at, "good", "off", or "".
+    `marks` is empty or has a word for each row: "bad" for a warning, "good", "off", or "".
     """
 
     title: str
@@ -30,7 +30,7 @@ class Table:
     marks: tuple[str, ...] = ()
 
     def dicts(self) -> list[dict[str, str]]:
-        """Each row by the names of its columns."""
+        """Each row as a dict from column name to text."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
     @property
@@ -47,21 +47,22 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def bpb(value: float) -> str:
-    """Bits per byte with the digits that mean something."""
+    """Bits per byte with the significant digits."""
     return f"{value:.5f}"
 
 
 def result_table(results: RunResults, title: str, stride: str) -> Table:
-    """What a reader looks for first. `stride` is that of the sliding windows; empty: not known."""
+    """The main figures of a run. `stride` is that of the sliding windows; empty if unknown."""
     merged, sliding, size = results.merged, results.val_bpb_quantized_sliding, results.size
     averaged = f"{merged.averaged}, {merged.num_with_qat} under QAT"
     gap = results.val_bpb_quantized - results.val_bpb_merged
     files = f"{size.model_bytes:,} model + {size.code_bytes:,} code"
-    margin = f"{abs(size.margin_bytes):,} bytes {'to spare' if size.fits else 'OVER'}"
+    side = "to spare" if size.fits else "OVER"
+    margin = f"{abs(size.margin_bytes):,} bytes {side}"
     rows = (
         ("val_bpb last iterate", bpb(results.val_bpb_last), f"non-overlapping windows{merged.last.mode}"),
         ("val_bpb merged", bpb(results.val_bpb_merged), averaged),
-        ("val_bpb quantized", bpb(results.val_bpb_quantized), f"{results.packed.method}, what ships"),
+        ("val_bpb quantized", bpb(results.val_bpb_quantized), f"{results.packed.method}, in the package"),
         (
             "val_bpb quantized, sliding",
             _bpb_or_dash(sliding),
@@ -92,7 +93,7 @@ def score_steps(results: RunResults) -> list[tuple[str, Score]]:
 
 
 def score_table(results: RunResults) -> Table:
-    """The score after each step and what the step did to it: one change, one effect."""
+    """The score after each stage and its change by that stage."""
     rows: list[tuple[str, ...]] = []
     before = None
     for name, score in score_steps(results):
@@ -124,8 +125,8 @@ def budget_parts(size: SizeReport) -> list[tuple[str, int]]:
 
 
 def budget_table(size: SizeReport) -> Table:
-    """What the bytes go to: code, then the blob by tensor group beside its order-0 entropy, then the
-    total and the margin.
+    """The bytes of the package: code, then the blob by tensor group beside its order-0 entropy, then total
+    and margin.
     """
     groups = {group.name: group for group in size.tensor_groups}
     parts = [*budget_parts(size), ("total", size.total_bytes)]
@@ -166,7 +167,7 @@ def tensor_table(packed: PackedModel) -> Table:
 
 
 def audit_table(audit: Audit) -> Table:
-    """What each technique did and whether each rule holds; those to look at first."""
+    """The verdict on each technique and rule, warnings first."""
     findings = sorted(audit.findings, key=lambda finding: not finding.is_warning)
     rows = tuple(
         (finding.title, f"⚠ {finding.verdict}" if finding.is_warning else finding.verdict, finding.evidence)
@@ -179,7 +180,7 @@ def audit_table(audit: Audit) -> Table:
 
 
 def gap_table(audit: Audit) -> Table:
-    """What quantization costs by cause, the whole last; no rows where it was not measured."""
+    """What quantization costs by cause, the total last; without rows if it was not measured."""
     parts = (*audit.gap.parts, audit.gap.total) if audit.gap else ()
     rows = tuple(
         (
@@ -204,7 +205,7 @@ def _bpb_or_dash(value: float | None) -> str:
 
 
 def _coding(group: TensorGroup | None) -> tuple[str, str, str, str]:
-    """Weights, bits a weight, order-0 entropy in bits a weight, and the one over the other."""
+    """Weights, bits a weight, order-0 entropy in bits a weight, and the ratio of the two."""
     if group is None or not group.num_weights:
         return "", "", "", ""
     over = f"{group.bits_per_weight / group.entropy_bits - 1:+.1%}" if group.entropy_bits else "–"

@@ -1,4 +1,4 @@
-"""What `merge` hands to the processes that score, and what the first of them hands back."""
+"""Job of the worker processes that score for `merge`, and the result of the first."""
 
 from pathlib import Path
 

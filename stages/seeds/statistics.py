@@ -1,8 +1,7 @@
-"""All statistics over seeds: intervals, whether a mark or another set of runs is beaten, differences,
-seeds needed. scipy does the tests.
+"""Statistics over seeds by scipy: t-intervals, t-tests against a mark or other runs, differences, power.
 
-Losses are in nats a token. They compare over the same tokens only; `nats_to_bpb` says what they are in bits
-per byte.
+A mark is a loss to beat. Losses are in nats a token and compare only over the same tokens; `nats_to_bpb`
+converts them to bits per byte.
 """
 
 import math
@@ -36,7 +35,7 @@ def summarize(values: Sequence[float]) -> Summary | None:
 
 
 def paired_difference(values: Sequence[float], others: Sequence[float]) -> Difference | None:
-    """`values` minus `others`, seed by seed; what a seed does to both cancels out.
+    """`values` minus `others`, seed by seed; effects that a seed has on both cancel.
 
     None for fewer than two pairs.
 
@@ -54,16 +53,16 @@ def seeds_needed(
     samples: int = 1,
     two_sided: bool = False,
 ) -> int | None:
-    """Seeds with which a t-test finds a true `difference` at p < alpha with probability `power`, if runs
-    spread by `std`.
+    """Seeds with which a t-test finds a true `difference` at p < alpha with probability `power`, if `std` is
+    the standard deviation of runs.
 
-    samples = 1: a mean against a mark, or differences of pairs (std of the differences); samples = 2: Welch
-    between two sets of runs of equal spread, the seeds of each. None for more than MAX_SEEDS_NEEDED. By the
+    samples = 1: a mean against a mark, or paired differences (std of the differences). samples = 2: Welch's
+    test between two sets of runs of equal std; the seeds of each. None for more than MAX_SEEDS_NEEDED. By the
     noncentral t distribution (Cohen, Statistical Power Analysis, 1988, chapter 2). Raises ValueError for a
     difference that is not positive.
     """
     if difference <= 0:
-        raise ValueError(f"difference = {difference}: only a positive one can be found")
+        raise ValueError(f"difference = {difference}: must be positive")
     few, many = MIN_SEEDS, MAX_SEEDS_NEEDED
     if _power(difference, std, alpha, many, samples, two_sided) < power:
         return None
@@ -114,8 +113,8 @@ def beats_ledger(
         result = stats.ttest_ind(
             values, [other - margin for other in others], equal_var=False, alternative="less"
         )
-        found = stats.ttest_ind(others, values, equal_var=False).confidence_interval(CONFIDENCE)
-        interval = (float(found.low), float(found.high))
+        bounds = stats.ttest_ind(others, values, equal_var=False).confidence_interval(CONFIDENCE)
+        interval = (float(bounds.low), float(bounds.high))
     return _comparison(
         "Welch", result, interval, values, math.fsum(others) / len(others), margin, alpha, planned_looks
     )

@@ -1,1 +1,1 @@
-"""Everything in the store, and the keys by which it is found."""
+"""Content-addressed store of results: its keys, records, runs, checksums and housekeeping."""

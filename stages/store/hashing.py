@@ -1,6 +1,4 @@
-"""sha256 of files; of large ones remembered by size, modification time and inode, so that a cached run
-does not wait for hashing.
-"""
+"""sha256 of files, remembered for large ones, so that a cached run does not wait for hashing."""
 
 import hashlib
 import logging
@@ -15,11 +13,11 @@ REMEMBERED_FROM_BYTES = 16 * 2**20
 
 
 class FileHashes:
-    """sha256 of files; remembered in a SQLite file when one is given.
+    """sha256 of files; remembered in a SQLite file if one is given.
 
-    A file of at least `remembered_from_bytes` whose size, modification time (ns) and inode are as before is
-    not read again: a byte that the disk flipped in one is found by `fairway verify`. Smaller ones are read
-    always, as all are by `FileHashes(None)`.
+    A file of at least `remembered_from_bytes` is read again only if its size, modification time (ns) or inode
+    changed. So `fairway verify`, not a run, finds a byte that the disk flipped in it. Smaller files are read
+    every time; `FileHashes(None)` reads all files every time.
     """
 
     def __init__(self, database: Path | None, remembered_from_bytes: int = REMEMBERED_FROM_BYTES) -> None:
@@ -39,13 +37,13 @@ class FileHashes:
         return digest
 
     def problem_with(self, path: Path, num_bytes: int, sha256: str) -> str | None:
-        """What is wrong with the file against its recorded size and digest, in words; None if nothing is."""
+        """How the file differs from its recorded size and digest, as a message; None if it does not."""
         try:
             size = path.stat().st_size
             if not path.is_file():
                 return f"{path} is not a file"
             if size != num_bytes:
-                return f"{path} has {size:,} bytes, recorded were {num_bytes:,}"
+                return f"{path} has {size:,} bytes instead of the recorded {num_bytes:,}"
             if self.sha256(path) != sha256:
                 return f"{path} is damaged: its sha256 is not the recorded {sha256[:12]}…"
         except FileNotFoundError:
@@ -55,7 +53,7 @@ class FileHashes:
         return None
 
     def forget(self, path: Path) -> None:
-        """Read the file again next time: a disk can flip a byte without touching size and times."""
+        """Read the file again next time, because a disk can flip a byte without changing size or times."""
         if self._database is None or not self._database.exists():
             return
         try:
@@ -65,7 +63,7 @@ class FileHashes:
             self._start_anew(error)
 
     def _start_anew(self, error: sqlite3.Error) -> None:
-        """A memory that cannot be read is worth nothing: without it, files are hashed again."""
+        """Replace an unreadable memory by an empty one; files are then hashed again."""
         log.warning("the memory of file hashes %s cannot be used (%s)", self._database, error)
         if self._database is not None and not isinstance(
             error, sqlite3.OperationalError

@@ -1,6 +1,6 @@
-"""What a store holds that no run needs (`fairway gc`), and what in it is damaged (`fairway verify`).
+"""Garbage collection (`fairway gc`) and verification (`fairway verify`) of the store.
 
-Needs neither Prefect nor torch.
+It needs neither Prefect nor torch.
 """
 
 import logging
@@ -29,7 +29,7 @@ _REMOVED = "removed-"
 
 
 class StoreInUseError(FairwayError):
-    """Another process has the store open: nothing may be taken away now."""
+    """Another process has the store open, so nothing may be removed now."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Unneeded:
 def find_unneeded(
     store: Store, keep_runs: int | None = None, older_than_hours: float = 24.0
 ) -> list[Unneeded]:
-    """What no run needs, in the order of its path; nothing that was touched in the last `older_than_hours`.
+    """Everything that no run needs, sorted by path, except what changed in the last `older_than_hours`.
 
     Needed are the newest `keep_runs` runs (None: all) and every run that a ledger names, with all their
-    results. Raises StageError for a ledger that cannot be read, because then nobody can say what it needs.
+    results. Raises StageError for a ledger that cannot be read, because its needs are then unknown.
     """
     in_ledgers = _runs_in_ledgers(store.root)
     reports = list_reports(store.root)
@@ -56,7 +56,7 @@ def find_unneeded(
         report.run_id for report in reports if report.run_id in in_ledgers
     }
     needed = {path for report in reports if report.run_id in kept for path in _folders_of(report)}
-    found = [
+    unneeded = [
         (store.root / "runs" / report.run_id, "an older run")
         for report in reports
         if report.run_id not in kept
@@ -64,16 +64,16 @@ def find_unneeded(
     for folder in sorted(store.root.glob("stages/*/*/")):
         stage = STAGES.get(folder.parent.name)
         if folder.relative_to(store.root).as_posix() not in needed:
-            found.append((folder, "a result that no run names"))
+            unneeded.append((folder, "a result that no run names"))
         elif stage is not None:
-            found += [
+            unneeded += [
                 (folder / name, "left over from training")
                 for name in stage.scratch
                 if (folder / name).exists()
             ]
-    found += _left_over(store.root)
+    unneeded += _left_over(store.root)
     before = time.time() - 3600 * older_than_hours
-    sized = [(path, reason, *_size_and_time(path)) for path, reason in found]
+    sized = [(path, reason, *_size_and_time(path)) for path, reason in unneeded]
     old = {path: Unneeded(path, size, reason) for path, reason, size, touched in sized if touched <= before}
     return [old[path] for path in sorted(old) if old.keys().isdisjoint(path.parents)]
 
@@ -81,9 +81,9 @@ def find_unneeded(
 def remove_unneeded(
     store: Store, keep_runs: int | None = None, older_than_hours: float = 24.0
 ) -> list[Unneeded]:
-    """Take away what `find_unneeded` finds.
+    """Remove what `find_unneeded` finds.
 
-    Raises StoreInUseError while any other process works with the store.
+    Raises StoreInUseError while another process uses the store.
     """
     with store.alone() as alone:
         if not alone:
@@ -103,9 +103,9 @@ def remove_unneeded(
 
 
 def find_damage(store: Store) -> Iterator[str]:
-    """Everything that is damaged, in words.
+    """A message for everything that is damaged.
 
-    Every byte is read again; what was remembered of a damaged file is forgotten.
+    Every byte is read again; the remembered digest of a damaged file is dropped.
     """
     read_anew, checked = FileHashes(None), set()
     for folder in sorted(store.root.glob("stages/*/*/")):
@@ -170,13 +170,11 @@ def _runs_in_ledgers(root: Path) -> set[str]:
     try:
         return {entry.run_id for path in ledger_files(root) for entry in read_ledger(path).entries}
     except SpecError as error:
-        raise StageError(
-            f"{error}; until then nobody can say which runs it needs, and nothing is removed"
-        ) from error
+        raise StageError(f"{error}; until then its runs are unknown, and nothing is removed") from error
 
 
 def _left_over(root: Path) -> Iterator[tuple[Path, str]]:
-    """What is neither a result nor a run, and why it is there."""
+    """Everything that is neither a result nor a run, and the reason why it exists."""
     for path in root.glob("work/*/*"):
         if path.parent.name.startswith(_REMOVED):
             continue
@@ -184,10 +182,10 @@ def _left_over(root: Path) -> Iterator[tuple[Path, str]]:
             path,
             "a damaged result, made again since"
             if ".damaged-" in path.name
-            else "an unfinished result; the same run would go on with it",
+            else "an unfinished result; the same run would resume it",
         )
     for path in root.glob(f"work/{_REMOVED}*"):
-        yield path, "what an interrupted removal left"
+        yield path, "left over from an interrupted removal"
     for path in root.glob("recheck/*"):
         yield path, "the store of a recheck that was interrupted or gave other figures"
     for path in root.glob("cache/*"):
@@ -210,7 +208,9 @@ def _is_given_up(lock: Path) -> bool:
 
 
 def _size_and_time(path: Path) -> tuple[int, float]:
-    """Bytes, and when anything in it was last touched: never long ago (infinity) where it has just gone."""
+    """Bytes, and the time of the last change inside; infinity for an item that has just gone, so that it
+    counts as new.
+    """
     size, touched = 0, -math.inf
     inside = (
         os.path.join(folder, name) for folder, folders, files in os.walk(path) for name in (*folders, *files)

@@ -1,4 +1,4 @@
-"""The key of a stage's result: what has to be equal for an equal result."""
+"""Content keys: the hash of everything that can change a stage's result."""
 
 import hashlib
 import json
@@ -12,8 +12,8 @@ from stages.store.source import code_digest, library_versions
 
 
 def stage_key(stage: Stage, spec: Any, inputs: dict[str, Schema]) -> str:
-    """sha256 (hex) of the stage's name, its code and libraries, its spec, the content of its inputs, and
-    the kind of machine where it computes floating-point numbers.
+    """sha256 (hex) of the stage's name, its code and libraries, its spec, the content of its inputs, and the
+    kind of machine if it computes floating-point numbers.
 
     Raises SpecError for a spec whose precision is not resolved.
     """

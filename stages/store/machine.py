@@ -1,9 +1,9 @@
-"""The machine that computes: what its CPU and GPUs are, what the environment makes of them, and which
-precision suits it.
+"""Description of the machine: its CPU and GPUs, the limits that the environment sets, and the precision to
+use.
 
-Equal settings give equal bits on one kind of machine only: `machine_kind` is what a kind is, and stands in
-keys. Keys are made before any work, so nothing here imports torch: the CPU's flags are read from
-/proc/cpuinfo, torch's build from its files.
+Equal settings give equal bits on one kind of machine only. `machine_kind` defines the kind, which is part of
+keys. Keys are made before any work, so nothing here imports torch: the CPU's flags come from /proc/cpuinfo,
+torch's build from its files.
 """
 
 import ast
@@ -74,9 +74,9 @@ GPU_SWITCHES = (
 
 @dataclass(frozen=True)
 class Cpu:
-    """`capability` is the level of torch's own kernels, as torch.backends.cpu.get_cpu_capability() names
-    it; `isa` the instruction set of matrix products, as oneDNN names it. Both with the caps of the
-    environment applied, and `unknown` where /proc does not tell.
+    """`capability` is the level of torch's own kernels, as torch.backends.cpu.get_cpu_capability() names it.
+    `isa` is the instruction set of matrix products, as oneDNN names it. Both respect the limits of the
+    environment, and are `unknown` if /proc does not say.
     """
 
     model: str
@@ -87,7 +87,7 @@ class Cpu:
 
     @property
     def name(self) -> str:
-        """In a word, for people: `AVX2`, `AVX-512 BF16, AMX`."""
+        """A short name for people: `AVX2`, `AVX-512 BF16, AMX`."""
         if self.isa == "unknown":
             return "unknown CPU"
         short = self.isa.removesuffix("_FP16") if "AMX" in self.isa else self.isa
@@ -100,13 +100,13 @@ def read_cpu(cpuinfo: str, environment: Mapping[str, str]) -> Cpu:
     Never raises.
     """
     first = cpuinfo.strip().split("\n\n")[0]
-    told = {
+    fields = {
         name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())
     }
-    if "flags" in told:
-        return _read_x86(told, set(told["flags"].split()), environment)
-    if "Features" in told:
-        return _read_arm(told, set(told["Features"].split()), environment)
+    if "flags" in fields:
+        return _read_x86(fields, set(fields["flags"].split()), environment)
+    if "Features" in fields:
+        return _read_arm(fields, set(fields["Features"].split()), environment)
     name = platform.processor() or platform.machine() or "unknown"
     return Cpu(name, platform.machine(), "unknown", "unknown", bfloat16=False)
 
@@ -123,37 +123,37 @@ def this_cpu() -> Cpu:
     return read_cpu(_cpuinfo(), os.environ)
 
 
-def _read_x86(told: Mapping[str, str], flags: set[str], environment: Mapping[str, str]) -> Cpu:
-    level = (
-        2 if {"avx512vl", "avx512bw", "avx512dq", "fma"} <= flags else 1 if {"avx2", "fma"} <= flags else 0
-    )
+def _read_x86(fields: Mapping[str, str], flags: set[str], environment: Mapping[str, str]) -> Cpu:
+    level = 0
+    if {"avx512vl", "avx512bw", "avx512dq", "fma"} <= flags:
+        level = 2
+    elif {"avx2", "fma"} <= flags:
+        level = 1
     cap = environment.get("ATEN_CPU_CAPABILITY", "")
     level = min(level, _ATEN_LEVELS.index(cap)) if cap in _ATEN_LEVELS else level
     isa = _best_isa(flags, environment.get("ONEDNN_MAX_CPU_ISA") or environment.get("DNNL_MAX_CPU_ISA") or "")
     return Cpu(
-        told.get("model name", "unknown"),
-        told.get("vendor_id", "unknown"),
+        fields.get("model name", "unknown"),
+        fields.get("vendor_id", "unknown"),
         _ATEN_LEVELS[level].upper(),
         isa,
-        # Who caps torch's own kernels wants the lesser machine, also where oneDNN has been forgotten.
+        # A cap on torch's own kernels asks for the weaker machine, even without a cap on oneDNN.
         bfloat16=isa in _WITH_BFLOAT16 and level == 2,
     )
 
 
 def _best_isa(flags: set[str], cap: str) -> str:
-    """The best set of which the CPU has it and all flags; not better than `cap`, where that names one
-    that is known.
-    """
+    """The best instruction set of which the CPU has all flags, at most `cap` if that is a known one."""
     names = list(ONEDNN_ISAS)
     allowed = names[names.index(cap.upper()) :] if cap.upper() in names else names
     return next((name for name in allowed if set(ONEDNN_ISAS[name]) <= flags), "unknown")
 
 
-def _read_arm(told: Mapping[str, str], features: set[str], environment: Mapping[str, str]) -> Cpu:
-    part = f"ARM {told.get('CPU implementer', '?')} {told.get('CPU part', '?')}"
+def _read_arm(fields: Mapping[str, str], features: set[str], environment: Mapping[str, str]) -> Cpu:
+    part = f"ARM {fields.get('CPU implementer', '?')} {fields.get('CPU part', '?')}"
     best = "SVE" if "sve" in features and "ATEN_CPU_CAPABILITY" not in environment else "DEFAULT"
     return Cpu(
-        told.get("model name", part),
+        fields.get("model name", part),
         part,
         best,
         "ARM BF16" if "bf16" in features else "ARM",
@@ -163,27 +163,27 @@ def _read_arm(told: Mapping[str, str], features: set[str], environment: Mapping[
 
 @cache
 def gpu_names(visible: str | None) -> tuple[str, ...]:
-    """Models of the GPUs that CUDA_VISIBLE_DEVICES leaves (`visible`; None: all), each once; empty where
-    none is found.
+    """Models of the GPUs that CUDA_VISIBLE_DEVICES allows (`visible`; None: all), each once; empty if there
+    are none.
 
-    By nvidia-smi: torch would take memory on the first GPU for as long as this process lives.
+    nvidia-smi names them, because torch would take memory on the first GPU for the life of this process.
     """
     if visible == "":
         return ()
     for choice in ([f"--id={visible}"], []) if visible else ([],):  # some names of devices only CUDA knows
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", *choice]
         try:
-            told = subprocess.run(
+            listing = subprocess.run(
                 command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True
             )
         except (OSError, subprocess.SubprocessError):
             continue
-        return tuple(sorted({line.strip() for line in told.stdout.splitlines() if line.strip()}))
+        return tuple(sorted({line.strip() for line in listing.stdout.splitlines() if line.strip()}))
     models = (
         re.search(r"^Model:\s*(.+)$", _text(path), re.M)
         for path in Path("/proc/driver/nvidia/gpus").glob("*/information")
     )
-    return tuple(sorted({found[1].strip() for found in models if found}))
+    return tuple(sorted({match[1].strip() for match in models if match}))
 
 
 def _text(path: Path) -> str:
@@ -201,21 +201,21 @@ def torch_build() -> dict[str, str | None]:
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return {}
-    found: dict[str, str | None] = {}
+    build: dict[str, str | None] = {}
     for statement in ast.parse(_text(Path(spec.origin).with_name("version.py"))).body:
         target = (
             statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
         )
         value = getattr(statement, "value", None)
         if isinstance(target, ast.Name) and isinstance(value, ast.Constant) and isinstance(value.value, str):
-            found[target.id.strip("_")] = value.value
-    return {name: found.get(name) for name in ("version", "cuda", "git_version")}
+            build[target.id.strip("_")] = value.value
+    return {name: build.get(name) for name in ("version", "cuda", "git_version")}
 
 
 def machine_kind(compute: ComputeSettings | None) -> str:
-    """What has to be equal for equal bits of what `compute` makes, in one line.
+    """The kind of machine in one line: what must be equal for equal bits of what `compute` makes.
 
-    None: for what computes with nothing but the CPU.
+    None: for work on the CPU alone.
     """
     cpu, build = this_cpu(), torch_build()
     parts = [f"{cpu.vendor} {cpu.capability} {cpu.isa}", f"torch {build.get('version')}"]
@@ -229,8 +229,8 @@ def machine_kind(compute: ComputeSettings | None) -> str:
 
 
 def machine_in_words(compute: ComputeSettings) -> str:
-    """What decides the last digits, in the words of stages.core.distributed.machine_in_words, which asks
-    torch.
+    """The properties that decide the last digits, in the words of stages.core.distributed.machine_in_words,
+    which asks torch.
     """
     cpu = this_cpu()
     name = (cpu.capability if cpu.capability in map(str.upper, _ATEN_LEVELS) else platform.machine()) + (
@@ -242,7 +242,7 @@ def machine_in_words(compute: ComputeSettings) -> str:
 
 
 def this_machine(compute: ComputeSettings | None) -> Machine:
-    """The machine as provenance: with what `compute` uses of it."""
+    """The machine as provenance, with the part that `compute` uses."""
     cpu, build = this_cpu(), torch_build()
     return Machine(
         kind=machine_kind(compute),
@@ -278,16 +278,14 @@ def _switches(compute: ComputeSettings | None) -> Iterator[str]:
 
 
 def resolve_precision(value: Any) -> Any:
-    """A spec with every `precision = auto` in it resolved for this machine; the very same object where
-    there is none.
+    """A spec with every `precision = auto` in it resolved for this machine; the very same object if there is
+    none.
     """
     if isinstance(value, ComputeSettings):
+        if value.precision != "auto":
+            return value
         fits = value.device == "cuda" or this_cpu().bfloat16
-        return (
-            replace(value, precision="bfloat16" if fits else "float32")
-            if value.precision == "auto"
-            else value
-        )
+        return replace(value, precision="bfloat16" if fits else "float32")
     if isinstance(value, Schema):
         fields = {name: getattr(value, name) for name in type(value).model_fields}
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -309,10 +307,8 @@ def precision_note(compute: ComputeSettings) -> str:
     if compute.device == "cuda":
         return f"{precision}: on the GPU"
     if cpu.bfloat16:
-        return (
-            f"{precision}: this CPU ({cpu.name}) multiplies "
-            f"bfloat16{'' if precision == 'bfloat16' else ' too'}"
-        )
+        also = "" if precision == "bfloat16" else "also "
+        return f"{precision}: this CPU ({cpu.name}) {also}has bfloat16 instructions"
     lacks = f"this CPU ({cpu.name}) has no bfloat16 instructions" if cpu.isa != "unknown" else "unknown CPU"
     return f"{precision}: {lacks}" + (
         ", so it will take many times as long as float32" if precision == "bfloat16" else ""

@@ -1,6 +1,6 @@
 """Finished runs in a store: `<store>/runs/<run id>/report.json`, one PipelineReport each.
 
-Needs neither Prefect nor torch.
+It needs neither Prefect nor torch.
 """
 
 import difflib
@@ -28,8 +28,8 @@ FIGURE_STAGES = ("tokenize_corpus", "train", "merge", "quantize", "evaluate")
 
 
 def save_report(store: Path, report: PipelineReport) -> Path:
-    """Write the report of a run in place of an earlier one of the same id, whole or not at all; returns
-    its path.
+    """Write the report of a run, whole or not at all, in place of an earlier one of the same id; returns its
+    path.
     """
     folder = store / "runs" / report.run_id
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def save_report(store: Path, report: PipelineReport) -> Path:
 
 
 def load_report(store: Path, run_id: str) -> PipelineReport | None:
-    """The report of the run with exactly this id; None if it left none.
+    """The report of the run with exactly this id; None if it has none.
 
     Raises SpecError for one that cannot be read.
     """
@@ -57,7 +57,7 @@ def load_report(store: Path, run_id: str) -> PipelineReport | None:
         if not path.exists():
             return None
         raise SpecError(
-            f"{path}: its seal {error.filename} is missing. Remove its folder; the results stay stored"
+            f"{path}: its checksum {error.filename} is missing. Remove its folder; the results stay stored"
         ) from error
     except (OSError, ValueError) as error:
         raise SpecError(
@@ -67,7 +67,7 @@ def load_report(store: Path, run_id: str) -> PipelineReport | None:
 
 
 def list_reports(store: Path) -> list[PipelineReport]:
-    """Every run that finished, the newest last.
+    """The report of every finished run, the newest last.
 
     A report that cannot be read is named in the log and left out.
     """
@@ -87,7 +87,7 @@ def find_run(store: Path, wanted: str, fitting: bool = False) -> PipelineReport:
     """The run with this id or name, the beginning of either, or `last`. Of several with one name, the newest.
 
     `last` is the newest finished run; with `fitting` the newest whose artifact is within its limit. A whole
-    id reads one report, everything else reads all. Raises SpecError when no run or more than one is meant.
+    id reads one report, everything else reads all. Raises SpecError if no run or several runs match.
     """
     if (store / "runs" / wanted) in (store / "runs").glob("*") and (report := load_report(store, wanted)):
         return report
@@ -97,7 +97,7 @@ def find_run(store: Path, wanted: str, fitting: bool = False) -> PipelineReport:
 def choose_run(
     store: Path, reports: Sequence[PipelineReport], wanted: str, fitting: bool = False
 ) -> PipelineReport:
-    """The same of `reports`, the newest last, which are those of `store`."""
+    """Choose from `reports` of `store`, the newest last, as `find_run` does."""
     if exact := [report for report in reports if report.run_id == wanted]:
         return exact[0]
     if not reports:
@@ -111,7 +111,7 @@ def choose_run(
             )
         if meant[-1] is not reports[-1]:
             log.warning(
-                "RUN = %s: %s is over its limit; taken is %s, the newest within its limit",
+                "RUN = %s: %s is over its limit; using %s, the newest within its limit",
                 LAST,
                 reports[-1].name,
                 meant[-1].name,
@@ -129,8 +129,7 @@ def choose_run(
         return begins[-1]
     if names:
         raise SpecError(
-            f"RUN = {wanted}: stands for {len(names)} runs: {', '.join(names)}. Give more of the "
-            "name or the id"
+            f"RUN = {wanted}: matches {len(names)} runs: {', '.join(names)}. Give more of the name or the id"
         )
     known = [report.name for report in reports]
     near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4) or known[-3:]
@@ -141,7 +140,7 @@ def choose_run(
 
 
 def require_files(store: Store, report: PipelineReport, needed: Any) -> None:
-    """Raises SpecError when one of the files `needed` of an earlier run is gone or damaged."""
+    """Raise SpecError if one of the files `needed` of an earlier run is missing or damaged."""
     for problem in store.problems(needed):
         raise SpecError(
             f"run = {report.name}: {problem}. Run the pipeline with its settings again: what is "
@@ -191,8 +190,8 @@ def _code(store: Store, report: PipelineReport) -> tuple[str, ...] | None:
 
 
 def named_after(store: Path, wanted: str, suffix: str, fitting: bool = False) -> str:
-    """What a flow run is called that works on an earlier run; where that is not found, the flow itself
-    will say why.
+    """The name of a flow run that works on an earlier run. If that is not found, the flow itself reports the
+    error.
     """
     try:
         return f"{find_run(store, wanted, fitting).name}-{suffix}"

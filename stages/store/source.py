@@ -1,6 +1,4 @@
-"""Which modules of ours a module reaches through imports: what a stage's cache key and the bundled script
-are made of.
-"""
+"""Import graph of our modules: which source files a stage's key and the packaged script consist of."""
 
 import ast
 import hashlib
@@ -31,26 +29,26 @@ _NEVER_TRUE_HERE = ("TYPE_CHECKING", "typing.TYPE_CHECKING", "__name__ == '__mai
 
 
 def reachable_modules(roots: Iterable[str]) -> dict[str, Path]:
-    """Name -> source file of every module of ours that `roots` reach, themselves included, packages'
-    __init__ too.
+    """Source file of every module of ours that `roots` reach, by name; themselves and packages' __init__
+    included.
 
     Imports under `if TYPE_CHECKING` and `if __name__ == "__main__"` do not count; those of their else
     branches do. Raises ModuleNotFoundError for a root that does not exist.
     """
-    found: dict[str, Path] = {}
+    modules: dict[str, Path] = {}
     waiting = sorted(roots)
     while waiting:
         name = waiting.pop()
-        if name in found:
+        if name in modules:
             continue
         path = _source_file(name)
         if path is None:
             raise ModuleNotFoundError(f"no module {name}")
-        found[name] = path
+        modules[name] = path
         package = name.rpartition(".")[0]
         waiting += [package] if package else []
         waiting += [module for module in imported_modules(path) if module.split(".")[0] in OUR_PACKAGES]
-    return dict(sorted(found.items()))
+    return dict(sorted(modules.items()))
 
 
 def code_digest(roots: Iterable[str], to_the_letter: bool = False) -> str:
@@ -69,7 +67,7 @@ def code_digest(roots: Iterable[str], to_the_letter: bool = False) -> str:
 
 
 def templates(modules: Iterable[Path]) -> list[Path]:
-    """Files that are no Python but make part of a result, in the packages among `modules`."""
+    """Files other than Python that are part of a result, in the packages among `modules`."""
     folders = sorted({path.parent for path in modules if path.name == "__init__.py"})
     return [path for folder in folders for path in sorted(folder.glob("*.html"))]
 
@@ -95,8 +93,8 @@ def library_versions(roots: Iterable[str], declared: Iterable[str] = ()) -> dict
 
 @cache
 def imported_modules(path: Path) -> tuple[str, ...]:
-    """Absolute names that the module at `path` imports anywhere; `from a import b` gives `a.b` where that
-    is a module.
+    """Absolute names that the module at `path` imports anywhere; `from a import b` gives `a.b` if that is a
+    module.
     """
     return tuple(sorted(set(_imports(ast.parse(path.read_text(encoding="utf-8"))))))
 
@@ -119,8 +117,8 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 @cache
 def _source_file(name: str) -> Path | None:
-    """Where a module of ours lies, found without importing anything: `find_spec` would import its
-    parents, and torch with them.
+    """Path of a module of ours, found without importing: `find_spec` would import its parents, and torch with
+    them.
     """
     top, *rest = name.split(".")
     spec = importlib.util.find_spec(top) if top in OUR_PACKAGES else None
@@ -150,8 +148,8 @@ def _module_digest(path: Path) -> str:
 
 
 def _leave_out_words(call: ast.Call) -> None:
-    """Empty what a call only says to people: help of `setting(…)`, description of `Field(…)`, text of
-    `log.info(…)`. An expression stays: it may do more.
+    """Empty the texts for people in a call: help of `setting(…)`, description of `Field(…)`, text of
+    `log.info(…)`. An expression stays, because it may do more.
     """
     function = ast.unparse(call.func)
     position, keyword = _WORDS.get(function, (None, None))

@@ -1,12 +1,11 @@
-"""Content-addressed store: one folder a result, published whole by rename, verified whenever it is read.
+"""Content-addressed store: one folder a result, published whole by rename, verified at every read.
 
-<root>/stages/<stage>/<key>/record.json + .sha256 + files   finished results
-<root>/work/<stage>/<key>/                          a result being made (training goes on from what it finds
-here) <root>/locks/, <root>/hashes.sqlite                 who makes what and who uses the store; what was
-verified when
+    <root>/stages/<stage>/<key>/record.json + .sha256 + files   finished results
+    <root>/work/<stage>/<key>/       a result in the making; training resumes from its files
+    <root>/locks/                    who makes what, and who uses the store
+    <root>/hashes.sqlite             digests of files that were verified
 
-An open Store is a sign that the store is in use: housekeeping takes nothing away while another process has
-one.
+An open Store marks the store as in use: housekeeping removes nothing while another process has one.
 """
 
 import logging
@@ -70,7 +69,7 @@ class Store:
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
-        """Whether no other Store on this folder is open anywhere; for the block none can be opened then."""
+        """Whether no other process has a Store on this folder; for the block none can be opened then."""
         with alone_with(self._users, self._share) as alone:
             yield alone
 
@@ -92,7 +91,7 @@ class Store:
     def find(self, stage: Stage, key: str) -> StageRecord | None:
         """The finished record of `key` with every file verified, or None.
 
-        Damage is named in the log, never served.
+        Damage is named in the log; a damaged result is never returned.
         """
         record = self.record(stage, key)
         for problem in self.problems(record.result) if record else ():
@@ -101,7 +100,7 @@ class Store:
         return record
 
     def record(self, stage: Stage, key: str) -> StageRecord | None:
-        """The sound record of `key`, or None; its files are not looked at."""
+        """The verified record of `key`, or None; its files are not checked."""
         record_path = self.folder(stage, key) / RECORD_NAME
         try:
             record = stage.record_type().model_validate_json(read_checksummed(record_path))
@@ -125,7 +124,7 @@ class Store:
         return record
 
     def problems(self, result: Any) -> Iterator[str]:
-        """What is wrong with the files that `result` refers to, in words, lazily."""
+        """A message for each missing or damaged file of `result`, lazily."""
         for ref in file_refs(result):
             path = self.root / ref.path if isinstance(ref, FileRef) else Path(ref.path)
             if problem := self.hashes.problem_with(path, ref.num_bytes, ref.sha256):
@@ -156,7 +155,7 @@ class Store:
     def lock(self, stage: Stage, key: str) -> Iterator[None]:
         """Only one process makes `key` at a time.
 
-        Raises StageError when a stop is asked for while this waits.
+        Raises StageError once a stop was requested.
         """
         path = self.root / "locks" / f"{stage.name}-{key[:_KEY_CHARACTERS]}.lock"
         with waiting_lock(path, stage.name, "which makes the same result"):
@@ -164,7 +163,7 @@ class Store:
 
 
 def remove(path: Path) -> None:
-    """Take away a file or a folder with all that is in it; one that is not there is no error."""
+    """Remove a file or a whole folder; a missing one is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""What a stage may touch: verified inputs, one folder for its outputs, and a way to say how far it is."""
+"""File access of a stage: verified inputs, one output folder, and progress reports."""
 
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,14 +13,14 @@ class DamagedFileError(OSError):
 
 
 def no_progress(done: float, total: float, unit: str) -> None:
-    """For callers that show nothing."""
+    """Progress callback for callers that show no progress."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Handed to every stage function by the runner.
+    """The runner gives one to every stage function.
 
-    `out_dir` is built here and appears in the store, complete, as `published_as` once the stage returned.
+    `out_dir` is built here and appears in the store, complete, as `published_as` once the stage has returned.
     """
 
     root: Path
@@ -31,14 +31,14 @@ class Workspace:
     progress: Progress = field(default=no_progress)
 
     def read(self, ref: FileRef | SourceFile) -> Path:
-        """Path of an input file whose size and sha256 are as recorded. Raises DamagedFileError."""
+        """Path of an input file with the recorded size and sha256. Raises DamagedFileError otherwise."""
         path = self.root / ref.path if isinstance(ref, FileRef) else Path(ref.path)
         if problem := self.hashes.problem_with(path, ref.num_bytes, ref.sha256):
             raise DamagedFileError(problem)
         return path
 
     def ref(self, path: Path) -> FileRef:
-        """Reference to a finished file under `out_dir`, as it will lie in the store."""
+        """Reference to a finished file under `out_dir`, with its later place in the store."""
         inside = path.relative_to(self.out_dir).as_posix()
         return FileRef(
             path=f"{self.published_as}/{inside}",

@@ -1,1 +1,1 @@
-"""Submission folders: made from runs, checked by the published rules, scored again."""
+"""Submission folders: export from runs, checks against the published rules, and rescoring."""

@@ -1,5 +1,7 @@
-"""Whether a program's evaluation leads to training data: real calls are followed, from every function
-that evaluates.
+"""Call graph analysis: does a program's evaluation reach training data?
+
+The analysis starts at every function whose name says that it evaluates, and follows the calls in its syntax
+tree.
 """
 
 import ast
@@ -66,7 +68,7 @@ _MAX_WAYS = 20_000
 
 @dataclass
 class Training:
-    """What was found. `certain` and `possible` are ways from a function that evaluates to training data."""
+    """`certain` and `possible` hold chains of calls from an evaluating function to training data."""
 
     evaluation: list[str] = field(default_factory=list)
     certain: list[str] = field(default_factory=list)
@@ -105,7 +107,7 @@ class _Program:
     methods: dict[str, list[_Function]] = field(default_factory=dict)
 
     def targets(self, call: _Call, owner: str) -> Iterator[tuple[_Function, bool]]:
-        """The functions that a call may run, and whether it is certain to run them."""
+        """Yield each function that the call may run, and whether it is certain to run it."""
         if call.owner == "?":
             for method in self.methods.get(call.name, []):
                 yield method, False
@@ -113,9 +115,9 @@ class _Program:
             for method in self._method(owner if call.owner == "self" else call.owner, call.name, call.above):
                 yield method, call.certain and len(self.classes.get(call.owner, [])) < 2
         else:
-            found = self.plain.get(call.name, [])
-            for function in found:
-                yield function, call.certain and len(found) == 1
+            functions = self.plain.get(call.name, [])
+            for function in functions:
+                yield function, call.certain and len(functions) == 1
             classes = self.classes.get(call.name, [])
             for name in _MADE_BY if classes else ():
                 for method in self._method(call.name, name, False):
@@ -126,20 +128,20 @@ class _Program:
         waiting, seen = [(owner, above)], {owner}
         while waiting:
             at, skip = waiting.pop(0)
-            for found in self.classes.get(at, []):
-                if not skip and name in found.methods:
-                    return [found.methods[name]]
-                waiting += [(base, False) for base in found.bases if base not in seen]
-                seen |= {*found.bases}
+            for definition in self.classes.get(at, []):
+                if not skip and name in definition.methods:
+                    return [definition.methods[name]]
+                waiting += [(base, False) for base in definition.bases if base not in seen]
+                seen |= {*definition.bases}
         return []
 
 
 def follow_evaluation(modules: Iterable[tuple[ast.Module, Names]], own: frozenset[str]) -> Training:
     """Follow the calls of every function whose name says that it evaluates.
 
-    A way of calls that are resolved, to a call that reads training data, is certain. A way by an object of
-    unknown class, by a function that is only passed on, or to a mere mention of training data is possible.
-    `own`: names of the program's own modules.
+    A chain of resolved calls to a call that reads training data is certain. A chain is possible if it goes
+    through an object of unknown class or a function that is only passed on, or ends at a mere mention of
+    training data. `own` names the program's own modules.
     """
     program, training = _Program(), Training()
     for tree, names in modules:
@@ -208,9 +210,9 @@ def _described(
     nodes = list(_executed(function, names))
     given = function.args
     parameters = {
-        item.arg
-        for item in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg)
-        if item
+        argument.arg
+        for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg)
+        if argument
     }
     # `validate_settings(path)` checks its input; what evaluates has a model, or takes all that it needs from
     # around it.
@@ -225,10 +227,10 @@ def _described(
     for node, use in nodes:
         if isinstance(node, ast.Call):
             described.calls += _calls(node, names, own, kinds, parameters | made)
-        what = _names_training(node, made)
-        if not what or use == "said":
+        training_name = _names_training(node, made)
+        if not training_name or use == "said":
             continue
-        said = f"{what} (line {getattr(node, 'lineno', 0)})"
+        mention = f"{training_name} (line {getattr(node, 'lineno', 0)})"
         name = node.id if isinstance(node, ast.Name) else ""
         is_key = isinstance(node, ast.Constant) and node.value in TRAINING_NAMES
         is_field = (
@@ -240,20 +242,19 @@ def _described(
             and not is_field
             and (use == "read" or name in TRAINING_DATA)
         ):
-            described.reads = described.reads or said
+            described.reads = described.reads or mention
         else:
-            described.names = described.names or said
+            described.names = described.names or mention
     return described
 
 
 def _executed(
     function: ast.FunctionDef | ast.AsyncFunctionDef, names: Names
 ) -> Iterator[tuple[ast.AST, str]]:
-    """The nodes that run when the function is called: no annotations, no docstring, no bodies of inner
-    functions and classes.
+    """Yield the nodes that run when the function is called, each with its use by the call around it.
 
-    With each comes what a call around it does with it: "read" (perhaps), "said", "passed" on, or "" without a
-    call.
+    Annotations, docstrings and the bodies of inner functions and classes are left out. The use is "read"
+    (perhaps), "said" (only printed or measured), "passed" on, or "" outside of calls.
     """
     body = list(function.body)
     if isinstance(first := body[0], ast.Expr) and isinstance(first.value, ast.Constant):
@@ -266,13 +267,16 @@ def _executed(
         yield node, use
         children = list(ast.iter_child_nodes(node))
         if isinstance(node, ast.AnnAssign):
-            children = [item for item in (node.target, node.value) if item is not None]
+            children = [part for part in (node.target, node.value) if part is not None]
         elif isinstance(node, ast.Call) and use != "read":
             name = names.dotted(node.func).rpartition(".")[2] or (
                 node.func.attr if isinstance(node.func, ast.Attribute) else ""
             )
-            says = name in _SAYING or name.endswith(("Error", "Exception", "Warning"))
-            use = "said" if says or use == "said" else "passed" if name in _PASSING else "read"
+            only_prints = name in _SAYING or name.endswith(("Error", "Exception", "Warning"))
+            if only_prints or use == "said":
+                use = "said"
+            else:
+                use = "passed" if name in _PASSING else "read"
         waiting += [(child, use) for child in reversed(children)]
 
 
@@ -281,9 +285,9 @@ def _kinds(
 ) -> dict[str, str]:
     """The class of each local name that is made here, or annotated: `loader = Loader(…)`."""
     kinds = {
-        item.arg: names.dotted(item.annotation).rpartition(".")[2]
-        for item in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
-        if item.annotation is not None
+        argument.arg: names.dotted(argument.annotation).rpartition(".")[2]
+        for argument in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+        if argument.annotation is not None
     }
     for node in nodes:
         if (

@@ -1,4 +1,4 @@
-"""A finished run as a submission folder in the official shape: `fairway export RUN`."""
+"""Export: write a finished run as a submission folder in the official form (`fairway export RUN`)."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Exported:
-    """A folder that was written, what its submission.json says, and how it stands with the rules."""
+    """A written folder, the content of its submission.json, and the verdict of each rule."""
 
     folder: Path
     info: SubmissionInfo
@@ -161,5 +161,5 @@ def _best(report: PipelineReport) -> Score:
 
 
 def _evaluation_seconds(report: PipelineReport) -> float:
-    """Of the whole stage when it was really run: starting processes and reading the blob included."""
+    """Seconds of the whole stage when it ran, including the start of processes and reading the blob."""
     return round(next(stage.computed_seconds for stage in report.stages if stage.stage == "evaluate"), 3)

@@ -1,6 +1,4 @@
-"""Figures as a stranger writes them: numbers in texts, keys of submission.json, and when two of them
-agree.
-"""
+"""Numbers in untrusted texts and submission.json: reading them and comparing them."""
 
 import math
 import re
@@ -57,9 +55,9 @@ class Figure:
 
 
 def figure_of(value: Any) -> Figure | None:
-    """A figure of submission.json, read with its digits.
+    """Read a figure of submission.json with its digits.
 
-    Zeros at its end count up to the fourth decimal only.
+    Zeros at its end count only up to the fourth decimal.
     """
     if isinstance(value, Decimal) and value.is_finite() and value.copy_abs() < 10**15:
         written, needed = -int(value.as_tuple().exponent), -int(value.normalize().as_tuple().exponent)
@@ -68,7 +66,7 @@ def figure_of(value: Any) -> Figure | None:
 
 
 def figures_in(text: str) -> Iterator[Figure]:
-    """Every decimal number of a text. Its time is linear in the text, whatever stands there."""
+    """Every decimal number of a text. The time is linear in the text, whatever it holds."""
     for match in _WORD.finditer(text):
         word = match[0]
         head, point, tail = word.strip(".,_").partition(".")
@@ -78,7 +76,7 @@ def figures_in(text: str) -> Iterator[Figure]:
 
 
 def integer_after(text: str, at: int) -> int | None:
-    """The first whole number after a colon or equals sign that follows `at`; None where none does."""
+    """The first whole number after a colon or equals sign that follows `at`; None if there is none."""
     signs = [place for sign in ":=" if (place := text.find(sign, at)) >= 0]
     if signs and (match := _INTEGER.search(text, min(signs))):
         if text[match.end() : match.end() + 2].strip(".")[:1].isdigit():
@@ -89,9 +87,7 @@ def integer_after(text: str, at: int) -> int | None:
 
 
 def seconds_at(text: str, at: int) -> tuple[float, float] | None:
-    """The duration that stands at `at`, after a colon perhaps: seconds, and by how much they may be
-    rounded.
-    """
+    """The duration at position `at`, after an optional colon: seconds, and the error that rounding allows."""
     match = _DURATION.match(text, at)
     if match is None or (unit := _UNITS.get(match[3].lower())) is None:
         return None
@@ -158,6 +154,12 @@ def code_bytes(info: dict[str, Any]) -> Iterator[tuple[str, int]]:
             yield key, value
 
 
+def _entries(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else [value]
+
+
 def _byte_fields(info: dict[str, Any]) -> Iterator[tuple[str, frozenset[str], int]]:
     nested = [
         info,
@@ -166,16 +168,9 @@ def _byte_fields(info: dict[str, Any]) -> Iterator[tuple[str, frozenset[str], in
     for group in nested:
         for key, value in group.items():
             words = frozenset(key.lower().split("_")[:8])
-            values = (
-                [*value.values()]
-                if isinstance(value, dict)
-                else value
-                if isinstance(value, list)
-                else [value]
-            )
             if "bytes" in words:
                 yield from (
                     (key, words, math.ceil(number))
-                    for item in values[:1000]
-                    if (number := number_of(item)) is not None
+                    for entry in _entries(value)[:1000]
+                    if (number := number_of(entry)) is not None
                 )

@@ -1,6 +1,4 @@
-"""What the command line and the deployment `export` do alike: the author's words and a run's name into a
-folder.
-"""
+"""Validation of submission inputs, shared by the command line and the deployment `export`."""
 
 import glob
 from pathlib import Path
@@ -18,18 +16,18 @@ from stages.submission.export import Exported, export_submission
 
 
 def about_of(author: str, github_id: str, name: str, blurb: str) -> About:
-    """Raises SpecError that names the field."""
+    """The author's details, checked. Raises SpecError that names the field."""
     try:
         return About(author=author, github_id=github_id, name=name, blurb=blurb)
     except ValidationError as error:
-        said = (f"{item['loc'][0]} = {item['input']!r}: {item['msg']}" for item in error.errors())
-        raise SpecError("; ".join(said)) from error
+        messages = (f"{detail['loc'][0]} = {detail['input']!r}: {detail['msg']}" for detail in error.errors())
+        raise SpecError("; ".join(messages)) from error
 
 
 def write_submission(
     store: Store, run: str, about: About, out: Path | None, only_this_seed: bool
 ) -> Exported:
-    """The folder of the run, by default with all seeds of its settings.
+    """Write the folder of the run, by default with all seeds of its settings.
 
     Raises SpecError as `find_run` and `export_submission` do.
     """
@@ -44,7 +42,7 @@ def write_submission(
 
 
 def compute_of(device: str, processes: int, precision: str) -> ComputeSettings:
-    """Raises SpecError that names the option."""
+    """The compute settings of the options. Raises SpecError that names the option."""
     for option, value, allowed in (
         ("device", device, ("cpu", "cuda")),
         ("precision", precision, ("auto", "bfloat16", "float32")),
@@ -57,21 +55,21 @@ def compute_of(device: str, processes: int, precision: str) -> ComputeSettings:
 
 
 def shards_of(pattern: str) -> list[Path]:
-    """The files that match. Raises SpecError when none does."""
-    if not (found := [Path(path) for path in sorted(glob.glob(pattern))]):
+    """The files that match the pattern. Raises SpecError if no file matches."""
+    if not (shards := [Path(path) for path in sorted(glob.glob(pattern))]):
         raise SpecError(
             f"--shards = {pattern}: no file matches. Give the validation shards, for example "
             "'data/fineweb_val_*.bin'"
         )
-    return found
+    return shards
 
 
 def tokenizer_beside(shards: list[Path]) -> Path:
-    """The only *.model in the shards' folder. Raises SpecError when there is none or more than one."""
-    found = sorted({path for shard in shards for path in shard.parent.glob("*.model")})
-    if len(found) != 1:
+    """The only *.model in the shards' folder. Raises SpecError if there is none or more than one."""
+    models = sorted({path for shard in shards for path in shard.parent.glob("*.model")})
+    if len(models) != 1:
         raise SpecError(
-            f"--tokenizer: {len(found)} *.model files lie beside the shards; give the SentencePiece "
+            f"--tokenizer: {len(models)} *.model files lie beside the shards; give the SentencePiece "
             "model that made them"
         )
-    return found[0]
+    return models[0]

@@ -1,6 +1,6 @@
-"""What a training log states: sizes, seconds, scores and seeds.
+"""Parser of training logs: sizes (bytes), durations (seconds), scores (bits per byte) and seeds.
 
-Read line by line, in time linear in its length.
+It reads a log line by line, in time linear in its length.
 """
 
 import re
@@ -79,7 +79,7 @@ class Log:
 
     @property
     def is_side_run(self) -> bool:
-        """Whether the name says that it is about something else than the submitted run."""
+        """Whether the name shows that the log is not of the submitted run."""
         return any(word in self.name.lower() for word in _SIDE_RUN)
 
     @property
@@ -92,7 +92,7 @@ class Log:
 
     @property
     def total_is_raw(self) -> bool:
-        """Whether the total is of a model before compression, as the baseline's log states it too."""
+        """Whether the total is that of an uncompressed model, which the baseline's log also states."""
         total = self.total
         return (
             total is not None
@@ -107,7 +107,7 @@ def lines_of(program: str) -> frozenset[str]:
 
 
 def read_log(name: str, text: str, source: frozenset[str] = frozenset()) -> Log:
-    """The figures of a log's text. What stands in it of the program's `source` (its lines) says nothing."""
+    """The figures of a log's text. Lines of the program's `source` within it are ignored."""
     log = Log(name, is_empty=not text.strip())
     log.seeds |= {_plain(match[1]) for match in _SEED_IN_NAME.finditer(name[-1000:])}
     if match := _ONLY_A_NUMBER.fullmatch(name.rpartition("/")[2].rpartition(".")[0]):
@@ -122,7 +122,7 @@ def _plain(seed: str) -> str:
 
 
 def _output_lines(text: str, source: frozenset[str]) -> Iterator[str]:
-    """The lines that the run printed: without the program's own source, which many logs begin with."""
+    """The lines that the run printed, without the program's source, with which many logs begin."""
     before = False  # a single line that the source has too may be a coincidence; two in a row are the source
     held = ""
     for line in short_lines(text):
@@ -152,8 +152,10 @@ def _read_line(line: str, log: Log) -> None:
         _read_training(low, log)
     if "bpb" in low:
         _read_score(line, low, log)
-    elif (at := low.find("total_eval_time")) >= 0 and (told := seconds_at(low, at + len("total_eval_time"))):
-        log.evaluations.append(Evaluation(told[0], None, whole=True))
+    elif (at := low.find("total_eval_time")) >= 0 and (
+        seconds := seconds_at(low, at + len("total_eval_time"))
+    ):
+        log.evaluations.append(Evaluation(seconds[0], None, whole=True))
 
 
 def _read_sizes(low: str, log: Log) -> None:
@@ -172,24 +174,24 @@ def _read_sizes(low: str, log: Log) -> None:
 
 
 def _label(low: str, at: int) -> str:
-    """What stands between a phrase and its colon: the name of a format, as in `size int8+zlib: 5`."""
+    """The text between a phrase and its colon: the name of a format, as in `size int8+zlib: 5`."""
     return low[at:].partition(":")[0].partition("=")[0].strip(" ()")
 
 
 def _read_training(low: str, log: Log) -> None:
     at = low.find("train_time")
     while at >= 0:
-        if told := seconds_at(low, at + len("train_time")):
-            _add_training(log, told)
+        if duration := seconds_at(low, at + len("train_time")):
+            _add_training(log, duration)
         at = low.find("train_time", at + 1)
     for match in _OWN_TRAINING.finditer(low):
-        if told := seconds_at(low, match.end()):
-            _add_training(log, told)
+        if duration := seconds_at(low, match.end()):
+            _add_training(log, duration)
 
 
-def _add_training(log: Log, told: tuple[float, float]) -> None:
-    if log.training is None or told[0] - told[1] > log.training[0] - log.training[1]:
-        log.training = told
+def _add_training(log: Log, duration: tuple[float, float]) -> None:
+    if log.training is None or duration[0] - duration[1] > log.training[0] - log.training[1]:
+        log.training = duration
 
 
 def _read_score(line: str, low: str, log: Log) -> None:
@@ -201,6 +203,6 @@ def _read_score(line: str, low: str, log: Log) -> None:
     scores = [figure for match in _BPB.finditer(line) for figure in figures_in(match[1])]
     log.scores += scores
     for mark in ("eval_time", "elapsed"):
-        if (at := low.find(mark)) >= 0 and (told := seconds_at(low, at + len(mark))):
-            log.evaluations.append(Evaluation(told[0], scores[-1] if scores else None))
+        if (at := low.find(mark)) >= 0 and (duration := seconds_at(low, at + len(mark))):
+            log.evaluations.append(Evaluation(duration[0], scores[-1] if scores else None))
             return

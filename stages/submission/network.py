@@ -1,6 +1,4 @@
-"""What in a program's text reaches the network: a table of modules, calls and commands, each with its
-reason.
-"""
+"""Network access in a program's syntax tree: a table of modules, calls and commands, each with a reason."""
 
 import ast
 import re
@@ -141,7 +139,7 @@ _LOOPBACK = frozenset(["localhost", "127.0.0.1", "::1"])
 
 @dataclass(frozen=True)
 class Reach:
-    """One place that reaches the network. `certain`: it does; otherwise it may."""
+    """One place that uses the network if `certain`, or may use it otherwise."""
 
     line: int
     what: str
@@ -151,18 +149,18 @@ class Reach:
 def reaches(
     tree: ast.Module, names: Names, own: frozenset[str] = frozenset(), defined: frozenset[str] = frozenset()
 ) -> list[Reach]:
-    """Every place of a program that reaches, or may reach, the network.
+    """Every place of a program that uses, or may use, the network.
 
-    `own`: modules of the same folder. `defined`: functions of the program, which are no others of the same
-    name.
+    `own` names the modules of the same folder, `defined` the program's functions. A call of one of these is
+    not taken for a library's function of the same name.
     """
-    found: dict[tuple[int, str], Reach] = {}
+    places: dict[tuple[int, str], Reach] = {}
     roots = frozenset(module.partition(".")[0] for module in names.modules.values()) | {"importlib"}
     for node in ast.walk(tree):
-        for what, certain in _of(node, names, own, roots, defined):
+        for reason, certain in _of(node, names, own, roots, defined):
             line = getattr(node, "lineno", 0)
-            found.setdefault((line, what), Reach(line, what, certain))
-    return list(found.values())
+            places.setdefault((line, reason), Reach(line, reason, certain))
+    return list(places.values())
 
 
 def _of(
@@ -216,17 +214,17 @@ def _call(
 
 def _command(node: ast.Call, names: Names, called: str) -> Iterator[tuple[str, bool]]:
     given = [*node.args, *(word.value for word in node.keywords if word.arg in ("args", "command", "cmd"))]
-    texts = [text for item in given for text in names.constants(item)]
+    texts = [text for argument in given for text in names.constants(argument)]
     words = [word for text in texts for word in _WORD.findall(text[:4_000])]
     if called.startswith("pip."):
         words.insert(0, "pip")
-    said = " ".join(texts)[:80]
+    command = " ".join(texts)[:80]
     if _fetches(words) or any(_URL.search(text) for text in texts):
-        yield f"runs {said!r}", True
+        yield f"runs {command!r}", True
     elif not words or not _starts_with_text(given, names):
-        yield f"runs a command that its text does not show ({called})", False
+        yield f"runs a computed command ({called})", False
     elif words[0].rpartition("/")[2] in OTHER_PROGRAMS:
-        yield f"runs another program ({said!r})", False
+        yield f"runs another program ({command!r})", False
 
 
 def _fetches(words: list[str]) -> bool:
@@ -242,7 +240,7 @@ def _fetches(words: list[str]) -> bool:
 
 
 def _starts_with_text(given: list[ast.expr], names: Names) -> bool:
-    """Whether the program that a command starts is written out."""
+    """Whether the name of the program that a command starts is a constant."""
     first = given[0] if given else None
     for _ in range(3):
         if isinstance(first, ast.List | ast.Tuple) and first.elts:

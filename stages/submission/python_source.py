@@ -1,6 +1,4 @@
-"""Python source as a syntax tree, also where it is newer than this Python or packed into itself; never
-executed.
-"""
+"""Parser of Python source, including newer syntax and self-extracting programs; it executes nothing."""
 
 import ast
 import base64
@@ -34,18 +32,18 @@ class Parsed:
 
 
 def parse_python(source: bytes) -> Parsed:
-    """The syntax tree of a program. What only a newer Python takes is rewritten into what this one does."""
+    """The syntax tree of a program. Syntax newer than this Python is first rewritten into older syntax."""
     try:
         return Parsed(_parsed(source))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        said = f"{type(error).__name__}: {str(error)[:200]}"
+        message = f"{type(error).__name__}: {str(error)[:200]}"
         if not isinstance(error, SyntaxError) or len(source) > MAX_REWRITTEN_BYTES:
-            return Parsed(error=said)
+            return Parsed(error=message)
     try:
         rewritten, newer = older_syntax(_decoded(source))
-        return Parsed(_parsed(rewritten), newer=newer) if newer else Parsed(error=said)
+        return Parsed(_parsed(rewritten), newer=newer) if newer else Parsed(error=message)
     except (SyntaxError, ValueError, RecursionError, MemoryError, LookupError):
-        return Parsed(error=said)
+        return Parsed(error=message)
 
 
 def _parsed(source: bytes | str) -> ast.Module:
@@ -80,10 +78,10 @@ _LATER = (
 
 
 def older_syntax(text: str) -> tuple[str, str]:
-    """`text` as Python 3.11 can parse it, and the names of the newer syntax in it ("" where there is none).
+    """`text` rewritten for Python 3.11, and the names of the newer syntax in it ("" if there is none).
 
-    Strings nested in the fields of an f-string are taken out of it and assigned to names at the end of the
-    text. Raises ValueError for strings that do not end.
+    Strings nested in the fields of an f-string are moved to assignments at the end of the text. Raises
+    ValueError for strings that do not end.
     """
     rewritten = _FStrings(text).rewritten()
     newer = ["f-strings as of Python 3.12"] if rewritten != text else []
@@ -187,9 +185,7 @@ _TAKEN = "_string_of_a_field_"
 
 @dataclass
 class Names:
-    """What the names of a module stand for: `modules` by import (dotted), `values` by assignment anywhere
-    in it.
-    """
+    """The meaning of a module's names: `modules` by import (dotted), `values` by assignment anywhere."""
 
     modules: dict[str, str] = field(default_factory=dict)
     values: dict[str, list[ast.expr]] = field(default_factory=dict)
@@ -214,8 +210,8 @@ class Names:
         return names
 
     def dotted(self, node: ast.expr) -> str:
-        """`node` as a dotted name, imports resolved: `B.b85decode` → "base64.b85decode". "" for what is
-        no plain chain of names.
+        """`node` as a dotted name with imports resolved: `B.b85decode` → "base64.b85decode". "" for any other
+        expression.
         """
         parts: list[str] = []
         while len(parts) <= MAX_DEPTH:
@@ -254,13 +250,11 @@ class Names:
         """The module of `__import__("name")` or `importlib.import_module("name")`; "" for other calls and
         computed names.
         """
-        called = (
-            call.func.id
-            if isinstance(call.func, ast.Name)
-            else call.func.attr
-            if isinstance(call.func, ast.Attribute)
-            else ""
-        )
+        called = ""
+        if isinstance(call.func, ast.Name):
+            called = call.func.id
+        elif isinstance(call.func, ast.Attribute):
+            called = call.func.attr
         called = self.modules.get(called, called).rpartition(".")[2]
         if called in ("__import__", "import_module") and call.args:
             for value in self.constants(call.args[0]):
@@ -338,10 +332,7 @@ _METHODS = ("decode", "encode", "strip", "read", "getvalue")
 
 
 def unpacked(node: ast.expr, names: Names, depth: int = 0) -> bytes | None:
-    """What a constant that goes through known decoders is in the end, or None.
-
-    `names` says what names stand for.
-    """
+    """The final content of a constant that known decoders unpack, or None. `names` resolves names."""
     if depth > MAX_DEPTH:
         return None
     if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
@@ -378,7 +369,8 @@ def unpacked(node: ast.expr, names: Names, depth: int = 0) -> bytes | None:
             and names.dotted(node.args[1]).endswith("FORMAT_RAW")
         )
         try:
-            return None if packed is None else (_raw_lzma if raw else _DECODERS[name])(packed)
+            decode = _raw_lzma if raw else _DECODERS[name]
+            return None if packed is None else decode(packed)
         except (ValueError, TypeError):
             return None
     if method in _METHODS and isinstance(node.func, ast.Attribute):

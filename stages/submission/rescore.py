@@ -1,6 +1,6 @@
-"""Score a submission folder's blob again, in fresh processes: `fairway rescore FOLDER --shards …`.
+"""Rescoring: score a submission folder's blob again in fresh processes (`fairway rescore FOLDER --shards …`).
 
-By default the folder's code is not run: its blob is a model of ours, and a script bundled here scores it.
+By default no code of the folder runs: its blob is a model in our format, and a script bundled here scores it.
 """
 
 import hashlib
@@ -32,10 +32,9 @@ BLOB_LIMIT_BYTES = 64 * 2**20
 def scoring_of(
     folder: Path, sequence_length: int | None, stride: int | None, batch_tokens: int | None
 ) -> ScoringSettings:
-    """The windows that were asked for; what was not comes from the folder's submission.json, or is our
-    default.
+    """The scoring windows: as given, else from the folder's submission.json, else our defaults.
 
-    Raises SpecError for windows that cannot be.
+    Raises SpecError for impossible windows.
     """
     told = _info(folder)
     default = ScoringSettings()

@@ -1,5 +1,4 @@
-"""The published rules as code, for any submission folder of the official repository's shape: `fairway
-check FOLDER`.
+"""The published rules, applied to any submission folder of the official form (`fairway check FOLDER`).
 
 Nothing of the folder is executed. Each rule gives pass, fail or unknown, and a reason. Sources: the
 repository's README, sections FAQ and Submission Process.
@@ -112,7 +111,7 @@ _SMALLEST_PROGRAM = 4_000  # bytes; what is smaller cannot be the program that a
 
 @dataclass
 class Folder:
-    """What could be read of a folder. `errors` says why a part could not."""
+    """The readable content of a folder. `errors` says why a part could not be read."""
 
     path: Path
     sizes: dict[str, int] = field(default_factory=dict)  # plain files only
@@ -131,7 +130,7 @@ Verdict = tuple[Literal["pass", "fail", "unknown"], str]
 
 
 def check_folder(path: Path) -> list[RuleResult]:
-    """Every rule applied to the folder. Raises SpecError when it is no folder that can be read."""
+    """Apply every rule to the folder. Raises SpecError if it is not a readable folder."""
     folder, results = _read(path), []
     for name, rule in RULES.items():
         verdict, reason = rule(folder)
@@ -140,7 +139,7 @@ def check_folder(path: Path) -> list[RuleResult]:
             and folder.left_out
             and rule in (size_within_limit, training_in_time, evaluation_in_time)
         ):
-            verdict, reason = "unknown", f"{folder.left_out}; what was read says: {reason}"
+            verdict, reason = "unknown", f"{folder.left_out}; the rest says: {reason}"
         results.append(RuleResult(rule=name, verdict=verdict, reason=one_line(reason)[:REASON_CHARACTERS]))
     return results
 
@@ -148,12 +147,12 @@ def check_folder(path: Path) -> list[RuleResult]:
 def _read(path: Path) -> Folder:
     folder = Folder(path)
     try:
-        found = list_files(path)
+        sizes = list_files(path)
     except UnreadableError as error:
         folder.errors["files"], folder.program = str(error), Findings(parsed=str(error))
         return folder
-    folder.sizes = {name: about.st_size for name, about in found.items() if S_ISREG(about.st_mode)}
-    folder.odd = [name for name in found if name not in folder.sizes]
+    folder.sizes = {name: about.st_size for name, about in sizes.items() if S_ISREG(about.st_mode)}
+    folder.odd = [name for name in sizes if name not in folder.sizes]
 
     def attempt(name: str, action: Callable[[], Any], default: Any) -> Any:
         try:
@@ -194,9 +193,7 @@ def _read(path: Path) -> Folder:
 
 
 def _is_data(content: bytes) -> bool:
-    """Whether a file that is named like a text holds something else: bytes that are none, or text too
-    dense for words.
-    """
+    """Whether a file with a text's name holds binary data, or text too dense for words."""
     if len(content) <= _LOOKED_INTO_BYTES:
         return False
     return b"\0" in content or len(zlib.compress(content, 1)) > _DATA_SHARE * len(content)
@@ -210,7 +207,7 @@ def _is_log(name: str) -> bool:
 
 
 def files_present(folder: Folder) -> Verdict:
-    """README.md, submission.json, a train log and train_gpt.py; plain files, all of them."""
+    """README.md, submission.json, a train log and train_gpt.py exist and are plain files."""
     if "files" in folder.errors:
         return "fail", folder.errors["files"]
     missing = [name for name in (README_NAME, INFO_NAME, SCRIPT_NAME) if not folder.sizes.get(name)]
@@ -228,9 +225,9 @@ def files_present(folder: Folder) -> Verdict:
 
 
 def info_valid(folder: Folder) -> Verdict:
-    """submission.json is JSON with the author's name, GitHub account and val_bpb, of sound types.
+    """submission.json is JSON with the author's name, GitHub account and val_bpb, of the right types.
 
-    `unknown` where one of them may stand under another key.
+    `unknown` if one of them may be under another key.
     """
     if INFO_NAME in folder.errors:
         return "fail", folder.errors[INFO_NAME]
@@ -240,13 +237,13 @@ def info_valid(folder: Folder) -> Verdict:
             continue
         instead = [key for key in others if isinstance(info.get(key), str) and info[key].strip()]
         if info.get(name) is None and instead:
-            perhaps.append(f"{name} is not there; {instead[0]} may be meant")
+            perhaps.append(f"{name} is missing; {instead[0]} may be meant")
         else:
             wrong.append(f"{name} is no text")
     if not _number(folder, "val_bpb"):
         means = [key for key in SCORES if _number(folder, key)] if info.get("val_bpb") is None else []
         (perhaps if means else wrong).append(
-            f"val_bpb is not there; {means[0]} may be meant" if means else "val_bpb is no positive number"
+            f"val_bpb is missing; {means[0]} may be meant" if means else "val_bpb is no positive number"
         )
     for name in ("val_loss", "bytes_total", "bytes_code"):
         if info.get(name) is not None and number_of(info[name]) is None:
@@ -257,7 +254,7 @@ def info_valid(folder: Folder) -> Verdict:
 
 
 def script_compiles(folder: Folder) -> Verdict:
-    """train_gpt.py is Python. It is read, not run."""
+    """train_gpt.py is Python. It is parsed, not run."""
     program = folder.program
     if program.parsed:
         return "fail", program.parsed
@@ -306,7 +303,7 @@ def size_within_limit(folder: Folder) -> Verdict:
     return (
         "unknown",
         (
-            f"no model lies in the folder, and neither {INFO_NAME} nor a log states the bytes; code "
+            f"the folder holds no model, and neither {INFO_NAME} nor a log states the bytes; code "
             f"alone {code:,}"
         ),
     )
@@ -314,7 +311,8 @@ def size_within_limit(folder: Folder) -> Verdict:
 
 def _size_said(size: int, where: str) -> str:
     margin = SIZE_LIMIT_BYTES - size
-    return f"{size:,} bytes ({where}), {abs(margin):,} {'to spare' if margin >= 0 else 'over the limit'}"
+    side = "below the limit" if margin >= 0 else "over the limit"
+    return f"{size:,} bytes ({where}), {abs(margin):,} {side}"
 
 
 def _is_model(name: str) -> bool:
@@ -329,7 +327,7 @@ def _code_bytes(folder: Folder) -> int:
 
 
 def _results(folder: Folder, exact: bool = False) -> dict[str, Any]:
-    """Seed → its result, of whatever shape submission.json gives them in; {} where it gives none."""
+    """Result of each seed, in whatever form submission.json gives them; {} if it gives none."""
     info = folder.exact if exact else folder.info
     for key in ("seed_results", "val_bpb_seeds", "per_seed", "seeds", "results"):
         value = info.get(key)
@@ -361,9 +359,7 @@ def _model_fields(folder: Folder) -> Iterator[tuple[str, int]]:
 
 
 def _logged_total(log: Log, declared: list[tuple[str, int]]) -> int | None:
-    """The bytes that a log states for the artifact: those that are declared, where it states several;
-    else the last.
-    """
+    """The artifact's bytes by a log: the declared ones if it states several totals, else the last."""
     if log.total is None and log.packed_models:
         return log.packed_models[-1] + (log.code[-1] if log.code else 0)
     if log.total is None or log.total_is_raw:
@@ -379,7 +375,7 @@ def _logged_total(log: Log, declared: list[tuple[str, int]]) -> int | None:
 def _by_logs(
     folder: Folder, logged: dict[str, int], declared: list[tuple[str, int]], code: int
 ) -> Verdict | None:
-    """A verdict where a log states more than the limit."""
+    """A verdict if a log states more than the limit."""
     over = {name: size for name, size in logged.items() if size > SIZE_LIMIT_BYTES}
     if not over:
         return None
@@ -393,12 +389,12 @@ def _by_logs(
     if not over:
         return None
     name, size = max(over.items(), key=lambda item: item[1])
-    said = _size_said(size, f"as {name} says") + (
+    claim = _size_said(size, f"as {name} says") + (
         f"; {INFO_NAME} says {max(size for _, size in declared):,}" if declared else ""
     )
     log = next(log for log in folder.logs if log.name == name)
     if all(_is_another_run(log, folder) for log in folder.logs if log.name in over):
-        return "unknown", f"{said}; the log seems to be of another run"
+        return "unknown", f"{claim}; the log seems to be of another run"
     # A wrapper or a smaller script may have been made after the run; then the sum of what is here would be
     # within the limit.
     if (
@@ -408,13 +404,15 @@ def _by_logs(
         and code < log.code[-1]
         and log.packed_models[-1] + code <= SIZE_LIMIT_BYTES
     ):
-        shown = f"{said}; its model and the {SCRIPT_NAME} of the folder have {log.packed_models[-1] + code:,}"
-        return ("unknown", shown) if code > _SMALLEST_PROGRAM else ("fail", said)
-    return "fail", said
+        shown = (
+            f"{claim}; its model and the {SCRIPT_NAME} of the folder have {log.packed_models[-1] + code:,}"
+        )
+        return ("unknown", shown) if code > _SMALLEST_PROGRAM else ("fail", claim)
+    return "fail", claim
 
 
 def _is_another_run(log: Log, folder: Folder) -> bool:
-    """Whether a log is of an ablation or an earlier run, not of the one that is submitted."""
+    """Whether a log is of an ablation or an earlier run, not of the submitted one."""
     top = [
         other
         for other in folder.logs
@@ -436,9 +434,9 @@ def _declared_scores(folder: Folder, log: Log) -> list[Figure]:
     """The bits per byte that submission.json gives for the log's seeds, or for the whole."""
     results = _results(folder, exact=True)
     values = [_score_of(result) for seed, result in results.items() if _seed_key(seed) in log.seeds]
-    found = [figure for figure in values if figure is not None]
-    if found:
-        return found
+    stated = [figure for figure in values if figure is not None]
+    if stated:
+        return stated
     figures = [figure_of(folder.exact.get("val_bpb")), *map(_score_of, [*results.values()][:100])]
     return [figure for figure in figures if figure is not None]
 
@@ -458,11 +456,14 @@ def _seed_key(seed: str) -> str:
 def _by_files(
     folder: Folder, models: dict[str, int], declared: list[tuple[str, int]], code: int
 ) -> Verdict | None:
-    """A verdict where the files say more than the figures do, or contradict them."""
-    told = max((size for _, size in declared), default=None)
-    claim = "" if told is None else f"; {INFO_NAME} says {told:,}"
-    if told is not None and told < code:
-        return "unknown", f"{INFO_NAME} says {told:,} bytes, the code of the folder alone has {code:,}"
+    """A verdict if the files have more bytes than the figures state, or contradict them."""
+    stated = max((size for _, size in declared), default=None)
+    claim = "" if stated is None else f"; {INFO_NAME} says {stated:,}"
+    if stated is not None and stated < code:
+        return (
+            "unknown",
+            f"{INFO_NAME} says {stated:,} bytes, the code of the folder alone has {code:,}",
+        )
     data = {name: folder.sizes[name] for name in folder.data}
     others = {
         name: size
@@ -473,9 +474,11 @@ def _by_files(
     if models:
         name, smallest = min(models.items(), key=lambda item: item[1])
         total = code + smallest
-        if told is not None and (fitting := [size for size in models.values() if _near(code + size, told)]):
+        if stated is not None and (
+            fitting := [size for size in models.values() if _near(code + size, stated)]
+        ):
             total = code + fitting[0]
-        elif told is not None:
+        elif stated is not None:
             return (
                 ("fail", _size_said(total, f"{name} and the code"))
                 if total > SIZE_LIMIT_BYTES and name.lower().endswith(_PACKED_MODELS)
@@ -490,19 +493,19 @@ def _by_files(
         if SCRIPT_NAME not in folder.sizes:
             return "unknown", f"{name} has {smallest:,} bytes, and there is no {SCRIPT_NAME}{claim}"
         return "pass", _size_said(total, f"{name} and the code")
-    if loose > _UNCOUNTED_BYTES and (told is None or told + loose > SIZE_LIMIT_BYTES or loose > told):
+    if loose > _UNCOUNTED_BYTES and (stated is None or stated + loose > SIZE_LIMIT_BYTES or loose > stated):
         return "unknown", _companions(data | others, loose, claim)
     return None
 
 
-def _near(size: int, told: int) -> bool:
-    return abs(size - told) <= max(_UNCOUNTED_BYTES // 8, int(_SAME_SHARE * told))
+def _near(size: int, declared: int) -> bool:
+    return abs(size - declared) <= max(_UNCOUNTED_BYTES // 8, int(_SAME_SHARE * declared))
 
 
 def _companions(files: dict[str, int], total: int, claim: str) -> str:
     largest = max(files, key=lambda name: files[name])
     return (
-        f"{largest} and {len(files) - 1} more files, {total:,} bytes, are no text and may belong "
+        f"{largest} and {len(files) - 1} more files, {total:,} bytes, are binary and may belong "
         f"to the artifact{claim}"
     )
 
@@ -510,10 +513,10 @@ def _companions(files: dict[str, int], total: int, claim: str) -> str:
 def size_as_declared(folder: Folder) -> Verdict:
     """bytes_code and bytes_total are those of the files."""
     code = folder.sizes.get(SCRIPT_NAME)
-    told = next(((key, size) for key, size in code_bytes(folder.info)), None)
-    if told is None or code is None:
+    declared_code = next(((key, size) for key, size in code_bytes(folder.info)), None)
+    if declared_code is None or code is None:
         return "unknown", f"{INFO_NAME} has no bytes_code" if code is not None else f"no {SCRIPT_NAME}"
-    key, declared = told
+    key, declared = declared_code
     if declared not in (code, _code_bytes(folder)):
         return "fail", f"{key} = {declared:,}, {SCRIPT_NAME} has {code:,}"
     total, blob = _number(folder, "bytes_total"), folder.sizes.get(BLOB_NAME)
@@ -525,25 +528,24 @@ def size_as_declared(folder: Folder) -> Verdict:
 
 
 def track_of(folder: Folder) -> tuple[Literal["record", "non-record", "both", ""], str]:
-    """The track that a folder is for, and what says so: submission.json, its path, or the beginning of
-    its README.
+    """The track of a folder and its source: submission.json, the path, or the beginning of the README.
 
-    `both` where these contradict each other, "" where nothing says.
+    The track is `both` if the sources contradict each other, and "" if none names one.
     """
-    said: dict[str, str] = {}
+    tracks: dict[str, str] = {}
     for key in ("track", "submission_kind", "submission_type", "category"):
         if isinstance(value := folder.info.get(key), str) and (track := _track_in(value)):
-            said.setdefault(track, f"{INFO_NAME} {key} = {value[:60]}")
+            tracks.setdefault(track, f"{INFO_NAME} {key} = {value[:60]}")
     if folder.info.get("non_record") is True:
-        said.setdefault("non-record", f"{INFO_NAME} non_record")
+        tracks.setdefault("non-record", f"{INFO_NAME} non_record")
     for part in folder.path.absolute().parts:
         track = _track_in(part)
         if track and (part.lower().startswith("track") or track == "non-record"):
-            said.setdefault(track, f"the folder {part}")
-    if len(said) == 1:
-        track, where = next(iter(said.items()))
+            tracks.setdefault(track, f"the folder {part}")
+    if len(tracks) == 1:
+        track, where = next(iter(tracks.items()))
         return ("record" if track == "record" else "non-record"), where
-    return ("both", " and ".join(said.values())) if said else ("", "")
+    return ("both", " and ".join(tracks.values())) if tracks else ("", "")
 
 
 def _track_in(text: str) -> str:
@@ -558,7 +560,7 @@ def _readme_says_non_record(folder: Folder) -> bool:
 
 
 def training_in_time(folder: Folder) -> Verdict:
-    """Training takes at most 600 s on the record track; the step that crosses the cap may end."""
+    """Training takes at most 600 s on the record track; the step that crosses the cap may finish."""
     claims = [(f"{INFO_NAME} {key}", seconds, 0.0, None) for key, seconds in training_seconds(folder.info)]
     for seed, result in _results(folder).items():
         if isinstance(result, dict):
@@ -580,25 +582,26 @@ def training_in_time(folder: Folder) -> Verdict:
             else ""
         )
         return "pass", f"{seconds:,.3f} s ({where}){note}" if note else f"{seconds:,.1f} s ({where})"
-    said = f"{seconds:,.1f} s ({where}), {seconds - LIMIT_SECONDS:,.1f} s over"
-    track, says = track_of(folder)
+    excess = f"{seconds:,.1f} s ({where}), {seconds - LIMIT_SECONDS:,.1f} s over"
+    track, source_of_track = track_of(folder)
     if track == "non-record":
-        return (
-            "pass",
-            f"{seconds:,.1f} s ({where}); the {LIMIT_SECONDS:.0f} s hold for the record track only ({says})",
-        )
+        limit = f"the {LIMIT_SECONDS:.0f} s limit is for the record track only ({source_of_track})"
+        return "pass", f"{seconds:,.1f} s ({where}); {limit}"
     if track == "both" or _readme_says_non_record(folder):
-        return "unknown", f"{said}; {says or README_NAME} may mean the non-record track, which has no limit"
+        return (
+            "unknown",
+            f"{excess}; {source_of_track or README_NAME} may mean the non-record track, which has no limit",
+        )
     if all(log is not None and _is_another_run(log, folder) for _, _, _, log in over):
-        return "unknown", f"{said}; the log seems to be of another run"
-    measured = max((told[1] for told in logs), default=0.0)
+        return "unknown", f"{excess}; the log seems to be of another run"
+    measured = max((log[1] for log in logs), default=0.0)
     if (
         source is None
         and "wallclock" in where
         and 0.9 * LIMIT_SECONDS <= measured <= LIMIT_SECONDS + CAP_GRACE_SECONDS
     ):
-        return "unknown", f"{said}; the logs say {measured:,.1f} s of training"
-    return "fail", said
+        return "unknown", f"{excess}; the logs say {measured:,.1f} s of training"
+    return "fail", excess
 
 
 def evaluation_in_time(folder: Folder) -> Verdict:
@@ -620,38 +623,36 @@ def evaluation_in_time(folder: Folder) -> Verdict:
     where, seconds, certain = max(claims, key=lambda item: (item[1] > LIMIT_SECONDS and item[2], item[1]))
     if seconds <= LIMIT_SECONDS:
         return "pass", f"{seconds:,.1f} s ({where})"
-    said = f"{seconds:,.1f} s ({where}), {seconds - LIMIT_SECONDS:,.1f} s over"
+    excess = f"{seconds:,.1f} s ({where}), {seconds - LIMIT_SECONDS:,.1f} s over"
     if not certain:
-        return "unknown", f"{said}; which evaluation gives the score is not stated"
+        return "unknown", f"{excess}; which evaluation gives the score is not stated"
     if track_of(folder)[0] in ("non-record", "both") or _readme_says_non_record(folder):
-        return "unknown", f"{said}; the limit is for eight H100, and this is not of the record track"
+        return "unknown", f"{excess}; the limit is for eight H100, and this is not of the record track"
     if any(log.processes not in (None, 8) for log in folder.logs):
-        return "unknown", f"{said}; the limit is for eight H100, and a log says another number of processes"
-    return "fail", said
+        return "unknown", f"{excess}; the limit is for eight H100, and a log says another number of processes"
+    return "fail", excess
 
 
 def _scoring_seconds(log: Log, folder: Folder) -> tuple[float, bool] | None:
-    """Seconds of the evaluation that gives the declared score, and whether it is certain that it is this
-    one.
-    """
+    """Seconds of the evaluation that gives the declared score, and whether that attribution is certain."""
     if not log.evaluations:
         return None
     wanted = _declared_scores(folder, log)
     scoring = [
-        told.seconds
-        for told in log.evaluations
-        if told.score and any(told.score.agrees(want) for want in wanted)
+        evaluation.seconds
+        for evaluation in log.evaluations
+        if evaluation.score and any(evaluation.score.agrees(want) for want in wanted)
     ]
     if scoring:
         return max(scoring), True
-    if whole := [told.seconds for told in log.evaluations if told.whole]:
+    if whole := [evaluation.seconds for evaluation in log.evaluations if evaluation.whole]:
         return whole[-1], True
-    longest = max(told.seconds for told in log.evaluations)
+    longest = max(evaluation.seconds for evaluation in log.evaluations)
     return longest, len(log.evaluations) == 1
 
 
 def no_network(folder: Folder) -> Verdict:
-    """Nothing is fetched: no network library is imported, no download is started."""
+    """The program fetches nothing: it imports no network library and starts no download."""
     program = folder.program
     return _by_code(
         folder, program.network, program.network_possible, "no network library and no download in its text"
@@ -659,7 +660,7 @@ def no_network(folder: Folder) -> Verdict:
 
 
 def no_training_data(folder: Folder) -> Verdict:
-    """Evaluation reads no training data: no function that evaluates leads to it."""
+    """Evaluation reads no training data: no function that evaluates reaches it."""
     program = folder.program
     if (
         not program.parsed
@@ -667,15 +668,15 @@ def no_training_data(folder: Folder) -> Verdict:
         and (program.training_named or program.unseen or not program.calls)
     ):
         return "unknown", "no function that evaluates was found by its name"
-    said = (
+    reason = (
         f"{', '.join(program.evaluation[:4])} lead to no training data"
         if program.evaluation
         else "its text names no training data"
     )
-    return _by_code(folder, program.training_data, program.training_possible, said)
+    return _by_code(folder, program.training_data, program.training_possible, reason)
 
 
-def _by_code(folder: Folder, against: list[str], possible: list[str], said: str) -> Verdict:
+def _by_code(folder: Folder, against: list[str], possible: list[str], reason: str) -> Verdict:
     if folder.program.parsed:
         return "unknown", f"the program cannot be read: {folder.program.parsed}"
     if against:
@@ -683,8 +684,8 @@ def _by_code(folder: Folder, against: list[str], possible: list[str], said: str)
     if possible:
         return "unknown", f"perhaps: {'; '.join(possible[:3])}"
     if folder.program.unseen:
-        return "unknown", f"it runs what its text does not show: {'; '.join(folder.program.unseen[:3])}"
-    return "pass", said
+        return "unknown", f"it runs code that its text does not show: {'; '.join(folder.program.unseen[:3])}"
+    return "pass", reason
 
 
 def seeds_agree(folder: Folder) -> Verdict:
@@ -710,29 +711,33 @@ def seeds_agree(folder: Folder) -> Verdict:
         ]
     if without:
         return "fail", f"no log names the seed {', '.join(without)}"[:300]
-    mean, told = statistics.fmean(score.value for score in figures), figure_of(folder.exact.get("val_bpb"))
-    if told is None:
-        return "fail", "there is no val_bpb to compare with the seeds"
-    coarsest = max(MIN_DIGITS, min(told.decimals, *(score.decimals for score in figures)))
-    if abs(mean - told.value) > max(
+    mean, declared = (
+        statistics.fmean(score.value for score in figures),
+        figure_of(folder.exact.get("val_bpb")),
+    )
+    if declared is None:
+        return "fail", "submission.json has no val_bpb to compare with the seeds"
+    coarsest = max(MIN_DIGITS, min(declared.decimals, *(score.decimals for score in figures)))
+    if abs(mean - declared.value) > max(
         6e-5, 1.1 * 10.0**-coarsest
     ):  # a mean of figures that are rounded themselves
-        if any(score.agrees(told) for score in figures):
-            return "unknown", f"val_bpb = {told} is that of one seed, the mean is {mean:.5f}"
-        return "fail", f"val_bpb = {told}, the mean over seeds is {mean:.5f}"
-    return "pass", f"{len(results)} seed{'s' if len(results) > 1 else ''}, mean {mean:.5f}"
+        if any(score.agrees(declared) for score in figures):
+            return "unknown", f"val_bpb = {declared} is that of one seed, the mean is {mean:.5f}"
+        return "fail", f"val_bpb = {declared}, the mean over seeds is {mean:.5f}"
+    seeds = "seeds" if len(results) > 1 else "seed"
+    return "pass", f"{len(results)} {seeds}, mean {mean:.5f}"
 
 
 def readme_agrees(folder: Folder) -> Verdict:
-    """README.md says the figures of submission.json: its val_bpb, and every row of a table whose first
-    cell is a field's name.
+    """README.md gives the figures of submission.json: val_bpb, and every table row whose first cell is a
+    field's name.
 
-    Two figures agree when they are the same after rounding to the digits of the coarser one.
+    Two figures agree if they are equal after rounding to the digits of the coarser one.
     """
-    told = figure_of(folder.exact.get("val_bpb"))
+    declared = figure_of(folder.exact.get("val_bpb"))
     if README_NAME in folder.errors or not folder.readme.strip():
         return "fail", folder.errors.get(README_NAME, f"{README_NAME} is empty")
-    if told is None:
+    if declared is None:
         return "fail", "there is no val_bpb to compare with"
     lines = list(short_lines(folder.readme))
     rows = 0
@@ -744,18 +749,21 @@ def readme_agrees(folder: Folder) -> Verdict:
         if not _row_agrees(folder.exact[name], cells):
             return "fail", f"{README_NAME} says {name} = {cells[0]}, {INFO_NAME} {folder.info[name]}"[:300]
     if any(
-        figure.decimals >= MIN_DIGITS and figure.agrees(told) for line in lines for figure in figures_in(line)
+        figure.decimals >= MIN_DIGITS and figure.agrees(declared)
+        for line in lines
+        for figure in figures_in(line)
     ):
-        return "pass", f"val_bpb {told}{f' and {rows} more figures' if rows else ''}"
+        more = f" and {rows} more figures" if rows else ""
+        return "pass", f"val_bpb {declared}{more}"
     scores = [line for line in lines if "bpb" in line.lower() or "bits per byte" in line.lower()]
     if any(figure.decimals >= MIN_DIGITS for line in scores for figure in figures_in(line)):
-        return "fail", f"{README_NAME} nowhere says val_bpb {told}"
-    return "unknown", f"{README_NAME} says no bits per byte"
+        return "fail", f"{README_NAME} does not say val_bpb {declared}"
+    return "unknown", f"{README_NAME} gives no bits per byte"
 
 
 def _field_row(line: str, folder: Folder) -> tuple[str, list[str]] | None:
-    """The field and the further cells of a table's row, where its first cell is a numeric field of
-    submission.json in backticks.
+    """The field and the other cells of a table row, if its first cell is a numeric field of submission.json
+    in backticks.
     """
     if not (line := line.strip()).startswith("|"):
         return None
@@ -768,7 +776,7 @@ def _field_row(line: str, folder: Folder) -> tuple[str, list[str]] | None:
 
 
 def _row_agrees(value: Any, cells: list[str]) -> bool:
-    """Whether a cell of a row gives the value; a row without plain numbers is no contradiction."""
+    """Whether a cell of the row gives the value; a row without plain numbers is no contradiction."""
     want = figure_of(value)
     first = cells[0].replace(",", "").strip("`* ")
     plain = first.replace(".", "", 1).isdecimal()

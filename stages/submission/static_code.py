@@ -1,4 +1,4 @@
-"""What a program does, as far as its text says: read as a syntax tree, never executed."""
+"""Static analysis of a submission's program: its syntax tree is read, never executed."""
 
 import ast
 import sys
@@ -51,7 +51,7 @@ MAX_MODULES = 200
 
 @dataclass
 class Findings:
-    """`parsed`: why the program is no Python, if it is none. Each finding is `line N: what`."""
+    """Result of the analysis. `parsed` says why the program is no Python; a finding is `line N: what`."""
 
     parsed: str = ""
     newer: str = ""  # the syntax that only a newer Python has
@@ -82,12 +82,12 @@ class _Module:
 def inspect_program(
     source: bytes, files: frozenset[str] = frozenset(), read: Callable[[str], bytes] | None = None
 ) -> Findings:
-    """What the text shows.
+    """Analyse a program.
 
-    A program that unpacks itself is unpacked, in memory and within bounds, and looked at too.
+    A self-extracting program is unpacked in memory, within bounds, and analysed too.
 
-    `files` are the .py files of its folder (POSIX paths relative to it), of which `read` gives the content:
-    those that the program imports belong to it. `read` may raise UnreadableError.
+    `files` are the .py files of its folder (POSIX paths relative to it); `read` gives their content. Files
+    that the program imports belong to it. `read` may raise UnreadableError.
     """
     findings = Findings()
     try:
@@ -95,14 +95,14 @@ def inspect_program(
         if not findings.parsed:
             _look_at(modules, files, findings)
     except RecursionError:
-        findings.parsed = "it is nested too deeply to be read"
+        findings.parsed = "it is nested too deeply"
     return findings
 
 
 def _modules(
     source: bytes, files: frozenset[str], read: Callable[[str], bytes] | None, findings: Findings
 ) -> list[_Module]:
-    """The program, what it unpacks to, and the files that it imports."""
+    """The program, its unpacked content, and the files that it imports."""
     modules: list[_Module] = []
     waiting = [("", source, 0)]
     seen: set[str] = set()
@@ -110,7 +110,8 @@ def _modules(
         file, content, layer = waiting.pop(0)
         parsed = parse_python(content)
         if parsed.tree is None and not file:
-            findings.parsed = f"{'what it unpacks to is' if layer else 'it is'} no Python: {parsed.error}"
+            subject = "its unpacked content" if layer else "it"
+            findings.parsed = f"{subject} is no Python: {parsed.error}"
             return []
         if parsed.tree is None:
             findings.unseen.append(f"{file} is no Python: {parsed.error}")
@@ -137,9 +138,9 @@ def _modules(
 
 
 def _packed_programs(module: _Module, files: frozenset[str], findings: Findings) -> Iterator[bytes]:
-    """The programs that a module executes out of constants of its own.
+    """The programs that a module executes from its own constants.
 
-    What else it executes is noted as not seen.
+    Everything else that it executes is recorded as unseen.
     """
     for node in ast.walk(module.tree):
         if not isinstance(node, ast.Call) or (name := _called(node, module.names)) not in UNSEEN_CALLS:
@@ -154,9 +155,7 @@ def _packed_programs(module: _Module, files: frozenset[str], findings: Findings)
 
 
 def _is_known(name: str, files: frozenset[str]) -> bool:
-    """Whether a module that is imported by a call is known: of Python, of the folder, or a package that
-    is usual here.
-    """
+    """Whether a module imported by a call is known: one of Python, of the folder, or a common package."""
     root = name.lstrip(".").partition(".")[0]
     return bool(root) and (
         _is_usual(root) or any(root in PurePosixPath(file.removesuffix(".py")).parts for file in files)
@@ -168,7 +167,7 @@ def _is_usual(root: str) -> bool:
 
 
 def _called(node: ast.Call, names: Names) -> str:
-    """The name of a call, without methods that are called `eval` or `exec`."""
+    """The name of a call; "" for methods that happen to be called `eval` or `exec`."""
     if isinstance(node.func, ast.Name):
         return names.dotted(node.func).rpartition(".")[2]
     dotted = names.dotted(node.func)
@@ -195,7 +194,7 @@ def _imported_files(module: _Module, files: frozenset[str]) -> set[str]:
             wanted += [(base, ".".join(filter(None, (node.module, alias.name)))) for alias in node.names]
         elif isinstance(node, ast.Call) and (name := module.names.imported(node)):
             wanted.append((PurePosixPath(), name.lstrip(".")))
-    found: set[str] = set()
+    imported: set[str] = set()
     for base, dotted in dict.fromkeys(wanted):
         parts = dotted.split(".")[:10]
         for count in range(1, len(parts) + 1):
@@ -206,8 +205,8 @@ def _imported_files(module: _Module, files: frozenset[str]) -> set[str]:
                 matching = {file for file in files if file.endswith((f"/{path}.py", f"/{path}/__init__.py"))}
             if matching:
                 module.roots.add(parts[0])
-            found |= matching
-    return found - {"train_gpt.py"}
+            imported |= matching
+    return imported - {"train_gpt.py"}
 
 
 def _look_at(modules: list[_Module], files: frozenset[str], findings: Findings) -> None:
@@ -220,8 +219,8 @@ def _look_at(modules: list[_Module], files: frozenset[str], findings: Findings) 
     )
     for module in modules:
         for reach in reaches(module.tree, module.names, own, defined):
-            said = f"{_place(module.file, reach.line)}: {reach.what}"
-            (findings.network if reach.certain else findings.network_possible).append(said)
+            finding = f"{_place(module.file, reach.line)}: {reach.what}"
+            (findings.network if reach.certain else findings.network_possible).append(finding)
     training = follow_evaluation([(module.tree, module.names) for module in modules], own)
     findings.evaluation, findings.training_named = training.evaluation, training.named
     findings.training_data, findings.training_possible = training.certain, training.possible

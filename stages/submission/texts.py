@@ -1,4 +1,4 @@
-"""The texts of a submission folder: README.md, the train log of a seed, requirements.txt."""
+"""Texts of a submission folder: README.md, the training log of a seed, requirements.txt."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -37,17 +37,15 @@ def log_name(seed: int) -> str:
 
 
 def requirements() -> str:
-    """The packages that the script imports, at the versions here."""
+    """The packages that the script imports, at the versions installed here."""
     return "".join(f"{name}=={version(name).partition('+')[0]}\n" for name in SCRIPT_PACKAGES)
 
 
 def train_log(report: PipelineReport, root: Path) -> str:
-    """How one seed was trained, merged, packed and scored, from its records; steps thinned out to about
-    200 lines.
-    """
+    """The training log of one seed, made from its records; at most about 200 lines of steps."""
     trained, schedule = report.trained, report.spec.train.schedule
     compute = report.spec.train.compute
-    names = [item.name for item in fields(StepMetrics)]
+    names = [metric.name for metric in fields(StepMetrics)]
     rows = [
         StepMetrics(**row) for row in pq.read_table(root / trained.metrics.path, columns=names).to_pylist()
     ]
@@ -96,15 +94,13 @@ def train_log(report: PipelineReport, root: Path) -> str:
 
 
 def readme(info: SubmissionInfo, report: PipelineReport, rules: Sequence[RuleResult] = ()) -> str:
-    """README.md: what it is, its figures as submission.json has them, the techniques with their evidence,
-    how to run it.
-    """
-    told = info.model_dump(mode="json")
-    figures = [[f"`{name}`", str(told[name]), what] for name, what in _FIGURES]
+    """README.md: description, figures of submission.json, techniques with their evidence, commands."""
+    values = info.model_dump(mode="json")
+    figures = [[f"`{name}`", str(values[name]), meaning] for name, meaning in _FIGURES]
     techniques = [
-        [found.title, found.verdict, found.evidence]
-        for found in report.audit.findings
-        if found.verdict != "off"
+        [finding.title, finding.verdict, finding.evidence]
+        for finding in report.audit.findings
+        if finding.verdict != "off"
     ]
     sections = {
         f"# {info.name}": (

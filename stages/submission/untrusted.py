@@ -1,4 +1,4 @@
-"""Reading what a stranger wrote: bounded, typed, and never executed."""
+"""Readers for untrusted files: bounded, typed, and without execution."""
 
 import json
 import os
@@ -18,17 +18,17 @@ LINE_CHARACTERS = 4_000  # longer lines are data; a search over them could take 
 
 
 class UnreadableError(ValueError):
-    """A file that is missing, no plain file, too large, or not what it should be. The message says which."""
+    """A file that is missing, not a plain file, too large, or of the wrong format. The message says which."""
 
 
 def list_files(folder: Path) -> dict[str, os.stat_result]:
-    """Name relative to `folder` -> what it is, of everything below it but folders; links are not followed.
+    """Status of everything below `folder` but folders, by relative name. Links are not followed.
 
-    Raises SpecError when it is no folder that can be read, UnreadableError for more than 10,000 entries.
+    Raises SpecError if it is not a readable folder, UnreadableError for more than 10,000 entries.
     """
     if not folder.is_dir():
         raise SpecError(f"FOLDER = {one_line(str(folder))}: no such folder")
-    found: dict[str, os.stat_result] = {}
+    files: dict[str, os.stat_result] = {}
     waiting = [folder]
     while waiting:
         place = waiting.pop()
@@ -38,28 +38,27 @@ def list_files(folder: Path) -> dict[str, os.stat_result]:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(Path(entry.path))
                     else:
-                        found[Path(entry.path).relative_to(folder).as_posix()] = entry.stat(
+                        files[Path(entry.path).relative_to(folder).as_posix()] = entry.stat(
                             follow_symlinks=False
                         )
-                    if len(found) + len(waiting) > MAX_FILES:
+                    if len(files) + len(waiting) > MAX_FILES:
                         raise UnreadableError(f"the folder holds more than {MAX_FILES:,} files")
         except OSError as error:
-            what = one_line(f"{folder}: {error.filename or place}")
-            raise SpecError(f"FOLDER = {what} cannot be read ({error.strerror})") from error
-    return dict(sorted(found.items()))
+            shown = one_line(f"{folder}: {error.filename or place}")
+            raise SpecError(f"FOLDER = {shown} cannot be read ({error.strerror})") from error
+    return dict(sorted(files.items()))
 
 
 def read_bytes(path: Path, limit: int = TEXT_LIMIT_BYTES) -> bytes:
-    """The content of a plain file of at most `limit` bytes; no link, pipe or device is opened.
+    """The content of a plain file of at most `limit` bytes. Links, pipes and devices are not opened.
 
     Raises UnreadableError.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise UnreadableError(
-            f"{path.name} cannot be read ({error.strerror}{'; it is a link' if path.is_symlink() else ''})"
-        ) from error
+        hint = "; it is a link" if path.is_symlink() else ""
+        raise UnreadableError(f"{path.name} cannot be read ({error.strerror}{hint})") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UnreadableError(f"{path.name} is no plain file")
@@ -71,7 +70,7 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT_BYTES) -> bytes:
 
 
 def read_text(path: Path, limit: int = TEXT_LIMIT_BYTES) -> str:
-    """The same as UTF-8. Raises UnreadableError."""
+    """The content of a UTF-8 file of at most `limit` bytes. Raises UnreadableError."""
     try:
         return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -93,14 +92,14 @@ def read_json_object(path: Path, exact: bool = False) -> dict[str, Any]:
     except UnreadableError:
         raise
     except (ValueError, ArithmeticError, RecursionError) as error:
-        raise UnreadableError(f"{path.name} is no JSON that is taken here: {str(error)[:200]}") from error
+        raise UnreadableError(f"{path.name} is no valid JSON: {str(error)[:200]}") from error
     if not isinstance(value, dict):
         raise UnreadableError(f"{path.name} holds a {type(value).__name__}, not an object")
     return value
 
 
 def short_lines(text: str) -> Iterator[str]:
-    """The lines of a text that a pattern may be tried on."""
+    """The lines of a text that are short enough for a pattern search."""
     return (line for line in text.splitlines() if len(line) <= LINE_CHARACTERS)
 
 
@@ -114,4 +113,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number here")
+    raise ValueError(f"{constant} is not allowed as a number")

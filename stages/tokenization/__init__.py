@@ -1,1 +1,1 @@
-"""The parts of tokenization: the tokenizer, the splits, the fast encoder, the writer of a split."""
+"""Parts of the stage `tokenize_corpus`: tokenizer, splits, fast encoder and split writer."""

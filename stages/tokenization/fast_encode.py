@@ -1,9 +1,8 @@
-"""Text to token ids, the same as SentencePiece's own `encode` gives, several times faster: each distinct
-word is encoded once.
+"""Fast tokenization: the ids of SentencePiece's own `encode`, several times as fast.
 
-Where words are independent (see `separators`), the ids of a text are those of its words put together, and
-they are looked up. For other models the whole text is encoded. The looking up is done by array operations, so
-that threads share the work.
+If words are independent (see `separators`), the ids of a text are those of its words in order. Each distinct
+word is encoded once and then looked up. Other models encode the whole text. Array operations do the lookup,
+so that threads share the work.
 """
 
 import queue
@@ -32,11 +31,11 @@ _MAX_THREADS = 4  # what Python itself does for a text is not shared
 
 
 class TextEncoder:
-    """Encodes texts with one SentencePiece model (its serialized bytes); `by_words` says whether words
-    are looked up.
+    """Encodes texts with one SentencePiece model (its serialized bytes); `by_words` says whether words are
+    looked up.
 
-    Holds up to about 100 MB, and 1.4 GB while it encodes the longest word that it takes. For one thread at a
-    time. Raises RuntimeError when the model cannot be read.
+    It holds up to about 100 MB, and 1.4 GB while it encodes the longest allowed word. Use it in one thread at
+    a time. Raises RuntimeError if the model cannot be read.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -59,7 +58,8 @@ class TextEncoder:
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of each text, (n,) uint16, without BOS: exactly `SentencePieceProcessor.encode(text)`.
 
-        Raises SpecError for a word, or with a model that does not encode by words a text, of more than 20 MB.
+        Raises SpecError for a word of more than 20 MB, or for such a text if the model does not encode by
+        words.
         """
         results: list[np.ndarray] = [
             self._encode_apart(text) if self._stands_apart(text) else np.empty(0, np.uint16) for text in texts
@@ -74,8 +74,8 @@ class TextEncoder:
     def normalized_size(self, text: str) -> int:
         """UTF-8 bytes of the text after the tokenizer's normalisation, without a space at its very start.
 
-        That is what its ids stand for behind a BOS. Counted in the text and not by ids; ▁ is a space, one
-        byte.
+        These are the bytes that its ids after a BOS stand for. They are counted in the text, not by ids; ▁ is
+        a space, one byte.
         """
         parts = (
             [part.decode() for part in slices(text.encode())]
@@ -100,14 +100,14 @@ class TextEncoder:
         if not self._can_cut(text):
             _refuse_long(text.encode(), "a document for a tokenizer that does not encode word by word")
             return np.array(self._tokenizer.encode(text), np.uint16)
-        found: list[np.ndarray] = []
+        pieces: list[np.ndarray] = []
         for part in slices(text.encode()):
-            found += [ids for ids in self._encode_parts([part], at_start=not found) if ids.size]
-        return np.concatenate(found) if found else np.empty(0, np.uint16)
+            pieces += [ids for ids in self._encode_parts([part], at_start=not pieces) if ids.size]
+        return np.concatenate(pieces) if pieces else np.empty(0, np.uint16)
 
     def _encode_parts(self, parts: list[bytes], at_start: bool) -> list[np.ndarray]:
-        """The ids of each part of a text; at the start of a text, nothing stands before the first word
-        that leaves any.
+        """The ids of each part of a text. At the start of a text, no space stands before the first word that
+        has ids.
         """
         if self._table.is_full():
             self._start_table()
@@ -131,9 +131,7 @@ class TextEncoder:
     def _replace_first(
         self, data: np.ndarray, starts: np.ndarray, ends: np.ndarray, rows: np.ndarray, first: int, end: int
     ) -> None:
-        """Give the first word of words [first, end) that has ids those that it has with no space before
-        it.
-        """
+        """Give the first of words [first, end) that has ids those that it has without a space before it."""
         for word in range(first, end):
             text = data[starts[word] : ends[word]].tobytes()
             row = self._first_words.get(text)
@@ -149,7 +147,7 @@ class TextEncoder:
         self._first_words: dict[bytes, int] = {}
 
     def _encode_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of words that a space stands before, one word after the other, and how many each has."""
+        """Ids of words after a space, word by word, and the number of ids of each."""
         is_plain = np.array(
             [self._has_plain_words and not word.translate(None, _PRINTABLE_ASCII) for word in words]
         )
@@ -169,8 +167,8 @@ class TextEncoder:
         return ids, counts
 
     def _encode_plain_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """The same for words of printable ASCII: encoded as one text and told apart by the pieces that
-        begin with ▁.
+        """The same for words of printable ASCII: encoded as one text, and separated at pieces that begin with
+        ▁.
         """
         text = b" ".join([_ANCHOR.encode(), *words]).decode()
         ids = self._tokenizer.encode(text, return_type="numpy")[self._num_anchor_ids :]
@@ -184,14 +182,12 @@ def _refuse_long(text: bytes, what: str) -> None:
         begins = text[:60].decode(errors="ignore")
         raise SpecError(
             f"corpus: {what} has {len(text):,} bytes, more than {_MAX_BYTES_AT_ONCE:,}; it begins "
-            f"{begins!r}. Split it, or leave it out: most likely it is no text"
+            f"{begins!r}. Split it or leave it out; it is probably not text"
         )
 
 
 def encode_stream(texts: Iterable[str], model: bytes, num_threads: int) -> Iterator[tuple[str, np.ndarray]]:
-    """(text, its ids (n,) uint16 without BOS) for each text, in order; a few batches of texts are held at
-    most.
-    """
+    """Yield each text in order with its ids (n,) uint16 without BOS; memory holds a few batches of texts."""
     if num_threads == 1:
         encoder = TextEncoder(model)
         for batch in _batches(texts):
@@ -215,7 +211,7 @@ def encode_stream(texts: Iterable[str], model: bytes, num_threads: int) -> Itera
 
 
 def default_threads() -> int:
-    """Threads worth having on this machine."""
+    """The useful number of threads on this machine."""
     return min(usable_cores(), _MAX_THREADS)
 
 
@@ -248,8 +244,8 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def slices(text: bytes) -> Iterator[bytes]:
-    """A long text in parts of about a million bytes, cut at spaces, which are left out, so that it is not
-    all words at once.
+    """A long text in parts of about a million bytes, so that its words are not all in memory. It is cut at
+    spaces, which are dropped.
     """
     start = 0
     while len(text) - start > _BATCH_CHARACTERS:

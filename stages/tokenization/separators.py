@@ -1,9 +1,8 @@
-"""At which characters a text may be cut into words that a SentencePiece model encodes independently of
-each other.
+"""Word boundaries of a SentencePiece model: characters at which a text may be cut into independent words.
 
-For a BPE model no piece of which has ▁ after its first character, no merge crosses the space between two
-words. What is a space is for the model's normalisation to say. The model's own settings are read from its
-protocol buffer, because the Python package does not tell them.
+In a BPE model without a piece that has ▁ after its first character, no merge crosses the space between two
+words. The model's normalisation decides which characters become a space. The model's settings are read from
+its protocol buffer, because the Python package does not give them.
 """
 
 import hashlib
@@ -26,8 +25,8 @@ _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 
 @dataclass(frozen=True)
 class WordRules:
-    """Those of ASCII_SPACES at which a text may be cut before it is encoded, always with " " among them,
-    and whether the normalisation leaves ASCII's printable characters alone.
+    """The ASCII_SPACES at which a text may be cut before encoding, always with " " among them, and whether
+    the normalisation keeps printable ASCII characters.
     """
 
     separators: frozenset[str]
@@ -37,9 +36,9 @@ class WordRules:
 def word_rules(model: bytes) -> WordRules | None:
     """How to cut texts into words for a model.
 
-    None when words must not be encoded apart: the model is no BPE with byte fallback, its pieces span words,
-    it keeps runs of spaces, or it has symbols of the user, which may hold anything. Raises RuntimeError when
-    `model` is no model.
+    None if words cannot be encoded apart. This is so if the model is no BPE with byte fallback, has pieces
+    that span words, keeps runs of spaces, or has user-defined symbols, which may hold anything. Raises
+    RuntimeError if `model` is no model.
     """
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
     known = _read_model(model)
@@ -65,9 +64,7 @@ def word_rules(model: bytes) -> WordRules | None:
 
 
 def rule_spaces(model: bytes) -> frozenset[str]:
-    """Those of ASCII_SPACES that the model's normalisation rules turn into one space whatever stands
-    beside them.
-    """
+    """The ASCII_SPACES that the model's normalisation turns into one space in any context."""
     rules = sentencepiece.SentencePieceNormalizer(model_proto=model).decompile()
     if any("  " in target or SPACE_SYMBOL in target for _, target in rules):
         return frozenset()  # such spaces are dropped at the end of a text and kept inside it
@@ -89,8 +86,9 @@ class _Model:
 
 
 def _read_model(model: bytes) -> _Model:
-    """From ModelProto (sentencepiece_model.proto): 1 pieces (1 text, 3 type), 2 trainer_spec (3 model_type),
-    3 normalizer_spec (2 precompiled_charsmap)."""
+    """Parse a ModelProto (sentencepiece_model.proto): 1 pieces (1 text, 3 type), 2 trainer_spec (3
+    model_type), 3 normalizer_spec (2 precompiled_charsmap).
+    """
     pieces, model_type, character_rules = [], 1, b""
     for number, value in _fields(model):
         if not isinstance(value, bytes):
@@ -112,7 +110,7 @@ def _read_model(model: bytes) -> _Model:
 
 def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
     """(number, value) of each field of a protocol buffer message; fixed-width values come as bytes."""
-    found: list[tuple[int, int | bytes]] = []
+    fields: list[tuple[int, int | bytes]] = []
     position = 0
 
     def varint() -> int:
@@ -128,9 +126,9 @@ def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
     while position < len(message):
         number, wire_type = divmod(varint(), 8)
         if wire_type == 0:
-            found.append((number, varint()))
+            fields.append((number, varint()))
             continue
         length = {1: 8, 5: 4}[wire_type] if wire_type in (1, 5) else varint()
-        found.append((number, message[position : position + length]))
+        fields.append((number, message[position : position + length]))
         position += length
-    return found
+    return fields

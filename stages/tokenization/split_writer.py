@@ -1,4 +1,4 @@
-"""One split while it is written: shards, counts, and the validation text kept for the compressors."""
+"""Writer of one split: shards, counts, and the validation text for the general compressors."""
 
 import lzma
 from pathlib import Path
@@ -20,7 +20,7 @@ _READ_BYTES = 1_000_000
 
 
 class SplitWriter:
-    """Writes documents as BOS + ids; `counts()` once it is closed.
+    """Writes documents as BOS + ids; `counts()` is available once it is closed.
 
     Memory is that of a buffer and one document.
     """
@@ -54,9 +54,9 @@ class SplitWriter:
         return self._shards.paths
 
     def add(self, text: str, ids: np.ndarray) -> bool:
-        """Append a document with its ids (n,) uint16; one without ids has no text and is left out.
+        """Append a document with its ids (n,) uint16. A document without ids has no text and is not written.
 
-        Says if it was written.
+        Returns whether it was written.
         """
         if not ids.size:
             self.num_empty += 1
@@ -78,8 +78,8 @@ class SplitWriter:
         zstd_bytes: int | None = None,
         xz_bytes: int | None = None,
     ) -> SplitCounts:
-        """What was written; the normalised bytes are those that the tokens stand for unless they were
-        counted in the text.
+        """The counts of the written split. Normalised bytes are those of the tokens, unless they were counted
+        in the text.
         """
         return SplitCounts(
             num_documents=self.num_documents,

@@ -1,4 +1,4 @@
-"""Which split a document belongs to, decided from its place or its text alone."""
+"""Splits: whether a document is for training or validation, by its position or its text alone."""
 
 import hashlib
 from typing import Literal
@@ -12,7 +12,8 @@ SplitName = Literal["train", "val"]
 def split_of(split: Split, index: int, text: str) -> SplitName:
     """Split of document `index` (from 0, empty documents counted).
 
-    By hash: the first 8 bytes of the text's sha256, read as a fraction, are below `val_fraction`.
+    By hash, a document is for validation if the first 8 bytes of its sha256, as a fraction, are below
+    `val_fraction`.
     """
     if isinstance(split, FirstDocuments):
         return "val" if index < split.num_val_documents else "train"
@@ -21,7 +22,7 @@ def split_of(split: Split, index: int, text: str) -> SplitName:
 
 
 def refuse_empty_split(split: Split, num_documents: int, num_train: int, num_val: int) -> None:
-    """SpecError unless both splits have a document with text, of `num_documents` in all."""
+    """Raise SpecError unless both splits have a document with text, of `num_documents` in all."""
     if num_documents == 0:
         raise SpecError("corpus: no documents: its files hold no document. Give files with text")
     if num_train + num_val == 0:
@@ -31,7 +32,7 @@ def refuse_empty_split(split: Split, num_documents: int, num_train: int, num_val
         )
     if num_train and num_val:
         return
-    missing = "training" if num_val else "validation"
+    missing, change = ("training", "Lower") if num_val else ("validation", "Raise")
     if isinstance(split, FirstDocuments):
         raise SpecError(
             f"split.num_val_documents = {split.num_val_documents:,}: leaves no {missing} document with text, "
@@ -39,6 +40,6 @@ def refuse_empty_split(split: Split, num_documents: int, num_train: int, num_val
         )
     raise SpecError(
         f"split.val_fraction = {split.val_fraction}: by their hashes, none of the {num_documents:,} "
-        f"documents with text is for {missing}. {'Lower' if num_val else 'Raise'} it, give more documents, "
+        f"documents with text is for {missing}. {change} it, give more documents, "
         "or use split.kind = first_documents"
     )

@@ -1,6 +1,4 @@
-"""The tokenizer: a SentencePiece BPE model trained on the training documents, or a ready-made one that is
-checked.
-"""
+"""Tokenizer: a SentencePiece BPE model, trained on the training documents or ready-made and checked."""
 
 import io
 import logging
@@ -73,8 +71,8 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> bytes:
 
 
 def sentences(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
-    """Lines of the texts, cut to at most 4,096 UTF-8 bytes each, at spaces where there are any;
-    `max_bytes` in all, one at least.
+    """Lines of the texts, cut at spaces if possible, each of at most 4,096 UTF-8 bytes; `max_bytes` in all,
+    at least one line.
     """
     taken = 0
     for text in texts:
@@ -90,7 +88,7 @@ def sentences(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
 
 
 def check_tokenizer(path: Path, spec: TokenizerSpec) -> None:
-    """Refuse, by SpecError, a ready-made model that cannot be read, has another size or other special ids."""
+    """Raise SpecError for an unreadable ready-made model, another size, or other special ids."""
     tokenizer = ready_made_tokenizer(path, "tokenizer.model_path")
     size = tokenizer.vocab_size()
     if size != spec.vocab_size:
@@ -122,8 +120,8 @@ def _cut(line: str) -> Iterator[str]:
 
 
 class _Reading:
-    """Sentences for SentencePiece, which wraps every error of its iterator into one of its own; the first
-    is kept here.
+    """Iterator of sentences for SentencePiece. It keeps the first error, which SentencePiece would wrap into
+    its own.
     """
 
     def __init__(self, first: str, others: Iterator[str]) -> None:

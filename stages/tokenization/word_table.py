@@ -1,9 +1,8 @@
-"""A table from words to token ids that looks many words up at once, by array operations, and learns those
-it lacks.
+"""Hash table from words to token ids: looks up many words at once by array operations, and learns new ones.
 
 W words in a call, V rows in the table. A word is a slice of a byte array. Words of up to 15 bytes are keyed
-by two 64-bit numbers, their bytes and their length, in an open-addressing hash table; longer ones, which are
-rare, by a dict.
+by two 64-bit numbers, made of their bytes and their length, in an open-addressing hash table. Longer words
+are rare; a dict holds them.
 """
 
 from collections.abc import Callable
@@ -29,10 +28,11 @@ _MAX_IDS = 8_000_000
 
 
 class WordTable:
-    """Rows of token ids, found by word; `encode` gives the ids of N words not known yet, as one array,
-    and their counts (N,).
+    """Rows of token ids, found by word. `encode` gives the ids of N new words as one array, and their counts
+    (N,).
 
-    Row 0 stands for no word. About 100 bytes a word; the owner starts a new table once this one `is_full`.
+    Row 0 stands for no word. A word takes about 100 bytes; the owner starts a new table once this one
+    `is_full`.
     """
 
     def __init__(self, encode: Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]]) -> None:
@@ -66,9 +66,9 @@ class WordTable:
             unknown.append(searching[~in_use])
             searching = searching[in_use]
             slots[searching] = (slots[searching] + 1) & (2**self._slot_bits - 1)
-            rows[searching] = found = self._row_in_slot[slots[searching]]
+            rows[searching] = candidates = self._row_in_slot[slots[searching]]
             searching = searching[
-                (self._low[found] != low[searching]) | (self._high[found] != high[searching])
+                (self._low[candidates] != low[searching]) | (self._high[candidates] != high[searching])
             ]
         if unknown and (at := np.concatenate(unknown)).size:
             text = data.tobytes()
@@ -79,7 +79,7 @@ class WordTable:
         return rows
 
     def add(self, ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """New rows (N,) that no word leads to; `ids` holds counts[i] ids of each, one after the other."""
+        """New rows (N,) that no word leads to. `ids` holds counts[i] ids of each, row after row."""
         num_new = len(counts)
         rows = np.arange(self._num_rows, self._num_rows + num_new)
         while len(self._low) < self._num_rows + num_new:
@@ -102,18 +102,14 @@ class WordTable:
         return bool(self._num_ids_of[row])
 
     def ids(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of the rows (W,) one after the other, uint16, and the bounds (W + 1,) between the rows'
-        ids.
-        """
+        """The ids of the rows (W,) in order, uint16, and the bounds (W + 1,) between the rows' ids."""
         counts = self._num_ids_of[rows]
         bounds = np.concatenate([[0], np.cumsum(counts)])
         places = np.arange(bounds[-1]) + np.repeat(self._first_id[rows] - bounds[:-1], counts)
         return self._ids[places], bounds
 
     def _learn(self, words: list[bytes], low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Rows (W,) of words that the hash table lacks: long ones, and new ones, each perhaps several
-        times.
-        """
+        """Rows (W,) of words that the hash table lacks: long ones, and new ones, which may repeat."""
         rows = np.fromiter(map(self._long_words.get, words, repeat(0)), np.int64, len(words))
         at = np.flatnonzero(rows == 0)
         if not at.size:
@@ -135,7 +131,7 @@ class WordTable:
         return rows
 
     def _place(self, rows: np.ndarray) -> None:
-        """Enter rows whose keys are set into the hash table, which stays at most a quarter full."""
+        """Enter rows with keys into the hash table, which stays at most a quarter full."""
         if 4 * self._num_rows > 2**self._slot_bits:
             while 4 * self._num_rows > 2**self._slot_bits:
                 self._slot_bits += 1

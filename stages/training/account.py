@@ -1,6 +1,4 @@
-"""What training did to every parameter, measured on the weights and on the optimizers, not on the
-settings.
-"""
+"""Measured change of every parameter by training, from weights and optimizers, not from settings."""
 
 import statistics
 from dataclasses import asdict, dataclass

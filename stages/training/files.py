@@ -1,5 +1,4 @@
-"""What one training run writes: metrics, snapshots and checkpoints, off the loop's critical path, and how
-it is read again.
+"""Files of one training run: metrics, snapshots and checkpoints, written off the loop's critical path.
 
 A checkpoint is a safetensors file and a JSON beside it with both its own sha256 and the snapshots taken so
 far. On resume the newest one whose files are all sound counts; anything written after it is removed. The last

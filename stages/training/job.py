@@ -1,4 +1,4 @@
-"""What `train` hands to its processes, and what the first of them hands back."""
+"""Job of the worker processes of `train`, and the result of the first."""
 
 from pathlib import Path
 

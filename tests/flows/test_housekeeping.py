@@ -79,9 +79,9 @@ def test_listing_takes_nothing_away_and_removing_takes_what_was_listed(store: St
 
 
 LEFT_OVER = {
-    "work/removed-1234/abc": "what an interrupted removal left",
+    "work/removed-1234/abc": "left over from an interrupted removal",
     "work/merge/abc.damaged-1234/model": "a damaged result, made again since",
-    "work/merge/abc/model": "an unfinished result; the same run would go on with it",
+    "work/merge/abc/model": "an unfinished result; the same run would resume it",
     "recheck/demo-12345678-seed1/runs/x/report.json": (
         "the store of a recheck that was interrupted or gave other figures"
     ),

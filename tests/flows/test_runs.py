@@ -53,7 +53,7 @@ def test_last_fits_its_limit_where_that_is_asked(
     assert caplog.messages == []
     assert find_run(store, "last", fitting=True).run_id == "bbbb-3"
     [told] = caplog.messages
-    assert "demo-seed3-33333333 is over its limit; taken is demo-seed2-22222222" in told
+    assert "demo-seed3-33333333 is over its limit; using demo-seed2-22222222" in told
     assert find_run(store, "cccc", fitting=True).run_id == "cccc-4"
 
 

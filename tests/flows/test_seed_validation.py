@@ -73,7 +73,7 @@ def test_a_failed_seed_is_kept_shown_and_tried_again(fire: Fire, trained: Any, t
         (1, "completed", 2),
         (2, "completed", 1),
     ]
-    assert "failed, to be tried again: none" in said[0]
+    assert "failed, to be retried: none" in said[0]
 
 
 def test_a_seed_of_another_kind_of_machine_is_not_checked_here_but_named(
@@ -149,15 +149,15 @@ def test_the_verdict_against_a_mark_and_against_a_ledger(fire: Fire, trained: An
         "Mean 2.50000",
         "deviation 0.00100",
         "0.01000 nats better",
-        "asked for 0.005",
+        "margin is 0.005",
         "**beaten**",
-        "look 2 of at most 9",
+        "test 2 of at most 9",
     ):
         assert part in text
     for part in (
         "bytes a token: mark",
         "95 % interval",
-        "Power: at the spread seen (0.00100 nats) a true difference of 0.005 nats",
+        "Power: with a standard deviation of 0.00100 nats, a true difference of 0.005 nats",
     ):
         assert part in text
     assert "**not beaten**" in " ".join(fire(new_seeds_per_run=0, mark_nats=2.504).result()[1])

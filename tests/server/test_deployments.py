@@ -210,7 +210,7 @@ def test_each_firing_of_a_schedule_adds_one_seed(served: Any, two_runs: Any) -> 
     said = served.artifacts(second["id"])["seed-validation"]["data"]
     assert "2 of at most 4 seeds are done" in said
     assert "95 % interval" in said
-    assert "look 1 of at most 3" in said
+    assert "test 1 of at most 3" in said
     ledger = find_ledger(served.store, "smoke")
     assert [(entry.seed, entry.status) for entry in ledger.entries] == [(1, "completed"), (2, "completed")]
     assert [len(served.subflows(run["id"])) for run in (first, second)] == [1, 1]
@@ -232,7 +232,7 @@ def test_a_stop_in_the_middle_leaves_no_process_and_no_run_that_hangs(served: An
     assert served.start() < 60
     run = served.run(run_id)
     assert run["state_name"] == "Crashed"
-    assert "training goes on from its last checkpoint" in run["state"]["message"]
+    assert "training resumes from its last checkpoint" in run["state"]["message"]
     assert served.tasks(run_id)["train"]["state_name"] == "Crashed"
     again = served.wait(
         served.start_run("pipeline", preset="smoke"), 100

@@ -111,7 +111,7 @@ def test_a_terminal_that_closes_ends_the_run_and_the_same_command_goes_on(tmp_pa
         assert run.process.wait(60) == 130
         assert run.gone_after(20) is not None
         assert ("going on from the checkpoint" in run.text()) == resumed
-        assert "the same command goes on from there" in run.text()
+        assert "the same command resumes" in run.text()
 
 
 @pytest.mark.slow

@@ -221,7 +221,7 @@ def test_what_the_hub_said_is_known_without_a_network(hub, tmp_path, cut_off, ca
     cut_off()
     assert locate(spec_of(), memory=tmp_path / "memory") == asked
     assert "cannot be reached" in caplog.text
-    assert f"going on with {COMMIT}" in caplog.text
+    assert f"using {COMMIT}" in caplog.text
     other = spec_of(split="validation")
     with pytest.raises(
         ConnectionError, match=r"data/validation\.jsonl is not on this machine and cannot be downloaded"

@@ -44,7 +44,7 @@ def test_waiting_for_a_lock_ends_when_the_run_is_stopped(
             time.sleep(0.01)
         assert not waiting.done()
         stop.stop_all()
-        with pytest.raises(StageError, match="stopped together with the run"):
+        with pytest.raises(StageError, match="its run was stopped"):
             waiting.result(timeout=30)
 
 

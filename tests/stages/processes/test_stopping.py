@@ -33,7 +33,7 @@ def test_a_stop_ends_the_children_of_all_threads_and_later_ones() -> None:
         assert not any(_lives(pid) for pid in children)
         late = pool.submit(stop.wrap(sleep_long))
         for future in [*running, late]:
-            with pytest.raises(StageError, match="stopped together with the run"):
+            with pytest.raises(StageError, match="its run was stopped"):
                 future.result(timeout=60)
     assert pids.empty()  # the late one was ended before it did anything
 
@@ -62,7 +62,7 @@ def test_a_child_that_ignores_sigterm_is_ended_too_and_so_is_one_that_begins_aft
         stop.stop_all()
         late = pool.submit(stop.wrap(run))
         for future in (running, late):
-            with pytest.raises(StageError, match="stopped together with the run"):
+            with pytest.raises(StageError, match="its run was stopped"):
                 future.result(timeout=60)
 
 

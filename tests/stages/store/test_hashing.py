@@ -65,6 +65,6 @@ def test_problems_are_named(tmp_path: Path, file: Path) -> None:
     hashes = FileHashes(None)
     digest = hashes.sha256(file)
     assert hashes.problem_with(file, 7, digest) is None
-    assert "7 bytes, recorded were 8" in str(hashes.problem_with(file, 8, digest))
+    assert "7 bytes instead of the recorded 8" in str(hashes.problem_with(file, 8, digest))
     assert "is missing" in str(hashes.problem_with(tmp_path / "nothing", 7, digest))
     assert "is not a file" in str(hashes.problem_with(tmp_path, 7, digest))

@@ -156,10 +156,10 @@ def test_the_note_says_which_precision_and_why(monkeypatch: pytest.MonkeyPatch) 
         "as float32"
     )
     on_cpu(monkeypatch, COOPER_LAKE)
-    assert precision_note(auto) == "bfloat16: this CPU (AVX-512 BF16) multiplies bfloat16"
+    assert precision_note(auto) == "bfloat16: this CPU (AVX-512 BF16) has bfloat16 instructions"
     assert (
         precision_note(replace(auto, precision="float32"))
-        == "float32: this CPU (AVX-512 BF16) multiplies bfloat16 too"
+        == "float32: this CPU (AVX-512 BF16) also has bfloat16 instructions"
     )
     monkeypatch.setattr(machine, "_cpuinfo", lambda: "")
     assert precision_note(auto) == "float32: unknown CPU"
