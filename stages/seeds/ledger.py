@@ -52,15 +52,20 @@ def open_locked(store: Path, ledger: Ledger) -> Iterator[Ledger]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with waiting_lock(path.parent / "lock", f"ledger {ledger.label}", "which adds seeds to it"):
         found = read_ledger(path) if path.exists() else ledger
-        for name in ("first_seed", "max_seeds"):
-            declared, asked = getattr(found, name), getattr(ledger, name)
-            if declared != asked:
-                raise SpecError(
-                    f"{name} = {asked}: ledger {ledger.label} was declared with {declared}, and a plan "
-                    f"changed after looking at figures spoils the test. Keep {declared}, or begin a ledger "
-                    "of another name"
-                )
+        refuse_other_plan(found, ledger)
         yield found
+
+
+def refuse_other_plan(found: Ledger, wanted: Ledger) -> None:
+    """Raises SpecError when `found` was declared with another first seed or maximum than is wanted now."""
+    for name in ("first_seed", "max_seeds"):
+        declared, asked = getattr(found, name), getattr(wanted, name)
+        if declared != asked:
+            raise SpecError(
+                f"{name} = {asked}: ledger {wanted.label} was declared with {declared}, and a plan "
+                f"changed after looking at figures spoils the test. Keep {declared}, or begin a ledger "
+                "of another name"
+            )
 
 
 def read_ledger(path: Path) -> Ledger:

@@ -93,11 +93,12 @@ def export_submission(store: Store, reports: Sequence[PipelineReport], about: Ab
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
-        shutil.copyfile(store.root / main.package.script.path, building / SCRIPT_NAME)
-        shutil.copyfile(store.root / main.package.blob.path, building / BLOB_NAME)
+        shutil.copyfile(store.fetch(main.package.script), building / SCRIPT_NAME)
+        shutil.copyfile(store.fetch(main.package.blob), building / BLOB_NAME)
         (building / INFO_NAME).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (building / REQUIREMENTS_NAME).write_text(requirements(), encoding="utf-8")
         for report in reports:
+            store.fetch(report.trained.metrics)
             (building / log_name(report.spec.train.seed)).write_text(
                 train_log(report, store.root), encoding="utf-8"
             )

@@ -7,6 +7,7 @@ stages together; the flow itself is struck in tests of its own.
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from stages.corpora import locate
 from stages.execution.runner import StageOutcome, is_made, run_stage
 from stages.store.keys import stage_key
 from stages.store.machine import resolve_precision
-from stages.store.store import Store
+from stages.store.store import open_store_at
 
 CHECKPOINT_SECONDS = 0.5
 _SECTION = {"tokenize_corpus": "tokenize"}
@@ -34,14 +35,16 @@ class Chain:
     `results` is kept by the name that later stages take it under.
     """
 
-    def __init__(self, root: Path | str, overrides: list[str]) -> None:
+    def __init__(self, root: Path | str, overrides: list[str], remote: str | None = None) -> None:
         self.spec: PipelineSpec = resolve("smoke", overrides)
-        self.store = Store(root)
+        self.store, self._remote = open_store_at(root, remote), remote
         self.results: dict[str, Any] = {"manifest": locate(self.spec.tokenize, self.store.hashes)}
 
     def run(self, stage: str) -> StageOutcome:
         """Run or serve one stage; those before it must have been run."""
-        options = RunOptions(store=str(self.store.root), checkpoint_every_seconds=CHECKPOINT_SECONDS)
+        options = RunOptions(
+            store=str(self.store.root), remote=self._remote, checkpoint_every_seconds=CHECKPOINT_SECONDS
+        )
         outcome = run_stage(self.store, stage, self._spec(stage), self._inputs(stage), options)
         self.results[result_name(stage)] = outcome.record.result
         return outcome
@@ -81,7 +84,8 @@ def result_name(stage: str) -> str:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        Chain(sys.argv[1], sys.argv[2:]).run_all(lambda **event: print(json.dumps(event), flush=True))
+        remote = os.environ.get("FAIRWAY_REMOTE")
+        Chain(sys.argv[1], sys.argv[2:], remote).run_all(lambda **event: print(json.dumps(event), flush=True))
     except (FairwayError, OSError, RuntimeError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

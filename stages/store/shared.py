@@ -1,0 +1,236 @@
+"""A store that caches a remote one: results, runs and ledgers are the same on every machine that uses it."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from schemas.base import fingerprint
+from schemas.errors import SpecError
+from schemas.files import FileRef, SourceFile, StageRecord
+from schemas.pipeline import PipelineReport
+from schemas.seeds import Ledger
+from schemas.stages import Stage
+from stages.seeds.ledger import ledger_path, refuse_other_plan, write_ledger
+from stages.store.checkpoints import Checkpoints
+from stages.store.checksummed import read_checksummed, write_checksummed
+from stages.store.remote import DamagedObjectError, Remote, RemoteObject, blob_name, open_remote
+from stages.store.runs import REPORT_NAME
+from stages.store.store import RECORD_NAME, Store, file_refs, rename_folder, sound_record
+from stages.store.workspace import DamagedFileError
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 16  # requests for small documents
+
+
+def open_shared(root: Path | str, url: str) -> "SharedStore":
+    """Raises SpecError when the folder or the remote cannot be used."""
+    return SharedStore(root, open_remote(url))
+
+
+class SharedStore(Store):
+    """The folder `root` as the cache of `remote`.
+
+    The remote's record of a key counts on every machine; files are fetched when they are read.
+    """
+
+    def __init__(self, root: Path | str, remote: Remote) -> None:
+        super().__init__(root)
+        self.remote = remote
+
+    def find(self, stage: Stage, key: str) -> StageRecord | None:
+        """The record that all machines have, or this machine's own, which they have from now on.
+
+        None if there is none. Damage is named in the log, never served.
+        """
+        shared = self._shared_record(stage, key)
+        if shared is not None and self._problem_with(shared) is None:
+            return self._keep(stage, key, shared)
+        own = super().find(stage, key)
+        return own if own is None else self._publish_for_all(stage, key, own)
+
+    def record(self, stage: Stage, key: str) -> StageRecord | None:
+        """This machine's record of `key`, otherwise the remote's; its files are not looked at."""
+        if (self.folder(stage, key) / RECORD_NAME).exists() and (own := super().record(stage, key)):
+            return own
+        shared = self._shared_record(stage, key)
+        return shared if shared is None else self._keep(stage, key, shared)
+
+    def problem(self, ref: FileRef | SourceFile) -> str | None:
+        """A file that is not sound here is none while the remote has it."""
+        found = super().problem(ref)
+        if found is None or (isinstance(ref, FileRef) and self.remote.has_blob(ref)):
+            return None
+        return f"{found}, and {self.remote.url} does not have it" if isinstance(ref, FileRef) else found
+
+    def fetch(self, ref: FileRef) -> Path:
+        """The sound file on this machine. Raises DamagedFileError where the remote has none either."""
+        target = self.root / ref.path
+        if (here := super().problem(ref)) is None:
+            return target
+        if target.exists():
+            log.warning("%s: taken from %s", here, self.remote.url)
+        try:
+            self.remote.download(blob_name(ref.sha256), ref, target)
+        except FileNotFoundError:
+            raise DamagedFileError(f"{here}, and {self.remote.url} does not have it") from None
+        except DamagedObjectError as error:
+            raise DamagedFileError(f"{here}; {error}") from None
+        return target
+
+    def bring(self, value: Any) -> None:
+        """Fetch what is not here. Raises DamagedFileError."""
+        for ref in file_refs(value):
+            if isinstance(ref, FileRef):
+                self.fetch(ref)
+
+    def publish(self, stage: Stage, key: str, record: StageRecord) -> StageRecord:
+        """Publish here, then for all machines; of two that did so for one key, the first one counts."""
+        super().publish(stage, key, record)
+        counts = self._publish_for_all(stage, key, record)
+        self.remote.delete([item.name for item in self.remote.objects(f"work/{_place(stage, key)}/")])
+        return counts
+
+    @contextmanager
+    def keeping_checkpoints(self, stage: Stage, key: str) -> Iterator[None]:
+        """Go on from the newest checkpoint of any machine, and send each new one to the remote."""
+        if not stage.resumable:
+            yield
+            return
+        checkpoints = Checkpoints(
+            self.remote, stage, f"work/{_place(stage, key)}", self.work_folder(stage, key)
+        )
+        checkpoints.fetch_newest()
+        with checkpoints.sending():
+            yield
+
+    def runs_root(self) -> Path:
+        """A folder with exactly the runs and ledgers of the remote, brought up to date now."""
+        mirror = self.root / "cache" / f"remote-{fingerprint(self.remote.url)[:12]}"
+        objects = {item.name.removeprefix("runs/"): item for item in self.remote.objects("runs/")}
+        (mirror / "runs").mkdir(parents=True, exist_ok=True)
+        for folder in (mirror / "runs").iterdir():
+            if folder.name not in objects:
+                shutil.rmtree(folder)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda item: self._mirror_report(mirror, *item), objects.items()))
+        labels = {item.name.split("/")[1] for item in self.remote.objects("ledgers/")}
+        for label in sorted(labels):
+            if (ledger := self._newest(label)[1]) is not None:
+                ledger_path(mirror, ledger).parent.mkdir(parents=True, exist_ok=True)
+                write_ledger(mirror, ledger)
+        return mirror
+
+    def share_report(self, report: PipelineReport) -> None:
+        self.remote.replace(f"runs/{report.run_id}", report.model_dump_json(indent=1).encode())
+
+    def share_ledger(self, ledger: Ledger) -> Ledger:
+        """The ledger with the entries of all machines, which the remote has from now on.
+
+        Raises SpecError when it was declared there with another first seed or maximum.
+        """
+        while True:
+            number, newest = self._newest(ledger.label)
+            if newest is not None:
+                refuse_other_plan(newest, ledger)
+                ledger = newest.merged_with(ledger)
+            name = f"ledgers/{ledger.label}/{number + 1:08d}"
+            if ledger == newest or not ledger.entries:
+                return ledger
+            if self.remote.create(name, ledger.model_dump_json(indent=1).encode()):
+                return ledger
+
+    def _newest(self, label: str) -> tuple[int, Ledger | None]:
+        """The number of the ledger's newest version, and that version; 0 and None without any."""
+        versions = self.remote.objects(f"ledgers/{label}/")
+        if not versions:
+            return 0, None
+        name = versions[-1].name
+        try:
+            content = self.remote.read(name)
+            return int(name.rpartition("/")[2]), Ledger.model_validate_json(content or b"")
+        except (DamagedObjectError, ValidationError) as error:
+            raise SpecError(
+                f"{self.remote.url}: {name}: damaged or of another version ({str(error).splitlines()[0]}). "
+                "Remove this object: the version before it counts then"
+            ) from None
+
+    def _mirror_report(self, mirror: Path, run_id: str, item: RemoteObject) -> None:
+        """Bring one report; one that is damaged is replaced by this machine's own, or named and left out."""
+        path, stamp = mirror / "runs" / run_id / REPORT_NAME, item.modified_at.timestamp()
+        if path.exists() and abs(path.stat().st_mtime - stamp) < 0.001:
+            return
+        try:
+            content = self.remote.read(item.name)
+        except DamagedObjectError as error:
+            try:
+                content = read_checksummed(self.root / "runs" / run_id / REPORT_NAME)
+            except (OSError, ValueError):
+                log.warning("%s: the run is left out. The machine that made it replaces it", error)
+                return
+            log.warning("%s: replaced by the report of this machine", error)
+            self.remote.replace(item.name, content)
+        if content is not None:
+            path.parent.mkdir(exist_ok=True)
+            write_checksummed(path, content)
+            os.utime(path, (stamp, stamp))
+
+    def _shared_record(self, stage: Stage, key: str) -> StageRecord | None:
+        """The remote's sound record of `key`, or None; its files are not looked at."""
+        try:
+            content = self.remote.read(f"stages/{_place(stage, key)}")
+            return None if content is None else sound_record(stage, key, content)
+        except ValueError as error:
+            said = " ".join(str(error).split())[:300]
+            log.warning("%s: %s: record %s: %s", stage.name, self.remote.url, _place(stage, key), said)
+            return None
+
+    def _problem_with(self, record: StageRecord) -> str | None:
+        return next(self.problems(record.result), None)
+
+    def _publish_for_all(self, stage: Stage, key: str, record: StageRecord) -> StageRecord:
+        """Upload the files and then the record; returns the record that counts."""
+        for ref in file_refs(record.result):
+            if isinstance(ref, FileRef):
+                self.remote.upload_blob(self.root / ref.path, ref)
+        name, content = f"stages/{_place(stage, key)}", record.model_dump_json(indent=1).encode()
+        if self.remote.create(name, content) or (shared := self._shared_record(stage, key)) == record:
+            return record
+        if shared is not None and self._problem_with(shared) is None:
+            log.info("%s: another machine published it first; its result counts", stage.name)
+            return self._keep(stage, key, shared)
+        files = [ref for ref in file_refs(shared.result) if isinstance(ref, FileRef)] if shared else []
+        if shared is None or not all(self.remote.has_blob(ref) for ref in files):
+            log.warning("%s: %s: %s: replaced by a sound result", stage.name, self.remote.url, name)
+            self.remote.replace(name, content)
+        # Otherwise it refers to files outside of the store that only another machine has.
+        return record
+
+    def _keep(self, stage: Stage, key: str, record: StageRecord) -> StageRecord:
+        """Have the remote's record here too. Files beside it that are not its own are replaced when read."""
+        folder, content = self.folder(stage, key), record.model_dump_json(indent=1).encode()
+        try:
+            if read_checksummed(folder / RECORD_NAME) == content:
+                return record
+        except (OSError, ValueError):
+            log.debug("%s: no sound record of %s here yet", stage.name, key)
+        aside = self.root / "work" / "fetched" / uuid4().hex
+        aside.mkdir(parents=True)
+        write_checksummed(aside / RECORD_NAME, content)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not rename_folder(aside, folder):
+            write_checksummed(folder / RECORD_NAME, content)
+            shutil.rmtree(aside)
+        return record
+
+
+def _place(stage: Stage, key: str) -> str:
+    return Store.relative_folder(stage, key).as_posix().removeprefix("stages/")
