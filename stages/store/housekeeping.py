@@ -21,7 +21,7 @@ from stages.seeds.ledger import ledger_files, read_ledger
 from stages.store.checksummed import read_checksummed
 from stages.store.hashing import FileHashes
 from stages.store.runs import REPORT_NAME, list_reports, load_report
-from stages.store.store import RECORD_NAME, USERS_LOCK, Store, file_refs, remove
+from stages.store.store import FETCHED, RECORD_NAME, USERS_LOCK, Store, file_refs, remove
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,8 @@ def _damage_of(store: Store, ref: object, hashes: FileHashes) -> Iterator[str]:
     path = store.root / ref.path
     if problem := hashes.problem_with(path, ref.num_bytes, ref.sha256):
         store.hashes.forget(path)
-        yield problem
+        if path.exists() or store.problem(ref):  # what a remote store has need not be here
+            yield problem
 
 
 def _folders_of(report: PipelineReport) -> Iterator[str]:
@@ -184,6 +185,8 @@ def _left_over(root: Path) -> Iterator[tuple[Path, str]]:
             path,
             "a damaged result, made again since"
             if ".damaged-" in path.name
+            else "a record whose fetching was interrupted"
+            if path.parent.name == FETCHED
             else "an unfinished result; the same run would go on with it",
         )
     for path in root.glob(f"work/{_REMOVED}*"):
@@ -195,8 +198,9 @@ def _left_over(root: Path) -> Iterator[tuple[Path, str]]:
     for path in root.glob("runs/*/"):
         if not (path / REPORT_NAME).exists():
             yield path, "a run that was interrupted before its report was written"
-    for path in (*root.glob(f"runs/*/{TEMPORARY_FILES}"), *root.glob(f"ledgers/*/{TEMPORARY_FILES}")):
-        yield path, "a file whose writer was interrupted"
+    for place in ("runs/*", "ledgers/*", "stages/*/*/**"):
+        for path in root.glob(f"{place}/{TEMPORARY_FILES}"):
+            yield path, "a file whose writer was interrupted"
     for path in root.glob("locks/*.lock"):
         if path.name != USERS_LOCK and _is_given_up(path):
             yield path, "a lock that nobody holds"

@@ -21,19 +21,14 @@ from schemas.stages import Stage
 from stages.seeds.ledger import ledger_path, refuse_other_plan, write_ledger
 from stages.store.checkpoints import Checkpoints
 from stages.store.checksummed import read_checksummed, write_checksummed
-from stages.store.remote import DamagedObjectError, Remote, RemoteObject, blob_name, open_remote
+from stages.store.remote import DamagedObjectError, Remote, RemoteObject, blob_name
 from stages.store.runs import REPORT_NAME
-from stages.store.store import RECORD_NAME, Store, file_refs, rename_folder, sound_record
+from stages.store.store import FETCHED, RECORD_NAME, Store, file_refs, rename_folder, sound_record
 from stages.store.workspace import DamagedFileError
 
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 16  # requests for small documents
-
-
-def open_shared(root: Path | str, url: str) -> "SharedStore":
-    """Raises SpecError when the folder or the remote cannot be used."""
-    return SharedStore(root, open_remote(url))
 
 
 class SharedStore(Store):
@@ -222,7 +217,7 @@ class SharedStore(Store):
                 return record
         except (OSError, ValueError):
             log.debug("%s: no sound record of %s here yet", stage.name, key)
-        aside = self.root / "work" / "fetched" / uuid4().hex
+        aside = self.root / "work" / FETCHED / uuid4().hex
         aside.mkdir(parents=True)
         write_checksummed(aside / RECORD_NAME, content)
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -35,10 +35,14 @@ from stages.store.checksummed import read_checksummed, write_checksummed
 from stages.store.hashing import FileHashes
 from stages.store.workspace import DamagedFileError
 
+if TYPE_CHECKING:
+    from stages.store.remote import Remote
+
 log = logging.getLogger(__name__)
 
 RECORD_NAME = "record.json"
 USERS_LOCK = "users.lock"
+FETCHED = "fetched"  # beside the unfinished results: records on their way from a remote store
 _KEY_CHARACTERS = 32
 
 
@@ -208,12 +212,22 @@ def open_store_at(folder: Path | str, remote: str | None) -> Store:
     """
     if not remote:
         return Store(folder)
+    opened = open_remote_at(remote)
+    from stages.store.shared import SharedStore
+
+    return SharedStore(folder, opened)
+
+
+def open_remote_at(remote: str | None) -> "Remote":
+    """The remote store. Raises SpecError when there is none, it cannot be used, or obstore is missing."""
+    if not remote:
+        raise SpecError("--shared: names no remote store. Give its address by --remote or FAIRWAY_REMOTE")
     try:
         url = remote_address(remote)
     except ValueError as error:
         raise SpecError(f"remote: {error}") from None
     try:
-        from stages.store.shared import open_shared  # not installed unless a remote is wanted
+        from stages.store.remote import open_remote  # not installed unless a remote is wanted
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "obstore":
             raise
@@ -221,7 +235,7 @@ def open_store_at(folder: Path | str, remote: str | None) -> Store:
             f"remote = {url}: needs the package obstore. Install it: "
             f"{sys.executable} -m pip install 'obstore>=0.12,<0.13'"
         ) from None
-    return open_shared(folder, url)
+    return open_remote(url)
 
 
 def sound_record(stage: Stage, key: str, content: bytes) -> StageRecord:
