@@ -101,6 +101,7 @@ class Remote:
 
     def __init__(self, objects: ObjectStore, url: str) -> None:
         self._objects, self.url = objects, url
+        self.known = set[str]()  # sha256 of blobs that were there when this process asked
 
     def create(self, name: str, content: bytes) -> bool:
         """Whether the document was made now; False: one of this name is there already, and stays."""

@@ -48,6 +48,7 @@ class SharedStore(Store):
         """
         shared = self._shared_record(stage, key)
         if shared is not None and self._problem_with(shared) is None:
+            self._replace_lost(shared)
             return self._keep(stage, key, shared)
         own = super().find(stage, key)
         return own if own is None else self._publish_for_all(stage, key, own)
@@ -71,6 +72,8 @@ class SharedStore(Store):
         target = self.root / ref.path
         if (here := super().problem(ref)) is None:
             return target
+        if not ref.path.startswith("stages/"):
+            raise DamagedFileError(f"{here}; only files below stages/ are fetched")
         if target.exists():
             log.warning("%s: taken from %s", here, self.remote.url)
         try:
@@ -208,6 +211,16 @@ class SharedStore(Store):
             self.remote.replace(name, content)
         # Otherwise it refers to files outside of the store that only another machine has.
         return record
+
+    def _replace_lost(self, record: StageRecord) -> None:
+        """Upload what the remote has lost and this machine has; each file is asked for once in a process."""
+        for ref in file_refs(record.result):
+            if not isinstance(ref, FileRef) or ref.sha256 in self.remote.known:
+                continue
+            self.remote.known.add(ref.sha256)
+            if not self.remote.has_blob(ref):
+                log.warning("%s: %s: is missing: uploaded again", self.remote.url, blob_name(ref.sha256))
+                self.remote.upload_blob(self.root / ref.path, ref)
 
     def _keep(self, stage: Stage, key: str, record: StageRecord) -> StageRecord:
         """Have the remote's record here too. Files beside it that are not its own are replaced when read."""
