@@ -17,7 +17,7 @@ from schemas.errors import SpecError
 from schemas.files import FileRef, SourceFile, StageRecord
 from schemas.pipeline import PipelineReport
 from schemas.seeds import Ledger
-from schemas.stages import Stage
+from schemas.stages import STAGES, Stage
 from stages.seeds.ledger import ledger_path, refuse_other_plan, write_ledger
 from stages.store.checkpoints import Checkpoints
 from stages.store.checksummed import read_checksummed, write_checksummed
@@ -76,6 +76,7 @@ class SharedStore(Store):
             raise DamagedFileError(f"{here}; only files below stages/ are fetched")
         if target.exists():
             log.warning("%s: taken from %s", here, self.remote.url)
+        self._keep_record_of(ref)
         try:
             self.remote.download(blob_name(ref.sha256), ref, target)
         except FileNotFoundError:
@@ -113,7 +114,8 @@ class SharedStore(Store):
     def runs_root(self) -> Path:
         """A folder with exactly the runs and ledgers of the remote, brought up to date now."""
         mirror = self.root / "cache" / f"remote-{fingerprint(self.remote.url)[:12]}"
-        objects = {item.name.removeprefix("runs/"): item for item in self.remote.objects("runs/")}
+        listed = {item.name.removeprefix("runs/"): item for item in self.remote.objects("runs/")}
+        objects = {run_id: item for run_id, item in listed.items() if "/" not in run_id}
         (mirror / "runs").mkdir(parents=True, exist_ok=True)
         for folder in (mirror / "runs").iterdir():
             if folder.name not in objects:
@@ -221,6 +223,19 @@ class SharedStore(Store):
             if not self.remote.has_blob(ref):
                 log.warning("%s: %s: is missing: uploaded again", self.remote.url, blob_name(ref.sha256))
                 self.remote.upload_blob(self.root / ref.path, ref)
+
+    def _keep_record_of(self, ref: FileRef) -> None:
+        """Have the record beside the file here first: `verify` takes a folder without one for damaged."""
+        name = "/".join(ref.path.split("/")[:3])
+        stage = STAGES.get(name.split("/")[1])
+        if stage is None or (self.root / name / RECORD_NAME).exists():
+            return
+        try:
+            if content := self.remote.read(name):
+                record = stage.record_type().model_validate_json(content)
+                self._keep(stage, record.provenance.key, record)
+        except ValueError as error:
+            log.warning("%s: %s: %s", stage.name, name, str(error).splitlines()[0])
 
     def _keep(self, stage: Stage, key: str, record: StageRecord) -> StageRecord:
         """Have the remote's record here too. Files beside it that are not its own are replaced when read."""

@@ -263,6 +263,7 @@ def test_every_file_of_a_value_is_brought(machine: Callable[[str], SharedStore])
     other = machine("b")
     other.bring((made.record.result, None))
     assert (other.root / made.record.result.script.path).exists()
+    assert list(find_damage(other)) == []  # no file is there without its record
 
 
 def ledger(*entries: tuple[int, str], max_seeds: int = 5) -> Ledger:
