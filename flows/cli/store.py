@@ -40,7 +40,7 @@ def gc(
     """List what no run needs, or take it away. Does nothing while a run is in progress."""
     with clear_errors(debug):
         from flows.cli.terminal import print_unneeded
-        from stages.store.housekeeping import find_unneeded, remove_unneeded
+        from stages.store.housekeeping import OLDER_THAN_HOURS, find_unneeded, remove_unneeded
         from stages.store.store import Store
 
         if shared:
@@ -48,7 +48,7 @@ def gc(
             root = Path()
         else:
             root = (opened := Store(store)).root
-            hours = 24.0 if older_than is None else older_than
+            hours = OLDER_THAN_HOURS if older_than is None else older_than
             found = (remove_unneeded if remove else find_unneeded)(opened, keep_runs, hours)
         if json:
             items = [

@@ -25,6 +25,7 @@ from stages.store.store import FETCHED, RECORD_NAME, USERS_LOCK, Store, file_ref
 
 log = logging.getLogger(__name__)
 
+OLDER_THAN_HOURS = 24.0
 _REMOVED = "removed-"
 
 
@@ -42,7 +43,7 @@ class Unneeded:
 
 
 def find_unneeded(
-    store: Store, keep_runs: int | None = None, older_than_hours: float = 24.0
+    store: Store, keep_runs: int | None = None, older_than_hours: float = OLDER_THAN_HOURS
 ) -> list[Unneeded]:
     """What no run needs, in the order of its path; nothing that was touched in the last `older_than_hours`.
 
@@ -79,7 +80,7 @@ def find_unneeded(
 
 
 def remove_unneeded(
-    store: Store, keep_runs: int | None = None, older_than_hours: float = 24.0
+    store: Store, keep_runs: int | None = None, older_than_hours: float = OLDER_THAN_HOURS
 ) -> list[Unneeded]:
     """Take away what `find_unneeded` finds.
 
