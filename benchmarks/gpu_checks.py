@@ -60,8 +60,8 @@ def plain_heads(qkv: Tensor, rotation: tuple[Tensor, Tensor], gain: Tensor) -> t
     )
 
 
-def plain_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    return F.linear(F.relu(F.linear(x, up)).square(), down)
+def plain_mlp(x: Tensor, up: Tensor, down: Tensor, slope: float) -> Tensor:
+    return F.linear(F.leaky_relu(F.linear(x, up), slope).square(), down)
 
 
 def check_kernels() -> dict[str, float]:
@@ -98,18 +98,19 @@ def check_kernels() -> dict[str, float]:
     x, up, down = normal(4, TOKENS, DIM), normal(HIDDEN, DIM, scale=0.05), normal(DIM, HIDDEN, scale=0.05)
     dy = normal(4, TOKENS, DIM)
 
-    def mlp(function: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+    def mlp(function: Callable[..., Tensor], dtype: torch.dtype, slope: float) -> list[Tensor]:
         inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x, up, down)]
-        y = function(*inputs)
+        y = function(*inputs, slope)
         return [y, *torch.autograd.grad(y, inputs, dy.to(dtype))]
 
-    exact = mlp(plain_mlp, torch.float32)
-    for which, values in (
-        ("fused", mlp(fused_kernels.relu_squared_mlp, torch.bfloat16)),
-        ("plain", mlp(plain_mlp, torch.bfloat16)),
-    ):
-        for name, value, reference in zip(("y", "dx", "dup", "ddown"), values, exact, strict=True):
-            result[f"mlp {which} {name}"] = relative(value, reference)
+    for slope, title in ((0.0, "mlp"), (0.5, "leaky mlp")):
+        exact = mlp(plain_mlp, torch.float32, slope)
+        for which, values in (
+            ("fused", mlp(fused_kernels.relu_squared_mlp, torch.bfloat16, slope)),
+            ("plain", mlp(plain_mlp, torch.bfloat16, slope)),
+        ):
+            for name, value, reference in zip(("y", "dx", "dup", "ddown"), values, exact, strict=True):
+                result[f"{title} {which} {name}"] = relative(value, reference)
 
     x0, resid_mix = normal(4, TOKENS, DIM), 0.5 + torch.rand(2, DIM, device="cuda")
 
@@ -141,7 +142,7 @@ def time_kernels(tiles: list[tuple[int, ...]]) -> dict[str, float]:
         torch.randn(HIDDEN, DIM, device="cuda").bfloat16() * 0.05,
         torch.randn(DIM, HIDDEN, device="cuda").bfloat16() * 0.05,
     )
-    square = F.relu(x @ up.T).square()
+    square, root = F.relu(x @ up.T).square(), F.leaky_relu(x @ up.T, 0.5)
     result = {
         "up product alone": milliseconds(lambda: x @ up.T),
         "down backward product alone": milliseconds(lambda: dy @ down),
@@ -151,7 +152,9 @@ def time_kernels(tiles: list[tuple[int, ...]]) -> dict[str, float]:
         fused_kernels.UP_TILE = fused_kernels.DOWN_BACKWARD_TILE = tile
         for name, action in (
             ("up", lambda: fused_kernels._up_relu_squared(x, up)),
-            ("down backward", lambda: fused_kernels._down_backward(dy, down, square)),
+            ("down backward", lambda: fused_kernels._down_backward(dy, down, square, 0.0)),
+            ("leaky up", lambda: fused_kernels._up_leaky_relu_squared(x, up, 0.5)),
+            ("leaky down backward", lambda: fused_kernels._down_backward(dy, down, root, 0.5)),
         ):
             try:
                 result[f"{name} {tile}"] = milliseconds(action)
@@ -182,19 +185,20 @@ def time_kernels(tiles: list[tuple[int, ...]]) -> dict[str, float]:
 def check_agreement(trainer: Trainer, micro_batch: int) -> dict[str, float]:
     """Loss and gradients of the compiled network, of the same kernels without compiling and of plain
     PyTorch in bfloat16, against the CPU in float32. Two sequences, repeated to the trained batch on the
-    GPU, which changes neither the mean nor its gradient.
+    GPU, which changes neither the mean nor its gradient. Loops are on where the model has them.
     """
-    reference = GPT(ModelSettings())
+    settings = trainer.settings.model
+    reference = GPT(settings)
     reference.init_weights(0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for param in reference.parameters():  # zero projections would hide most of the model
             param.add_(0.02 * torch.randn(param.shape, generator=generator))
-    ids = torch.randint(3, 1024, (2, TOKENS + 1), generator=generator)
+    ids = torch.randint(3, settings.vocab_size, (2, TOKENS + 1), generator=generator)
     loss = reference(ids[:, :-1], ids[:, 1:])
     loss.backward()
     exact = {name: param.grad for name, param in reference.named_parameters()}
-    plain = GPT(ModelSettings())
+    plain = GPT(settings)
     for model in (trainer.model, plain):
         model.load_state_dict(reference.state_dict())
     plain.cuda()
@@ -255,7 +259,8 @@ def check_smoke(shards: list[Path]) -> dict[str, float]:
 
 def time_scoring(model: GPT, tokens: TokenStream) -> dict[str, float]:
     """Targets a second of both kinds of evaluation, as the packaged script does them."""
-    table = TokenBytes(np.ones(1024, np.int64), np.zeros(1024, bool), np.zeros(1024, bool))
+    vocab = model.settings.vocab_size
+    table = TokenBytes(np.ones(vocab, np.int64), np.zeros(vocab, bool), np.zeros(vocab, bool))
     result = {}
     for kind, stride, count in (("non-overlapping", 2048, 4_000_000), ("sliding", 64, 60_000)):
         part = _First(tokens, count)

@@ -8,8 +8,11 @@ memory, checks, the profile.
     python -m torch.distributed.run --standalone --nproc-per-node 8 -m benchmarks.gpu_step --variants fused
 
 `fused` is what the preset does: compiled, with our own kernels. A variant given twice shows how much a run
-varies. QAT comes on in the last quarter of the steps, which must compile nothing: the compile counter is
-asserted.
+varies. QAT comes on in the last quarter of the steps, and loops, where the model has them, after a third;
+neither may compile anything: the compile counter is asserted. `--model` changes the record's model:
+
+    python -m benchmarks.gpu_step --variants fused --checks --model '{"vocab_size": 8192, "mlp_hidden": 2048,
+        "leaky_slope": 0.5, "loop_passes": 3, "skip_gates": true, "parallel_residuals": "one_lane"}'
 
 A GPU's share of the reference's step on eight is 98,304 tokens. The floor is 6·parameters + attention
 operations at the rate that a large bf16 matrix product reaches on this card. Text does not matter for speed:
@@ -41,6 +44,7 @@ from schemas.settings import (
     ScheduleSettings,
     TrainSettings,
 )
+from schemas.settings_base import from_dict
 from stages.core.loader import BatchLoader, TokenStream
 from stages.core.shards import ShardWriter
 from stages.core.trainer import Hooks, StepMetrics, Trainer
@@ -48,6 +52,7 @@ from stages.core.trainer import Hooks, StepMetrics, Trainer
 TOKENS_A_GPU = 98_304
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 VARIANTS = ("eager", "compile", "fused")
+LOOPS_FROM = 0.35
 TILES = [
     (256, 128, 64, 8, 4, 1),
     (256, 128, 64, 8, 3, 1),
@@ -57,16 +62,22 @@ TILES = [
 ]
 
 
-def settings_for(variant: str, steps: int, micro_batch: int) -> TrainSettings:
+def settings_for(variant: str, steps: int, micro_batch: int, model: ModelSettings) -> TrainSettings:
     return TrainSettings(
-        model=ModelSettings(),
-        schedule=ScheduleSettings(max_steps=steps, warmdown_fraction=0.5, compile_warmup_steps=3),
+        model=model,
+        schedule=ScheduleSettings(
+            max_steps=steps,
+            warmdown_fraction=0.5,
+            compile_warmup_steps=3,
+            loop_start_fraction=LOOPS_FROM if model.loop_passes > 1 else 0.0,
+        ),
         data=DataSettings(
             batch_tokens=WORLD * TOKENS_A_GPU, sequence_length=2048, micro_batch_sequences=micro_batch
         ),
         qat=QatSettings(start_lr_scale=0.5),
         compute=ComputeSettings(
             device="cuda",
+            precision="bfloat16",
             num_processes=WORLD,
             threads_per_process=8,
             compile=variant != "eager",
@@ -77,7 +88,7 @@ def settings_for(variant: str, steps: int, micro_batch: int) -> TrainSettings:
 
 def step_flop(settings: TrainSettings, num_parameters: int) -> float:
     """A GPU's share: 6 operations a parameter and token, and 6·2·T·D a layer and token for causal
-    attention, forward and backward.
+    attention, forward and backward. Of a model with loops: the steps before they begin.
     """
     model, length = settings.model, settings.data.sequence_length
     attention = 6 * model.num_layers * length * model.model_dim
@@ -107,27 +118,31 @@ def measure(settings: TrainSettings, shards: list[Path]) -> tuple[dict, Trainer]
         graphs_at_step.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
     torch.cuda.reset_peak_memory_stats()
+    graphs_before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     began = time.perf_counter()
     trainer = Trainer(settings, shards, Hooks(step=step))
     trained = trainer.run()
     if trainer.rank > 0:
         return {}, trainer
-    assert graphs_at_step[-1] == graphs_at_step[0], "QAT compiled something again"
+    assert graphs_at_step[-1] == graphs_at_step[0], "QAT or loops compiled something again"
     assert rows[-1].qat_on
     assert not rows[len(rows) // 2].qat_on
     skip = min(6, len(rows) // 3)
     pairs = list(zip(rows[skip:], rows[skip + 1 :], strict=False))
-    plain = [1000 * (b.seconds - a.seconds) for a, b in pairs if not b.qat_on]
+    loops_from = LOOPS_FROM * settings.schedule.max_steps if settings.model.loop_passes > 1 else len(rows) + 1
+    plain = [1000 * (b.seconds - a.seconds) for a, b in pairs if not b.qat_on and b.step <= loops_from]
+    looped = [1000 * (b.seconds - a.seconds) for a, b in pairs if not b.qat_on and a.step > loops_from]
     with_qat = [1000 * (b.seconds - a.seconds) for a, b in pairs if a.qat_on]
     quartiles = statistics.quantiles(plain, n=4)
     return {
         "median_ms": statistics.median(plain),
         "quartiles_ms": [quartiles[0], quartiles[2]],
         "mean_ms": statistics.mean(plain),
+        "median_ms_looped": statistics.median(looped) if looped else None,
         "median_ms_with_qat": statistics.median(with_qat),
         "tokens_per_second": settings.data.batch_tokens / statistics.median(plain) * 1000,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
-        "compiled_graphs": graphs_at_step[-1],
+        "compiled_graphs": graphs_at_step[-1] - graphs_before,
         "warmup_seconds": trained.warmup_seconds,
         "wall_seconds": time.perf_counter() - began,
         "losses": [row.loss for row in rows],
@@ -136,12 +151,12 @@ def measure(settings: TrainSettings, shards: list[Path]) -> tuple[dict, Trainer]
 
 def profile(trainer: Trainer, shards: list[Path], steps: int = 3) -> str:
     trainer.loader = BatchLoader(TokenStream(shards), trainer.settings.data, seed=0, pin=True)
-    trainer._step(0, 0.1, 0.95)
+    trainer._step(0, 0.1, 0.95, False)
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
         for step in range(steps):
-            trainer._step(step, 0.1, 0.95)
+            trainer._step(step, 0.1, 0.95, False)
         torch.cuda.synchronize()
     trainer.loader.close()
     events = [
@@ -196,6 +211,7 @@ def main() -> None:
         help="agreement, kernels against PyTorch, scoring, copies of the weights",
     )
     parser.add_argument("--profile", type=Path, help="write the last variant's profile here")
+    parser.add_argument("--model", type=json.loads, default={}, help="changes of the model, as JSON")
     parser.add_argument("--json", type=Path, help="append results here")
     options = parser.parse_args()
     if WORLD > 1 and (options.checks or options.profile):
@@ -204,6 +220,7 @@ def main() -> None:
     if os.environ.get("RANK", "0") != "0":
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         options.json = None
+    model = from_dict(ModelSettings, options.model)
     rate = matmul_rate()
     print(
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16 product {rate / 1e12:.0f} TFLOP/s",
@@ -215,10 +232,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         with ShardWriter(Path(folder), "train", 100_000_000) as writer:
             # Skewed, so that there is something to learn and a wrong gradient shows in the loss.
-            writer.write((3 + 1020 * np.random.default_rng(0).random(20_000_000) ** 4).astype(np.uint16))
+            spread = np.random.default_rng(0).random(20_000_000) ** 4
+            writer.write((3 + (model.vocab_size - 4) * spread).astype(np.uint16))
         trainer = None
         for variant in options.variants.split(","):
-            settings = settings_for(variant, options.steps, options.micro_batch)
+            settings = settings_for(variant, options.steps, options.micro_batch, model)
             try:
                 result, trainer = measure(settings, writer.paths)
             except Exception:  # noqa: BLE001
@@ -237,7 +255,8 @@ def main() -> None:
             print(
                 f"{variant}: {result['median_ms']:.1f} ms a step "
                 f"({result['quartiles_ms'][0]:.1f}-{result['quartiles_ms'][1]:.1f}), "
-                f"mean {result['mean_ms']:.1f}, with QAT {result['median_ms_with_qat']:.1f}, "
+                f"mean {result['mean_ms']:.1f}, looped {result['median_ms_looped']}, "
+                f"with QAT {result['median_ms_with_qat']:.1f}, {result['compiled_graphs']} graphs, "
                 f"floor {result['floor_ms']:.1f} ms = {result['floor_ms'] / result['median_ms']:.0%} of it, "
                 f"{result['tokens_per_second']:,.0f} tokens/s, {result['peak_gib']:.1f} GiB, "
                 f"warm-up {result['warmup_seconds']:.0f} s, "

@@ -32,8 +32,18 @@ from torch import Tensor
 
 from benchmarks.common import circumstances
 from presets import load_preset
-from schemas.pipeline import PipelineSpec
-from schemas.quantizer_settings import GRID_OF_METHOD, CalibrationSettings, QuantizeMethod, QuantizerSettings
+from schemas.pipeline import PipelineSpec, on_grid_of
+from schemas.quantizer_settings import (
+    AnyQuantizer,
+    CalibratedSettings,
+    CalibrationSettings,
+    Ecsq,
+    FittingSettings,
+    Gptq,
+    GptqLite,
+    Reference,
+    RoundToNearest,
+)
 from schemas.settings import QatSettings, TrainSettings
 from schemas.tensor_formats import FormatRule, TensorFormat
 from stages.core.averaging import average_states, averaging_weights, choose_snapshots
@@ -41,11 +51,11 @@ from stages.core.bits_per_byte import load_token_bytes
 from stages.core.blob.packing import pack, unpack
 from stages.core.calibrated.calibration import MatrixStatistics, collect_statistics
 from stages.core.calibrated.coded_model import plan_coded
+from stages.core.calibrated.gptq import gptq_model
 from stages.core.calibrated.whole_model import quantize_state
 from stages.core.calibrated.with_text import calibration_batches
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
-from stages.core.quantizers.methods import needs_text
 from stages.core.schedule import Clock, lr_scale_at, qat_on_at
 from stages.core.scoring import score
 from stages.core.trainer import Hooks, Trainer, TrainState
@@ -59,34 +69,33 @@ WITHOUT = "without QAT"
 class Scheme:
     """A quantization; the embedding is int8 in all."""
 
-    method: QuantizeMethod
+    quantizer: type[AnyQuantizer]
     bits: TensorFormat
 
     @property
     def name(self) -> str:
-        return self.method if self.method == "ecsq" else f"{self.method} {self.bits}"
+        method = self.quantizer.method
+        return method if issubclass(self.quantizer, FittingSettings) else f"{method} {self.bits}"
 
-    def settings(self) -> QuantizerSettings:
+    def settings(self) -> AnyQuantizer:
         rules = (
             FormatRule("tok_emb.weight", "int8"),
             FormatRule("*.weight", self.bits),
             FormatRule("*", "fp32"),
         )
-        return QuantizerSettings(method=self.method, rules=rules)
+        return self.quantizer(rules=rules)
 
     def qat(self, start_lr_scale: float) -> QatSettings:
-        settings, grid = self.settings(), GRID_OF_METHOD[self.method]
-        return QatSettings(
-            start_lr_scale, settings.rules, grid, settings.clip_candidates if grid == "gptq_lite" else ()
-        )
+        settings = self.settings()
+        return on_grid_of(settings, QatSettings(start_lr_scale, settings.rules))
 
 
 INT6, INT5, CLIPPED = (
-    Scheme("round_to_nearest", "int6"),
-    Scheme("round_to_nearest", "int5"),
-    Scheme("gptq_lite", "int6"),
+    Scheme(RoundToNearest, "int6"),
+    Scheme(RoundToNearest, "int5"),
+    Scheme(GptqLite, "int6"),
 )
-GPTQ6, GPTQ5, CODED = Scheme("gptq", "int6"), Scheme("gptq", "int5"), Scheme("ecsq", "int8")
+GPTQ6, GPTQ5, CODED = Scheme(Gptq, "int6"), Scheme(Gptq, "int5"), Scheme(Ecsq, "int8")
 QUANTIZED_WITHOUT = (INT6, INT5, CLIPPED, GPTQ6, GPTQ5, CODED)
 GRIDS: dict[Scheme, tuple[Scheme, ...]] = {
     INT6: (INT6, GPTQ6, CLIPPED),
@@ -228,12 +237,15 @@ class Judge:
         self, state: State, scheme: Scheme, statistics: dict[str, MatrixStatistics] | None
     ) -> tuple[int, State]:
         settings = scheme.settings()
-        if scheme.method == "ecsq":
+        if isinstance(settings, Ecsq):
             assert statistics is not None
             plan = plan_coded(state, settings, statistics)
-            model = plan.quantized(plan.multiplier_for(settings.ecsq.loss_nats))
+            model = plan.quantized(plan.multiplier_for(settings.loss_budget_nats))
+        elif isinstance(settings, Gptq):
+            assert statistics is not None
+            model = gptq_model(state, settings, statistics)
         else:
-            model = quantize_state(state, settings, statistics if needs_text(settings) else None)
+            model = quantize_state(state, settings)
         blob = pack(model, {"model": "the same for all"}, settings.zstd_level)
         return len(blob), unpack(blob)[0]
 
@@ -275,7 +287,8 @@ def judge_run(judge: Judge, run: Run, training: str, schemes: tuple[Scheme, ...]
     )
     for which, state in run.weights(judge.spec).items():
         unquantized = judge.bpb(state)
-        found = judge.statistics(state) if any(needs_text(scheme.settings()) for scheme in schemes) else None
+        reads_text = any(issubclass(scheme.quantizer, CalibratedSettings) for scheme in schemes)
+        found = judge.statistics(state) if reads_text else None
         for scheme in schemes:
             num_bytes, stored = judge.quantized(state, scheme, found)
             bpb = judge.bpb(stored)
@@ -353,7 +366,7 @@ def cost(spec: PipelineSpec, texts: Texts, rounds: int) -> list[dict[str, Any]]:
     GPU; medians of `rounds` in turn.
     """
     grids: dict[str, QatSettings] = {"off": spec.train.qat, **{grid.name: grid.qat(1.0) for grid in GRIDS}}
-    grids["reference int6"] = Scheme("reference", "int6").qat(1.0)
+    grids["reference int6"] = Scheme(Reference, "int6").qat(1.0)
     trainers = {
         name: Trainer(replace(spec.train, qat=qat), texts.train, Hooks()) for name, qat in grids.items()
     }

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.common import Figure, alternate, compared, parser_for, report, timed
 from presets import load_preset
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import GptqLite
 from schemas.tensor_formats import format_for
 from stages.core.blob.packing import pack
 from stages.core.calibrated.whole_model import quantize_state
@@ -41,7 +41,7 @@ def weights_of_record(seed: int = 0) -> dict[str, Tensor]:
     return state
 
 
-def plain_quantize(state: dict[str, Tensor], settings: QuantizerSettings) -> dict[str, Tensor]:
+def plain_quantize(state: dict[str, Tensor], settings: GptqLite) -> dict[str, Tensor]:
     """The peer: dequantized tensors, integer formats through five quantiles for each tensor, the rest
     cast.
     """
@@ -81,7 +81,7 @@ def tensors_with_more_error(
 
 def main() -> None:
     options = parser_for("quantization", "Clip search for each row against the plain way.").parse_args()
-    state, settings = weights_of_record(), QuantizerSettings()
+    state, settings = weights_of_record(), GptqLite()
     num_parameters = sum(tensor.numel() for tensor in state.values())
     results: dict[str, Any] = {}
 

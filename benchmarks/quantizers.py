@@ -27,18 +27,18 @@ from torch import Tensor
 
 from benchmarks.common import circumstances
 from presets.quantizers import SCHEMES, scheme_settings
-from schemas.quantizer_settings import CalibrationSettings, QuantizerSettings
+from schemas.quantizer_settings import CalibratedSettings, CalibrationSettings, Ecsq, Gptq, GptqLite
 from schemas.settings import ComputeSettings, ScoringSettings
 from stages.core.bits_per_byte import TokenBytes, load_token_bytes
 from stages.core.blob.packing import pack, unpack
 from stages.core.calibrated.calibration import collect_statistics
 from stages.core.calibrated.coded_model import COARSEST_LOSS_NATS, CodedPlan, fit_multiplier, plan_coded
+from stages.core.calibrated.gptq import gptq_model
 from stages.core.calibrated.whole_model import quantize_state
 from stages.core.calibrated.with_text import calibration_batches
 from stages.core.distributed import compute_dtype
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
-from stages.core.quantizers.methods import needs_text
 from stages.core.quantizers.quantized import QuantizedModel
 from stages.core.scoring import score
 from stages.packaging.bundle import bundle
@@ -130,7 +130,7 @@ def measure(
     `before` seconds were spent on work that several schemes share (calibration).
     """
     started = time.perf_counter()
-    blob = pack(make(), subject.metadata, QuantizerSettings().zstd_level)
+    blob = pack(make(), subject.metadata, GptqLite().zstd_level)
     seconds = time.perf_counter() - started + before
     bpb = subject.score(unpack(blob)[0])
     return Row(scheme, len(blob) + extra_bytes, bpb, bpb - subject.bpb, seconds)
@@ -139,7 +139,7 @@ def measure(
 def compare(subject: Subject, say: Callable[[Row], None]) -> list[Row]:
     """All schemes on one run, the goals' two comparisons among them; calibrated once for all that need it."""
     layers = len(subject.model.blocks)
-    settings = {name: scheme_settings(name, QuantizerSettings(), layers) for name in SCHEMES}
+    settings = {name: scheme_settings(name, GptqLite(), layers) for name in SCHEMES}
     rows: list[Row] = []
 
     def add(row: Row) -> None:
@@ -147,7 +147,7 @@ def compare(subject: Subject, say: Callable[[Row], None]) -> list[Row]:
         say(row)
 
     for name, chosen in settings.items():
-        if not needs_text(chosen):
+        if not isinstance(chosen, CalibratedSettings):
             add(measure(subject, name, lambda chosen=chosen: quantize_state(subject.state, chosen)))
     started = time.perf_counter()
     subject.model.load_state_dict(subject.state)
@@ -157,17 +157,17 @@ def compare(subject: Subject, say: Callable[[Row], None]) -> list[Row]:
     )
     calibrating = time.perf_counter() - started
     for name, chosen in settings.items():
-        if chosen.method == "gptq":
+        if isinstance(chosen, Gptq):
             add(
                 measure(
                     subject,
                     name,
-                    lambda chosen=chosen: quantize_state(subject.state, chosen, found),
+                    lambda chosen=chosen: gptq_model(subject.state, chosen, found),
                     before=calibrating,
                 )
             )
-    coded = {name: chosen.ecsq.loss_nats for name, chosen in settings.items() if chosen.method == "ecsq"}
-    plan = plan_coded(subject.state, settings[next(iter(coded))], found)
+    coded = {name: chosen for name, chosen in settings.items() if isinstance(chosen, Ecsq)}
+    plan = plan_coded(subject.state, next(iter(coded.values())), found)
     by_scheme = {row.scheme: row for row in rows}
     code = decoder_bytes()
     for share, of in (
@@ -187,12 +187,12 @@ def compare(subject: Subject, say: Callable[[Row], None]) -> list[Row]:
                 before=calibrating,
             )
         )
-    for name, loss in coded.items():
+    for name, chosen in coded.items():
         add(
             measure(
                 subject,
                 name,
-                lambda loss=loss: plan.quantized(plan.multiplier_for(loss)),
+                lambda loss=chosen.loss_budget_nats: plan.quantized(plan.multiplier_for(loss)),
                 extra_bytes=code,
                 before=calibrating,
             )
@@ -207,8 +207,11 @@ def fitted(plan: CodedPlan, subject: Subject, limit_bytes: int) -> QuantizedMode
         sizes[multiplier] = len(pack(plan.quantized(multiplier), subject.metadata, plan.settings.zstd_level))
         return sizes[multiplier]
 
-    settings = QuantizerSettings()
-    start, coarsest = plan.multiplier_for(settings.ecsq.loss_nats), plan.multiplier_for(COARSEST_LOSS_NATS)
+    settings = Ecsq()
+    start, coarsest = (
+        plan.multiplier_for(settings.loss_budget_nats),
+        plan.multiplier_for(COARSEST_LOSS_NATS),
+    )
     return plan.quantized(
         fit_multiplier(num_bytes, start, coarsest, limit_bytes, settings.fit.tolerance_fraction)
     )

@@ -32,7 +32,7 @@ from schemas.evaluate import EvaluateSpec, Evaluation
 from schemas.frontier import Frontier, FrontierPoint
 from schemas.pipeline import PipelineReport
 from schemas.quantize import PackedModel
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import AnyQuantizer
 from schemas.runtime import RunOptions
 from stages.execution.runner import StageOutcome
 from stages.store.runs import find_run, named_after, require_files
@@ -83,7 +83,7 @@ def frontier(
     for index, name in enumerate(names):
         settings = scheme_settings(name, earlier.spec.quantize, earlier.merged.model.num_layers)
         try:
-            with _overall_progress(index, len(names), name):
+            with overall_progress(index, len(names), name):
                 points.append(_measure(name, settings, scoring, earlier, options))
         except (FairwayError, OSError, RuntimeError) as error:  # one scheme takes no other with it
             failed[name] = " ".join(str(error).split())
@@ -122,7 +122,7 @@ def frontier(
 
 def _measure(
     name: str,
-    settings: QuantizerSettings,
+    settings: AnyQuantizer,
     scoring: EvaluateSpec,
     earlier: PipelineReport,
     options: RunOptions,
@@ -181,7 +181,7 @@ def _check_files(store: Store, earlier: PipelineReport) -> None:
 
 
 @contextmanager
-def _overall_progress(index: int, total: int, name: str) -> Iterator[None]:
+def overall_progress(index: int, total: int, name: str) -> Iterator[None]:
     """One bar for all schemes: how far the stage at work is becomes a part of its scheme."""
     listener = stage_progress.get()
     if listener is None:

@@ -54,8 +54,8 @@ def pipeline(
     """Text in, a scored, quantized and size-checked artifact out.
 
     Args:
-        preset: What to start from: smoke (seconds), demo and medium (minutes on two cores), record and
-            reference (eight GPUs).
+        preset: What to start from: smoke (seconds), demo and medium (minutes on two cores), record,
+            reference and winner (eight GPUs), or winner-1gpu (one).
         bits: Format of the matrices, in training under QAT and in the blob. "as it is": the preset's (int6).
         edge_bits: The same for the matrices of the first and last blocks. "as it is": the preset's (int8).
         embedding_format: The same for the token embedding. "as it is": the preset's (fp16).

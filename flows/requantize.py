@@ -8,7 +8,7 @@ Each variant is a flow run of its own with its own report; this run compares the
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Annotated
@@ -30,7 +30,7 @@ from flows.inputs.form import (
     number_field,
     with_empty_fields,
 )
-from flows.inputs.ignored import ANY_INTEGER, as_given, refuse_ignored, why_ignored
+from flows.inputs.ignored import ANY_INTEGER, as_given, refuse_foreign, refuse_ignored, why_ignored
 from flows.inputs.specs import Plan, run_options, with_changes
 from flows.pipeline import ship
 from flows.results.comparison import comparison_rows, publish_comparison
@@ -38,8 +38,10 @@ from flows.results.tables import Row
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stage_runner, stream_logs
 from schemas.errors import SpecError, StageError
+from schemas.overrides import foreign_settings
 from schemas.pipeline import PipelineReport
-from schemas.quantizer_settings import QuantizeMethod
+from schemas.quantize import QuantizeMethod
+from schemas.quantizer_settings import Ecsq
 from schemas.runtime import RunOptions
 from schemas.stages import STAGES
 from stages.execution.runner import StageOutcome
@@ -52,6 +54,8 @@ log = logging.getLogger(__name__)
 BEFORE_QUANTIZE = ("tokenize_corpus", "train", "merge")
 CHANGEABLE = ("quantize", "package", "check_size", "evaluate", "publish")
 MAX_VARIANTS = 32
+FITTING = Ecsq.method
+"""The method that meets a limit."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +118,13 @@ def requantize(
     common = [] if zstd_level is None else [f"quantize.zstd_level={zstd_level}"]
     if limit_bytes is not None:
         common += [
-            "quantize.method=ecsq",
+            f"quantize.method={FITTING}",
             f"quantize.fit.limit_bytes={limit_bytes}",
             "quantize.fit.code_bytes=null",
         ]
-        if bits or clip_grids or set(methods) - {"ecsq"}:
+        if bits or clip_grids or set(methods) - {FITTING}:
             raise SpecError(
-                f"limit_bytes = {limit_bytes}: is met by the method ecsq, which takes neither bits nor "
+                f"limit_bytes = {limit_bytes}: is met by the method {FITTING}, which takes neither bits nor "
                 "clip_grids; choose none of them and no other method"
             )
     rules = earlier.spec.quantize.rules
@@ -134,13 +138,15 @@ def requantize(
         for name, wanted in asked.items()
     }
     common += [setting for settings in fields.values() for setting in settings]
-    if "embedding_format" not in asked and (limit_bytes is not None or set(methods) == {"ecsq"}):
+    if "embedding_format" not in asked and (limit_bytes is not None or set(methods) == {FITTING}):
         common += format_overrides("quantize.rules", rules, {"embedding_format": ANY_INTEGER})
-    variants = _variants(earlier, bits, clip_grids, methods, [*common, *overrides])
+    variants = _variants(earlier, bits, clip_grids, methods, common, overrides)
     if limit_bytes is not None:
         variants = [
             Variation(f"at most {limit_bytes:,} bytes", item.fields, item.settings) for item in variants
         ]
+    for item in variants:
+        refuse_foreign(earlier.spec, item.fields, item.settings)
     plans = [Plan(earlier.preset, with_changes(earlier.spec, item.settings)) for item in variants]
     _check(store, earlier, variants, plans, fields, overrides)
     log.info(
@@ -212,8 +218,9 @@ def _variants(
     clip_grids: Sequence[str],
     methods: Sequence[str],
     common: list[str],
+    overrides: Sequence[str],
 ) -> list[Variation]:
-    """Every combination of what was chosen, each with `common`."""
+    """Every combination of what was chosen, each with `common` and with the `overrides` that it can have."""
     rules = earlier.spec.quantize.rules
     axes = [
         [
@@ -225,31 +232,35 @@ def _variants(
             for grid in clip_grids
             if grid.strip()
         ],
-        [(method, f"methods = {method}", _method_settings(method, earlier)) for method in methods],
+        [(method, f"methods = {method}", [f"quantize.method={method}"]) for method in methods],
     ]
     variants = []
     for combination in product(*(axis for axis in axes if axis)):
-        name = ", ".join(label for label, _, _ in combination) or ", ".join(common) or "the same settings"
+        shared = [*common, *overrides]
+        name = ", ".join(label for label, _, _ in combination) or ", ".join(shared) or "the same settings"
         fields = {field: settings for _, field, settings in combination}
-        variants.append(
-            Variation(
-                name, fields, [setting for settings in fields.values() for setting in settings] + common
-            )
-        )
+        own = [setting for settings in fields.values() for setting in settings]
+        variants.append(Variation(name, fields, [*own, *shared]))
     if len(variants) > MAX_VARIANTS:
         raise SpecError(
             f"bits × clip_grids × methods = {len(variants)} variants: at most {MAX_VARIANTS} at "
             "once; choose fewer"
         )
-    return variants
+    return _without_those_of_others(earlier, variants, overrides)
 
 
-def _method_settings(method: str, earlier: PipelineReport) -> list[str]:
-    """The method, and without the earlier run's limit where it has no steps to fit."""
-    fitted = earlier.spec.quantize.fit.limit_bytes is not None
+def _without_those_of_others(
+    earlier: PipelineReport, variants: Sequence[Variation], overrides: Sequence[str]
+) -> list[Variation]:
+    """The variants, each without those of `overrides` that only other variants' methods have.
+
+    One that no variant's method has stays, and is refused where it is applied.
+    """
+    foreign = [foreign_settings(earlier.spec, item.settings) for item in variants]
+    of_some = set(overrides) - set(foreign[0]).intersection(*foreign)
     return [
-        f"quantize.method={method}",
-        *(["quantize.fit.limit_bytes=null"] if fitted and method != "ecsq" else []),
+        replace(item, settings=[text for text in item.settings if text not in of_some or text not in others])
+        for item, others in zip(variants, foreign, strict=True)
     ]
 
 
@@ -278,8 +289,9 @@ def _check(
                 )
         refuse_ignored(earlier.spec, spec, {**item.fields, **fields})
     for given, settings in as_given(overrides).items():
-        if all(why_ignored(earlier.spec, spec, settings[0]) for spec in specs):
-            refuse_ignored(earlier.spec, specs[0], {given: settings})
+        users = [spec for spec, item in zip(specs, variants, strict=True) if settings[0] in item.settings]
+        if all(why_ignored(earlier.spec, spec, settings[0]) for spec in users):
+            refuse_ignored(earlier.spec, users[0], {given: settings})
     needed = (
         earlier.merged.weights,
         earlier.tokenized.train_shards,

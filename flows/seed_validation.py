@@ -30,13 +30,14 @@ from schemas.base import fingerprint
 from schemas.errors import SpecError, StageError
 from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
-from schemas.seeds import Ledger, SeedEntry
+from schemas.seeds import Ledger, SeedEntry, SeedFigures
+from schemas.settings import ComputeSettings
 from schemas.stages import STAGES
 from stages.seeds.ledger import find_ledger, ledger_files, open_locked, write_ledger
 from stages.store.machine import machine_kind, precision_note
 from stages.store.runs import load_report
 from stages.store.source import code_digest
-from stages.store.store import open_store
+from stages.store.store import Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -102,19 +103,33 @@ def seed_validation(
     with open_locked(store.root, wanted) as book:
         book = store.share_ledger(book)
         _name_others(store.runs_root(), book, configuration)
-        if recheck_seed is not None:
+        if recheck_seed is None:
+            book = _train_next(store, book, new_seeds_per_run, plan, overrides, options)
+        else:
             book = store.share_ledger(_recheck(book, recheck_seed, plan, overrides, options))
-        for seed in book.next_seeds(new_seeds_per_run) if recheck_seed is None else ():
-            entry = _train(book, plan.with_seed(seed), overrides, options)
-            book = store.share_ledger(book.with_entry(entry))
-            write_ledger(store.root, book)
     said = conclusions(book, other, mark_nats, margin_nats, alpha)
     with only_shown("what the seeds show"):
         publish_seeds(book, said, mark_line(other, mark_nats, margin_nats))
+    _refuse_failed(book)
+    return book, said
+
+
+def _train_next(
+    store: Store, book: Ledger, new: int, plan: Plan, overrides: tuple[str, ...], options: RunOptions
+) -> Ledger:
+    """The ledger after a run of each failed seed and of `new` new ones; after each it is shared."""
+    for seed in book.next_seeds(new):
+        entry = _train(book, plan.with_seed(seed), overrides, options)
+        book = store.share_ledger(book.with_entry(entry))
+        write_ledger(store.root, book)
+    return book
+
+
+def _refuse_failed(book: Ledger) -> None:
+    """Raises StageError, which names the seeds that failed and why."""
     failed = [f"seed {entry.seed}: {entry.error}" for entry in book.entries if entry.status == "failed"]
     if failed:
         raise StageError("\n".join(["these seeds failed; the next run tries them again", *failed]))
-    return book, said
 
 
 def _refuse_seed(plan: Plan) -> None:
@@ -172,13 +187,32 @@ def _recheck(book: Ledger, seed: int, plan: Plan, overrides: tuple[str, ...], op
 
     Raises StageError when it gives other figures.
     """
+    entry = _to_recheck(book, seed, plan.spec.train.compute)
+    scratch = Path(options.store) / "recheck" / f"{book.label}-seed{seed}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    again = _train(book, plan.with_seed(seed), overrides, options.derive(store=str(scratch), remote=None))
+    if again.status == "failed":
+        raise StageError(f"recheck of seed {seed}: {again.error}")
+    if again.figures != entry.figures:
+        raise StageError(
+            f"seed {seed} of ledger {book.label} is not reproducible {_differences(entry, again)}. Its "
+            f"new results lie in {scratch}"
+        )
+    shutil.rmtree(scratch)
+    log.info("ledger %s: seed %d gave the same figures again, to the last bit", book.label, seed)
+    checked = book.with_entry(entry.derive(rechecked_at=again.created_at))
+    write_ledger(Path(options.store), checked)
+    return checked
+
+
+def _to_recheck(book: Ledger, seed: int, compute: ComputeSettings) -> SeedEntry:
+    """The entry of `seed`. Raises SpecError where this machine cannot promise to repeat it."""
     entry = book.entry(seed)
     if entry is None or entry.status != "completed":
         done = ", ".join(str(item.seed) for item in book.completed()) or "none"
         raise SpecError(
             f"recheck_seed = {seed}: not a completed seed of ledger {book.label}; completed: {done}"
         )
-    compute = plan.spec.train.compute
     if compute.device != "cpu":
         raise SpecError(
             f"recheck_seed = {seed}: equal figures are promised on the CPU only; this configuration "
@@ -190,32 +224,20 @@ def _recheck(book: Ledger, seed: int, plan: Plan, overrides: tuple[str, ...], op
             f"({here}). Equal figures are promised on one kind only: check it again on such a machine, or "
             "train its seed here in a ledger of another name"
         )
-    scratch = Path(options.store) / "recheck" / f"{book.label}-seed{seed}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    again = _train(book, plan.with_seed(seed), overrides, options.derive(store=str(scratch), remote=None))
-    if again.status == "failed":
-        raise StageError(f"recheck of seed {seed}: {again.error}")
-    if again.figures != entry.figures:
-        assert entry.figures is not None
-        assert again.figures is not None
-        before, now = entry.figures.model_dump(), again.figures.model_dump()
-        differences = "; ".join(
-            f"{name} was {before[name]}, is {now[name]}" for name in before if before[name] != now[name]
-        )
-        code = (
-            "the same code"
-            if again.code_sha256 == entry.code_sha256
-            else f"code {entry.code_sha256[:12]}, now {again.code_sha256[:12]}"
-        )
-        raise StageError(
-            f"seed {seed} of ledger {book.label} is not reproducible ({code}): {differences}. Its "
-            f"new results lie in {scratch}"
-        )
-    shutil.rmtree(scratch)
-    log.info("ledger %s: seed %d gave the same figures again, to the last bit", book.label, seed)
-    checked = book.with_entry(entry.derive(rechecked_at=again.created_at))
-    write_ledger(Path(options.store), checked)
-    return checked
+    return entry
+
+
+def _differences(before: SeedEntry, now: SeedEntry) -> str:
+    """What two trainings of one seed gave that is not equal, and whether their code is: in words."""
+    figures = [entry.figures.model_dump() if entry.figures else {} for entry in (before, now)]
+    unequal = "; ".join(
+        f"{name} was {figures[0].get(name)}, is {figures[1].get(name)}"
+        for name in SeedFigures.model_fields
+        if figures[0].get(name) != figures[1].get(name)
+    )
+    same_code = now.code_sha256 == before.code_sha256
+    code = "the same code" if same_code else f"code {before.code_sha256[:12]}, now {now.code_sha256[:12]}"
+    return f"({code}): {unequal}"
 
 
 def _code() -> str:

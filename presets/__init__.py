@@ -1,4 +1,5 @@
-"""Named pipeline specs, each a function that derives from another: smoke, demo, medium, record, reference."""
+"""Named pipeline specs, each a function that derives from another: smoke, demo, medium, record,
+reference, winner, winner-1gpu."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -6,6 +7,7 @@ from difflib import get_close_matches
 from presets.demo import demo, smoke
 from presets.medium import medium
 from presets.record import record, reference
+from presets.winner import winner, winner_1gpu
 from schemas.errors import SpecError
 from schemas.pipeline import PipelineSpec
 
@@ -15,6 +17,8 @@ PRESETS: dict[str, Callable[[], PipelineSpec]] = {
     "medium": medium,
     "record": record,
     "reference": reference,
+    "winner": winner,
+    "winner-1gpu": winner_1gpu,
 }
 
 

@@ -2,14 +2,12 @@
 runs in seconds.
 """
 
-from dataclasses import replace
-
 from schemas.audit import AuditOptions
 from schemas.evaluate import EvaluateSpec
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
-from schemas.quantizer_settings import CalibrationSettings, QuantizerSettings
+from schemas.quantizer_settings import GptqLite
 from schemas.settings import (
     AveragingSettings,
     ComputeSettings,
@@ -67,7 +65,7 @@ def demo() -> PipelineSpec:
             compute=TWO_CORES,
         ),
         merge=MergeSpec(averaging=AveragingSettings(start_lr_scale=0.1), scoring=scoring, compute=TWO_CORES),
-        quantize=QuantizerSettings(rules=DEMO_RULES),
+        quantize=GptqLite(rules=DEMO_RULES),
         evaluate=EvaluateSpec(scoring=scoring, compute=TWO_CORES),
         publish=PublishOptions(title="Fairway: demo preset"),
     )
@@ -83,10 +81,8 @@ def smoke() -> PipelineSpec:
         FormatRule("*.weight", "int6"),
         FormatRule("*", "fp32"),
     )
-    train = replace(
-        base.train,
-        model=replace(
-            base.train.model,
+    train = base.train.derive(
+        model=base.train.model.derive(
             vocab_size=320,
             num_layers=3,
             model_dim=32,
@@ -101,8 +97,8 @@ def smoke() -> PipelineSpec:
         optimizer=OptimizerSettings(),
         schedule=ScheduleSettings(max_steps=40, warmdown_fraction=0.6),
         data=DataSettings(batch_tokens=1_024, sequence_length=64, micro_batch_sequences=8),
-        snapshots=replace(base.train.snapshots, start_lr_scale=0.2, every_steps=1),
-        qat=replace(base.train.qat, rules=rules),
+        snapshots=base.train.snapshots.derive(start_lr_scale=0.2, every_steps=1),
+        qat=base.train.qat.derive(rules=rules),
     )
     return base.derive(
         tokenize=base.tokenize.derive(
@@ -112,9 +108,7 @@ def smoke() -> PipelineSpec:
         ),
         train=train,
         merge=base.merge.derive(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring),
-        quantize=replace(
-            base.quantize, rules=rules, calibration=CalibrationSettings(num_sequences=32, sequence_length=64)
-        ),
+        quantize=base.quantize.derive(rules=rules),
         evaluate=base.evaluate.derive(scoring=scoring),
         audit=AuditOptions(gap_tokens=2_048),
         publish=PublishOptions(title="Fairway: smoke preset"),

@@ -2,8 +2,6 @@
 for.
 """
 
-from dataclasses import replace
-
 from presets.demo import demo
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
@@ -27,8 +25,7 @@ def medium() -> PipelineSpec:
         FormatRule("*.weight", "int6"),
         FormatRule("*", "fp32"),
     )
-    train = replace(
-        base.train,
+    train = base.train.derive(
         model=ModelSettings(
             num_layers=6,
             model_dim=256,
@@ -44,10 +41,10 @@ def medium() -> PipelineSpec:
         schedule=ScheduleSettings(max_steps=800, warmdown_fraction=0.6),
         data=DataSettings(batch_tokens=2_048, sequence_length=256, micro_batch_sequences=8),
         snapshots=SnapshotSettings(start_lr_scale=0.1, every_steps=6),
-        qat=replace(base.train.qat, start_lr_scale=0.0, rules=rules),
+        qat=base.train.qat.derive(start_lr_scale=0.0, rules=rules),
     )
     return base.derive(
         train=train,
-        quantize=replace(base.quantize, rules=rules),
+        quantize=base.quantize.derive(rules=rules),
         publish=PublishOptions(title="Fairway: medium preset"),
     )

@@ -6,12 +6,22 @@ scheme.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from difflib import get_close_matches
+from typing import get_args
 
 from schemas.errors import SpecError
-from schemas.quantizer_settings import FitSettings, QuantizeMethod, QuantizerSettings
-from schemas.tensor_formats import FormatRule, TensorFormat
+from schemas.quantize import changed_to
+from schemas.quantizer_settings import (
+    QUANTIZER_OF_METHOD,
+    AnyQuantizer,
+    Ecsq,
+    FitSettings,
+    FittingSettings,
+    GptqLite,
+    QuantizerSettings,
+    Reference,
+)
+from schemas.tensor_formats import FormatRule, IntegerFormat, TensorFormat
 
 SCHEMES = (
     "reference",
@@ -27,8 +37,12 @@ SCHEMES = (
     "ecsq:0.003",
     "ecsq:0.01",
 )
-METHODS_BY_BITS: tuple[QuantizeMethod, ...] = ("round_to_nearest", "gptq_lite", "gptq")
-MATRIX_FORMATS: tuple[TensorFormat, ...] = ("int2", "int3", "int4", "int5", "int6", "int7", "int8")
+BY_BITS: dict[str, type[AnyQuantizer]] = {
+    method: kind
+    for method, kind in QUANTIZER_OF_METHOD.items()
+    if kind is not Reference and not issubclass(kind, FittingSettings)
+}
+"""Methods whose setting is the format of the matrices."""
 
 
 def choose_schemes(wanted: Sequence[str]) -> tuple[str, ...]:
@@ -41,33 +55,27 @@ def choose_schemes(wanted: Sequence[str]) -> tuple[str, ...]:
     for name in (item.strip() for item in wanted):
         of_method = [known for known in SCHEMES if known.partition(":")[0] == name]
         if not of_method:
-            scheme_settings(name, QuantizerSettings(), num_layers=1)
+            scheme_settings(name, GptqLite(), num_layers=1)
         chosen += of_method or [name]
     return tuple(dict.fromkeys(chosen)) or SCHEMES
 
 
-def scheme_settings(name: str, base: QuantizerSettings, num_layers: int) -> QuantizerSettings:
+def scheme_settings(name: str, base: QuantizerSettings, num_layers: int) -> AnyQuantizer:
     """The settings of the scheme for a model of `num_layers` blocks; what a name does not say is as in
-    `base`.
+    `base` where that has it, but nothing is fitted to a limit.
 
     Raises SpecError for what is no scheme.
     """
     method, _, setting = name.partition(":")
-    base = replace(base, fit=FitSettings())
-    if name == "reference":
-        return replace(base, method="reference", rules=format_rules("int6", "fp16", "int8", num_layers))
-    for by_bits in METHODS_BY_BITS:
-        for matrices in MATRIX_FORMATS:
-            if (method, setting) == (by_bits, matrices):
-                return replace(base, method=by_bits, rules=format_rules(matrices, "int8"))
-    if method == "ecsq":
+    if name == Reference.method:
+        return changed_to(Reference, base, rules=format_rules("int6", "fp16", "int8", num_layers))
+    for matrices in get_args(IntegerFormat):
+        if method in BY_BITS and setting == matrices:
+            return changed_to(BY_BITS[method], base, rules=format_rules(matrices, "int8"))
+    if method == Ecsq.method:
+        rules = format_rules("int8", "int8")
         try:
-            return replace(
-                base,
-                method="ecsq",
-                rules=format_rules("int8", "int8"),
-                ecsq=replace(base.ecsq, loss_nats=float(setting)),
-            )
+            return changed_to(Ecsq, base, rules=rules, loss_budget_nats=float(setting), fit=FitSettings())
         except ValueError as error:
             raise SpecError(
                 f"scheme = {name}: give the loss to spend in nats a token, above 0, as ecsq:0.001"
@@ -75,7 +83,7 @@ def scheme_settings(name: str, base: QuantizerSettings, num_layers: int) -> Quan
     near = get_close_matches(name, SCHEMES, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise SpecError(
-        f"scheme = {name}: {hint}There are reference, ecsq:NATS, and {', '.join(METHODS_BY_BITS)} "
+        f"scheme = {name}: {hint}There are reference, ecsq:NATS, and {', '.join(BY_BITS)} "
         "with int2 to int8, as gptq:int5"
     )
 

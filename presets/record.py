@@ -2,14 +2,12 @@
 ran (`reference`).
 """
 
-from dataclasses import replace
-
 from schemas.check_size import SIZE_LIMIT_BYTES
 from schemas.evaluate import EvaluateSpec
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
-from schemas.quantizer_settings import CalibrationSettings, FitSettings, QuantizerSettings
+from schemas.quantizer_settings import CalibrationSettings, Ecsq, FitSettings, Reference
 from schemas.settings import (
     AveragingSettings,
     ComputeSettings,
@@ -55,11 +53,10 @@ def record() -> PipelineSpec:
             # ecsq's steps come from calibration after training: there is no grid that training could round
             # to.
             qat=QatSettings(start_lr_scale=0.0, rules=CODED_RULES),
-            compute=replace(EIGHT_GPUS, compile=True, fused_kernels=True),
+            compute=EIGHT_GPUS.derive(compile=True, fused_kernels=True),
         ),
         merge=MergeSpec(averaging=AveragingSettings(start_lr_scale=0.2), scoring=scoring, compute=EIGHT_GPUS),
-        quantize=QuantizerSettings(
-            method="ecsq",
+        quantize=Ecsq(
             rules=CODED_RULES,
             calibration=CalibrationSettings(
                 num_sequences=64, sequence_length=1024, batch_sequences=2, threads=8
@@ -76,22 +73,20 @@ def reference() -> PipelineSpec:
     no AdamW decay, step counts.
     """
     base = record()
-    train = replace(
-        base.train,
-        model=replace(base.train.model, value_embedding_scale_every_layer=True, smear_stops_at_bos=False),
-        optimizer=replace(
-            base.train.optimizer,
+    train = base.train.derive(
+        model=base.train.model.derive(value_embedding_scale_every_layer=True, smear_stops_at_bos=False),
+        optimizer=base.train.optimizer.derive(
             adam_weight_decay=0.0,
             muon_momentum_warmup_fraction=None,
             muon_momentum_warmup_steps=1500,
             frozen=("value_embedding.table.weight", "value_embedding.proj.weight"),
         ),
-        schedule=replace(base.train.schedule, warmdown_fraction=None, warmdown_steps=3000),
-        data=replace(base.train.data, order="sequential"),
+        schedule=base.train.schedule.derive(warmdown_fraction=None, warmdown_steps=3000),
+        data=base.train.data.derive(order="sequential"),
         qat=QatSettings(start_lr_scale=0.1),
     )
     return base.derive(
         train=train,
-        quantize=QuantizerSettings(method="reference"),
+        quantize=Reference(),
         publish=PublishOptions(title="Fairway: reference preset"),
     )

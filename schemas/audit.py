@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt
 
 from schemas.base import Schema
 from schemas.gap import GapByCause
+from schemas.sample import WrittenStart
 
 Verdict = Literal["took effect", "in part", "no effect", "holds", "broken", "off"]
 """The first three are about techniques, `holds` and `broken` about rules, `off` about what the run did
@@ -56,6 +57,9 @@ class Audit(Schema):
     )
     gap: GapByCause | None = Field(
         None, description="what quantization costs, by cause; None where it was not measured"
+    )
+    written: tuple[WrittenStart, ...] = Field(
+        (), description="how validation documents go on by the merged and by the shipped model"
     )
 
     @property

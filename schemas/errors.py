@@ -37,6 +37,16 @@ class StorageError(OSError):
     """
 
 
+def first_line(error: Exception | str) -> str:
+    """The first line of a message; empty where there is none."""
+    return str(error).partition("\n")[0]
+
+
+def on_one_line(error: Exception | str, limit: int = 300) -> str:
+    """A message with each run of spaces and line ends as one space, its first `limit` characters."""
+    return " ".join(str(error).split())[:limit]
+
+
 @contextmanager
 def clear_storage_errors(folder: Path) -> Iterator[None]:
     """Say an error of the disk that holds `folder` as one: what happened, how much room there is, what to

@@ -3,7 +3,7 @@
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator
 
 from schemas.base import Schema, Volatile
-from schemas.settings import ComputeSettings, ScoringSettings
+from schemas.settings import ComputeSettings, ScoringSettings, Windows
 
 
 class Score(Schema):
@@ -18,7 +18,15 @@ class Score(Schema):
     bos_nats_sum: float = Field(
         description="share of nll_nats_sum spent on predicting BOS, which stands for no byte"
     )
+    windows: Windows = Field(
+        "stream", description="over the stream of tokens, or inside each document; not comparable"
+    )
     seconds: Volatile[NonNegativeFloat]
+
+    @property
+    def mode(self) -> str:
+        """What its windows are, after the word "windows"."""
+        return " inside documents" if self.windows == "documents" else ""
 
 
 def only_scores(compute: ComputeSettings) -> ComputeSettings:

@@ -63,35 +63,66 @@ def describe_fields(spec: Schema) -> list[SettingInfo]:
 
 
 def find_setting(root: type, dotted: str) -> Child:
-    """The setting of that name as declared; of a union on the way the first variant.
+    """The setting of that name as declared; of a union on the way the first variant that has it.
 
     Raises KeyError for an unknown name.
     """
     found = Child(root, "")
     for name in dotted.split("."):
-        found = children(found.hint, None)[name]
+        levels = [_fields(kind) for kind in variants(found.hint).values()] or [children(found.hint, None)]
+        found = next((level for level in levels if name in level), {})[name]
     return found
 
 
-def children(hint: Any, node: Mapping[str, Any] | None) -> Mapping[str, Child]:
-    """The fields of a section; of a union those of the variant that `node["kind"]` names.
+def every_setting(root: type) -> dict[str, Child]:
+    """Every setting that a spec of this type can have by its dotted name: of a union those of all variants,
+    the first one's where several have it.
+    """
+    found: dict[str, Child] = {}
+    for name, child in _declared("", Child(root, "")):
+        found.setdefault(name, child)
+    return found
+
+
+def children(hint: Any, node: Mapping[str, Any] | None) -> dict[str, Child]:
+    """The fields of a section; of a union those of the variant that its tag in `node` names.
 
     Empty for a plain value.
     """
     options = variants(hint)
     if options:
-        chosen = (node or {}).get("kind")
+        chosen = (node or {}).get(tag_name(hint))
         return _fields(options.get(str(chosen), next(iter(options.values()))))
     kind = _bare(hint)
     return _fields(kind) if _is_section(kind) else {}
 
 
 def variants(hint: Any) -> dict[str, type]:
-    """kind -> class of a union whose members say their `kind`; empty for any other type."""
+    """tag -> class of a union whose members say by a tag which they are; empty for any other type."""
+    tag, members = tag_name(hint), _members(hint)
+    return {_only_choice(_fields(member)[tag].hint): member for member in members} if tag else {}
+
+
+def tag_name(hint: Any) -> str:
+    """The field that says which member of a union it is (`kind`, `method`); empty for any other type."""
     members = [member for member in _members(hint) if _is_section(member)]
     if len(members) < 2:
-        return {}
-    return {get_args(member.model_fields["kind"].annotation)[0]: member for member in members}
+        return ""
+    return next(name for name, child in _fields(members[0]).items() if _only_choice(child.hint))
+
+
+def inherited_by_both(one: type, other: type) -> list[str]:
+    """The settings that both have from a class that both are or derive from, but for tags: what stays where
+    one takes the place of the other. Settings that only have the same name may mean different things.
+    """
+    bases = [base for base in one.__mro__ if _is_section(base) and issubclass(other, base)]
+    fields = _fields(bases[0]) if bases else {}
+    return [name for name in fields if not _only_choice(_fields(one)[name].hint)]
+
+
+def _only_choice(hint: Any) -> str:
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    return str(choices[0]) if len(choices) == 1 else ""
 
 
 def list_item(hint: Any) -> Child:
@@ -135,9 +166,24 @@ def _walk(name: str, child: Child, value: Any) -> Iterator[SettingInfo]:
         return
     kinds = variants(child.hint)
     for key, inner in level.items():
-        if kinds and key == "kind":
-            inner = Child(inner.hint, child.help, bounds=_one_of(kinds))
+        if key == tag_name(child.hint):
+            inner = Child(inner.hint, _help_of_tag(key, kinds) or child.help, bounds=_one_of(kinds))
         yield from _walk(f"{name}.{key}" if name else key, inner, value[key])
+
+
+def _help_of_tag(tag: str, kinds: Mapping[str, type]) -> str:
+    """What each choice means, where the tag's fields say so."""
+    told = {name: _fields(kind)[tag].help for name, kind in kinds.items()}
+    return "; ".join(f"{name}: {help}" for name, help in told.items()) if all(told.values()) else ""
+
+
+def _declared(name: str, child: Child) -> Iterator[tuple[str, Child]]:
+    levels = [_fields(kind) for kind in variants(child.hint).values()] or [children(child.hint, None)]
+    if not any(levels):
+        yield name, child
+    for level in levels:
+        for key, inner in level.items():
+            yield from _declared(f"{name}.{key}" if name else key, inner)
 
 
 @cache

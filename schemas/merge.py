@@ -34,3 +34,10 @@ class MergedModel(Schema):
     )
     last: Volatile[Score]
     score: Volatile[Score]
+
+    @property
+    def averaged(self) -> str:
+        """What it is the mean of, in words."""
+        if self.method == "ema_of_steps":
+            return f"EMA of {self.steps[-1]} steps"
+        return f"{self.method} of {len(self.steps)}"

@@ -5,41 +5,49 @@ that can be set.
 import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from schemas.errors import SpecError
 from schemas.introspect import (
     Child,
-    SettingInfo,
     children,
-    describe_fields,
+    every_setting,
+    inherited_by_both,
     is_nullable,
     list_item,
+    tag_name,
     takes,
     variants,
 )
 from schemas.pipeline import PipelineSpec
 
 _STARTS_WITH_NAME = re.compile(r"[a-z_][a-z0-9_]*( = |: )")
+RENAMED = {
+    "quantize.ecsq.loss_nats": "quantize.loss_budget_nats",
+    "quantize.ecsq.measured_shares": "quantize.measured_shares",
+    "quantize.ecsq.floors": "quantize.floors",
+}
+"""Settings that had other names in an earlier version -> what they are called now."""
+_NAMES_WHAT_IS_NOT_THERE = ("extra_forbidden", "missing", "unexpected_keyword_argument")
 _PAIRED_ENDINGS = (("_fraction", "_steps"), ("_steps", "_fraction"))
 
 
 def apply_overrides(spec: PipelineSpec, overrides: Sequence[str]) -> PipelineSpec:
     """`spec` with every `dotted.name=value` of `overrides` applied, validated as a whole.
 
-    A value is read as JSON, otherwise as text; nothing after `=` empties an optional setting. A new `kind`
-    takes the other kind's fields away; `x_fraction` empties its partner `x_steps` and the other way round.
-    Items of a list go by index (`quantize.rules.0.format=int8`). Raises SpecError that names setting, value
-    and remedy.
+    A value is read as JSON, otherwise as text; nothing after `=` empties an optional setting. Another `kind`
+    of corpus or split, or `quantize.method`, takes the other's settings away; what both inherit stays.
+    `x_fraction` empties its partner `x_steps` and the other way round. Items of a list go by index
+    (`quantize.rules.0.format=int8`). Raises SpecError that names setting, value and remedy.
     """
     assignments = [_split(text) for text in overrides]
     given = {name for name, _ in assignments}
     tree = spec.model_dump(mode="json")
-    # A kind decides which names exist beside it, wherever on the command line it stands.
-    for name, text in sorted(assignments, key=lambda pair: not pair[0].endswith(".kind")):
+    # A tag decides which names exist beside it, wherever on the command line it stands.
+    for name, text in sorted(assignments, key=lambda pair: not is_tag(pair[0])):
         _assign(tree, name, text, given)
     try:
         return PipelineSpec.model_validate(tree)
@@ -47,12 +55,24 @@ def apply_overrides(spec: PipelineSpec, overrides: Sequence[str]) -> PipelineSpe
         raise SpecError(explain(error, tree)) from error
 
 
+def foreign_settings(spec: PipelineSpec, overrides: Sequence[str]) -> dict[str, str]:
+    """Those of `overrides` that are settings of another `kind` or `method` than `spec` has once the tags
+    among them are applied, and where each belongs.
+
+    Raises SpecError as `apply_overrides` does.
+    """
+    chosen = apply_overrides(spec, [text for text in overrides if is_tag(_split(text)[0])])
+    tree = chosen.model_dump(mode="json")
+    found = {text: _where_it_belongs(tree, _split(text)[0]) for text in overrides}
+    return {text: why for text, why in found.items() if why}
+
+
 def explain(error: ValidationError, tree: Any) -> str:
     """The findings of pydantic as lines `dotted.name = value: what is allowed`.
 
     `tree` is what was validated.
     """
-    infos = {info.name: info for info in describe_fields(PipelineSpec())}
+    infos = every_setting(PipelineSpec)
     return "\n".join(
         dict.fromkeys(_explain_one(finding, tree, infos) for finding in error.errors(include_url=False))
     )
@@ -62,7 +82,43 @@ def _split(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise SpecError(f"{text!r} is no setting: write dotted.name=value, for example train.seed=7")
-    return name.strip(), value
+    name = name.strip()
+    for old, new in RENAMED.items():
+        if f"{name}.".startswith(f"{old}."):
+            raise SpecError(f"{name}: is now called {new}{name.removeprefix(old)}")
+    return name, value
+
+
+def is_tag(dotted: str) -> bool:
+    """Whether the setting says which settings there are beside it."""
+    parent, _, last = dotted.rpartition(".")
+    child = Child(PipelineSpec, "")
+    for name in parent.split("."):
+        child = children(child.hint, None).get(name, Child(None, ""))
+    return last == tag_name(child.hint) != ""
+
+
+def _where_it_belongs(tree: Any, dotted: str) -> str:
+    """In words, for a setting of another variant than the one that `tree` has there; else empty."""
+    node, child, at = tree, Child(PipelineSpec, ""), ""
+    for name in dotted.split("."):
+        level = children(child.hint, node) if isinstance(node, dict) else {}
+        if name not in level:
+            return _of_another(dotted, at, name, child.hint, node)
+        node, child, at = node[name], level[name], f"{at}.{name}".removeprefix(".")
+    return ""
+
+
+def _of_another(dotted: str, at: str, segment: str, hint: Any, node: Any) -> str:
+    """The same for the `segment` of a name that the section `at`, which is `node`, does not have."""
+    owners = [tag for tag, member in variants(hint).items() if segment in children(member, None)]
+    if not owners:
+        return ""
+    tag = f"{at}.{tag_name(hint)}"
+    return (
+        f"{dotted}: {tag} = {node[tag_name(hint)]} has no such setting. It belongs to {tag} = "
+        f"{' or '.join(owners)}: leave it out, or set that"
+    )
 
 
 def _assign(tree: dict[str, Any], dotted: str, text: str, given: set[str]) -> None:
@@ -83,14 +139,16 @@ def _assign(tree: dict[str, Any], dotted: str, text: str, given: set[str]) -> No
         else:
             level, key = children(kind, parent), segment
             if segment not in level:
-                raise SpecError(_unknown(at, segment, level, kind))
+                of_another = _of_another(dotted, at, segment, kind, parent)
+                raise SpecError(of_another or _unknown(at, segment, level))
             child = level[segment]
         node = parent[key]
     value = _read_value(dotted, text, child)
-    if key == "kind" and value != node:
-        fresh = _variant(dotted, value, kind).model_validate({})
+    if key == tag_name(kind) and value != node:
+        new = _variant(dotted, value, kind)
+        kept = {name: parent[name] for name in inherited_by_both(new, variants(kind)[node])}
         parent.clear()
-        parent.update(fresh.model_dump(mode="json"))
+        parent.update(TypeAdapter(new).dump_python(new(), mode="json") | kept)
     elif value is not None:
         _clear_partner(parent, str(key), dotted, given)
     parent[key] = value
@@ -106,17 +164,15 @@ def _index(at: str, segment: str, items: list[Any]) -> int:
     return int(segment)
 
 
-def _unknown(at: str, segment: str, level: Iterable[str], kind: Any) -> str:
+def _unknown(at: str, segment: str, level: Iterable[str]) -> str:
     names, prefix = sorted(level), f"{at}." if at else ""
     dotted = prefix + segment
     near = [prefix + name for name in difflib.get_close_matches(segment, names, n=3, cutoff=0.6)]
-    everywhere = [info.name for info in describe_fields(PipelineSpec())]
-    elsewhere = [name for name in everywhere if name.rpartition(".")[2] == segment and name != dotted]
-    owners = [tag for tag, member in variants(kind).items() if segment in children(member, None)]
+    elsewhere = [
+        name for name in every_setting(PipelineSpec) if name.rpartition(".")[2] == segment and name != dotted
+    ]
     hint = ""
-    if owners:
-        hint = f" It belongs to {at}.kind = {' or '.join(owners)}."
-    elif near or elsewhere:
+    if near or elsewhere:
         hint = f" Did you mean {' or '.join(near or elsewhere[:3])}?"
     return (
         f"{dotted}: there is no such setting.{hint} {f'Settings of {at}' if at else 'Sections'}: "
@@ -170,22 +226,19 @@ def _clear_partner(parent: Any, key: str, dotted: str, given: set[str]) -> None:
             parent[partner] = None
 
 
-def _explain_one(finding: Any, tree: Any, infos: dict[str, SettingInfo]) -> str:
+def _explain_one(finding: Any, tree: Any, infos: Mapping[str, Child]) -> str:
     node, path = tree, []
-    for part in finding["loc"]:
+    for place, part in enumerate(finding["loc"], start=1):
         # A union's tag and a dataclass' name stand in loc but not in the tree.
         if part in node if isinstance(node, dict) else isinstance(node, list) and part in range(len(node)):
             node = node[part]
-        elif finding["type"] in ("extra_forbidden", "missing", "unexpected_keyword_argument"):
-            path.append(str(part))
-            continue
-        else:
+        elif place < len(finding["loc"]) or finding["type"] not in _NAMES_WHAT_IS_NOT_THERE:
             continue
         path.append(str(part))
     return _in_words(finding, ".".join(path), infos)
 
 
-def _in_words(finding: Any, name: str, infos: dict[str, SettingInfo]) -> str:
+def _in_words(finding: Any, name: str, infos: Mapping[str, Child]) -> str:
     message, value = (
         finding["msg"].removeprefix("Value error, "),
         json.dumps(finding["input"], default=str, ensure_ascii=False),

@@ -13,7 +13,7 @@ from schemas.merge import MergeSpec
 from schemas.package import PackageOptions, PackageSpec
 from schemas.publish import PublishedReport, PublishOptions
 from schemas.quantize import QuantizeSpec
-from schemas.quantizer_settings import GRID_OF_METHOD
+from schemas.quantizer_settings import GptqLite, QuantizerSettings
 from schemas.recipe import Recipe
 from schemas.results import RunResults
 from schemas.settings import ComputeSettings, QatSettings
@@ -27,7 +27,7 @@ class PipelineSpec(Schema):
     tokenize: TokenizeSpec = Field(default_factory=TokenizeSpec, description="text to shards")
     train: TrainSpec = Field(default_factory=TrainSpec, description="shards to snapshots")
     merge: MergeSpec = Field(default_factory=MergeSpec, description="snapshots to one model")
-    quantize: QuantizeSpec = Field(default_factory=QuantizeSpec, description="model to blob")
+    quantize: QuantizeSpec = Field(default_factory=GptqLite, description="model to blob")
     package: PackageOptions = Field(
         default_factory=PackageOptions, description="blob to the folder that ships"
     )
@@ -64,7 +64,7 @@ class PipelineSpec(Schema):
         qat = self.train.qat
         if qat.start_lr_scale == 0 or qat.grid != "of_quantizer":
             return self
-        if self.quantize.method not in GRID_OF_METHOD:
+        if self.quantize.qat_grid is None:
             raise SpecError(
                 f"train.qat.start_lr_scale = {qat.start_lr_scale} and quantize.method = "
                 f"{self.quantize.method}: its steps come from calibration after training, so training cannot "
@@ -76,20 +76,14 @@ class PipelineSpec(Schema):
     def without_qat_grid(self) -> "PipelineSpec":
         """The inverse: the grid left to the quantizer where it is the quantizer's."""
         qat = self.train.qat
-        if (
-            qat.grid == "of_quantizer"
-            or self.quantize.method not in GRID_OF_METHOD
-            or qat != self._grid_of_quantizer()
-        ):
+        if qat.grid == "of_quantizer" or qat != self._grid_of_quantizer():
             return self
         return self.derive(
             train=replace(self.train, qat=replace(qat, grid="of_quantizer", clip_candidates=()))
         )
 
     def _grid_of_quantizer(self) -> QatSettings:
-        grid = GRID_OF_METHOD[self.quantize.method]
-        candidates = self.quantize.clip_candidates if grid == "gptq_lite" else ()
-        return replace(self.train.qat, grid=grid, clip_candidates=candidates)
+        return on_grid_of(self.quantize, self.train.qat)
 
     @model_validator(mode="after")
     def _stages_agree(self) -> "PipelineSpec":
@@ -102,7 +96,24 @@ class PipelineSpec(Schema):
                 f"tokenize.tokenizer.vocab_size = {self.tokenize.tokenizer.vocab_size} and "
                 f"train.model.vocab_size = {self.train.model.vocab_size}: set both to the same number"
             )
+        if self.merge.scoring.windows != self.evaluate.scoring.windows:
+            raise ValueError(
+                f"merge.scoring.windows = {self.merge.scoring.windows} and evaluate.scoring.windows = "
+                f"{self.evaluate.scoring.windows}: the gap would compare figures of two kinds; set both alike"
+            )
+        if self.merge.averaging.method == "ema_of_steps" and self.train.snapshots.ema_horizon is None:
+            raise ValueError(
+                "merge.averaging.method = ema_of_steps and train.snapshots.ema_horizon is empty: training "
+                "would keep no such mean; set the horizon, for example 0.06"
+            )
         return self
+
+
+def on_grid_of(quantizer: QuantizerSettings, qat: QatSettings) -> QatSettings:
+    """`qat` on the grid of the quantizer; as it is for one without a grid."""
+    if quantizer.qat_grid is None:
+        return qat
+    return replace(qat, grid=quantizer.qat_grid, clip_candidates=quantizer.qat_clip_candidates)
 
 
 class StageSummary(Schema):

@@ -1,18 +1,50 @@
 """Quantization: the merged model in; one compressed blob and a row for each tensor out."""
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from schemas.base import Schema
 from schemas.files import FileRef
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.introspect import inherited_by_both
+from schemas.quantizer_settings import (
+    QUANTIZER_OF_METHOD,
+    AnyQuantizer,
+    CalibratedSettings,
+    CalibrationSettings,
+    GptqLite,
+    QuantizerSettings,
+    RoundToNearest,
+)
 from schemas.settings import ComputeSettings
 
-QuantizeSpec = QuantizerSettings
+Q = TypeVar("Q", bound=QuantizerSettings)
+if TYPE_CHECKING:  # mypy reads no Literal that is made
+    QuantizeMethod: TypeAlias = str
+else:
+    QuantizeMethod = Literal[*QUANTIZER_OF_METHOD]
 
 
-def quantize_compute(spec: QuantizeSpec) -> ComputeSettings:
+def _with_method(given: Any) -> Any:
+    return {"method": GptqLite.method, **given} if isinstance(given, dict) else given
+
+
+QuantizeSpec = Annotated[AnyQuantizer, Field(discriminator="method"), BeforeValidator(_with_method)]
+"""The settings of one quantizer; without `method` those of gptq_lite."""
+
+
+def changed_to(kind: type[Q], settings: QuantizerSettings, **changes: Any) -> Q:
+    """Settings of another quantizer: what both inherit as it is in `settings`, then `changes`, and the
+    defaults.
+    """
+    kept = {name: getattr(settings, name) for name in inherited_by_both(kind, type(settings))}
+    return kind(**kept | changes)
+
+
+def quantize_compute(spec: QuantizerSettings) -> ComputeSettings:
     """What quantization computes with: the CPU, in float32."""
-    return ComputeSettings(threads_per_process=spec.calibration.threads, precision="float32")
+    calibration = spec.calibration if isinstance(spec, CalibratedSettings) else CalibrationSettings()
+    return ComputeSettings(threads_per_process=calibration.threads, precision="float32")
 
 
 class ClipShare(Schema):
@@ -68,14 +100,28 @@ class PackedModel(Schema):
         None,
         description=(
             "Kullback-Leibler divergence on training text from the merged model, nats a "
-            "token; gptq and ecsq only"
+            "token; of methods that read text"
         ),
     )
-    step_multiplier: float | None = Field(None, description="what ecsq multiplied all steps by")
+    step_multiplier: float | None = Field(
+        None, description="what all steps were multiplied by, of a method that chooses its steps (ecsq)"
+    )
     fit_tries: tuple[FitTry, ...] = Field(
         (), description="what the fit to a byte limit measured, in its order"
     )
     tensors: tuple[TensorReport, ...]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is plain rounding itself, with which others are compared."""
+        return self.method == RoundToNearest.method
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether its steps are its own and its codes went through the entropy coder: then no error of
+        plain rounding compares with its.
+        """
+        return self.step_multiplier is not None
 
     @property
     def bits_per_parameter(self) -> float:

@@ -5,7 +5,7 @@ Standard library only: it ships. It lies apart from the settings of training, so
 
 from dataclasses import dataclass
 
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import AnyQuantizer, GptqLite
 from schemas.settings import AveragingSettings, ComputeSettings, ScoringSettings, TrainSettings
 from schemas.settings_base import Settings, setting
 
@@ -16,6 +16,6 @@ class Recipe(Settings):
 
     train: TrainSettings = setting(TrainSettings(), "training")
     averaging: AveragingSettings = setting(AveragingSettings(), "which snapshots become the one model")
-    quantizer: QuantizerSettings = setting(QuantizerSettings(), "model to blob")
+    quantizer: AnyQuantizer = setting(GptqLite(), "model to blob")
     scoring: ScoringSettings = setting(ScoringSettings(), "bits per byte of the blob")
     compute: ComputeSettings = setting(ComputeSettings(), "where the blob is scored")

@@ -6,6 +6,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from schemas.base import Schema
 
+LEDGER_VERSION: Literal[2] = 2  # 1: Parquet, without a checksum
+
 
 class SeedFigures(Schema):
     """What one seed gave.
@@ -84,6 +86,17 @@ class Ledger(Schema):
         seeds = range(self.first_seed, self.first_seed + self.max_seeds)
         failed = [entry.seed for entry in self.entries if entry.status == "failed"]
         return [*failed, *[seed for seed in seeds if self.entry(seed) is None][:new]]
+
+
+class LedgerRecord(Schema):
+    """A ledger as it lies in the store.
+
+    Its version is its own: figures of seeds cannot be made again, as results of stages can, when these
+    records change.
+    """
+
+    schema_version: Literal[2] = LEDGER_VERSION
+    ledger: Ledger
 
 
 def _weight(entry: SeedEntry) -> tuple[bool, str, int]:

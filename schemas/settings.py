@@ -3,8 +3,8 @@
 Standard library only: these classes ship in the submission.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 from schemas.settings_base import Settings, setting
 from schemas.tensor_formats import DEFAULT_RULES, FormatRule
@@ -24,12 +24,15 @@ def _exactly_one(settings: Settings, first: str, second: str) -> None:
 class ModelSettings(Settings):
     """The transformer. Defaults are the reference's (parameter-golf pull request 543)."""
 
-    vocab_size: int = setting(1024, "rows of the tied embedding", unit="tokens", minimum=4, maximum=65_536)
+    vocab_size: int = setting(1024, "rows of the token embedding", unit="tokens", minimum=4, maximum=65_536)
     num_layers: int = setting(11, "blocks", minimum=1, maximum=256)
     model_dim: int = setting(512, "width of the residual stream", unit="dims", minimum=8, maximum=16_384)
     num_heads: int = setting(8, "query heads", minimum=1)
     num_kv_heads: int = setting(4, "key and value heads (GQA)", minimum=1)
     mlp_hidden: int = setting(1408, "hidden width of the relu² MLP", unit="dims", minimum=1)
+    leaky_slope: float = setting(
+        0.0, "slope of the MLP's relu² below 0 before it is squared; 0 is relu²", minimum=0, maximum=1
+    )
     rope_dims: int = setting(
         16, "dims of each head that rotate; the rest pass through", unit="dims", minimum=0
     )
@@ -55,6 +58,32 @@ class ModelSettings(Settings):
         False, "give layers without value embedding an (idle) scale too, as the reference does"
     )
     embedding_init_std: float = setting(0.005, "standard deviation of the initial token embedding", above=0)
+    loop_passes: int = setting(
+        1,
+        "times that loop_layers run one after another with the same weights; 1 turns loops off",
+        minimum=1,
+        maximum=16,
+    )
+    loop_layers: tuple[int, ...] = setting((3, 4, 5), "neighbouring layers that a loop repeats", minimum=0)
+    skip_gates: bool = setting(
+        False, "skips are interpolated with the stream by a gate per dim, and not added to it"
+    )
+    parallel_residuals: Literal["off", "one_lane", "two_lanes"] = setting(
+        "off", "attention and MLP of a layer read the same input, or a stream each"
+    )
+    parallel_first_layer: int = setting(7, "first layer with parallel residuals", minimum=0)
+    head_gate: bool = setting(False, "each head's output is scaled by a gate that reads the layer's input")
+    head_gate_dims: int = setting(
+        12, "first dims of its input that a head's gate reads", unit="dims", minimum=1
+    )
+    head_gate_scale: float = setting(0.5, "factor before the sigmoid of a head's gate", above=0)
+    smear_form: Literal["blend", "by_input"] = setting(
+        "blend", "blend: a fixed share per dim; by_input: one share for each token, by its own embedding"
+    )
+    smear_dims: int = setting(
+        12, "first dims of the embedding that smear_form by_input reads", unit="dims", minimum=1
+    )
+    tied_head: bool = setting(True, "the token embedding is the output head too")
 
     def check(self) -> None:
         if self.model_dim % self.num_heads:
@@ -82,10 +111,83 @@ class ModelSettings(Settings):
             raise ValueError(
                 "value_embedding_layers = (): name a layer, or turn it off with value_embedding_dim = 0"
             )
+        self._check_loops()
+        self._check_lanes()
+        if self.skip_gates and not self.unet_skips:
+            raise ValueError("skip_gates = True: there are no skips; set unet_skips = true")
+        for on, name in (
+            (self.head_gate, "head_gate_dims"),
+            (self.smear_gate and self.smear_form == "by_input", "smear_dims"),
+        ):
+            if on and getattr(self, name) > self.model_dim:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)}: must be at most model_dim = {self.model_dim}"
+                )
+
+    def _check_loops(self) -> None:
+        layers = self.loop_layers
+        if self.loop_passes == 1:
+            return
+        if not layers or layers != tuple(range(layers[0], layers[0] + len(layers))):
+            raise ValueError(f"loop_layers = {layers}: name neighbouring layers in order, such as 3, 4, 5")
+        if layers[-1] >= self.num_layers:
+            raise ValueError(f"loop_layers = {layers}: layers count from 0 to {self.num_layers - 1}")
+
+    def _check_lanes(self) -> None:
+        first = self.parallel_first_layer
+        if self.parallel_residuals == "off":
+            return
+        if first >= self.num_layers:
+            raise ValueError(
+                f"parallel_first_layer = {first}: must be below num_layers = {self.num_layers}, or "
+                "parallel_residuals off"
+            )
+        if self.parallel_residuals == "one_lane":
+            return
+        if self.loop_passes > 1 and first <= self.loop_layers[-1]:
+            raise ValueError(
+                f"parallel_first_layer = {first}: two lanes begin after the last looped layer, "
+                f"{self.loop_layers[-1]}"
+            )
+        if self.unet_skips and first < self.num_layers // 2:
+            raise ValueError(
+                f"parallel_first_layer = {first}: two lanes begin in the second half of the layers, from "
+                f"{self.num_layers // 2}, because skips leave from one stream"
+            )
 
     @property
     def head_dim(self) -> int:
         return self.model_dim // self.num_heads
+
+    def layer_order(self, looped: bool = True) -> tuple[int, ...]:
+        """Layers in the order in which they run: each once, or looped with `loop_layers` `loop_passes`
+        times.
+        """
+        layers = tuple(range(self.num_layers))
+        if not looped or self.loop_passes == 1:
+            return layers
+        first, last = self.loop_layers[0], self.loop_layers[-1]
+        return layers[:first] + self.loop_layers * self.loop_passes + layers[last + 1 :]
+
+    def as_metadata(self) -> dict[str, Any]:
+        """Plain types for a blob. What the first blobs did not know is left out where it is off, so that
+        their bytes stay.
+        """
+        values = asdict(self)
+        return {
+            item.name: values[item.name]
+            for item in fields(self)
+            if item.name not in _NOT_IN_FIRST_BLOBS or values[item.name] != item.default
+        }
+
+
+_NOT_IN_FIRST_BLOBS = frozenset(
+    (
+        "leaky_slope", "loop_passes", "loop_layers", "skip_gates", "parallel_residuals",
+        "parallel_first_layer", "head_gate", "head_gate_dims", "head_gate_scale", "smear_form",
+        "smear_dims", "tied_head",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,6 +206,9 @@ class OptimizerSettings(Settings):
         None, "the same, counted in steps", unit="steps", minimum=0
     )
     muon_weight_decay: float = setting(0.04, "decoupled weight decay of the matrices", minimum=0)
+    muon_row_normalize: bool = setting(
+        False, "divide each row of an update by its 2-norm before it is orthogonalised (MuonEq-R)"
+    )
     newton_schulz_steps: int = setting(5, "iterations of the orthogonalisation", minimum=1, maximum=20)
     embedding_lr: float = setting(0.035, "learning rate of the embeddings (AdamW)", minimum=0)
     scalar_lr: float = setting(0.025, "learning rate of gains, scales and gates (AdamW)", minimum=0)
@@ -111,6 +216,12 @@ class OptimizerSettings(Settings):
     adam_beta2: float = setting(0.95, "AdamW's decay of the square", minimum=0, maximum=0.99999)
     adam_eps: float = setting(1e-8, "AdamW's denominator floor", above=0)
     adam_weight_decay: float = setting(0.04, "decoupled weight decay of the AdamW groups", minimum=0)
+    embedding_weight_decay: float | None = setting(
+        None, "that of the embeddings; empty: adam_weight_decay", minimum=0
+    )
+    scalar_weight_decay: float | None = setting(
+        None, "that of gains, scales and gates; empty: adam_weight_decay", minimum=0
+    )
     grad_clip_norm: float = setting(
         0.3, "gradients are scaled down to this norm; 0 turns clipping off", minimum=0
     )
@@ -138,12 +249,26 @@ class ScheduleSettings(Settings):
     warmdown_steps: int | None = setting(
         None, "the same, in steps (of their measured length when time is the cap)", unit="steps", minimum=0
     )
+    min_lr_scale: float = setting(
+        0.0, "the learning rate never falls below this", unit="fraction of the peak", minimum=0, maximum=1
+    )
+    loop_start_fraction: float = setting(
+        0.35,
+        "progress from which model.loop_passes apply; before it each layer runs once",
+        unit="fraction of progress",
+        minimum=0,
+        maximum=0.95,
+    )
     compile_warmup_steps: int = setting(
         0, "untimed passes that compile and leave all state untouched", unit="steps", minimum=0
     )
 
     def check(self) -> None:
         _exactly_one(self, "warmdown_fraction", "warmdown_steps")
+
+
+Windows = Literal["stream", "documents"]
+"""Whether a window of text follows the stream of tokens or the documents in it."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +284,13 @@ class DataSettings(Settings):
     )
     order: Literal["shuffled", "sequential"] = setting(
         "shuffled", "order of sequences: by seed, or as they lie in the shards"
+    )
+    windows: Windows = setting(
+        "stream",
+        (
+            "stream: sequences lie one after another in the shards; documents: each begins with a document, "
+            "or inside one that is longer"
+        ),
     )
 
     def check(self) -> None:
@@ -188,6 +320,13 @@ class SnapshotSettings(Settings):
         None, "progress between snapshots", unit="fraction of progress", above=0, maximum=1
     )
     every_steps: int | None = setting(50, "steps between snapshots", unit="steps", minimum=1)
+    ema_horizon: float | None = setting(
+        None,
+        "exponential mean of the weights after every step, over about this share of the run; empty: none",
+        unit="fraction of progress",
+        above=0,
+        maximum=1,
+    )
 
     def check(self) -> None:
         _exactly_one(self, "every_fraction", "every_steps")
@@ -277,8 +416,12 @@ class TrainSettings(Settings):
 class AveragingSettings(Settings):
     """Which snapshots become the one model."""
 
-    method: Literal["swa", "ema", "last"] = setting(
-        "swa", "uniform mean, exponential mean, or the last iterate alone"
+    method: Literal["swa", "ema", "ema_of_steps", "last"] = setting(
+        "swa",
+        (
+            "swa: uniform mean of snapshots; ema: their exponential mean; ema_of_steps: the mean that "
+            "train.snapshots.ema_horizon kept in training; last: the last iterate alone"
+        ),
     )
     start_lr_scale: float = setting(
         0.2,
@@ -302,6 +445,13 @@ class ScoringSettings(Settings):
         64, "targets that each sliding window adds; 0 leaves sliding evaluation out", unit="tokens", minimum=0
     )
     batch_tokens: int = setting(65_536, "tokens in one forward pass of one process", unit="tokens", minimum=1)
+    windows: Windows = setting(
+        "stream",
+        (
+            "stream: windows cross from document to document; documents: each begins with a document or "
+            "inside it, and sees no other. Figures of the two are not comparable"
+        ),
+    )
 
     def check(self) -> None:
         if self.stride > self.sequence_length:

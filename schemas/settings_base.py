@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from numbers import Integral, Real
 from types import UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 S = TypeVar("S", bound="Settings")
 
@@ -52,6 +52,10 @@ class Settings:
                 _check_bounds(item.name, number, item.metadata)
         self.check()
 
+    def derive(self, **changes: Any) -> Self:
+        """A copy with `changes`, checked again. Raises ValueError as for one made by hand."""
+        return dataclasses.replace(self, **changes)
+
     def check(self) -> None:
         """Conditions between fields; raises ValueError."""
 
@@ -76,9 +80,12 @@ def _type_hints(cls: type[Settings]) -> dict[str, Any]:
 def _of_type(name: str, hint: Any, value: Any) -> Any:
     """`value` as the type `hint` of the field. Raises ValueError, which begins with the field's name."""
     if get_origin(hint) in (Union, UnionType):
-        if value is None:
+        if value is None and type(None) in get_args(hint):
             return None
-        hint = next(option for option in get_args(hint) if option is not type(None))
+        options = _without_none(hint)
+        if len(options) > 1:
+            return _of_one_type(name, options, value)
+        hint = options[0]
     if get_origin(hint) is tuple and isinstance(value, (tuple, list)):
         return tuple(_of_type(name, get_args(hint)[0], item) for item in value)
     if get_origin(hint) is Literal:
@@ -96,6 +103,13 @@ def _of_type(name: str, hint: Any, value: Any) -> Any:
     raise ValueError(f"{name} = {value!r}: must be of type {wanted}, not {type(value).__name__}")
 
 
+def _of_one_type(name: str, options: list[Any], value: Any) -> Any:
+    if type(value) in options:
+        return value
+    wanted = " or ".join(option.__name__ for option in options)
+    raise ValueError(f"{name} = {value!r}: must be of type {wanted}, not {type(value).__name__}")
+
+
 def from_dict(cls: type[S], values: dict[str, Any]) -> S:
     """Settings from plain JSON types (the inverse of `dataclasses.asdict`).
 
@@ -110,9 +124,29 @@ def from_dict(cls: type[S], values: dict[str, Any]) -> S:
 
 def _from_json(hint: Any, value: Any) -> Any:
     if get_origin(hint) in (Union, UnionType) and value is not None:
-        hint = next(option for option in get_args(hint) if option is not type(None))
+        options = _without_none(hint)
+        hint = options[0] if len(options) == 1 else _tagged(options, value)
     if get_origin(hint) is tuple:
         return tuple(_from_json(get_args(hint)[0], item) for item in value)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value)  # type: ignore[type-var, arg-type]
     return value
+
+
+def _tagged(options: list[Any], values: Any) -> Any:
+    """The class of a union that says which it is by a field with a single allowed value, as `values` have it.
+
+    Raises ValueError where none does.
+    """
+    given = values if isinstance(values, dict) else {}
+    for option in options:
+        for name, hint in _type_hints(option).items():
+            if get_origin(hint) is Literal and get_args(hint) == (given.get(name),):
+                return option
+    raise ValueError(
+        f"{values!r}: are settings of none of {', '.join(option.__name__ for option in options)}"
+    )
+
+
+def _without_none(hint: Any) -> list[Any]:
+    return [option for option in get_args(hint) if option is not type(None)]

@@ -14,6 +14,7 @@ from schemas.package import ALLOWED_PACKAGES, Package, PackageSpec
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishedReport, PublishSpec
 from schemas.quantize import PackedModel, QuantizeSpec, quantize_compute
+from schemas.quantizer_settings import QuantizerSettings
 from schemas.results import RunResults
 from schemas.settings import ComputeSettings
 from schemas.tokenize_corpus import CorpusManifest, TokenizedCorpus, TokenizeSpec
@@ -30,7 +31,7 @@ class Stage:
     inputs that count here, because the result tells them. A resumable stage finds the files of an interrupted
     try in its output folder; what only serves that (`scratch`) is not published, and its result has folders
     without which it cannot go on either (`resumes_with`). One that `ships_source` is keyed by its source to
-    the letter.
+    the letter. `spec_union` is the annotation that reads a spec of one of several types.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Stage:
     scratch: tuple[str, ...] = ()
     resumes_with: tuple[str, ...] = ()
     ships_source: bool = False
+    spec_union: Any = None
 
     @property
     def module(self) -> str:
@@ -53,6 +55,11 @@ class Stage:
     @property
     def code_roots(self) -> tuple[str, ...]:
         return (self.module, *self.child_modules)
+
+    @property
+    def spec_hint(self) -> Any:
+        """The type of the spec, by which pydantic reads it."""
+        return self.spec_union or self.spec_type
 
     def arguments(self, inputs: dict[str, Schema]) -> dict[str, Schema]:
         """The inputs as the parameters of the stage function."""
@@ -63,7 +70,7 @@ class Stage:
         return {"results": RunResults.model_validate({name: inputs[name] for name in parts}), **others}
 
     def record_type(self) -> type[StageRecord]:
-        return StageRecord[self.spec_type, self.result_type]  # type: ignore[name-defined]
+        return StageRecord[self.spec_hint, self.result_type]  # type: ignore[name-defined]
 
 
 def _own_compute(spec: Any) -> ComputeSettings:
@@ -97,11 +104,12 @@ _ALL = (
     ),
     Stage(
         "quantize",
-        QuantizeSpec,
+        QuantizerSettings,
         PackedModel,
         {"merged": MergedModel, "tokenized": TokenizedCorpus},
         ("stages.quantizing.worker",),
         compute=quantize_compute,
+        spec_union=QuantizeSpec,
     ),
     Stage(
         "package",

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from schemas.base import Schema
 from schemas.files import Sha256
+from schemas.settings import Windows
 
 README_NAME = "README.md"
 INFO_NAME = "submission.json"
@@ -69,6 +70,7 @@ class SubmissionInfo(Schema):
     hardware: str
     eval_sequence_length: PositiveInt
     eval_stride: NonNegativeInt
+    eval_windows: Windows = "stream"
     eval_batch_tokens: PositiveInt = Field(description="in one forward pass; the last digits depend on it")
     seed: NonNegativeInt
     seeds: tuple[NonNegativeInt, ...]

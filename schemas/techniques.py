@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from schemas.errors import SpecError
 from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineSpec
+from schemas.quantizer_settings import RoundToNearest
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,8 @@ def _no_span(dotted: str, settings: object) -> tuple[str, ...]:
 
 
 def _plain_rounding(spec: PipelineSpec) -> tuple[str, ...]:
-    """Only ecsq has steps that can be fitted to a limit.
-
-    Late QAT stays as it was: its grid would follow the quantizer.
-    """
-    changes = ["quantize.method=round_to_nearest"]
-    if spec.quantize.fit.limit_bytes is not None:
-        changes.append("quantize.fit.limit_bytes=null")
+    """Late QAT stays as it was: its grid would follow the quantizer."""
+    changes = [f"quantize.method={RoundToNearest.method}"]
     qat = spec.train.qat
     if qat.grid != "of_quantizer":
         changes += [
@@ -71,7 +67,22 @@ TECHNIQUES = (
         "SmearGate stops at BOS",
         lambda spec: ("train.model.smear_stops_at_bos=false",) * spec.train.model.smear_gate,
     ),
-    Technique("unet", "U-Net skips", _set("train.model.unet_skips=false")),
+    Technique(
+        "unet",
+        "U-Net skips",
+        lambda spec: (
+            "train.model.unet_skips=false",
+            *("train.model.skip_gates=false",) * spec.train.model.skip_gates,
+        ),
+    ),
+    Technique("skip-gates", "gates of the skips", _set("train.model.skip_gates=false"), "plain addition"),
+    Technique("loops", "loops over layers", _set("train.model.loop_passes=1"), "each layer once"),
+    Technique("leaky", "leaky relu²", _set("train.model.leaky_slope=0"), "relu²"),
+    Technique(
+        "parallel", "parallel residuals", _set("train.model.parallel_residuals=off"), "one after the other"
+    ),
+    Technique("head-gate", "gates of the heads", _set("train.model.head_gate=false")),
+    Technique("untied", "untied output head", _set("train.model.tied_head=true"), "the token embedding"),
     Technique(
         "rope",
         "partial RoPE",
@@ -88,17 +99,31 @@ TECHNIQUES = (
     Technique(
         "decay",
         "weight decay",
-        _set("train.optimizer.muon_weight_decay=0", "train.optimizer.adam_weight_decay=0"),
+        _set(
+            "train.optimizer.muon_weight_decay=0",
+            "train.optimizer.adam_weight_decay=0",
+            "train.optimizer.embedding_weight_decay=",
+            "train.optimizer.scalar_weight_decay=",
+        ),
     ),
+    Technique("document-rows", "rows that begin with documents", _set("train.data.windows=stream")),
+    Technique("row-norm", "row-normalised Muon (MuonEq-R)", _set("train.optimizer.muon_row_normalize=false")),
     Technique("grad-clip", "gradient clipping", _set("train.optimizer.grad_clip_norm=0")),
     Technique(
         "warmdown",
         "learning-rate warmdown",
         lambda spec: _no_span("train.schedule.warmdown", spec.train.schedule),
     ),
+    Technique("lr-floor", "learning-rate floor", _set("train.schedule.min_lr_scale=0")),
     Technique("qat", "late QAT", _set("train.qat.start_lr_scale=0")),
-    Technique("swa", "averaging of snapshots", _set("merge.averaging.method=last"), "the last iterate"),
+    Technique("swa", "averaging of weights", _set("merge.averaging.method=last"), "the last iterate"),
     Technique("quantizer", "quantizer", _plain_rounding, "plain rounding"),
+    Technique(
+        "document-windows",
+        "scoring inside documents",
+        _set("merge.scoring.windows=stream", "evaluate.scoring.windows=stream"),
+        "windows over the stream",
+    ),
     Technique("sliding", "sliding windows", _set("evaluate.scoring.stride=0")),
 )
 

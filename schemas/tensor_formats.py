@@ -9,8 +9,9 @@ from typing import Literal
 
 from schemas.settings_base import Settings, setting
 
-TensorFormat = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp16", "fp32"]
-StoredFormat = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp16", "fp32", "coded"]
+IntegerFormat = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8"]
+TensorFormat = Literal[IntegerFormat, "fp16", "fp32"]
+StoredFormat = Literal[TensorFormat, "coded"]
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,13 @@ class ParameterGroup(Schema):
     )
     parameters: tuple[str, ...]
     num_parameters: NonNegativeInt
+    row_norm_spread: float | None = Field(
+        None,
+        description=(
+            "standard deviation over mean of the row norms of the momentum at the end, mean of the matrices; "
+            "None where no row was normalised"
+        ),
+    )
 
 
 class ParameterChange(Schema):
@@ -66,21 +73,38 @@ class TrainTimings(Schema):
     peak_memory_bytes: NonNegativeInt
 
 
-class TrainingResult(Schema):
-    """What training leaves: the last iterate, the averaging window's snapshots, and the account of both."""
+class DocumentRowCounts(Schema):
+    """How training text lay in rows that begin with documents."""
 
-    model: ModelSettings
-    last: Snapshot
-    snapshots: tuple[Snapshot, ...]
+    rows: PositiveInt
+    at_start: NonNegativeFloat = Field(description="share of rows whose first token begins a document")
+    repeated: NonNegativeFloat = Field(description="share of inputs that only fill rows up, seen twice")
+
+
+class TrainingFigures(Schema):
+    """What was measured while a model was trained, and on what came out."""
+
     num_parameters: PositiveInt
     steps: PositiveInt
     tokens_seen: PositiveInt
     epochs: NonNegativeFloat = Field(description="passes over the training split")
+    document_rows: DocumentRowCounts | None = Field(None, description="None: rows follow the stream")
     stopped_by: str = Field(description="max_steps or max_seconds")
     final_train_loss: float = Field(description="nats per token, mean of the last tenth of the steps")
     qat_steps: NonNegativeInt
     qat_grid: str | None = Field(None, description="quantizer whose grid late QAT rounded to; None: no QAT")
     groups: tuple[ParameterGroup, ...]
     changes: tuple[ParameterChange, ...]
-    metrics: Volatile[FileRef]
     timings: Volatile[TrainTimings]
+
+
+class TrainingResult(TrainingFigures):
+    """What training leaves: the last iterate, the averaging window's snapshots, and the account of both."""
+
+    model: ModelSettings
+    last: Snapshot
+    snapshots: tuple[Snapshot, ...]
+    ema: Snapshot | None = Field(
+        None, description="exponential mean of the weights after each step; None: none was kept"
+    )
+    metrics: Volatile[FileRef]

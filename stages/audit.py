@@ -12,6 +12,7 @@ import logging
 from schemas.audit import Audit
 from schemas.pipeline import PipelineSpec
 from schemas.results import RunResults
+from stages.auditing.job import AuditJob
 from stages.processes.launch import launch_module
 from stages.store.workspace import Workspace
 
@@ -29,24 +30,16 @@ def audit(spec: PipelineSpec, results: RunResults, work: Workspace) -> Audit:
     measured = (results.trained.metrics, results.merged.weights, results.package.blob)
     for ref in (*tokenized.val_shards, tokenized.tokenizer, *measured):
         work.read(ref)  # damage is found here, where its error has a name
-    job = {
-        "spec": spec.model_dump(mode="json"),
-        "results": results.model_dump(mode="json"),
-        "root": str(work.root),
-        "folder": str(work.out_dir),
-        "runtime": work.runtime.model_dump(mode="json"),
-    }
-    timeout = work.runtime.stage_timeout_seconds
-    told = launch_module(
+    audited = launch_module(
         "stages.auditing.worker",
-        job,
+        AuditJob(spec=spec, results=results, root=work.root, folder=work.out_dir, runtime=work.runtime),
+        Audit,
         work.out_dir,
         spec.audit_compute(),
         work.progress,
-        timeout,
+        work.runtime.stage_timeout_seconds,
         torchrun=False,
     )
-    found = Audit.model_validate(told)
-    for finding in found.warnings:
+    for finding in audited.warnings:
         log.warning("%s: %s: %s", finding.title, finding.verdict, finding.evidence)
-    return found
+    return audited

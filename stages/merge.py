@@ -3,16 +3,15 @@
 By hand: python -m stages merge --spec spec.json --input trained=…/record.json --input tokenized=…/record.json
 """
 
-import dataclasses
 import math
 from typing import Any
 
 from schemas.errors import SpecError, StageError
-from schemas.evaluate import Score
 from schemas.merge import MergedModel, MergeSpec
 from schemas.tokenize_corpus import TokenizedCorpus
-from schemas.train import TrainingResult
+from schemas.train import Snapshot, TrainingResult
 from stages.processes.launch import launch_module
+from stages.scoring.job import ScoredWeights, ScoringJob
 from stages.store.workspace import Workspace
 
 
@@ -24,40 +23,23 @@ def merge(
 
     Raises SpecError when no snapshot lies in the window, StageError when snapshots do not fit together.
     """
-    from safetensors.torch import load_file, save
+    from safetensors.torch import save
 
-    from stages.core.averaging import average_states, averaging_weights, choose_snapshots
-    from stages.processes.threads import threads_of
-
-    chosen = [trained.last]
-    if spec.averaging.method != "last":
-        chosen = [
-            trained.snapshots[i]
-            for i in choose_snapshots([item.lr_scale for item in trained.snapshots], spec.averaging)
-        ]
-        if not chosen:
-            raise SpecError(_nothing_to_average(spec, trained))
-    states = (load_file(work.read(item.weights)) for item in chosen)
-    with threads_of(spec.compute.threads_per_process):
-        try:
-            merged = average_states(states, averaging_weights(len(chosen), spec.averaging))
-        except ValueError as error:
-            raise StageError(f"the snapshots cannot be averaged: {error}") from error
-        distance_from_last = _relative_distance(merged, load_file(work.read(trained.last.weights)))
+    chosen = _chosen(spec, trained)
+    averaged, distance_from_last = _average(spec, chosen, trained.last, work)
     path = work.out_dir / "merged.safetensors"
-    path.write_bytes(save(merged))  # save_file has an error of its own for a full disk
-    weights = {"last": str(work.read(trained.last.weights)), "merged": str(path)}
-    job = {
-        "model": dataclasses.asdict(trained.model),
-        "weights": weights,
-        "shards": [str(work.read(ref)) for ref in tokenized.val_shards],
-        "tokenizer": str(work.read(tokenized.tokenizer)),
-        "scoring": dataclasses.asdict(spec.scoring),
-        "compute": dataclasses.asdict(spec.compute),
-    }
-    scores = launch_module(
+    path.write_bytes(save(averaged))  # save_file has an error of its own for a full disk
+    scored = launch_module(
         "stages.scoring.worker",
-        job,
+        ScoringJob(
+            model=trained.model,
+            weights={"last": work.read(trained.last.weights), "merged": path},
+            shards=tuple(work.read(ref) for ref in tokenized.val_shards),
+            tokenizer=work.read(tokenized.tokenizer),
+            scoring=spec.scoring,
+            compute=spec.compute,
+        ),
+        ScoredWeights,
         work.out_dir,
         spec.compute,
         work.progress,
@@ -71,9 +53,50 @@ def merge(
         lr_scales=tuple(item.lr_scale for item in chosen),
         num_with_qat=sum(item.qat_on for item in chosen),
         distance_from_last=distance_from_last,
-        last=Score(**scores["last"]),
-        score=Score(**scores["merged"]),
+        last=scored.scores["last"],
+        score=scored.scores["merged"],
     )
+
+
+def _chosen(spec: MergeSpec, trained: TrainingResult) -> list[Snapshot]:
+    """The weights that the merged model is the mean of. Raises SpecError where training left none of them."""
+    from stages.core.averaging import averages_snapshots, choose_snapshots
+
+    if averages_snapshots(spec.averaging):
+        scales = [item.lr_scale for item in trained.snapshots]
+        chosen = [trained.snapshots[i] for i in choose_snapshots(scales, spec.averaging)]
+        if not chosen:
+            raise SpecError(_nothing_to_average(spec, trained))
+        return chosen
+    if spec.averaging.method == "last":
+        return [trained.last]
+    if trained.ema is None:
+        raise SpecError(
+            "merge.averaging.method = ema_of_steps: training kept no such mean; set "
+            "train.snapshots.ema_horizon, which trains again"
+        )
+    return [trained.ema]
+
+
+def _average(
+    spec: MergeSpec, chosen: list[Snapshot], last: Snapshot, work: Workspace
+) -> tuple[dict[str, Any], float]:
+    """Tensors by name, float32 on the CPU, and their distance from `last` as MergedModel tells it.
+
+    Raises StageError when the snapshots do not fit together.
+    """
+    from safetensors.torch import load_file
+
+    from stages.core.averaging import average_states, averaging_weights
+    from stages.processes.threads import threads_of
+
+    states = (load_file(work.read(item.weights)) for item in chosen)
+    with threads_of(spec.compute.threads_per_process):
+        try:
+            averaged = average_states(states, averaging_weights(len(chosen), spec.averaging))
+        except ValueError as error:
+            raise StageError(f"the snapshots cannot be averaged: {error}") from error
+        return averaged, _relative_distance(averaged, load_file(work.read(last.weights)))
 
 
 def _relative_distance(state: dict[str, Any], origin: dict[str, Any]) -> float:

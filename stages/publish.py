@@ -13,6 +13,7 @@ from markupsafe import Markup
 from schemas.audit import Audit
 from schemas.publish import PublishedReport, PublishSpec
 from schemas.results import RunResults
+from schemas.sample import REPORT_SAMPLING
 from stages.report import content, plots, rows
 from stages.store.workspace import Workspace
 from stages.training.metrics import Columns, read_metrics
@@ -52,6 +53,8 @@ def render(spec: PublishSpec, results: RunResults, audit: Audit, metrics: Column
         plots={name: Markup(svg) for name, svg in pictures.items()},
         figures=rows.result_table(results, "", _setting(spec, "evaluate.scoring.stride")),
         audited=rows.audit_table(audit),
+        written=content.written_texts(audit),
+        sampling=REPORT_SAMPLING,
         scores=rows.score_table(results),
         budget=rows.budget_table(results.size),
         gap=rows.gap_table(audit),

@@ -7,7 +7,6 @@ only by methods that calibrate. Plain rounding with the same rules and level is 
 says what the chosen method gains over it, or that it gains nothing.
 """
 
-import dataclasses
 import logging
 import math
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -19,17 +18,18 @@ from torch import Tensor
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.package import BLOB_NAME
-from schemas.quantize import FitTry, PackedModel, QuantizeSpec, quantize_compute
-from schemas.quantizer_settings import FitSettings
+from schemas.quantize import FitTry, PackedModel, QuantizeSpec, changed_to, quantize_compute
+from schemas.quantizer_settings import CalibratedSettings, FittingSettings, QuantizerSettings, RoundToNearest
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.blob.packing import compress_frame, pack, payload_of, seal, serialize
 from stages.core.calibrated.whole_model import quantize_state
 from stages.core.calibrated.with_text import CalibratedModel
-from stages.core.quantizers.methods import FormatRuleError, needs_text
+from stages.core.quantizers.by_rules import FormatRuleError
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
 from stages.processes.cores import usable_cores
 from stages.processes.launch import launch_module
 from stages.processes.threads import threads_of
+from stages.quantizing.job import QuantizingJob, QuantizingOutcome
 from stages.quantizing.tensor_report import tensor_report
 from stages.quantizing.worker import read_calibrated
 from stages.store.workspace import Workspace
@@ -42,7 +42,7 @@ def quantize(
 ) -> PackedModel:
     """The blob of `merged`, and a row for each tensor in it.
 
-    `tokenized` gives the calibration text of gptq and ecsq.
+    `tokenized` gives the calibration text of a quantizer that reads one.
 
     Raises SpecError when the rules give a tensor a format that it cannot have, when there is too little text
     and when a limit cannot be met, StageError for weights that no format holds.
@@ -55,15 +55,16 @@ def _quantized_and_packed(
     spec: QuantizeSpec, merged: MergedModel, tokenized: TokenizedCorpus, work: Workspace
 ) -> PackedModel:
     state = load_file(work.read(merged.weights))
-    metadata = {"model": dataclasses.asdict(merged.model), "method": spec.method}
-    plain_spec = dataclasses.replace(spec, method="round_to_nearest", fit=FitSettings())
-    plain = _quantize(state, plain_spec)  # first, because it also finds what cannot be quantized at all
-    calibrated = _quantize_with_text(spec, merged, tokenized, work, metadata) if needs_text(spec) else None
-    divergences = dict(calibrated.divergences) if calibrated else {}
-    if calibrated:
+    metadata = {"model": merged.model.as_metadata(), "method": spec.method}
+    # First, because it also finds what cannot be quantized at all.
+    plain = _quantize(state, changed_to(RoundToNearest, spec))
+    calibrated, chosen = None, plain
+    if isinstance(spec, CalibratedSettings):
+        calibrated = _quantize_with_text(spec, merged, tokenized, work, metadata)
         chosen = calibrated.model
-    else:
-        chosen = plain if spec.method == plain.method else _quantize(state, spec)
+    elif not isinstance(spec, RoundToNearest):
+        chosen = _quantize(state, spec)
+    divergences = dict(calibrated.divergences) if calibrated else {}
     header, payload = serialize(chosen, metadata)
 
     # Each compression is single-threaded, so its bytes do not depend on the machine; zstd lets other threads
@@ -107,7 +108,7 @@ def _quantized_and_packed(
 
 
 def _quantize_with_text(
-    spec: QuantizeSpec,
+    spec: CalibratedSettings,
     merged: MergedModel,
     tokenized: TokenizedCorpus,
     work: Workspace,
@@ -116,30 +117,35 @@ def _quantize_with_text(
     """In a process of its own, whose threads wait as the machine's cores allow, and which can be
     cancelled.
     """
-    if spec.fit.limit_bytes is not None and spec.fit.code_bytes is None:
+    if isinstance(spec, FittingSettings) and spec.fit.lacks_code:
         raise SpecError(
             "quantize.fit.code_bytes: by hand, give the bytes of the script that ships beside the "
             "blob (0: fit the blob alone)"
         )
     try:
-        spec.calibration.check_text(tokenized.train.num_tokens)
+        spec.calibration.count_in(tokenized.train.num_tokens)
     except ValueError as error:
         raise SpecError(f"quantize.{error}") from error
-    job = {
-        "model": dataclasses.asdict(merged.model),
-        "weights": str(work.read(merged.weights)),
-        "shards": [str(work.read(ref)) for ref in tokenized.train_shards],
-        "spec": dataclasses.asdict(spec),
-        "metadata": metadata,
-    }
-    timeout = work.runtime.stage_timeout_seconds
-    told = launch_module(
-        "stages.quantizing.worker", job, work.out_dir, quantize_compute(spec), work.progress, timeout
+    job = QuantizingJob(
+        model=merged.model,
+        weights=work.read(merged.weights),
+        shards=tuple(work.read(ref) for ref in tokenized.train_shards),
+        spec=spec,
+        metadata=metadata,
     )
-    return read_calibrated(spec.method, work.out_dir, told)
+    outcome = launch_module(
+        "stages.quantizing.worker",
+        job,
+        QuantizingOutcome,
+        work.out_dir,
+        quantize_compute(spec),
+        work.progress,
+        work.runtime.stage_timeout_seconds,
+    )
+    return read_calibrated(spec.method, work.out_dir, outcome)
 
 
-def _quantize(state: dict[str, Tensor], spec: QuantizeSpec) -> QuantizedModel:
+def _quantize(state: dict[str, Tensor], spec: QuantizerSettings) -> QuantizedModel:
     try:
         return quantize_state(state, spec)
     except FormatRuleError as error:
@@ -159,9 +165,9 @@ def _log_gain(packed: PackedModel) -> None:
         packed.method,
         f"{packed.blob_bytes:,}",
     )
-    if packed.method == "ecsq":
+    if packed.is_coded:
         log.info("%.2f bits a parameter, everything included", packed.bits_per_parameter)
-    if packed.method in ("ecsq", "round_to_nearest"):
+    if packed.is_coded or packed.is_plain:
         return
     error_change = math.sqrt(1 - packed.squared_error_saved) - 1
     byte_change = packed.blob_bytes / packed.blob_bytes_round_to_nearest - 1

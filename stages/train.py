@@ -5,13 +5,12 @@ By hand: python -m stages train --spec spec.json --input tokenized=…/record.js
 The work happens in torchrun's processes (`stages.training.worker`), also when there is only one.
 """
 
-import dataclasses
-
 from schemas.errors import SpecError
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Snapshot, TrainingResult, TrainSpec
 from stages.processes.launch import launch_module
 from stages.store.workspace import Workspace
+from stages.training.job import TrainingJob, TrainingOutcome, WrittenSnapshot
 
 
 def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> TrainingResult:
@@ -20,33 +19,37 @@ def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Train
     Raises SpecError when tokens and model do not fit together, StageError when the loss diverges.
     """
     _check(spec, tokenized)
-    job = {
-        "settings": dataclasses.asdict(spec),
-        "shards": [str(work.read(ref)) for ref in tokenized.train_shards],
-        "folder": str(work.out_dir),
-        "runtime": work.runtime.model_dump(mode="json"),
-    }
-    result = launch_module(
+    job = TrainingJob(
+        settings=spec,
+        shards=tuple(work.read(ref) for ref in tokenized.train_shards),
+        folder=work.out_dir,
+        runtime=work.runtime,
+    )
+    trained = launch_module(
         "stages.training.worker",
         job,
+        TrainingOutcome,
         work.out_dir,
         spec.compute,
         work.progress,
         work.runtime.stage_timeout_seconds,
     )
-    snapshots = [
-        Snapshot(weights=work.ref(work.out_dir / "snapshots" / item.pop("file")), **item)
-        for item in result.pop("snapshots")
-    ]
-    last = Snapshot(weights=work.ref(work.out_dir / "last.safetensors"), **result.pop("last"))
-    return TrainingResult.model_validate(
-        {
-            **result,
-            "model": spec.model,
-            "last": last,
-            "snapshots": snapshots,
-            "metrics": work.ref(work.out_dir / "metrics.parquet"),
-        }
+    return TrainingResult(
+        **dict(trained.figures),
+        model=spec.model,
+        last=_in_the_store(trained.last, work),
+        ema=_in_the_store(trained.ema, work) if trained.ema else None,
+        snapshots=tuple(_in_the_store(written, work) for written in trained.snapshots),
+        metrics=work.ref(work.out_dir / "metrics.parquet"),
+    )
+
+
+def _in_the_store(written: WrittenSnapshot, work: Workspace) -> Snapshot:
+    return Snapshot(
+        step=written.step,
+        lr_scale=written.lr_scale,
+        qat_on=written.qat_on,
+        weights=work.ref(work.out_dir / written.file),
     )
 
 

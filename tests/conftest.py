@@ -13,12 +13,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from safetensors.torch import save_file
+from xdist.scheduler import LoadFileScheduling
 
 from presets import load_preset
 from schemas.evaluate import Score
@@ -35,6 +37,37 @@ from stages.store.workspace import Workspace
 
 settings.register_profile("fairway", deadline=None)  # a busy machine makes any single example slow
 settings.load_profile("fairway")
+
+# The files of each of these share a real run, and in tests/flows a Prefect server: minutes for each worker
+# that would make its own.
+ON_ONE_WORKER = ("tests/flows/", "tests/faults/")
+# They take longest; begun last, they would leave the other worker idle.
+FIRST = (*ON_ONE_WORKER, "tests/surroundings/", "tests/docs/")
+
+
+class ByFile(LoadFileScheduling):
+    """Every file on one worker, in the order of collection; some folders wholly on one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        whole = next((folder for folder in ON_ONE_WORKER if nodeid.startswith(folder)), None)
+        return whole or super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """`--dist loadfile`, but for `make faults`, whose hundreds of strikes two workers share by file."""
+    if config.getvalue("dist") != "loadfile" or os.environ.get("FAIRWAY_FAULTS") == "full":
+        return None
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((n for n, folder in enumerate(FIRST) if item.nodeid.startswith(folder)), len(FIRST))
+
+    items.sort(key=place)
+
 
 TINY_MODEL = ModelSettings(
     vocab_size=300,

@@ -11,8 +11,7 @@ from rich.text import Text
 from flows.cli.terminal import rows_table, words
 from flows.results.tables import shorten
 from schemas.errors import SpecError
-from schemas.introspect import number
-from schemas.overrides import describe_fields
+from schemas.introspect import describe_fields, number
 from schemas.pipeline import PipelineSpec
 from stages.packaging.script import as_shipped, program
 from stages.quantizing.sizing import measure_model
@@ -31,7 +30,7 @@ def describe_spec(preset: str, label: str, spec: PipelineSpec) -> dict[str, Any]
         raise SpecError(f"train.{error}") from error
     source, _ = program(spec.package, spec.recipe())
     code_bytes = len(as_shipped(source, spec.package))
-    fitted_to = spec.quantize.fit.limit_bytes
+    fitted_to = spec.quantize.limit_bytes
     # Steps get finer until the package is as large as the limit allows, or coarser until it is as small.
     blob_bytes = size.estimated_blob_bytes if fitted_to is None else max(fitted_to - code_bytes, 0)
     total = blob_bytes + code_bytes
@@ -105,7 +104,7 @@ def _summary(told: dict[str, Any]) -> Iterator[tuple[str, str, str | Text]]:
         yield (
             "fitted to",
             f"{told['fitted_to_bytes']:,}",
-            f"about {unfitted:,} at quantize.ecsq.loss_nats, without the fit",
+            f"about {unfitted:,} at quantize.loss_budget_nats, without the fit",
         )
     margin = told["estimated_margin_bytes"]
     verdict = words("to spare") if margin >= 0 else words("OVER", "red")

@@ -13,10 +13,12 @@ import flows.cli.ablate
 import flows.cli.frontier
 import flows.cli.run
 import flows.cli.requantize
+import flows.cli.sample
 import flows.cli.up
 import flows.cli.validate_seeds
 import flows.cli.store
 import flows.cli.submission
+import flows.cli.compare
 import flows.cli.show  # noqa: F401
 from flows.cli.base import app
 

@@ -44,12 +44,12 @@ def gc(
         from stages.store.store import Store
 
         if shared:
-            found = _unneeded_of_remote(remote, remove, keep_runs, older_than)
-            root = Path()
+            root, found = Path(), _unneeded_of_remote(remote, remove, keep_runs, older_than)
         else:
-            root = (opened := Store(store)).root
             hours = OLDER_THAN_HOURS if older_than is None else older_than
-            found = (remove_unneeded if remove else find_unneeded)(opened, keep_runs, hours)
+            with Store(store) as opened:
+                root = opened.root
+                found = (remove_unneeded if remove else find_unneeded)(opened, keep_runs, hours)
         if json:
             items = [
                 {"path": str(item.path), "num_bytes": item.num_bytes, "reason": item.reason} for item in found
@@ -97,8 +97,8 @@ def verify(
 
             place, damage = far.url, list(find_damaged_objects(far))
         else:
-            opened = open_store_at(store, remote)
-            place, damage = str(opened.root), list(find_damage(opened))
+            with open_store_at(store, remote) as opened:
+                place, damage = str(opened.root), list(find_damage(opened))
         if json:
             print_json({"store": place, "damage": damage})
         else:

@@ -21,13 +21,16 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from flows.results.compared import tables
 from flows.results.frontier_points import PNG_NAME, frontier_rows
 from flows.results.tables import Row, run_table, stage_rows
 from flows.server.environment import Waiting, say_waiting
 from flows.tasks.progress import OUR_LOGGERS, StageProgress
+from schemas.compare import ComparedRuns
 from schemas.frontier import Frontier
 from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.printable import printable
+from schemas.sample import Sample
 from schemas.submission import Rescored, RuleResult
 from schemas.techniques import TECHNIQUES
 from stages.report import rows as figures
@@ -182,6 +185,22 @@ def print_ablation(console: Console, earlier: str, rows: list[Row]) -> None:
             set(rows[0]) - {"variant", "finding"},
         )
     )
+
+
+def print_compared(console: Console, found: ComparedRuns, everything: bool) -> None:
+    """Runs side by side; of a table without rows only its title, which counts what is equal."""
+    for table in tables(found, everything):
+        console.print(drawn(table) if table.rows else words(table.title, "bold"))
+    for sentence in found.conclusions:
+        console.print(words(sentence), soft_wrap=True)
+
+
+def print_sample(console: Console, made: Sample) -> None:
+    """Each text after its prompt, the prompt in bold."""
+    for item in made.continuations:
+        told = f"seed {item.seed}, {item.num_tokens} tokens" + (", ended by the model" if item.ended else "")
+        console.print(words(f"── {made.source}, {made.weights}, {told}", "dim"), soft_wrap=True)
+        console.print(Text.assemble(words(made.prompt, "bold"), words(item.text)))
 
 
 def print_frontier(console: Console, found: Frontier, folder: Path) -> None:

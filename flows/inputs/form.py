@@ -25,11 +25,10 @@ from pydantic import MISSING, BeforeValidator, Field, WithJsonSchema
 
 from presets import PRESETS
 from schemas.errors import SpecError
-from schemas.introspect import find_setting, number, takes
-from schemas.overrides import describe_fields
+from schemas.introspect import describe_fields, find_setting, number, takes
 from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
-from schemas.tensor_formats import FormatRule, TensorFormat
+from schemas.tensor_formats import FormatRule, IntegerFormat, TensorFormat
 
 F = TypeVar("F", bound=Callable[..., Any])
 FormValue = NewType("FormValue", object)
@@ -45,7 +44,7 @@ if TYPE_CHECKING:  # mypy reads no Literal that is made
     FormatOrNone: TypeAlias = str
 else:
     Preset = Literal[*PRESETS]
-    Bits = Literal[*(name for name in get_args(TensorFormat) if name.startswith("int"))]
+    Bits = IntegerFormat
     BitsOrNone = Literal[AS_IT_IS, *get_args(Bits)]
     _TOO_COARSE = ("int2", "int3")  # for the edge blocks and the embedding
     FormatOrNone = Literal[AS_IT_IS, *(name for name in get_args(TensorFormat) if name not in _TOO_COARSE)]

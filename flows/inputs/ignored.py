@@ -1,5 +1,5 @@
-"""Settings that the chosen methods ignore: one that a user gave is refused, because it would change a key
-and no number.
+"""Settings that the others make idle: one that a user gave is refused, because it would change a key and no
+number. (A setting of another quantizer does not exist, and is refused as such.)
 
 Looks at the spec as all fields and overrides together make it. Imports neither Prefect nor torch.
 """
@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from schemas.errors import SpecError
-from schemas.overrides import apply_overrides
+from schemas.overrides import apply_overrides, foreign_settings
 from schemas.pipeline import PipelineSpec
-from schemas.quantizer_settings import CALIBRATED_METHODS
+from schemas.quantizer_settings import Ecsq, FittingSettings
 
 ANY_INTEGER = "int8"
-"""The integer format that stands for "coded" under ecsq, to which the width means nothing."""
+"""The integer format that stands for "quantized" to a method that chooses its steps itself."""
 _RULE_FORMAT = re.compile(r"quantize\.rules\.(\d+)\.format")
 
 
@@ -34,44 +34,21 @@ class _Conditional:
 
 _CONDITIONAL = (
     _Conditional(
-        "quantize.clip_candidates",
-        lambda spec: spec.quantize.method == "gptq_lite",
+        "quantize.loss_budget_nats",
         lambda spec: (
-            f"method {spec.quantize.method} searches no clip ratios; leave it out, or take the "
-            "method gptq_lite alone"
+            spec.quantize.limit_bytes is None
+            or (isinstance(spec.quantize, Ecsq) and spec.quantize.measured_shares)
         ),
-    ),
-    _Conditional(
-        "quantize.calibration",
-        lambda spec: spec.quantize.method in CALIBRATED_METHODS,
         lambda spec: (
-            f"method {spec.quantize.method} reads no calibration text; leave it out, or take "
-            f"{' or '.join(CALIBRATED_METHODS)}"
-        ),
-    ),
-    _Conditional(
-        "quantize.ecsq",
-        lambda spec: spec.quantize.method == "ecsq",
-        lambda spec: (
-            f"method {spec.quantize.method} takes no settings of ecsq; leave it out, or set "
-            "quantize.method=ecsq"
-        ),
-    ),
-    _Conditional(
-        "quantize.ecsq.loss_nats",
-        lambda spec: spec.quantize.fit.limit_bytes is None or spec.quantize.ecsq.measured_shares,
-        lambda spec: (
-            f"quantize.fit.limit_bytes = {spec.quantize.fit.limit_bytes} decides the steps; leave it out, or "
+            f"quantize.fit.limit_bytes = {spec.quantize.limit_bytes} decides the steps; leave it out, or "
             "empty the limit: quantize.fit.limit_bytes="
         ),
     ),
     *(
         _Conditional(
             f"quantize.fit.{name}",
-            lambda spec: spec.quantize.fit.limit_bytes is not None,
-            lambda spec: (
-                "no limit is fitted; leave it out, or set quantize.method=ecsq and quantize.fit.limit_bytes"
-            ),
+            lambda spec: spec.quantize.limit_bytes is not None,
+            lambda spec: "no limit is fitted; leave it out, or set quantize.fit.limit_bytes",
         )
         for name in ("code_bytes", "tolerance_fraction")
     ),
@@ -86,10 +63,10 @@ _CONDITIONAL = (
     *(
         _Conditional(
             f"merge.averaging.{name}",
-            lambda spec: spec.merge.averaging.method != "last",
+            lambda spec: spec.merge.averaging.method in ("swa", "ema"),
             lambda spec: (
-                "merge.averaging.method = last averages no snapshots; leave it out, or set "
-                "merge.averaging.method to swa or ema"
+                f"merge.averaging.method = {spec.merge.averaging.method} averages no snapshots; leave it "
+                "out, or set merge.averaging.method to swa or ema"
             ),
         )
         for name in ("start_lr_scale", "every_nth")
@@ -103,6 +80,20 @@ _CONDITIONAL = (
         for name in ("rules", "grid", "clip_candidates")
     ),
 )
+
+
+def refuse_foreign(
+    before: PipelineSpec, asked: Mapping[str, Sequence[str]], overrides: Sequence[str]
+) -> None:
+    """Refuse what only stands for settings of another method or kind than all that is asked chooses.
+
+    `asked` as for `refuse_ignored`. Raises SpecError that names it, where it belongs, and the remedy.
+    """
+    settings = [setting for own in asked.values() for setting in own]
+    foreign = foreign_settings(before, [*settings, *overrides])
+    for given, own in asked.items():
+        if own and all(setting in foreign for setting in own):
+            raise SpecError(f"{given}: {foreign[own[0]]}")
 
 
 def refuse_ignored(before: PipelineSpec, after: PipelineSpec, asked: Mapping[str, Sequence[str]]) -> None:
@@ -132,27 +123,34 @@ def why_ignored(before: PipelineSpec, after: PipelineSpec, setting: str) -> str 
     name, _, value = (part.strip() for part in setting.partition("="))
     if value in ("", "null"):
         return None
-    if (rule := _RULE_FORMAT.fullmatch(name)) and after.quantize.method == "ecsq" and value.startswith("int"):
-        return None if value == ANY_INTEGER and _is_coded_anew(before, int(rule[1])) else _CHOOSES_STEPS
+    rule, chooses_steps = _RULE_FORMAT.fullmatch(name), isinstance(after.quantize, FittingSettings)
+    if rule and chooses_steps and value.startswith("int"):
+        if value == ANY_INTEGER and _is_quantized_anew(before, int(rule[1])):
+            return None
+        return f"method {after.quantize.method} {_CHOOSES_STEPS}"
     found = (item.why(after) for item in _CONDITIONAL if item.is_about(name) and not item.counts(after))
     return next(found, None)
 
 
 def without_ignored(before: PipelineSpec, settings: Sequence[str]) -> tuple[str, ...]:
-    """Those of `settings`, as dotted.name=value, that count once all of them are applied to `before`."""
-    after = apply_overrides(before, settings)
-    return tuple(setting for setting in settings if why_ignored(before, after, setting) is None)
+    """Those of `settings`, as dotted.name=value, that count once all of them are applied to `before`; so
+    none of another method or kind than they choose.
+    """
+    foreign = foreign_settings(before, settings)
+    known = [setting for setting in settings if setting not in foreign]
+    after = apply_overrides(before, known)
+    return tuple(setting for setting in known if why_ignored(before, after, setting) is None)
 
 
 _CHOOSES_STEPS = (
-    "method ecsq chooses its steps itself; leave it out, and say what they may cost: "
-    "quantize.fit.limit_bytes=… or quantize.ecsq.loss_nats=…"
+    "chooses its steps itself; leave it out, and say what they may cost: "
+    "quantize.fit.limit_bytes=… or quantize.loss_budget_nats=…"
 )
 
 
-def _is_coded_anew(before: PipelineSpec, index: int) -> bool:
-    """Whether an integer format of this rule means something to ecsq: coded instead of floating point, or
-    the embedding as well.
+def _is_quantized_anew(before: PipelineSpec, index: int) -> bool:
+    """Whether an integer format of this rule means something to a method that chooses its steps: quantized
+    instead of floating point, or the embedding as well.
     """
     rules = before.quantize.rules
     return (

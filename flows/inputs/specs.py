@@ -5,20 +5,21 @@ Imports neither Prefect nor torch.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from flows.inputs.form import form_settings
-from flows.inputs.ignored import as_given, refuse_ignored
+from flows.inputs.ignored import as_given, refuse_foreign, refuse_ignored
 from presets import load_preset
 from schemas.base import fingerprint
 from schemas.errors import SpecError
-from schemas.overrides import apply_overrides, describe_fields
+from schemas.introspect import describe_fields
+from schemas.overrides import apply_overrides, is_tag
 from schemas.pipeline import PipelineSpec
 from schemas.quantize import QuantizeSpec
-from schemas.quantizer_settings import CALIBRATED_METHODS
+from schemas.quantizer_settings import CalibratedSettings, FittingSettings
 from schemas.runtime import RunOptions
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.packaging.script import as_shipped, program
@@ -42,12 +43,11 @@ class Plan:
         """The quantization's settings; where a limit is to be met, with the bytes of the script that will
         ship beside the blob (the script is put together for that, once).
         """
-        fit = self.spec.quantize.fit
-        if fit.limit_bytes is None or fit.code_bytes is not None:
-            return self.spec.quantize
+        quantizer = self.spec.quantize
+        if not isinstance(quantizer, FittingSettings) or not quantizer.fit.lacks_code:
+            return quantizer
         source, _ = program(self.spec.package, self.spec.recipe())
-        code_bytes = len(as_shipped(source, self.spec.package))
-        return replace(self.spec.quantize, fit=replace(fit, code_bytes=code_bytes))
+        return quantizer.with_code(len(as_shipped(source, self.spec.package)))
 
     def with_seed(self, seed: int) -> "Plan":
         """The same run with another seed of the training."""
@@ -71,10 +71,11 @@ def resolve(preset: str, overrides: Sequence[str], fields: Mapping[str, Any] | N
     """
     base, given = load_preset(preset), dict(fields or {})
     of_fields = form_settings(base, given)
+    asked = {f"{name} = {given[name]}": settings for name, settings in of_fields.items()}
+    refuse_foreign(base, asked, overrides)
     spec = with_changes(
         base, [*(setting for settings in of_fields.values() for setting in settings), *overrides]
     )
-    asked = {f"{name} = {given[name]}": settings for name, settings in of_fields.items()}
     refuse_ignored(base, spec, asked | as_given(overrides))
     return spec.with_qat_grid()
 
@@ -91,12 +92,10 @@ def settings_between(preset: str, spec: PipelineSpec) -> tuple[str, ...]:
     Raises SpecError if there are none that do.
     """
     base = resolve_precision(load_preset(preset))
-    before = {info.name: info.value for info in describe_fields(base)}
-    changes = [
-        f"{info.name}={_as_text(info.value)}"
-        for info in describe_fields(spec.without_qat_grid())
-        if info.name not in before or before[info.name] != info.value
-    ]
+    wanted = spec.without_qat_grid()
+    # Another kind or method brings settings with defaults of its own: it comes first.
+    tags = _differences(base, wanted, is_tag)
+    changes = [*tags, *_differences(apply_overrides(base, tags), wanted, lambda name: not is_tag(name))]
     # Not `resolve`: an earlier run may have a setting that its methods ignore.
     if fingerprint(apply_overrides(base, changes).with_qat_grid()) != fingerprint(spec):
         raise SpecError(
@@ -104,6 +103,16 @@ def settings_between(preset: str, spec: PipelineSpec) -> tuple[str, ...]:
             "the pipeline anew"
         )
     return tuple(changes)
+
+
+def _differences(base: PipelineSpec, wanted: PipelineSpec, counts: Callable[[str], bool]) -> list[str]:
+    """Settings of `wanted`, of those whose name counts, that `base` lacks or has otherwise."""
+    before = {info.name: info.value for info in describe_fields(base)}
+    return [
+        f"{info.name}={_as_text(info.value)}"
+        for info in describe_fields(wanted)
+        if counts(info.name) and (info.name not in before or before[info.name] != info.value)
+    ]
 
 
 def run_label(preset: str, spec: PipelineSpec) -> str:
@@ -116,16 +125,16 @@ def check_quantizer(plan: Plan, tokenized: TokenizedCorpus) -> None:
     less room than the script takes.
     """
     quantizer = plan.quantize
-    if quantizer.method in CALIBRATED_METHODS:
+    if isinstance(quantizer, CalibratedSettings):
         try:
-            quantizer.calibration.check_text(tokenized.train.num_tokens)
+            quantizer.calibration.count_in(tokenized.train.num_tokens)
         except ValueError as error:
             raise SpecError(f"quantize.{error}") from error
-    limit_bytes, code_bytes = quantizer.fit.limit_bytes, quantizer.fit.code_bytes or 0
-    if limit_bytes is not None and code_bytes >= limit_bytes:
+    code_bytes = quantizer.fit.code_bytes or 0 if isinstance(quantizer, FittingSettings) else 0
+    if quantizer.limit_bytes is not None and code_bytes >= quantizer.limit_bytes:
         raise SpecError(
-            f"quantize.fit.limit_bytes = {limit_bytes}: the script alone has {code_bytes:,} bytes; allow "
-            "more, or ship it smaller with package.compressed=true"
+            f"quantize.fit.limit_bytes = {quantizer.limit_bytes}: the script alone has {code_bytes:,} bytes; "
+            "allow more, or ship it smaller with package.compressed=true"
         )
 
 

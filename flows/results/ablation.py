@@ -4,8 +4,8 @@ show.
 Imports neither Prefect nor torch.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from flows.results.tables import Row
 from schemas.errors import SpecError
@@ -73,20 +73,18 @@ def _row(variant: Variant, whole: dict[int, PipelineReport]) -> Row:
     row = {
         "variant": variant.name,
         "seeds": str(len(reports)),
-        "val_bpb": bpb(_mean([_score(report) for report in reports.values()])) if reports else "–",
+        "val_bpb": bpb(fmean(_score(report) for report in reports.values())) if reports else "–",
         "difference": "",
         "95 % interval": "",
         "nats a token": "",
-        "bytes": f"{_mean([report.size.total_bytes for report in reports.values()]):,.0f}"
-        if reports
-        else "–",
+        "bytes": f"{fmean(report.size.total_bytes for report in reports.values()):,.0f}" if reports else "–",
         "finding": "",
     }
     if not variant.changes or not both:
         return row | {"finding": "" if reports else "no seed completed"}
     ours, theirs = [_score(reports[seed]) for seed in both], [_score(whole[seed]) for seed in both]
     nats_per_bpb = 1 / nats_to_bpb(1.0, *_text(whole[both[0]]))
-    mean = _mean(ours) - _mean(theirs)
+    mean = fmean(ours) - fmean(theirs)
     row |= {"difference": f"{mean:+.5f}", "nats a token": f"{mean * nats_per_bpb:+.5f}"}
     found = paired_difference(ours, theirs)
     if found is None:
@@ -116,7 +114,3 @@ def _score(report: PipelineReport) -> float:
 
 def _text(report: PipelineReport) -> tuple[int, int]:
     return report.evaluation.non_overlapping.num_targets, report.evaluation.non_overlapping.num_bytes
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(sum(values)) / len(values)

@@ -11,8 +11,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 from flows.results.tables import run_table, stage_rows
 from schemas.check_size import SizeReport
-from schemas.introspect import number
-from schemas.overrides import describe_fields
+from schemas.introspect import describe_fields, number
 from schemas.pipeline import PipelineReport, PipelineSpec, StageSummary
 from schemas.publish import PublishSpec, ReportedSetting
 from stages.execution.runner import StageOutcome

@@ -8,7 +8,7 @@ import math
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.results.tables import Row
-from schemas.errors import SpecError
+from schemas.errors import SpecError, first_line
 from schemas.pipeline import PipelineReport
 from schemas.seeds import Comparison, Ledger, SeedFigures
 from stages.report.plots import seeds_plot
@@ -46,7 +46,7 @@ def seed_rows(book: Ledger) -> list[Row]:
             "bytes": f"{entry.figures.total_bytes:,}" if entry.figures else "–",
             "code": entry.code_sha256[:12],
             "run": entry.run_name,
-            "note": entry.error.partition("\n")[0]
+            "note": first_line(entry.error)
             or (f"same figures again on {entry.rechecked_at}" if entry.rechecked_at else ""),
         }
         for entry in book.entries

@@ -187,7 +187,7 @@ def prefect_api(store: Path, waiting: Waiting = say_waiting) -> Iterator[str]:
         yield url
         return
     with (
-        _free_home(store / "prefect") as (home, lock),
+        free_home(store / "prefect") as (home, lock),
         _server(home, lock, waiting) as url,
         # Nobody watches this server for lost heartbeats, and waiting for the heartbeat thread costs every
         # flow a second.
@@ -291,7 +291,7 @@ def _send_what_is_queued() -> None:
 
 
 @contextmanager
-def _free_home(parent: Path) -> Iterator[tuple[Path, int]]:
+def free_home(parent: Path) -> Iterator[tuple[Path, int]]:
     """The first home that no other run uses, and the descriptor whose flock keeps it: two servers on one
     SQLite file block each other.
     """

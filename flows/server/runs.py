@@ -10,6 +10,7 @@ from typing import Any
 from flows import FLOW_NAMES
 from flows.results.tables import Row
 from flows.server.environment import check_settings, require_answer, settings_first
+from schemas.errors import first_line
 from stages.processes.own_process import private_folder
 
 MAX_RUNS = 200
@@ -92,7 +93,7 @@ def task_rows(run_id: str) -> list[Row]:
             "stage": task.name,
             "state": task.state.name or "" if task.state else "",
             "seconds": f"{task.estimated_run_time.total_seconds():.1f}",
-            "message": ((task.state.message or "") if task.state else "").partition("\n")[0],
+            "message": first_line((task.state.message or "") if task.state else ""),
         }
         for task in tasks
     ]

@@ -27,7 +27,7 @@ from flows.tasks.progress import OUR_LOGGERS, stage_progress
 from flows.tasks.progress_artifact import progress_artifact
 from flows.tasks.showing import only_shown
 from schemas.base import Schema
-from schemas.errors import FairwayError
+from schemas.errors import FairwayError, first_line
 from schemas.runtime import RunOptions
 from stages.execution.runner import StageOutcome, is_made, run_stage
 from stages.processes.stopping import stopping
@@ -104,9 +104,9 @@ def is_transient(task: Any, task_run: TaskRun, state: State) -> bool:
     if isinstance(error, PERMANENT_ERRORS):
         return False
     if task_run.run_count <= task.retries:
-        first_line = str(error).partition("\n")[0]
         kind, again = type(error).__name__, task_run.run_count + 1
-        log.warning("%s: %s: %s. Try %d of %d follows", task.name, kind, first_line, again, task.retries + 1)
+        cause, tries = first_line(error), task.retries + 1
+        log.warning("%s: %s: %s. Try %d of %d follows", task.name, kind, cause, again, tries)
     return True
 
 

@@ -13,7 +13,7 @@ the whole. Nothing is chosen by this. Shape legend: N sequences, T tokens, V voc
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,15 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from schemas.gap import GapByCause, GapPart
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import QuantizerSettings, Reference
+from schemas.runtime import Progress
 from schemas.settings import ModelSettings
 from stages.auditing.probe import MAX_PROBE_LOGITS
 from stages.core.bits_per_byte import TokenBytes, count_bytes
+from stages.core.calibrated.table import QUANTIZERS, MatrixQuantizer
 from stages.core.calibrated.whole_model import quantize_state
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.quantizers.grid import max_level
-from stages.core.quantizers.methods import METHODS
 from stages.core.quantizers.quantized import QuantizedTensor, bits_of
 from stages.quantizing.tensor_groups import group_of
 
@@ -40,15 +41,6 @@ _TOKENS_AT_ONCE = 4_096
 # A row's largest weight over its own step is the outermost level only to float32's last bit.
 _CLIP_SLACK = 1 + 1e-6
 _MIN_SEQUENCES = 2  # one has no standard error
-NOTES = {
-    "gptq": (
-        "gptq clips nothing, and its error feedback makes up for the fp16 scales while it "
-        "rounds: they are no part of their own"
-    ),
-    "ecsq": (
-        "ecsq clips nothing, and its steps are powers of two in quarter octaves: there are no fp16 scales"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -90,78 +82,92 @@ def choose_sequences(
     return Sequences(torch.from_numpy(rows), count_bytes(table, rows[:, :-1], rows[:, 1:]).sum(axis=1))
 
 
+class _Measurement:
+    """Scores sets of weights one after another on the same sequences, and says how far it is."""
+
+    def __init__(
+        self, model: ModelSettings, sequences: Sequences, total_passes: int, progress: Progress
+    ) -> None:
+        self._network, self._sequences = GPT(model).eval(), sequences
+        self._passes, self._total_passes, self._progress = 0, total_passes, progress
+
+    def score(self, state: State, *against: Scored, keep: bool = False) -> Scored:
+        self._network.load_state_dict(state)
+        scored = _score(self._network, self._sequences.ids, against, keep)
+        self._passes += 1
+        self._progress(self._passes, self._total_passes, "models, gap by cause")
+        return scored
+
+    def part(self, cause: str, nats: np.ndarray, divergence: float | None = None) -> GapPart:
+        """`nats` (N,) float64: what the cause adds to the nll of each sequence."""
+        bpb, error = ratio_with_error(nats / math.log(2), self._sequences.num_bytes)
+        return GapPart(cause=cause, bpb=bpb, standard_error_bpb=error, divergence_nats=divergence)
+
+
 def gap_by_cause(
     model: ModelSettings,
     merged: State,
     shipped: State,
     settings: QuantizerSettings,
     sequences: Sequences,
-    progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
+    progress: Progress = lambda done, total, unit: None,
 ) -> GapByCause:
     """The parts on `sequences`, in float32. `shipped` is the blob's state, made by `settings` from `merged`.
 
     Raises ValueError as `quantize_state` does.
     """
     clipped, rounded = take_apart(merged, shipped, settings)
-    groups: dict[str, State] = {}
-    for name, tensor in rounded.items():
-        if not torch.equal(tensor, clipped[name]):
-            groups.setdefault(group_of(name), {})[name] = tensor
-    clips = any(not torch.equal(tensor, merged[name]) for name, tensor in clipped.items())
-    fp16_scales = any(not torch.equal(tensor, shipped[name]) for name, tensor in rounded.items())
-    network, passes, total_passes = GPT(model).eval(), 0, 2 + len(groups) + clips + fp16_scales
-
-    def scored(state: State, *against: Scored, keep: bool = False) -> Scored:
-        nonlocal passes
-        network.load_state_dict(state)
-        found = _score(network, sequences.ids, against, keep)
-        passes += 1
-        progress(passes, total_passes, "models, gap by cause")
-        return found
-
-    def part(cause: str, nats: np.ndarray, divergence: float | None = None) -> GapPart:
-        bpb, error = ratio_with_error(nats / math.log(2), sequences.num_bytes)
-        return GapPart(cause=cause, bpb=bpb, standard_error_bpb=error, divergence_nats=divergence)
-
-    of_merged = scored(merged, keep=True)
-    of_clipped = scored(clipped, of_merged, keep=True) if clips else of_merged
-    parts = []
-    if settings.method in METHODS:
-        parts.append(
-            part("clipping", of_clipped.nats - of_merged.nats, of_clipped.divergences[0] if clips else 0.0)
-        )
-    alone = np.zeros_like(of_merged.nats)
-    for group, tensors in groups.items():
-        found = scored({**clipped, **tensors}, of_clipped)
-        alone += found.nats - of_clipped.nats
-        parts.append(part(f"rounding, {group}", found.nats - of_clipped.nats, found.divergences[0]))
-    of_rounded = scored(rounded, keep=True) if fp16_scales else None
-    of_shipped = scored(shipped, of_merged, *([of_rounded] if of_rounded else []))
+    groups = _changed_groups(clipped, rounded)
+    clips, fp16_scales = _differ(clipped, merged), _differ(rounded, shipped)
+    measurement = _Measurement(model, sequences, 2 + len(groups) + clips + fp16_scales, progress)
+    of_merged = measurement.score(merged, keep=True)
+    of_clipped = measurement.score(clipped, of_merged, keep=True) if clips else of_merged
+    alone = {
+        group: measurement.score({**clipped, **tensors}, of_clipped) for group, tensors in groups.items()
+    }
+    of_rounded = measurement.score(rounded, keep=True) if fp16_scales else None
+    of_shipped = measurement.score(shipped, of_merged, *([of_rounded] if of_rounded else []))
     of_rounded = of_rounded or of_shipped
-    parts.append(part("rounding, interaction of the groups", of_rounded.nats - of_clipped.nats - alone))
-    if settings.method in METHODS:
-        parts.append(
-            part(
-                "fp16 scales",
-                of_shipped.nats - of_rounded.nats,
-                of_shipped.divergences[1] if fp16_scales else 0.0,
-            )
-        )
+
+    part, rounding = measurement.part, np.zeros_like(of_merged.nats)
+    parts = []
+    for group, scored in alone.items():
+        rounding += scored.nats - of_clipped.nats
+        parts.append(part(f"rounding, {group}", scored.nats - of_clipped.nats, scored.divergences[0]))
+    parts.append(part("rounding, interaction of the groups", of_rounded.nats - of_clipped.nats - rounding))
+    if isinstance(QUANTIZERS[type(settings)], MatrixQuantizer):
+        by_clips = of_clipped.divergences[0] if clips else 0.0
+        by_scales = of_shipped.divergences[1] if fp16_scales else 0.0
+        parts.insert(0, part("clipping", of_clipped.nats - of_merged.nats, by_clips))
+        parts.append(part("fp16 scales", of_shipped.nats - of_rounded.nats, by_scales))
     return GapByCause(
         total=part("quantized − merged", of_shipped.nats - of_merged.nats, of_shipped.divergences[0]),
         parts=tuple(parts),
         num_sequences=len(sequences.ids),
         sequence_length=sequences.ids.size(1) - 1,
-        note=NOTES.get(settings.method, ""),
+        note=QUANTIZERS[type(settings)].note,
     )
+
+
+def _differ(state: State, other: State) -> bool:
+    return any(not torch.equal(tensor, other[name]) for name, tensor in state.items())
+
+
+def _changed_groups(clipped: State, rounded: State) -> dict[str, State]:
+    """The rounded tensors that differ from the clipped ones, by the name of their group."""
+    groups: dict[str, State] = {}
+    for name, tensor in rounded.items():
+        if not torch.equal(tensor, clipped[name]):
+            groups.setdefault(group_of(name), {})[name] = tensor
+    return groups
 
 
 def take_apart(merged: State, shipped: State, settings: QuantizerSettings) -> tuple[State, State]:
     """The clipped and the rounded weights between `merged` and `shipped`.
 
-    Methods that calibrate have neither step: merged and shipped.
+    Quantizers that read text have neither step: merged and shipped.
     """
-    if settings.method not in METHODS:
+    if not isinstance(QUANTIZERS[type(settings)], MatrixQuantizer):
         return merged, shipped
     clipped, rounded = dict(merged), dict(shipped)
     for tensor in quantize_state(merged, settings).tensors:
@@ -169,18 +175,22 @@ def take_apart(merged: State, shipped: State, settings: QuantizerSettings) -> tu
         if bits is None or tensor.name not in shipped:
             continue
         weight = merged[tensor.name].float()
-        clipped[tensor.name], rounded[tensor.name] = _of_rows(weight, tensor, bits, settings.method)
+        clipped[tensor.name], rounded[tensor.name] = _of_rows(weight, tensor, bits, settings)
     return clipped, rounded
 
 
-def _of_rows(weight: Tensor, tensor: QuantizedTensor, bits: int, method: str) -> tuple[Tensor, Tensor]:
-    """`weight` (R, C) clipped, and rounded on row scales (R, 1) in float32 as the method had them before
+def _of_rows(
+    weight: Tensor, tensor: QuantizedTensor, bits: int, settings: QuantizerSettings
+) -> tuple[Tensor, Tensor]:
+    """`weight` (R, C) clipped, and rounded on row scales (R, 1) in float32 as the quantizer had them before
     it stored them.
     """
     assert tensor.clip_ratios is not None
     level = max_level(bits)
     clip = (weight.abs().amax(dim=1) * tensor.clip_ratios).unsqueeze(1)
-    if method == "reference":  # its int6 is every fourth level of its int8, and its scale has a floor
+    if isinstance(
+        settings, Reference
+    ):  # its int6 is every fourth level of its int8, and its scale has a floor
         fine_level, every = max_level(8), 2 ** (8 - bits)
         fine = (clip / fine_level).clamp_min(1 / fine_level)
         step = fine * every

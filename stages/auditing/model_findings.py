@@ -10,6 +10,7 @@ from schemas.audit import Finding, Verdict
 from schemas.techniques import TECHNIQUES, Technique
 from schemas.train import ParameterChange
 from stages.auditing.evidence import Evidence, learned
+from stages.core.schedule import Clock, loops_on_at
 
 FLOAT_NOISE = 1e-6
 """Relative change of the logits below which two float32 passes count as the same."""
@@ -85,9 +86,17 @@ def _verdict(key: str, evidence: Evidence, changes: list[ParameterChange]) -> Ve
     count = sum(map(learned, changes))
     own = evidence.shipped.own_value
     leaves_it_in = key == "xsa" and own is not None and own.after > own.before / 2
-    if unchanged or (changes and not count) or leaves_it_in:
+    never_trained = key == "loops" and not looped_steps(evidence)
+    if unchanged or (changes and not count) or leaves_it_in or never_trained:
         return "no effect"
     return "in part" if count < len(changes) else "took effect"
+
+
+def looped_steps(evidence: Evidence) -> int:
+    """Training steps that repeated the looped layers, by the recorded clock before each."""
+    steps, seconds = evidence.metrics["step"], evidence.metrics["seconds"]
+    clocks = [Clock(0, 0.0), *(Clock(int(a), float(b)) for a, b in zip(steps, seconds, strict=True))]
+    return sum(loops_on_at(clock, evidence.spec.train.schedule) for clock in clocks[:-1])
 
 
 def _nothing_more(evidence: Evidence) -> tuple[str, dict[str, float]]:
@@ -120,6 +129,9 @@ def _ln_scale(evidence: Evidence) -> tuple[str, dict[str, float]]:
 
 
 def _smear(evidence: Evidence) -> tuple[str, dict[str, float]]:
+    if evidence.spec.train.model.smear_form == "by_input":
+        strength = float(evidence.shipped.state["smear.strength"])
+        return f"strength {strength:+.3f} (0 at the start)", {"strength": strength}
     gates = torch.sigmoid(evidence.shipped.state["smear.gate"])
     low, mean, high = float(gates.min()), float(gates.mean()), float(gates.max())
     return f"gates {low:.2f} to {high:.2f}, mean {mean:.2f} (0.5 at the start)", {"mean_gate": mean}
@@ -140,7 +152,55 @@ def _unet(evidence: Evidence) -> tuple[str, dict[str, float]]:
     return f"mean |weight| of the skips {mean:.2f} (1 at the start)", {"mean_skip_weight": mean}
 
 
+def _skip_gates(evidence: Evidence) -> tuple[str, dict[str, float]]:
+    gates = torch.sigmoid(evidence.shipped.state["skip_gates"])
+    low, mean, high = float(gates.min()), float(gates.mean()), float(gates.max())
+    text = f"the stream's share is {low:.2f} to {high:.2f}, mean {mean:.2f} (0.5 at the start)"
+    return text, {"mean_share_of_stream": mean}
+
+
+def _loops(evidence: Evidence) -> tuple[str, dict[str, float]]:
+    model, looped, steps = evidence.spec.train.model, looped_steps(evidence), len(evidence.metrics["step"])
+    first, last, passes = model.loop_layers[0], model.loop_layers[-1], len(model.layer_order())
+    layers = f"layer {first} runs" if first == last else f"layers {first} to {last} run"
+    text = (
+        f"{layers} {model.loop_passes} times, {passes} passes through a layer in all; "
+        f"on for {looped} of {count_of(steps, 'training step')}"
+    )
+    return text, {"passes": float(passes), "looped_steps": float(looped)}
+
+
+def _leaky(evidence: Evidence) -> tuple[str, dict[str, float]]:
+    slope = evidence.spec.train.model.leaky_slope
+    return f"slope {slope:g} below zero", {"slope": slope}
+
+
+def _parallel(evidence: Evidence) -> tuple[str, dict[str, float]]:
+    model = evidence.spec.train.model
+    count = model.num_layers - model.parallel_first_layer
+    text = f"{count_of(count, 'layer')} from {model.parallel_first_layer} on"
+    return f"{text}, {model.parallel_residuals.replace('_', ' ')}", {"layers": float(count)}
+
+
+def _head_gate(evidence: Evidence) -> tuple[str, dict[str, float]]:
+    weights = [value for name, value in evidence.shipped.state.items() if name.endswith("head_gate")]
+    largest = max(float(weight.abs().max()) for weight in weights)
+    return f"largest weight {largest:.2f} (0 at the start, gates 0.5)", {"largest_weight": largest}
+
+
+def _untied(evidence: Evidence) -> tuple[str, dict[str, float]]:
+    state = evidence.shipped.state
+    alike = float(torch.cosine_similarity(state["head.weight"], state["tok_emb.weight"], dim=1).mean())
+    return f"mean cosine of a token's rows in head and embedding {alike:.2f}", {"mean_cosine": alike}
+
+
 _DETAILS: dict[str, Detail] = {
+    "skip-gates": _skip_gates,
+    "loops": _loops,
+    "leaky": _leaky,
+    "parallel": _parallel,
+    "head-gate": _head_gate,
+    "untied": _untied,
     "xsa": _xsa,
     "rope": _rope,
     "ln-scale": _ln_scale,

@@ -24,6 +24,7 @@ from stages.core.shards import BOS_ID
 
 MAX_PROBE_TOKENS = 4096
 MAX_PROBE_LOGITS = 2**24  # float32: 64 MiB
+_BY_SKIP = ("skip_weights", "skip_gates")  # a row for each skip
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,20 @@ def choose_windows(tokens: TokenStream, table: TokenBytes, bos_positions: np.nda
 
 
 def load_model(settings: ModelSettings, state: dict[str, Tensor]) -> GPT:
-    """A model with those of the weights that it has. Raises RuntimeError when one of its own is missing."""
+    """A model with those of the weights that it has. Raises RuntimeError when one of its own is missing.
+
+    A model without loops has fewer skips than `state`: it takes the first, as it did in training before the
+    loops began.
+    """
     model = GPT(settings)
     wanted = model.state_dict()
-    model.load_state_dict({name: tensor for name, tensor in state.items() if name in wanted})
+    model.load_state_dict(
+        {
+            name: tensor[: len(wanted[name])] if name in _BY_SKIP else tensor
+            for name, tensor in state.items()
+            if name in wanted
+        }
+    )
     return model.eval()
 
 

@@ -3,6 +3,7 @@
 from schemas.audit import Finding
 from schemas.evaluate import Score
 from schemas.quantize import PackedModel
+from schemas.quantizer_settings import CalibratedSettings, Ecsq, FittingSettings
 from schemas.techniques import TECHNIQUES, Technique
 from stages.auditing.evidence import Evidence
 from stages.auditing.model_findings import count_of, names_of, off
@@ -16,7 +17,7 @@ _SAME_ERROR = 1e-5
 def shipping_findings(evidence: Evidence) -> list[Finding]:
     """The quantizer and sliding windows, then the rules."""
     spec = evidence.spec
-    switched = {"quantizer": _quantizer, "sliding": _sliding}
+    switched = {"quantizer": _quantizer, "document-windows": _document_windows, "sliding": _sliding}
     found = [
         make(evidence, _BY_KEY[key]) if _BY_KEY[key].is_on(spec) else off(_BY_KEY[key])
         for key, make in switched.items()
@@ -26,9 +27,9 @@ def shipping_findings(evidence: Evidence) -> list[Finding]:
 
 def _quantizer(evidence: Evidence, technique: Technique) -> Finding:
     """Against plain rounding with the same rules, which the quantize stage always makes too."""
-    if evidence.results.packed.method == "ecsq":
-        return _coded(evidence, technique)
-    packed = evidence.results.packed
+    packed, settings = evidence.results.packed, evidence.spec.quantize
+    if isinstance(settings, Ecsq):
+        return _coded(evidence, technique, settings)
     rows = [tensor for tensor in packed.tensors if tensor.format.startswith("int")]
     differ = [row for row in rows if row.rms_error != row.rms_error_round_to_nearest]
     clipped = sum(clip.num_rows for row in rows for clip in row.clips if clip.clip_ratio != 1)
@@ -36,7 +37,7 @@ def _quantizer(evidence: Evidence, technique: Technique) -> Finding:
     saved = packed.squared_error_saved
     saved_bytes = packed.blob_bytes_round_to_nearest - packed.blob_bytes
     chosen = f"{clipped:,} of {searched:,} rows took a clip ratio other than 1; " if searched else ""
-    if packed.method == "gptq":
+    if isinstance(settings, CalibratedSettings):
         chosen = (
             f"error feedback on training text moved {len(differ)} of "
             f"{count_of(len(rows), 'matrix', 'matrices')}; "
@@ -62,11 +63,11 @@ def _quantizer(evidence: Evidence, technique: Technique) -> Finding:
     )
 
 
-def _coded(evidence: Evidence, technique: Technique) -> Finding:
+def _coded(evidence: Evidence, technique: Technique, settings: Ecsq) -> Finding:
     """Bits of the coded matrices, as their section of the blob has them, beside the entropy of their
     codes; what was spent and on what.
     """
-    packed, ecsq = evidence.results.packed, evidence.spec.quantize.ecsq
+    packed = evidence.results.packed
     coded = [tensor for tensor in packed.tensors if tensor.format == "coded"]
     weights = sum(tensor.num_elements for tensor in coded)
     others = sum(tensor.stored_bytes for tensor in packed.tensors if tensor.format != "coded")
@@ -78,8 +79,8 @@ def _coded(evidence: Evidence, technique: Technique) -> Finding:
     estimate = weights * multiplier**2 / 24
     text = "ecsq: the rules keep every tensor in floating point, so nothing is coded"
     if coded:
-        fitted = evidence.spec.quantize.fit.limit_bytes is not None
-        asked = "by the limit" if fitted else f"asked for {ecsq.loss_nats:g}"
+        fitted = settings.limit_bytes is not None
+        asked = "by the limit" if fitted else f"asked for {settings.loss_budget_nats:g}"
         text = (
             f"ecsq: {count_of(len(coded), 'matrix', 'matrices')} coded in {bits:.2f} bits a "
             "weight, steps and tables included"
@@ -128,6 +129,22 @@ def _sliding(evidence: Evidence, technique: Technique) -> Finding:
         verdict="took effect" if gain else "no effect",
         evidence=f"stride {stride}: {gain:+.5f} bpb against windows that do not overlap",
         figures={"bpb_against_non_overlapping": gain},
+    )
+
+
+def _document_windows(evidence: Evidence, technique: Technique) -> Finding:
+    """Where a document begins inside the text, windows over the stream would have crossed it."""
+    score = evidence.results.evaluation.non_overlapping
+    asked = score.windows == "documents"
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="took effect" if asked and score.num_bos_targets else "no effect",
+        evidence=(
+            f"no window crosses the {score.num_bos_targets:,} document starts inside the validation text; "
+            "not comparable with figures over the stream"
+        ),
+        figures={"inner_document_starts": float(score.num_bos_targets)},
     )
 
 
@@ -240,8 +257,8 @@ def _fit(evidence: Evidence) -> Finding:
     """The package that the search measured is the one that ships, and it is within the limit that was
     asked for.
     """
-    packed, size, fit = evidence.results.packed, evidence.results.size, evidence.spec.quantize.fit
-    if fit.limit_bytes is None:
+    packed, size, settings = evidence.results.packed, evidence.results.size, evidence.spec.quantize
+    if not isinstance(settings, FittingSettings) or settings.fit.limit_bytes is None:
         return Finding(
             key="fit",
             title="fit to a byte limit",
@@ -249,6 +266,8 @@ def _fit(evidence: Evidence) -> Finding:
             evidence="no limit to fit was set",
             figures={},
         )
+    fit = settings.fit
+    assert fit.limit_bytes is not None
     code_bytes = size.code_bytes if fit.code_bytes is None else fit.code_bytes
     fitted_bytes = packed.blob_bytes + code_bytes
     measured = {item.step_multiplier: item.package_bytes for item in packed.fit_tries}

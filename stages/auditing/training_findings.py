@@ -7,7 +7,6 @@ import math
 import numpy as np
 
 from schemas.audit import Finding, Verdict
-from schemas.quantizer_settings import GRID_OF_METHOD
 from schemas.techniques import TECHNIQUES, Technique
 from stages.auditing.evidence import Evidence, learned
 from stages.auditing.model_findings import count_of, learning_text, names_of, off
@@ -20,8 +19,11 @@ def training_findings(evidence: Evidence) -> list[Finding]:
     switched = {
         "momentum": _momentum,
         "decay": _decay,
+        "document-rows": _document_rows,
+        "row-norm": _row_norm,
         "grad-clip": _grad_clip,
         "warmdown": _warmdown,
+        "lr-floor": _lr_floor,
         "qat": _qat,
         "swa": _averaging,
     }
@@ -107,8 +109,13 @@ def _decay(evidence: Evidence, technique: Technique) -> Finding:
     applied = [group for group in groups if group.decay_factor < 1]
     spared = [group for group in groups if group.decay_factor >= 1]
     optimizer = evidence.spec.train.optimizer
-    asked = {"muon": optimizer.muon_weight_decay, "adamw": optimizer.adam_weight_decay}
-    missed = [group for group in spared if asked.get(group.optimizer)]
+    own = {
+        "matrices": optimizer.muon_weight_decay,
+        "embeddings": optimizer.embedding_weight_decay,
+        "scalars": optimizer.scalar_weight_decay,
+    }
+    asked = {name: optimizer.adam_weight_decay if decay is None else decay for name, decay in own.items()}
+    missed = [group for group in spared if asked.get(group.name)]
     parts = [
         f"{group.name} × {group.decay_factor:.3f} over the run ({group.optimizer} {group.weight_decay:g})"
         for group in applied
@@ -120,6 +127,53 @@ def _decay(evidence: Evidence, technique: Technique) -> Finding:
         verdict="no effect" if not applied else "in part" if missed else "took effect",
         evidence="; ".join(parts),
         figures={f"{group.name}_decay_factor": group.decay_factor for group in groups},
+    )
+
+
+def _document_rows(evidence: Evidence, technique: Technique) -> Finding:
+    rows = evidence.results.trained.document_rows
+    at_start, repeated = (rows.at_start, rows.repeated) if rows else (0.0, 0.0)
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="took effect" if at_start else "no effect",
+        evidence=(
+            f"{at_start:.1%} of the rows begin with a document; {repeated:.2%} of the inputs are there twice"
+        ),
+        figures={"rows_at_document_start": at_start, "repeated_inputs": repeated},
+    )
+
+
+def _row_norm(evidence: Evidence, technique: Technique) -> Finding:
+    """Row normalisation does something where the rows of a momentum differ in norm."""
+    spreads = [
+        group.row_norm_spread
+        for group in evidence.results.trained.groups
+        if group.row_norm_spread is not None
+    ]
+    spread = max(spreads, default=0.0)
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="took effect" if spread > 0 else "no effect",
+        evidence=(
+            f"row norms of the momentum differ by {spread:.0%} (std over mean) at the last step"
+            if spreads
+            else "Muon holds no matrix"
+        ),
+        figures={"row_norm_spread": spread},
+    )
+
+
+def _lr_floor(evidence: Evidence, technique: Technique) -> Finding:
+    floor, scales = evidence.spec.train.schedule.min_lr_scale, evidence.metrics["lr_scale"]
+    held = int((scales <= floor).sum())
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="took effect" if held else "no effect",
+        evidence=f"{count_of(held, 'step')} at the floor of {floor:g}; lowest scale {scales.min():.4f}",
+        figures={"steps_at_floor": float(held), "lowest_scale": float(scales.min())},
     )
 
 
@@ -208,9 +262,9 @@ def _other_quantizer(evidence: Evidence) -> str:
     """
     spec, grid = evidence.spec, evidence.results.trained.qat_grid
     method = evidence.results.packed.method
-    if grid != GRID_OF_METHOD.get(method):
+    if grid != spec.quantize.qat_grid:
         return f"; trained on the grid of {grid}, quantized by {method}, which has another"
-    if grid == "gptq_lite" and set(spec.train.qat.clip_candidates) != set(spec.quantize.clip_candidates):
+    if set(spec.train.qat.clip_candidates) != set(spec.quantize.qat_clip_candidates):
         return "; trained with other clip_candidates than it was quantized with"
     return ""
 
@@ -218,16 +272,20 @@ def _other_quantizer(evidence: Evidence) -> str:
 def _averaging(evidence: Evidence, technique: Technique) -> Finding:
     merged = evidence.results.merged
     count, gain = len(merged.steps), merged.score.bpb - merged.last.bpb
-    text = f"{merged.method} of {count_of(count, 'snapshot')}"
-    text += (
-        f", steps {min(merged.steps)} to {max(merged.steps)}, lr scales {max(merged.lr_scales):.3f} to "
-        f"{min(merged.lr_scales):.3f}"
-    )
+    of_steps = merged.method == "ema_of_steps"
+    if of_steps:
+        text = f"exponential mean of {count_of(merged.steps[-1], 'step')}"
+    else:
+        text = f"{merged.method} of {count_of(count, 'snapshot')}"
+        text += (
+            f", steps {min(merged.steps)} to {max(merged.steps)}, lr scales {max(merged.lr_scales):.3f} to "
+            f"{min(merged.lr_scales):.3f}"
+        )
     text += f"; {merged.distance_from_last:.2%} (rms) from the last iterate, {gain:+.5f} bpb against it"
     return Finding(
         key=technique.key,
         title=technique.title,
-        verdict="took effect" if count > 1 and merged.distance_from_last > 0 else "no effect",
+        verdict="took effect" if (of_steps or count > 1) and merged.distance_from_last > 0 else "no effect",
         evidence=text,
         figures={
             "snapshots": float(count),

@@ -1,32 +1,27 @@
 """The process that measures for `audit`: python -m stages.auditing.worker JOB.json RESULT.json
 
-In: the run's spec and the results of its stages. Out: the findings. A process of its own has the thread count
-    that the spec
-names, whatever else the flow's process does, and so the same last digits.
+In: an `AuditJob`. Out: an `Audit`. A process of its own has the thread count that the spec names, whatever
+else the flow's process does, and so the same last digits.
 """
 
-import json
-import logging
-import sys
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from safetensors.torch import load_file
 
 from schemas.audit import Audit, Finding
 from schemas.errors import StageError
 from schemas.gap import GapByCause
-from schemas.pipeline import PipelineSpec
-from schemas.results import RunResults
-from schemas.runtime import RunOptions
 from stages.auditing.evidence import Evidence, gather
 from stages.auditing.gap import choose_sequences, gap_by_cause
+from stages.auditing.job import AuditJob
 from stages.auditing.model_findings import model_findings
 from stages.auditing.shipping_findings import shipping_findings
 from stages.auditing.training_findings import training_findings
+from stages.auditing.written import written_starts
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.distributed import compute_with
 from stages.core.loader import TokenStream
-from stages.processes.launch import child_result, say_progress
+from stages.processes.launch import job_of, say_progress
 from stages.store.hashing import FileHashes
 from stages.store.workspace import Workspace
 from stages.training.metrics import read_metrics
@@ -35,25 +30,23 @@ METRIC_COLUMNS = ("step", "lr_scale", "muon_momentum", "seconds", "grad_norm", "
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    spec, results = PipelineSpec.model_validate(job["spec"]), RunResults.model_validate(job["results"])
-    runtime, folder = RunOptions.model_validate(job["runtime"]), Path(job["folder"])
-    with child_result(Path(sys.argv[2])) as leave:
-        compute_with(spec.audit_compute().threads_per_process, deterministic=True)
+    with job_of(AuditJob) as (job, leave):
+        compute_with(job.spec.audit_compute().threads_per_process, deterministic=True)
         work = Workspace(
-            Path(job["root"]), folder, PurePosixPath("audit"), runtime, FileHashes(None), say_progress
+            job.root, job.folder, PurePosixPath("audit"), job.runtime, FileHashes(None), say_progress
         )
-        metrics = read_metrics(work.read(results.trained.metrics), METRIC_COLUMNS)
-        evidence = gather(spec, results, metrics, work)
-        leave(measure(evidence, work).model_dump(mode="json"))
+        metrics = read_metrics(work.read(job.results.trained.metrics), METRIC_COLUMNS)
+        leave(measure(gather(job.spec, job.results, metrics, work), work))
 
 
 def measure(evidence: Evidence, work: Workspace) -> Audit:
-    """All findings, and the gap by cause."""
+    """All findings, the gap by cause, and what the models write."""
     findings = tuple(all_findings(evidence))
     return Audit(
-        findings=findings, probe_tokens=evidence.shipped.windows.num_tokens, gap=_gap(evidence, work)
+        findings=findings,
+        probe_tokens=evidence.shipped.windows.num_tokens,
+        gap=_gap(evidence, work),
+        written=written_starts(evidence, work),
     )
 
 

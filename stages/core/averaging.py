@@ -12,6 +12,11 @@ from torch import Tensor
 from schemas.settings import AveragingSettings
 
 
+def averages_snapshots(settings: AveragingSettings) -> bool:
+    """Whether the merged model is made of snapshots, and not of weights that training ended with."""
+    return settings.method in ("swa", "ema")
+
+
 def choose_snapshots(lr_scales: list[float], settings: AveragingSettings) -> list[int]:
     """Indices, oldest first, of the snapshots in the window, every n-th counted from the last one."""
     inside = [index for index, lr_scale in enumerate(lr_scales) if lr_scale < settings.start_lr_scale]

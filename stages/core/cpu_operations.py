@@ -51,6 +51,24 @@ class ReluSquared(torch.autograd.Function):
         return (kept * grads[0]).mul_(2)
 
 
+class LeakyReluSquared(torch.autograd.Function):
+    """leaky_relu(x)² of each element, 0 < slope ≤ 1. What is kept has the sign of x, which the gradient
+    needs: 2x above zero, 2·slope²·x below.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
+        kept = F.leaky_relu(x, slope)
+        ctx.save_for_backward(kept)
+        ctx.slope = slope
+        return kept * kept
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return F.leaky_relu(kept, ctx.slope).mul_(grads[0]).mul_(2), None
+
+
 class CausalAttention(torch.autograd.Function):
     """softmax(q·k/√E) v over this and earlier positions, `block` queries at a time: a block's products
     end at its own last position.

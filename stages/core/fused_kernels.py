@@ -3,7 +3,8 @@ PyTorch, as their reference.
 
 `prepare_heads` reads the product of q, k and v once and writes normalised, rotated and gained heads;
 `relu_squared_mlp` squares in the epilogue of the first product and keeps only the square, whose root is what
-its gradient needs; the gradient of a block's mix and norm is one pass. All compute in float32 between
+its gradient needs (with a leaky slope it keeps the root too, because the square has lost its sign); the
+gradient of a block's mix and norm is one pass. All compute in float32 between
 bfloat16 input and output; torch.compile sees opaque operators.
 
 Triton comes with PyTorch's CUDA builds. Only training with `compute.fused_kernels` imports this module; a
@@ -156,10 +157,12 @@ def _halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _up_relu_squared_kernel(
-    x, weight, out, rows, columns, depth, programs,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    x, weight, out, root, rows, columns, depth, programs,
+    SLOPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """out (N, F) = relu(x (N, D) · weight (F, D)ᵀ)²; x, weight and out are tensor descriptors."""
+    """out (N, F) = root², root (N, F) = leaky_relu(x (N, D) · weight (F, D)ᵀ); x, weight, out and root are
+    tensor descriptors. With SLOPE 0 root is not written.
+    """
     across = tl.cdiv(columns, COLUMNS)
     tiles = tl.cdiv(rows, ROWS) * across
     for tile in tl.range(tl.program_id(0), tiles, programs, flatten=True):
@@ -168,17 +171,39 @@ def _up_relu_squared_kernel(
         for step in range(tl.cdiv(depth, DEPTH)):
             total = tl.dot(x.load([row, step * DEPTH]), weight.load([column, step * DEPTH]).T, total)
         # The next tile's loads overlap with the stores, which need less shared memory in halves.
-        left, right = _halves(tl.maximum(total, 0.0), ROWS, COLUMNS)
+        if SLOPE == 0.0:
+            total = tl.maximum(total, 0.0)
+        else:
+            total = tl.where(total < 0.0, SLOPE * total, total)
+        left, right = _halves(total, ROWS, COLUMNS)
         out.store([row, column], (left * left).to(out.dtype))
         out.store([row, column + COLUMNS // 2], (right * right).to(out.dtype))
+        if SLOPE != 0.0:
+            root.store([row, column], left.to(root.dtype))
+            root.store([row, column + COLUMNS // 2], right.to(root.dtype))
+
+
+@triton.jit
+def _slope_of_square(kept, SLOPE: tl.constexpr):
+    """Half the derivative of leaky_relu(h)², from its root with the sign of h, or with SLOPE 0 from the
+    square itself.
+    """
+    wide = kept.to(tl.float32)
+    if SLOPE == 0.0:
+        wide = tl.sqrt(wide)
+    else:
+        wide = tl.where(wide < 0.0, SLOPE * wide, wide)
+    return wide
 
 
 @triton.jit
 def _down_backward_kernel(
-    dy, weight, square, out, rows, columns, depth, programs,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    dy, weight, kept, out, rows, columns, depth, programs,
+    SLOPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """out (N, F) = (dy (N, D) · weight (D, F)) · 2·sqrt(square (N, F)); all four are tensor descriptors."""
+    """out (N, F) = (dy (N, D) · weight (D, F)) · 2·leaky_relu'(h)·leaky_relu(h); `kept` (N, F) is the square
+    of leaky_relu(h) with SLOPE 0, else itself. All four are tensor descriptors.
+    """
     across = tl.cdiv(columns, COLUMNS)
     tiles = tl.cdiv(rows, ROWS) * across
     for tile in tl.range(tl.program_id(0), tiles, programs, flatten=True):
@@ -187,9 +212,9 @@ def _down_backward_kernel(
         for step in range(tl.cdiv(depth, DEPTH)):
             total = tl.dot(dy.load([row, step * DEPTH]), weight.load([step * DEPTH, column]), total)
         left, right = _halves(total * 2.0, ROWS, COLUMNS)
-        out.store([row, column], (left * tl.sqrt(square.load([row, column]).to(tl.float32))).to(out.dtype))
+        out.store([row, column], (left * _slope_of_square(kept.load([row, column]), SLOPE)).to(out.dtype))
         column += COLUMNS // 2
-        out.store([row, column], (right * tl.sqrt(square.load([row, column]).to(tl.float32))).to(out.dtype))
+        out.store([row, column], (right * _slope_of_square(kept.load([row, column]), SLOPE)).to(out.dtype))
 
 
 @triton.jit
@@ -299,7 +324,7 @@ def prepare_heads(
 @torch.library.custom_op("fairway::up_relu_squared", mutates_args=())
 def _up_relu_squared(x: Tensor, weight: Tensor) -> Tensor:
     out = x.new_empty(x.size(0), weight.size(0))
-    _launch(_up_relu_squared_kernel, UP_TILE, out, x.size(1), [(x, "rd"), (weight, "cd")])
+    _launch(_up_relu_squared_kernel, UP_TILE, (out, out), x.size(1), [(x, "rd"), (weight, "cd")], 0.0)
     return out
 
 
@@ -308,59 +333,80 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(x.size(0), weight.size(0))
 
 
+@torch.library.custom_op("fairway::up_leaky_relu_squared", mutates_args=())
+def _up_leaky_relu_squared(x: Tensor, weight: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    square, root = (x.new_empty(x.size(0), weight.size(0)) for _ in range(2))
+    _launch(_up_relu_squared_kernel, UP_TILE, (square, root), x.size(1), [(x, "rd"), (weight, "cd")], slope)
+    return square, root
+
+
+@_up_leaky_relu_squared.register_fake
+def _(x: Tensor, weight: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.size(0), weight.size(0)), x.new_empty(x.size(0), weight.size(0))
+
+
 @torch.library.custom_op("fairway::down_backward", mutates_args=())
-def _down_backward(dy: Tensor, weight: Tensor, square: Tensor) -> Tensor:
-    out = torch.empty_like(square)
-    _launch(
-        _down_backward_kernel,
-        DOWN_BACKWARD_TILE,
-        out,
-        dy.size(1),
-        [(dy, "rd"), (weight, "dc"), (square, "rh")],
-    )
+def _down_backward(dy: Tensor, weight: Tensor, kept: Tensor, slope: float) -> Tensor:
+    out = torch.empty_like(kept)
+    inputs = [(dy, "rd"), (weight, "dc"), (kept, "rh")]
+    _launch(_down_backward_kernel, DOWN_BACKWARD_TILE, (out,), dy.size(1), inputs, slope)
     return out
 
 
 @_down_backward.register_fake
-def _(dy: Tensor, weight: Tensor, square: Tensor) -> Tensor:
-    return torch.empty_like(square)
+def _(dy: Tensor, weight: Tensor, kept: Tensor, slope: float) -> Tensor:
+    return torch.empty_like(kept)
 
 
 def _launch(
-    kernel: Any, tile: tuple[int, ...], out: Tensor, depth: int, inputs: list[tuple[Tensor, str]]
+    kernel: Any,
+    tile: tuple[int, ...],
+    outputs: tuple[Tensor, ...],
+    depth: int,
+    inputs: list[tuple[Tensor, str]],
+    slope: float,
 ) -> None:
-    """Run a persistent product. `inputs`: each matrix and which sides its tiles have."""
+    """Run a persistent product. `inputs`: each matrix and its tiles' sides; all `outputs` have one shape."""
     rows, columns, deep, warps, stages, resident = tile
     side = {"r": rows, "c": columns, "h": columns // 2, "d": deep}
     descriptors = [
         TensorDescriptor.from_tensor(matrix.contiguous(), [side[name] for name in sides])
-        for matrix, sides in [*inputs, (out, "rh")]
+        for matrix, sides in [*inputs, *((out, "rh") for out in outputs)]
     ]
+    out = outputs[0]
     tiles = triton.cdiv(out.size(0), rows) * triton.cdiv(out.size(1), columns)
     programs = min(tiles, resident * _multiprocessors(out.device))
     kernel[(programs,)](
-        *descriptors, out.size(0), out.size(1), depth, programs, rows, columns, deep,
+        *descriptors, out.size(0), out.size(1), depth, programs, slope, rows, columns, deep,
         num_warps=warps, num_stages=stages
     )  # fmt: skip
 
 
 class _ReluSquaredMlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        square = _up_relu_squared(x, up)
-        ctx.save_for_backward(x, up, down, square)
+    def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor, slope: float) -> Tensor:
+        if slope == 0:
+            square = _up_relu_squared(x, up)
+            ctx.save_for_backward(x, up, down, square)
+        else:
+            square, root = _up_leaky_relu_squared(x, up, slope)
+            ctx.save_for_backward(x, up, down, square, root)
+        ctx.slope = slope
         return square @ down.mT
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, up, down, square = ctx.saved_tensors
-        dh = _down_backward(dy, down, square)
-        return dh @ up, dh.mT @ x, dy.mT @ square
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, up, down, square, *root = ctx.saved_tensors
+        dh = _down_backward(dy, down, root[0] if root else square, ctx.slope)
+        return dh @ up, dh.mT @ x, dy.mT @ square, None
 
 
-def relu_squared_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """relu(x · upᵀ)² · downᵀ; x (B, T, D), up (F, D), down (D, F), all bfloat16 -> (B, T, D)."""
-    return _ReluSquaredMlp.apply(x.flatten(0, -2), up, down).view(*x.shape[:-1], down.size(0))
+def relu_squared_mlp(x: Tensor, up: Tensor, down: Tensor, slope: float = 0.0) -> Tensor:
+    """leaky_relu(x · upᵀ)² · downᵀ; x (B, T, D), up (F, D), down (D, F), all bfloat16 -> (B, T, D).
+
+    With `slope` 0 that is relu². It keeps the square; another slope keeps leaky_relu(x · upᵀ) too.
+    """
+    return _ReluSquaredMlp.apply(x.flatten(0, -2), up, down, slope).view(*x.shape[:-1], down.size(0))
 
 
 @torch.library.custom_op("fairway::mix_and_norm_backward", mutates_args=())

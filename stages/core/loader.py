@@ -5,13 +5,15 @@ The batch of a step depends on seed and step alone, not on processes or on where
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from schemas.settings import DataSettings
-from stages.core.shards import open_shard
+from stages.core.documents import pack_documents
+from stages.core.shards import BOS_ID, open_shard
 
 
 class TokenStream:
@@ -34,6 +36,68 @@ class TokenStream:
             parts.append(part)
             start, count, shard = start + len(part), count - len(part), shard + 1
         return np.concatenate(parts).astype(np.int64)
+
+    def document_starts(self) -> np.ndarray:
+        """Where documents begin, ascending, (D,) int64: each BOS, and token 0 where the stream begins inside
+        one. Reads all shards.
+        """
+        parts = [np.flatnonzero(array == BOS_ID) for array in self._arrays]
+        starts = np.concatenate([part + start for part, start in zip(parts, self._starts, strict=False)])
+        return starts if len(starts) and starts[0] == 0 else np.concatenate(([0], starts))
+
+
+class Rows(Protocol):
+    """What a training split is cut into; each row is (T+1,) int64, inputs and targets in one."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> np.ndarray: ...
+
+
+class StreamRows:
+    """Row i is tokens [i·T, (i+1)·T], so neighbours share one token: the last target of one is the first
+    input of the next.
+    """
+
+    def __init__(self, stream: TokenStream, length: int) -> None:
+        self._stream, self._length = stream, length
+
+    def __len__(self) -> int:
+        return (len(self._stream) - 1) // self._length
+
+    def read(self, row: int) -> np.ndarray:
+        return self._stream.read(row * self._length, self._length + 1)
+
+
+class DocumentRows:
+    """Rows that begin with a document, or inside one that is longer than a row (`pack_documents`).
+
+    `at_start` is the share of rows that begin with a document, `repeated` that of inputs that only fill up.
+    """
+
+    def __init__(self, stream: TokenStream, length: int) -> None:
+        self._stream = stream
+        starts = stream.document_starts()
+        begins_inside = int(stream.read(0, 1)[0]) != BOS_ID
+        packing = pack_documents(starts, len(stream), length, begins_inside)
+        self._starts, self._counts = packing.starts, packing.counts
+        num_rows = int(packing.rows[-1]) + 1
+        self._first = np.searchsorted(packing.rows, np.arange(num_rows + 1))
+        whole = np.isin(self._starts[self._first[:-1]], starts[1:] if begins_inside else starts)
+        self.at_start, self.repeated = float(whole.mean()), packing.num_fillers / (num_rows * length)
+
+    def __len__(self) -> int:
+        return len(self._first) - 1
+
+    def read(self, row: int) -> np.ndarray:
+        begin, end = int(self._first[row]), int(self._first[row + 1])
+        # What follows the last piece is the last target.
+        return np.concatenate(
+            [
+                self._stream.read(int(self._starts[i]), int(self._counts[i]) + (i == end - 1))
+                for i in range(begin, end)
+            ]
+        )
 
 
 class SequenceOrder:
@@ -64,8 +128,7 @@ class SequenceOrder:
 class BatchLoader:
     """One process's share of each step's global batch, prepared a step ahead in a thread.
 
-    Sequence i is tokens [i·L, (i+1)·L], so neighbours share one token: the last target of one is the first
-    input of the next. Raises ValueError when the split is shorter than one sequence.
+    Raises ValueError when the split is shorter than one sequence.
     """
 
     def __init__(
@@ -77,14 +140,15 @@ class BatchLoader:
         num_processes: int = 1,
         pin: bool = False,
     ) -> None:
-        num_sequences = (len(stream) - 1) // settings.sequence_length
-        if num_sequences < 1:
+        if len(stream) <= settings.sequence_length:
             raise ValueError(
                 f"the training split has {len(stream)} tokens, fewer than one sequence of "
                 f"{settings.sequence_length} + 1"
             )
-        self._stream, self._settings, self._pin = stream, settings, pin
-        self.order = SequenceOrder(num_sequences, seed, settings.order == "shuffled")
+        self._settings, self._pin = settings, pin
+        kind = DocumentRows if settings.windows == "documents" else StreamRows
+        self.rows: Rows = kind(stream, settings.sequence_length)
+        self.order = SequenceOrder(len(self.rows), seed, settings.order == "shuffled")
         self._share = settings.batch_sequences // num_processes
         self._offset = rank * self._share
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -108,11 +172,9 @@ class BatchLoader:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, step: int) -> list[Tensor]:
-        length = self._settings.sequence_length
         first = step * self._settings.batch_sequences + self._offset
         sequences = self.order.at(np.arange(first, first + self._share))
-        rows = np.stack([self._stream.read(int(i) * length, length + 1) for i in sequences])
-        tokens = torch.from_numpy(rows)
+        tokens = torch.from_numpy(np.stack([self.rows.read(int(i)) for i in sequences]))
         if self._pin:
             tokens = tokens.pin_memory()
         return list(tokens.split(self._settings.micro_batch_sequences))

@@ -1,9 +1,10 @@
-"""The transformer: GQA with partial RoPE, XSA, SmearGate, shared value embedding, U-Net skips, tied and
-softcapped head.
+"""The transformer: GQA with partial RoPE, XSA, SmearGate, shared value embedding, U-Net skips, softcapped
+head; by settings also loops over layers, gated skips, parallel residuals, gated heads and an untied head.
 
 Shape legend: B batch, T tokens, D model dim, H query heads, K key/value heads, G = H/K, E head dim, V
 vocabulary. Sources: openai/parameter-golf pull request 543 and those it builds on; RoPE arXiv:2104.09864, GQA
-arXiv:2305.13245, primer's relu² arXiv:2109.08668, Gemma 2's logit softcap arXiv:2408.00118.
+arXiv:2305.13245, primer's relu² arXiv:2109.08668, Gemma 2's logit softcap arXiv:2408.00118. What is off in
+543's model names the pull request that brought it.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from schemas.settings import ModelSettings, QatSettings
 from schemas.tensor_formats import format_for
-from stages.core.cpu_operations import CausalAttention, ReluSquared, RmsNorm
+from stages.core.cpu_operations import CausalAttention, LeakyReluSquared, ReluSquared, RmsNorm
 from stages.core.quantizers.fake_quantizers import FakeQuantizer, fake_quantizer
 from stages.core.shards import BOS_ID
 
@@ -30,6 +31,17 @@ def rms_norm(x: Tensor, scale: float = 1.0) -> Tensor:
 def relu_squared(x: Tensor) -> Tensor:
     """relu(x)² of each element (arXiv:2109.08668)."""
     return ReluSquared.apply(x) if _trains_on_cpu(x) else F.relu(x).square()
+
+
+def leaky_relu_squared(x: Tensor, slope: float) -> Tensor:
+    """leaky_relu(x)² of each element, `slope` 0 to 1 below zero (pull request 493); with slope 0
+    `relu_squared`.
+    """
+    if slope == 0:
+        return relu_squared(x)
+    if _trains_on_cpu(x):
+        return LeakyReluSquared.apply(x, slope)
+    return F.leaky_relu(x, slope).square()
 
 
 def _trains_on_cpu(x: Tensor) -> bool:
@@ -87,7 +99,9 @@ class Matrix(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention of one layer.
 
-    `exclusive` takes the component along each token's own value out (XSA).
+    `exclusive` takes the component along each token's own value out (XSA). With `head_gate` (H, g) head h is
+    then scaled by sigmoid(s · head_gate[h] · x[:g]) of each token's input x, one half at the start (pull
+    requests 1667 and 1855).
 
     `fused_heads`, where set, does the work of `heads` after one product for q, k and v
     (stages/core/fused_kernels.py).
@@ -109,6 +123,12 @@ class Attention(nn.Module):
         self.v = Matrix(kv_dim, settings.model_dim)
         self.out = Matrix(settings.model_dim, settings.model_dim)
         self.q_gain = nn.Parameter(torch.full((settings.num_heads,), settings.q_gain_init))
+        self.head_gate = (
+            nn.Parameter(torch.zeros(settings.num_heads, settings.head_gate_dims))
+            if settings.head_gate
+            else None
+        )
+        self.head_gate_scale = settings.head_gate_scale
 
     def forward(
         self,
@@ -131,6 +151,10 @@ class Attention(nn.Module):
         y = attend_causally(q[:, -asked:], k, v)
         if self.exclusive:
             y = exclude_own_value(y, v[:, -asked:])
+        if self.head_gate is not None:
+            seen = x[:, -asked:, : self.head_gate.size(1)]
+            opened = torch.sigmoid(self.head_gate_scale * F.linear(seen, self.head_gate.to(x.dtype)))
+            y = y * opened.unsqueeze(-1)
         return self.out(y.reshape(batch, asked, -1), out_scale)
 
     def heads(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,26 +221,30 @@ def exclude_own_value(y: Tensor, v: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """out_scale · relu(x W1)² W2.
+    """out_scale · f(x W1) W2, f = relu², or leaky relu² with a slope.
 
     `fused`, where set, does it with the two matrices (stages/core/fused_kernels.py).
     """
 
-    fused: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    fused: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         self.up = Matrix(settings.mlp_hidden, settings.model_dim)
         self.down = Matrix(settings.model_dim, settings.mlp_hidden)
+        self.slope = settings.leaky_slope
 
     def forward(self, x: Tensor, out_scale: Tensor) -> Tensor:
         if self.fused is not None:
-            return self.fused(x, self.up.current(x.dtype), self.down.current(x.dtype, out_scale))
-        return self.down(relu_squared(self.up(x)), out_scale)
+            return self.fused(x, self.up.current(x.dtype), self.down.current(x.dtype, out_scale), self.slope)
+        return self.down(leaky_relu_squared(self.up(x), self.slope), out_scale)
 
 
 class Block(nn.Module):
     """One layer; its input is a learned mix of the stream x and the first layer's input x0.
+
+    `parallel`: the MLP reads what attention reads, and not attention's result (GPT-J's form; pull request
+    1412).
 
     `mix_and_norm` may be one with a gradient of its own (stages/core/fused_kernels.py).
     """
@@ -225,6 +253,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm_scale = (layer + 1) ** -0.5 if settings.ln_scale else 1.0
         self.mix_and_norm = mix_and_norm
+        self.parallel = settings.parallel_residuals != "off" and layer >= settings.parallel_first_layer
         self.attn = Attention(settings, exclusive=layer >= settings.num_layers - settings.xsa_layers)
         self.mlp = Mlp(settings)
         self.attn_scale = nn.Parameter(torch.ones(settings.model_dim))
@@ -243,14 +272,57 @@ class Block(nn.Module):
     ) -> Tensor:
         x, normed = self.mix_and_norm(x, x0, self.resid_mix, self.norm_scale)
         attended = self.attn(normed, rotation, value_shift, self.attn_scale, num_last)
-        x = x[:, -attended.size(1) :] + attended
-        return x + self.mlp(rms_norm(x, self.norm_scale), self.mlp_scale)
+        asked = attended.size(1)
+        x = x[:, -asked:] + attended
+        read = normed[:, -asked:] if self.parallel else rms_norm(x, self.norm_scale)
+        return x + self.mlp(read, self.mlp_scale)
+
+
+class TwoLaneBlock(Block):
+    """A layer between two streams: attention reads the first, mixed with x0, and the MLP the second; each
+    stream becomes a learned sum of itself and both results (pull requests 1204 and 1529).
+
+    `lanes` (3, 2): factors of the stream, of attention and of the MLP, for each stream; 1.1, 1 and 1 at the
+    start.
+    """
+
+    def __init__(self, settings: ModelSettings, layer: int) -> None:
+        super().__init__(settings, layer)
+        self.lanes = nn.Parameter(torch.tensor([[1.1, 1.1], [1.0, 1.0], [1.0, 1.0]]))
+
+    def forward(  # type: ignore[override]
+        self,
+        streams: tuple[Tensor, Tensor],
+        x0: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        value_shift: Tensor | None,
+        num_last: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        first, second = streams
+        _, normed = self.mix_and_norm(first, x0, self.resid_mix, self.norm_scale)
+        attended = self.attn(normed, rotation, value_shift, self.attn_scale, num_last)
+        asked = attended.size(1)
+        first, second = first[:, -asked:], second[:, -asked:]
+        fed = self.mlp(rms_norm(second, self.norm_scale), self.mlp_scale)
+        own, of_attention, of_mlp = self.lanes.to(first.dtype)
+        return (
+            own[0] * first + of_attention[0] * attended + of_mlp[0] * fed,
+            own[1] * second + of_attention[1] * attended + of_mlp[1] * fed,
+        )
+
+
+def make_block(settings: ModelSettings, layer: int) -> Block:
+    """The layer in the form that the settings give it."""
+    in_two = settings.parallel_residuals == "two_lanes" and layer >= settings.parallel_first_layer
+    return (TwoLaneBlock if in_two else Block)(settings, layer)
 
 
 class SmearGate(nn.Module):
     """x_t ← (1−g)·x_t + g·x_{t−1}, g = sigmoid of a learned weight per dim; nothing comes before the
     first token.
     """
+
+    reads_raw = False
 
     def __init__(self, dim: int, stops_at_bos: bool) -> None:
         super().__init__()
@@ -259,10 +331,34 @@ class SmearGate(nn.Module):
 
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         gate = torch.sigmoid(self.gate).to(x.dtype)
-        previous = F.pad(x[:, :-1], (0, 0, 1, 0))
-        if self.stops_at_bos:
-            previous = previous * (ids != BOS_ID).unsqueeze(-1)
+        previous = previous_token(x, ids, self.stops_at_bos)
         return (1 - gate) * x + gate * previous
+
+
+class InputSmearGate(nn.Module):
+    """x_t ← x_t + λ·sigmoid(w · x_t[:g])·x_{t−1} on the embedding before its norm; λ and w are 0 at the
+    start (pull request 1667).
+
+    `gate` (g,), `strength` (1,).
+    """
+
+    reads_raw = True
+
+    def __init__(self, dims: int, stops_at_bos: bool) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(dims))
+        self.strength = nn.Parameter(torch.zeros(1))
+        self.stops_at_bos = stops_at_bos
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        gate = torch.sigmoid((x[..., : self.gate.numel()] * self.gate.to(x.dtype)).sum(-1, keepdim=True))
+        return x + self.strength.to(x.dtype) * gate * previous_token(x, ids, self.stops_at_bos)
+
+
+def previous_token(x: Tensor, ids: Tensor, stops_at_bos: bool) -> Tensor:
+    """x (B, T, D) one position later, 0 before the first token and, if asked, where `ids` (B, T) is BOS."""
+    previous = F.pad(x[:, :-1], (0, 0, 1, 0))
+    return previous * (ids != BOS_ID).unsqueeze(-1) if stops_at_bos else previous
 
 
 class ValueEmbedding(nn.Module):
@@ -284,6 +380,7 @@ class GPT(nn.Module):
     """The whole model.
 
     Construct, then `init_weights` or `load_state_dict`. `qat_grid` names the quantizer that late QAT goes by.
+    With `settings.loop_passes` its layers run in the looped order wherever nobody calls `use_loops(False)`.
     """
 
     qat_grid: str | None = None
@@ -293,17 +390,30 @@ class GPT(nn.Module):
         super().__init__()
         self.settings = settings
         self.tok_emb = Matrix(settings.vocab_size, settings.model_dim)
-        self.smear = (
-            SmearGate(settings.model_dim, settings.smear_stops_at_bos) if settings.smear_gate else None
-        )
+        self.smear = self._smear_gate(settings) if settings.smear_gate else None
         self.value_embedding = ValueEmbedding(settings) if settings.value_embedding_dim else None
-        self.blocks = nn.ModuleList(Block(settings, layer) for layer in range(settings.num_layers))
-        self.num_encoder_layers = settings.num_layers // 2
+        self.blocks = nn.ModuleList(make_block(settings, layer) for layer in range(settings.num_layers))
+        pairs = len(settings.layer_order()) // 2
         self.skip_weights = (
-            nn.Parameter(torch.ones(self.num_encoder_layers, settings.model_dim))
-            if settings.unet_skips
-            else None
+            nn.Parameter(torch.ones(pairs, settings.model_dim)) if settings.unet_skips else None
         )
+        self.skip_gates = (
+            nn.Parameter(torch.zeros(pairs, settings.model_dim)) if settings.skip_gates else None
+        )
+        self.head = None if settings.tied_head else Matrix(settings.vocab_size, settings.model_dim)
+        self.looped = settings.loop_passes > 1
+
+    @staticmethod
+    def _smear_gate(settings: ModelSettings) -> SmearGate | InputSmearGate:
+        if settings.smear_form == "by_input":
+            return InputSmearGate(settings.smear_dims, settings.smear_stops_at_bos)
+        return SmearGate(settings.model_dim, settings.smear_stops_at_bos)
+
+    def use_loops(self, on: bool) -> None:
+        """Run the looped layers `loop_passes` times, or each layer once. A compiled model keeps a graph for
+        each, so only the first switch compiles; a model without loops has one graph.
+        """
+        self.looped = on and self.settings.loop_passes > 1
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -317,7 +427,7 @@ class GPT(nn.Module):
                 fresh.normal_(0.0, self.settings.embedding_init_std, generator=generator)
             elif name == "value_embedding.table":
                 fresh.normal_(0.0, 0.01, generator=generator)
-            elif name.endswith((".out", ".down", ".proj")):
+            elif name == "head" or name.endswith((".out", ".down", ".proj")):
                 fresh.zero_()
             else:
                 nn.init.orthogonal_(fresh, generator=generator)
@@ -330,28 +440,51 @@ class GPT(nn.Module):
         forward for no other.
         """
         settings = self.settings
-        x = rms_norm(self.tok_emb.look_up(ids, dtype))
-        if self.smear is not None:
+        x = self.tok_emb.look_up(ids, dtype)
+        if self.smear is not None and self.smear.reads_raw:
+            x = self.smear(x, ids)
+        x = rms_norm(x)
+        if self.smear is not None and not self.smear.reads_raw:
             x = self.smear(x, ids)
         value_shift = self.value_embedding(ids, dtype) if self.value_embedding is not None else None
         rotation = rotary_angles(ids.size(1), settings.rope_dims, settings.rope_base, ids.device)
         x0 = x
+        second: Tensor | None = None  # the MLP's stream, where layers have two
         skips: list[Tensor] = []
-        for layer, block in enumerate(self.blocks):
-            if self.skip_weights is not None and layer >= self.num_encoder_layers and skips:
-                x = x + self.skip_weights[layer - self.num_encoder_layers].to(dtype) * skips.pop()
+        order = settings.layer_order(self.looped)
+        for place, layer in enumerate(order):
+            block = self.blocks[layer]
+            if isinstance(block, TwoLaneBlock) and second is None:
+                second = x
+            if self.skip_weights is not None and place >= len(order) // 2 and skips:
+                x = self._join_skip(x, skips.pop(), place - len(order) // 2)
             shift = None
             if value_shift is not None and layer in settings.value_embedding_layers:
                 shift = self.value_embedding.scales[str(layer)].to(dtype) * value_shift  # type: ignore[union-attr]
-            x = block(x, x0, rotation, shift, num_last if layer == settings.num_layers - 1 else None)
-            if self.skip_weights is not None and layer < self.num_encoder_layers:
+            asked = num_last if place == len(order) - 1 else None
+            if second is not None:
+                x, second = block((x, second), x0, rotation, shift, asked)
+            else:
+                x = block(x, x0, rotation, shift, asked)
+            if self.skip_weights is not None and place < len(order) // 2:
                 skips.append(x)
-        return rms_norm(x)
+        return rms_norm(x if second is None else (x + second) / 2)
+
+    def _join_skip(self, x: Tensor, skip: Tensor, pair: int) -> Tensor:
+        """x + w·skip; with gates w·skip + sigmoid(g)·(x − w·skip), halfway at the start (pull request 1089).
+        x and skip (B, T, D).
+        """
+        assert self.skip_weights is not None
+        weighted = self.skip_weights[pair].to(x.dtype) * skip
+        if self.skip_gates is None:
+            return x + weighted
+        return torch.lerp(weighted, x, torch.sigmoid(self.skip_gates[pair]).to(x.dtype))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden (..., D) -> softcapped logits (..., V), float32."""
         cap = self.settings.logit_softcap
-        return cap * torch.tanh(self.tok_emb(hidden).float() / cap)
+        head = self.tok_emb if self.head is None else self.head
+        return cap * torch.tanh(head(hidden).float() / cap)
 
     def forward(self, ids: Tensor, targets: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Mean cross-entropy in nats of `targets` (B, T) after `ids` (B, T)."""

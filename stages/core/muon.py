@@ -2,9 +2,8 @@
 equal shape.
 
 Source: Keller Jordan, https://kellerjordan.github.io/posts/muon/. Work is shared over processes: each
-    orthogonalises
-its part of a stack, then one all-gather gives everyone all updates. Momentum is kept whole everywhere, so
-that one process can write the checkpoint.
+orthogonalises its part of a stack, then one all-gather gives everyone all updates. Momentum is kept whole
+everywhere, so that one process can write the checkpoint.
 """
 
 import torch
@@ -28,10 +27,20 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     return x.mT if tall else x
 
 
+def normalize_rows(matrices: Tensor) -> Tensor:
+    """(N, R, C) with each row divided by its 2-norm; a row of zeros stays.
+
+    Rows of different size then count alike in the orthogonalisation (MuonEq-R, arXiv:2603.28254;
+    parameter-golf pull requests 1217 and 1260).
+    """
+    return matrices / matrices.norm(dim=-1, keepdim=True).clamp_min(1e-7)
+
+
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised update × max(1, rows/columns)^0.5, decoupled weight decay.
 
-    All parameters must be matrices. `work_dtype` is the precision of the iterations.
+    All parameters must be matrices. `work_dtype` is the precision of the iterations. With `row_normalize`
+    each update's rows get one norm before them.
     """
 
     def __init__(
@@ -42,11 +51,12 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float,
         steps: int,
         work_dtype: torch.dtype,
+        row_normalize: bool = False,
     ) -> None:
         super().__init__(
             params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps}
         )
-        self.work_dtype = work_dtype
+        self.work_dtype, self.row_normalize = work_dtype, row_normalize
         for group in self.param_groups:
             for param in group["params"]:
                 self.state[param]["momentum_buffer"] = torch.zeros_like(param)
@@ -76,11 +86,16 @@ class Muon(torch.optim.Optimizer):
         """N matrices -> (N, R, C) orthogonalised, each process having done a share of them."""
         world = dist.get_world_size() if dist.is_initialized() else 1
         if world == 1:
-            return orthogonalize(torch.stack(updates).to(self.work_dtype), steps)
+            return self._orthogonalize(torch.stack(updates), steps)
         share = -(-len(updates) // world)
         mine = list(updates[dist.get_rank() * share : (dist.get_rank() + 1) * share])
         mine += [torch.zeros_like(updates[0])] * (share - len(mine))
-        done = orthogonalize(torch.stack(mine).to(self.work_dtype), steps)
+        done = self._orthogonalize(torch.stack(mine), steps)
         gathered = torch.empty(world * share, *updates[0].shape, dtype=self.work_dtype, device=done.device)
         dist.all_gather_into_tensor(gathered, done.contiguous())
         return gathered[: len(updates)]
+
+    def _orthogonalize(self, updates: Tensor, steps: int) -> Tensor:
+        if self.row_normalize:
+            updates = normalize_rows(updates)
+        return orthogonalize(updates.to(self.work_dtype), steps)

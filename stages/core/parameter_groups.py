@@ -38,7 +38,7 @@ def group_parameters(model: GPT, settings: OptimizerSettings) -> list[ParamGroup
             raise ValueError(
                 f"optimizer.frozen: no parameter matches {pattern!r}; there are {', '.join(names[:8])}, …"
             )
-    embeddings = {"tok_emb.weight", "value_embedding.table.weight"}
+    embeddings = {"tok_emb.weight", "value_embedding.table.weight", "head.weight"}
     idle = set(model.idle_parameters())
     frozen = {name for name in names if any(fnmatchcase(name, pattern) for pattern in settings.frozen)} - idle
 
@@ -49,10 +49,12 @@ def group_parameters(model: GPT, settings: OptimizerSettings) -> list[ParamGroup
     for name in names:
         kind = pick(name in idle, name in frozen, name in embeddings, name.endswith(".weight"), True)
         members.setdefault(kind, []).append(name)
+    shared = settings.adam_weight_decay
+    of_embeddings, of_scalars = settings.embedding_weight_decay, settings.scalar_weight_decay
     table = {
         "matrices": ("muon", settings.muon_lr, settings.muon_weight_decay),
-        "embeddings": ("adamw", settings.embedding_lr, settings.adam_weight_decay),
-        "scalars": ("adamw", settings.scalar_lr, settings.adam_weight_decay),
+        "embeddings": ("adamw", settings.embedding_lr, shared if of_embeddings is None else of_embeddings),
+        "scalars": ("adamw", settings.scalar_lr, shared if of_scalars is None else of_scalars),
         "frozen": ("none", 0.0, 0.0),
         "idle": ("none", 0.0, 0.0),
     }
@@ -75,10 +77,15 @@ def make_optimizers(
             for param in members:
                 param.requires_grad_(False)
         elif group.optimizer == "muon":
-            momentum = settings.muon_momentum_start
             optimizers.append(
                 Muon(
-                    members, group.lr, momentum, group.weight_decay, settings.newton_schulz_steps, work_dtype
+                    members,
+                    group.lr,
+                    settings.muon_momentum_start,
+                    group.weight_decay,
+                    settings.newton_schulz_steps,
+                    work_dtype,
+                    settings.muon_row_normalize,
                 )
             )
         else:

@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import AnyQuantizer, FittingSettings
 from schemas.recipe import Recipe
 from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings
 from schemas.settings_base import from_dict
@@ -66,7 +66,7 @@ def load_packed_model(blob_path: Path, device: torch.device) -> GPT:
 
 def evaluate_blob(
     options: argparse.Namespace, blob_path: Path, say: Callable[[str], None]
-) -> dict[str, dict[str, float] | None]:
+) -> dict[str, dict[str, Any] | None]:
     """Scores by kind: non_overlapping, and sliding when the stride is not 0."""
     compute = ComputeSettings(
         device=options.device,
@@ -75,11 +75,11 @@ def evaluate_blob(
         num_processes=_world_size(),
     )
     say_machine(compute, say)
-    scoring = ScoringSettings(options.sequence_length, options.stride, options.batch_tokens)
+    scoring = ScoringSettings(options.sequence_length, options.stride, options.batch_tokens, options.windows)
     stream, table = TokenStream(_shards("--val", options.val)), _token_bytes(options.tokenizer)
     rank, _, device = join_processes(compute)
     model = load_packed_model(blob_path, device)
-    scores: dict[str, dict[str, float] | None] = {"non_overlapping": None, "sliding": None}
+    scores: dict[str, dict[str, Any] | None] = {"non_overlapping": None, "sliding": None}
     for kind, stride in (("non_overlapping", scoring.sequence_length), ("sliding", scoring.stride)):
         if not stride:
             continue
@@ -159,16 +159,15 @@ def _precision(options: argparse.Namespace, otherwise: ComputeSettings) -> Liter
     return "bfloat16" if asked == "bfloat16" else "float32"
 
 
-def knowing_its_code(quantizer: QuantizerSettings, script: Path) -> QuantizerSettings:
+def knowing_its_code(quantizer: AnyQuantizer, script: Path) -> AnyQuantizer:
     """Where a byte limit is to be met, the settings with the bytes of this very script, unless they have
     a number.
 
     The settings in the script cannot hold its length, which would depend on its own digits.
     """
-    fit = quantizer.fit
-    if fit.limit_bytes is None or fit.code_bytes is not None:
-        return quantizer
-    return replace(quantizer, fit=replace(fit, code_bytes=script.stat().st_size))
+    if isinstance(quantizer, FittingSettings) and quantizer.fit.lacks_code:
+        return quantizer.with_code(script.stat().st_size)
+    return quantizer
 
 
 def submission_parser(recipe: Recipe | None) -> argparse.ArgumentParser:
@@ -206,6 +205,12 @@ def submission_parser(recipe: Recipe | None) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--batch-tokens", type=int, default=scoring.batch_tokens, help="tokens in one forward pass"
+    )
+    parser.add_argument(
+        "--windows",
+        choices=("stream", "documents"),
+        default=scoring.windows,
+        help="over the stream of tokens, or inside each document",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default=compute.device)
     parser.add_argument(

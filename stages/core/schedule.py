@@ -2,6 +2,7 @@
 tests can ask it.
 """
 
+import math
 from dataclasses import dataclass
 
 from schemas.settings import OptimizerSettings, QatSettings, ScheduleSettings, SnapshotSettings
@@ -26,7 +27,12 @@ def progress_at(clock: Clock, settings: ScheduleSettings) -> float:
 
 
 def lr_scale_at(clock: Clock, settings: ScheduleSettings) -> float:
-    """1, then linearly to 0 at the cap. `warmdown_steps` counts in steps of the length measured so far."""
+    """1, then linearly to 0 at the cap, but never below `min_lr_scale` (parameter-golf pull request 1787)."""
+    return max(_warmdown_at(clock, settings), settings.min_lr_scale)
+
+
+def _warmdown_at(clock: Clock, settings: ScheduleSettings) -> float:
+    """`warmdown_steps` counts in steps of the length measured so far."""
     if settings.warmdown_fraction is not None:
         if settings.warmdown_fraction == 0:
             return 1.0
@@ -50,6 +56,21 @@ def momentum_at(clock: Clock, schedule: ScheduleSettings, settings: OptimizerSet
         span, done = settings.muon_momentum_warmup_fraction, progress_at(clock, schedule)
     share = min(1.0, done / span) if span else 1.0
     return settings.muon_momentum_start + share * (settings.muon_momentum - settings.muon_momentum_start)
+
+
+def ema_share_at(before: Clock, after: Clock, schedule: ScheduleSettings, horizon: float) -> float:
+    """Weight of the newest step in the exponential mean of all steps.
+
+    A step that makes the progress p takes 1 - exp(-p/horizon). So the mean looks back over the same share of
+    a run whatever its number of steps, and a step that took longer counts for more.
+    """
+    progress = progress_at(after, schedule) - progress_at(before, schedule)
+    return -math.expm1(-progress / horizon)
+
+
+def loops_on_at(clock: Clock, schedule: ScheduleSettings) -> bool:
+    """Whether the step at `clock` repeats the looped layers."""
+    return progress_at(clock, schedule) >= schedule.loop_start_fraction
 
 
 def qat_on_at(lr_scale: float, settings: QatSettings) -> bool:

@@ -1,5 +1,5 @@
-"""Bits per byte of a model on a token stream, by non-overlapping or sliding windows; every target is
-scored exactly once.
+"""Bits per byte of a model on a token stream, by non-overlapping or sliding windows, over the stream or
+inside each document; every target is scored exactly once.
 
 N = tokens − 1 targets; target t is token t+1, predicted from at most `sequence_length` tokens up to t.
 """
@@ -7,6 +7,7 @@ N = tokens − 1 targets; target t is token t+1, predicted from at most `sequenc
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from schemas.settings import ScoringSettings
+from schemas.settings import ScoringSettings, Windows
 from stages.core.bits_per_byte import TokenBytes, count_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
@@ -39,6 +40,7 @@ class ScoreSums:
     num_bytes: int
     num_bos_targets: int
     bos_nats_sum: float
+    windows: Windows = "stream"
 
     @property
     def bpb(self) -> float:
@@ -56,12 +58,38 @@ def plan_windows(num_targets: int, length: int, stride: int) -> list[Window]:
     The first window scores all its targets, each later one only its last `stride`; the last one may be
     shorter. Windows end where start + length − stride would be past the last target.
     """
-    windows = [Window(0, 0, min(length, num_targets))]
-    start = stride
-    while start + length - stride < num_targets:
-        windows.append(Window(start, start + length - stride, min(start + length, num_targets)))
+    return _windows_of(0, num_targets, length, stride)
+
+
+def plan_document_windows(starts: np.ndarray, num_targets: int, length: int, stride: int) -> list[Window]:
+    """The same inside each document, so that no window sees two (parameter-golf pull request 1530).
+
+    `starts` (D,) int64: where documents begin, ascending from 0. The last target of a document is the BOS of
+    the next one. Windows of like shape stand together.
+    """
+    ends = np.append(starts[1:], num_targets)
+    windows = [
+        window
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+        if start < end
+        for window in _windows_of(start, end, length, stride)
+    ]
+    return sorted(windows, key=lambda window: (window.first_target > window.start, *_shape(window)))
+
+
+def _windows_of(begin: int, end: int, length: int, stride: int) -> list[Window]:
+    """Windows over the targets [begin, end)."""
+    windows = [Window(begin, begin, min(begin + length, end))]
+    start = begin + stride
+    while start + length - stride < end:
+        windows.append(Window(start, start + length - stride, min(start + length, end)))
         start += stride
     return windows
+
+
+def _shape(window: Window) -> tuple[int, int]:
+    """Numbers of inputs and of scored targets."""
+    return window.stop - window.start, window.stop - window.first_target
 
 
 @torch.inference_mode()
@@ -74,7 +102,8 @@ def score(
     dtype: torch.dtype,
     progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> ScoreSums:
-    """Score `tokens` with windows `stride` apart, shared evenly by all processes.
+    """Score `tokens` with windows `stride` apart, shared by all processes; `settings.windows` says whether
+    they stay inside documents.
 
     Raises ValueError for fewer than two tokens.
     """
@@ -83,28 +112,49 @@ def score(
         raise ValueError(f"the validation split has {len(tokens)} tokens; scoring needs at least 2")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = model.tok_emb.weight.device
-    windows = plan_windows(num_targets, settings.sequence_length, stride)
-    mine = windows[len(windows) * rank // world : len(windows) * (rank + 1) // world]
+    if settings.windows == "documents":
+        starts = tokens.document_starts()
+        windows = plan_document_windows(starts, num_targets, settings.sequence_length, stride)
+        mine = windows[rank::world]
+        batches = _padded_batches(mine, settings.batch_tokens)
+    else:
+        windows = plan_windows(num_targets, settings.sequence_length, stride)
+        mine = windows[len(windows) * rank // world : len(windows) * (rank + 1) // world]
+        batches = _batches(mine, max(1, settings.batch_tokens // settings.sequence_length))
     sums = torch.zeros(5, dtype=torch.float64)
-    batch_size = max(1, settings.batch_tokens // settings.sequence_length)
     done = 0
-    for batch in _batches(mine, batch_size):
-        rows = np.stack([tokens.read(window.start, window.stop - window.start + 1) for window in batch])
-        ids = torch.from_numpy(rows).to(device)
-        num_scored = batch[0].stop - batch[0].first_target
-        nll = _nll(model, ids, num_scored, dtype).double().cpu()
-        previous, targets = rows[:, -num_scored - 1 : -1], rows[:, -num_scored:]
-        is_bos = torch.from_numpy(targets == BOS_ID)
-        num_bytes = int(count_bytes(table, previous, targets).sum())
+    for batch in batches:
+        rows, scored = _read(tokens, batch)
+        num_last = rows.shape[1] - 1 - int(scored.any(axis=0).argmax())
+        nll = _nll(model, torch.from_numpy(rows).to(device), num_last, dtype).double().cpu()
+        scored, previous, targets = scored[:, -num_last:], rows[:, -num_last - 1 : -1], rows[:, -num_last:]
+        nll = nll.masked_fill(torch.from_numpy(~scored), 0.0)
+        is_bos = torch.from_numpy((targets == BOS_ID) & scored)
+        num_bytes = int((count_bytes(table, previous, targets) * scored).sum())
         sums += torch.tensor(
-            [nll.sum(), nll.numel(), num_bytes, is_bos.sum(), nll[is_bos].sum()], dtype=torch.float64
+            [nll.sum(), scored.sum(), num_bytes, is_bos.sum(), nll[is_bos].sum()], dtype=torch.float64
         )
         done += len(batch)
         progress(done, len(mine), "windows")
     if world > 1:
         dist.all_reduce(sums)
     total = sums.tolist()
-    return ScoreSums(total[0], int(total[1]), int(total[2]), int(total[3]), total[4])
+    return ScoreSums(total[0], int(total[1]), int(total[2]), int(total[3]), total[4], settings.windows)
+
+
+def _read(tokens: TokenStream, batch: list[Window]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids (B, T+1) int64 of the windows, and which of their targets (B, T) count.
+
+    Zeros follow a window shorter than the longest. No attention looks at what comes later, so they change no
+    figure before them.
+    """
+    longest = max(window.stop - window.start for window in batch)
+    rows, scored = np.zeros((len(batch), longest + 1), np.int64), np.zeros((len(batch), longest), bool)
+    for row, window in enumerate(batch):
+        num_inputs, num_scored = _shape(window)
+        rows[row, : num_inputs + 1] = tokens.read(window.start, num_inputs + 1)
+        scored[row, num_inputs - num_scored : num_inputs] = True
+    return rows, scored
 
 
 def _nll(model: GPT, ids: Tensor, num_scored: int, dtype: torch.dtype) -> Tensor:
@@ -123,24 +173,36 @@ def _batches(windows: list[Window], size: int) -> list[list[Window]]:
     """Consecutive windows of equal shape, at most `size` together."""
     batches: list[list[Window]] = []
     for window in windows:
-        shape = (window.stop - window.start, window.stop - window.first_target)
-        if batches and len(batches[-1]) < size:
-            last = batches[-1][0]
-            if shape == (last.stop - last.start, last.stop - last.first_target):
-                batches[-1].append(window)
-                continue
-        batches.append([window])
+        if batches and len(batches[-1]) < size and _shape(window) == _shape(batches[-1][0]):
+            batches[-1].append(window)
+        else:
+            batches.append([window])
     return batches
 
 
-def score_as_dict(sums: ScoreSums, seconds: float) -> dict[str, float]:
+def _padded_batches(windows: list[Window], num_tokens: int) -> list[list[Window]]:
+    """Consecutive windows that together take at most `num_tokens` tokens, each padded to the longest."""
+    batches: list[list[Window]] = []
+    longest = 0
+    for window in windows:
+        longest = max(longest, window.stop - window.start)
+        if batches and (len(batches[-1]) + 1) * longest <= num_tokens:
+            batches[-1].append(window)
+        else:
+            batches.append([window])
+            longest = window.stop - window.start
+    return batches
+
+
+def score_as_dict(sums: ScoreSums, seconds: float) -> dict[str, Any]:
     """A score as plain JSON types, with what follows from the sums."""
     return {**asdict(sums), "bpb": sums.bpb, "loss": sums.loss, "seconds": seconds}
 
 
-def score_line(kind: str, scored: dict[str, float]) -> str:
+def score_line(kind: str, scored: dict[str, Any]) -> str:
     """The line of a log about one score; `scored` as `score_as_dict` gives it."""
+    mode = ", windows inside documents," if scored["windows"] == "documents" else ""
     return (
         f"val_bpb_{kind} {scored['bpb']:.8f} val_loss {scored['loss']:.8f} targets {scored['num_targets']} "
-        f"bytes {scored['num_bytes']} in {scored['seconds']:.1f} s"
+        f"bytes {scored['num_bytes']}{mode} in {scored['seconds']:.1f} s"
     )

@@ -24,7 +24,16 @@ from stages.core.distributed import compute_dtype, join_processes
 from stages.core.loader import BatchLoader, TokenStream
 from stages.core.model import GPT
 from stages.core.parameter_groups import ParamGroup, group_parameters, make_optimizers
-from stages.core.schedule import Clock, lr_scale_at, momentum_at, progress_at, qat_on_at, snapshot_due
+from stages.core.schedule import (
+    Clock,
+    ema_share_at,
+    loops_on_at,
+    lr_scale_at,
+    momentum_at,
+    progress_at,
+    qat_on_at,
+    snapshot_due,
+)
 
 
 class DivergedError(ValueError):
@@ -96,6 +105,8 @@ class TrainedModel:
     warmup_seconds: float
     stopped_by: str
     sequences_in_split: int
+    ema: dict[str, Tensor] | None = None
+    """Exponential mean of the weights after each step, float32 on the CPU; None where none was asked for."""
     hook_seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -129,6 +140,9 @@ class Trainer:
             from stages.core.fused_kernels import use_fused_kernels
 
             use_fused_kernels(self.model, self.device)
+        self.ema: list[Tensor] = []
+        if settings.snapshots.ema_horizon is not None:
+            self.ema = [param.detach().clone() for param in self.model.parameters()]
         self.clock, self.qat_steps = Clock(0, 0.0), 0
         self.last_lr_scale, self.last_qat_on = 1.0, False
         if resume is not None:
@@ -158,11 +172,13 @@ class Trainer:
             lr_scale = lr_scale_at(before, schedule)
             momentum = momentum_at(before, schedule, settings.optimizer)
             qat_on = qat_on_at(lr_scale, settings.qat)
+            self.model.use_loops(loops_on_at(before, schedule))
             loss, grad_norm = self._step(before.steps, lr_scale, momentum, qat_on)
             figures = self._read_later(loss, grad_norm)
 
             self._wait_for_device()
             self.clock = Clock(before.steps + 1, self._agree(time.perf_counter() - began))
+            self._update_ema(before)
             due = snapshot_due(before, self.clock, lr_scale, schedule, settings.snapshots)
             pending.append((self._row(lr_scale, momentum, qat_on, due), figures))
             # A GPU's figures are read a few steps late, so that the host never waits for the last step. What
@@ -174,6 +190,7 @@ class Trainer:
                 self._flush(pending, keep=0)
                 self._timed("checkpoint", self._take_checkpoint)
         self._flush(pending, keep=0)
+        self.model.use_loops(True)
         self.loader.close()
         return self._result(warmup_seconds)
 
@@ -211,6 +228,14 @@ class Trainer:
             dist.all_reduce(total)
         return total / self.world
 
+    def _update_ema(self, before: Clock) -> None:
+        """Take the step just made into the mean of all steps (parameter-golf pull request 287)."""
+        horizon = self.settings.snapshots.ema_horizon
+        if horizon is not None:
+            share = ema_share_at(before, self.clock, self.settings.schedule, horizon)
+            with torch.no_grad():
+                torch._foreach_lerp_(self.ema, list(self.model.parameters()), share)
+
     def _row(self, lr_scale: float, momentum: float, qat_on: bool, snapshot: bool) -> StepMetrics:
         """Metrics of the step just taken, without the two figures that are still on the device."""
         steps, seconds = self.clock.steps, self.clock.seconds
@@ -232,6 +257,7 @@ class Trainer:
             warmup_seconds=warmup_seconds,
             stopped_by="max_seconds" if capped and self.clock.steps < schedule.max_steps else "max_steps",
             sequences_in_split=self.loader.order.num_sequences,
+            ema=self.ema_weights() if self.ema else None,
             hook_seconds=self.hook_seconds,
         )
 
@@ -242,8 +268,14 @@ class Trainer:
         """
         return {name: param.detach().to("cpu", copy=True) for name, param in self.model.named_parameters()}
 
+    def ema_weights(self) -> dict[str, Tensor]:
+        """The same of the mean over the steps; empty where none is kept."""
+        names = (name for name, _ in self.model.named_parameters())
+        return {name: mean.to("cpu", copy=True) for name, mean in zip(names, self.ema, strict=False)}
+
     def state(self) -> TrainState:
         tensors = {f"model/{name}": tensor for name, tensor in self.weights().items()}
+        tensors |= {f"ema/{name}": tensor for name, tensor in self.ema_weights().items()}
         names: dict[Tensor, str] = {param: name for name, param in self.model.named_parameters()}
         for optimizer in self.optimizers:
             for param, values in optimizer.state.items():
@@ -266,6 +298,8 @@ class Trainer:
         with torch.no_grad():
             for name, param in params.items():
                 param.copy_(state.tensors[f"model/{name}"])
+            for name, mean in zip(params, self.ema, strict=False):
+                mean.copy_(state.tensors[f"ema/{name}"])
         owners = {
             name: opt
             for opt in self.optimizers
@@ -282,14 +316,16 @@ class Trainer:
         self.last_lr_scale, self.last_qat_on = state.last_lr_scale, state.last_qat_on
 
     def _warm_up(self) -> float:
-        """Forward and backward passes that only compile.
+        """Forward and backward passes that only compile, without loops and with them if there are any.
 
         Weights, optimizers, data order and clock stay as they are.
         """
         began = time.perf_counter()
-        for _ in range(self.settings.schedule.compile_warmup_steps):
-            self._backward(self.loader.batch(self.clock.steps))
-            self.model.zero_grad(set_to_none=True)
+        for looped in (False, True) if self.settings.model.loop_passes > 1 else (True,):
+            self.model.use_loops(looped)
+            for _ in range(self.settings.schedule.compile_warmup_steps):
+                self._backward(self.loader.batch(self.clock.steps))
+                self.model.zero_grad(set_to_none=True)
         self._wait_for_device(everything=True)
         return time.perf_counter() - began
 

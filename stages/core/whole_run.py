@@ -5,25 +5,30 @@ bytes each time.
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
 from torch import Tensor
 
+from schemas.quantizer_settings import CalibratedSettings
 from schemas.recipe import Recipe
-from stages.core.averaging import average_states, averaging_weights, choose_snapshots
+from stages.core.averaging import (
+    average_states,
+    averages_snapshots,
+    averaging_weights,
+    choose_snapshots,
+)
 from stages.core.blob.packing import pack
 from stages.core.calibrated.whole_model import quantize_state
 from stages.core.calibrated.with_text import quantize_with_text
 from stages.core.loader import TokenStream
-from stages.core.quantizers.methods import needs_text
 from stages.core.trainer import Hooks, StepMetrics, TrainedModel, Trainer, step_line
 from stages.core.whole_files import write_whole
 
 LINES_EVERY_SECONDS = 5.0
 QUANTIZING_AT_MOST = timedelta(hours=2)
+NO_EMA = "averaging.method = ema_of_steps: training kept no such mean; set train.snapshots.ema_horizon"
 
 
 def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callable[[str], None]) -> None:
@@ -35,8 +40,8 @@ def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callabl
     averaging window; DivergedError when the loss or its gradient is not finite, LimitTooSmallError as the
     quantizer does.
     """
-    if needs_text(recipe.quantizer):
-        recipe.quantizer.calibration.check_text(len(TokenStream(shards)))
+    if isinstance(recipe.quantizer, CalibratedSettings):
+        recipe.quantizer.calibration.count_in(len(TokenStream(shards)))
     began = time.perf_counter()
     snapshots: list[tuple[float, dict[str, Tensor]]] = []
     hooks = Hooks(
@@ -60,8 +65,8 @@ def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callabl
     if trainer.rank == 0:
         say(f"trained {trained.steps} steps in {trained.seconds:.3f} s, stopped by {trained.stopped_by}")
         merged = _merge(recipe, snapshots, trained)
-        metadata = {"model": asdict(recipe.train.model), "method": recipe.quantizer.method}
-        if needs_text(recipe.quantizer):
+        metadata = {"model": recipe.train.model.as_metadata(), "method": recipe.quantizer.method}
+        if isinstance(recipe.quantizer, CalibratedSettings):
             quantized = quantize_with_text(
                 merged, recipe.train.model, TokenStream(shards), recipe.quantizer, metadata, say
             ).model
@@ -80,8 +85,12 @@ def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callabl
 def _merge(
     recipe: Recipe, snapshots: list[tuple[float, dict[str, Tensor]]], trained: TrainedModel
 ) -> dict[str, Tensor]:
+    if recipe.averaging.method == "ema_of_steps":
+        if trained.ema is None:
+            raise ValueError(NO_EMA)
+        return trained.ema
     states = [{name: param.detach().to("cpu", copy=True) for name, param in trained.model.named_parameters()}]
-    if recipe.averaging.method != "last":
+    if averages_snapshots(recipe.averaging):
         chosen = choose_snapshots([lr_scale for lr_scale, _ in snapshots], recipe.averaging)
         if not chosen:
             raise ValueError(

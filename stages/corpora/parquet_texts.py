@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import SpecError
+from schemas.errors import SpecError, on_one_line
 from stages.corpora.contents import other_encoding
 from stages.corpora.json_texts import listed
 from stages.corpora.sources import OnRead
@@ -39,7 +39,7 @@ def documents(path: Path, file_bytes: int, column: str, on_read: OnRead) -> Iter
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's trouble, not the file's
         raise SpecError(
-            f"{path}: is not a sound Parquet file ({' '.join(str(error).split())[:200]}). Write it again"
+            f"{path}: is not a sound Parquet file ({on_one_line(error, 200)}). Write it again"
         ) from error
     on_read(file_bytes - read)
 

@@ -22,8 +22,8 @@ from schemas.printable import printable
 from schemas.runtime import RunOptions
 from schemas.stages import STAGES, Stage
 from schemas.tokenize_corpus import CorpusManifest
+from stages.core.checksummed import read_checksummed
 from stages.execution.runner import run_stage
-from stages.store.checksummed import read_checksummed
 from stages.store.store import Store, open_store_at
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def main(stage_name: str, arguments: list[str] | None = None) -> NoReturn:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         store = open_store_at(options.store, options.remote)
-        spec = _read(Path(options.spec), TypeAdapter(stage.spec_type), "--spec")
+        spec = _read(Path(options.spec), TypeAdapter(stage.spec_hint), "--spec")
         outcome = run_stage(
             store,
             stage_name,

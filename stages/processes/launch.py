@@ -1,4 +1,6 @@
-"""Run work under torchrun: job.json in, result.json out. The processes never outlive the caller.
+"""Run work under torchrun: a job as job.json in, its result as result.json out; both are of declared types.
+
+The processes never outlive the caller.
 
 A child prints log lines and `@progress DONE TOTAL UNIT` lines, and leaves result.json, or error.json for an
 error that a retry cannot mend. Everything else that ends it is transient.
@@ -17,10 +19,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
+from pydantic import ValidationError
 
+from schemas.base import Schema, invalid_field
 from schemas.errors import SpecError, StageError, StorageError, clear_storage_errors
 from schemas.runtime import Progress
 from schemas.settings import ComputeSettings
@@ -61,6 +65,9 @@ _MEMORY = Path("/dev/shm")
 _MEETING_BYTES = 256 * 1024
 _KINDS = {"SpecError": SpecError, "StageError": StageError, "StorageError": StorageError}
 
+JobT = TypeVar("JobT", bound=Schema)
+ResultT = TypeVar("ResultT", bound=Schema)
+
 
 class ChildFailedError(RuntimeError):
     """A child process ended without result and without saying that the error is permanent.
@@ -71,23 +78,25 @@ class ChildFailedError(RuntimeError):
 
 def launch_module(
     module: str,
-    job: dict[str, Any],
+    job: Schema,
+    result_type: type[ResultT],
     folder: Path,
     compute: ComputeSettings,
     progress: Progress,
     timeout: float | None,
     torchrun: bool = True,
-) -> Any:
-    """Run `python -m module JOB RESULT` in `compute.num_processes` processes; returns what they left as JSON.
+) -> ResultT:
+    """Run `python -m module JOB RESULT` in `compute.num_processes` processes; returns what they left.
 
+    The module reads the job, and leaves a `result_type`, by `job_of`.
     Without `torchrun` in one process that starts at once and joins no others.
     Raises SpecError, StageError or StorageError as the child said, ChildFailedError or TimeoutError
-    otherwise.
+    otherwise, and ValidationError for a result that is no `result_type`.
     """
     job_path, result_path, error_path = folder / "job.json", folder / "result.json", folder / "error.json"
     for stale in (result_path, error_path):
         stale.unlink(missing_ok=True)
-    job_path.write_text(json.dumps(job), encoding="utf-8")
+    job_path.write_text(job.model_dump_json(), encoding="utf-8")
     try:
         program = ["-m", module, str(job_path), str(result_path)]
         environment = importing_ours(os.environ)
@@ -100,7 +109,7 @@ def launch_module(
             said = json.loads(error_path.read_text(encoding="utf-8"))
             raise _KINDS[said["kind"]](said["message"]) from None
         raise
-    result = json.loads(result_path.read_text(encoding="utf-8"))
+    result = result_type.model_validate_json(result_path.read_bytes())
     for used in (job_path, result_path):
         used.unlink()
     return result
@@ -203,17 +212,33 @@ def guarded(death_signal: str) -> list[str]:
 
 
 @contextmanager
-def child_result(result_path: Path) -> Iterator[Callable[[Any], None]]:
-    """In a child: gives the function that leaves the result; turns errors that have a name into
-    error.json.
+def job_of(job_type: type[JobT]) -> Iterator[tuple[JobT, Callable[[Schema], None]]]:
+    """In a child, whose arguments are JOB and RESULT: gives the job and the function that leaves the result.
+
+    Log lines go to the parent. Errors that have a name are left as error.json; a job or a result that is
+    none of its type is a StageError, which names the field.
     """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    job_path, result_path = Path(sys.argv[1]), Path(sys.argv[2])
+
+    def leave(result: Schema) -> None:
+        write_whole(result_path, result.model_dump_json().encode())
+
     try:
         with clear_storage_errors(result_path.parent):
-            yield lambda value: write_whole(result_path, json.dumps(value).encode())
+            yield job_type.model_validate_json(job_path.read_bytes()), leave
     except tuple(_KINDS.values()) as error:
-        said = {"kind": type(error).__name__, "message": str(error)}
-        write_whole(result_path.with_name("error.json"), json.dumps(said).encode())
+        _leave_error(result_path, type(error).__name__, str(error))
         raise SystemExit(1) from error
+    except ValidationError as error:
+        message = f"cannot be handed over between the stage and its process: {invalid_field(error)}"
+        _leave_error(result_path, StageError.__name__, message)
+        raise SystemExit(1) from error
+
+
+def _leave_error(result_path: Path, kind: str, message: str) -> None:
+    content = json.dumps({"kind": kind, "message": message}).encode()
+    write_whole(result_path.with_name("error.json"), content)
 
 
 def say_progress(done: float, total: float, unit: str) -> None:

@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -28,15 +28,11 @@ def try_lock(path: Path) -> IO[str] | None:
     """
     while True:
         file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock_now(file, fcntl.LOCK_EX):
             file.close()
             return None
         if _is_at(file, path):
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            _sign(file)
             return file
         file.close()  # its last holder removed it after we opened it: what is there now is another one
 
@@ -65,27 +61,36 @@ def waiting_lock(path: Path, who_waits: str, why: str) -> Iterator[None]:
 def wait_for_shared(file: IO[str], who_waits: str, why: str) -> None:
     """Take a shared lock on an open file once nobody has it alone. Logs and raises as `waiting_lock` does."""
     told = False
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stopping.get().check()
-        else:
-            return
+    while not _lock_now(file, fcntl.LOCK_SH):
+        stopping.get().check()
         if not told:
             log.info("%s: waiting for process %s, %s", who_waits, holder(Path(file.name)), why)
             told = True
         time.sleep(_POLL_SECONDS)
 
 
+@contextmanager
+def alone_with(file: IO[str], share_again: Callable[[], None]) -> Iterator[bool]:
+    """Whether no other process shares the lock on an open file; for the block, none can then share it.
+
+    `file` is one that shares its lock, and does so again afterwards, by `share_again`.
+    """
+    if not _lock_now(file, fcntl.LOCK_EX):
+        share_again()  # a conversion that fails may drop the lock
+        yield False
+        return
+    try:
+        _sign(file)
+        yield True
+    finally:
+        file.truncate(0)
+        share_again()
+
+
 def is_free(path: Path) -> bool:
     """Whether nobody has the lock at `path` just now. Raises FileNotFoundError for a lock that is gone."""
     with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        return _lock_now(file, fcntl.LOCK_SH)
 
 
 def holder(path: Path) -> str:
@@ -94,6 +99,21 @@ def holder(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip() or "(unknown)"
     except FileNotFoundError:
         return "(unknown)"
+
+
+def _lock_now(file: IO[str], kind: int) -> bool:
+    """Whether we have the lock of this kind now; nothing waits."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sign(file: IO[str]) -> None:
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
 
 
 def _is_at(file: IO[str], path: Path) -> bool:

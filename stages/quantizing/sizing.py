@@ -16,7 +16,7 @@ from statistics import NormalDist
 
 import torch
 
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import Ecsq, QuantizerSettings
 from schemas.settings import ModelSettings, OptimizerSettings
 from schemas.tensor_formats import format_for
 from stages.core.model import GPT
@@ -25,6 +25,8 @@ from stages.core.parameter_groups import group_parameters
 _PARTS = (
     ("tok_emb", "token embedding"),
     (".attn.q_gain", "controls"),
+    (".attn.head_gate", "controls"),
+    ("head.weight", "output head"),
     (".attn.", "attention"),
     (".mlp.", "mlp"),
     ("value_embedding", "value embedding"),
@@ -67,9 +69,9 @@ def measure_model(
         params[name].numel() for name, tensor_format in stored_as.items() if tensor_format.startswith("int")
     )
     blob_bytes = sum(
-        params[name].numel() * coded_bits(quantizer.ecsq.loss_nats, integers) / 8
+        params[name].numel() * coded_bits(quantizer.loss_budget_nats, integers) / 8
         + sum(params[name].shape) * 1.5
-        if quantizer.method == "ecsq" and tensor_format.startswith("int")
+        if isinstance(quantizer, Ecsq) and tensor_format.startswith("int")
         else estimated_bytes(tuple(params[name].shape), tensor_format)
         for name, tensor_format in stored_as.items()
     )

@@ -4,6 +4,7 @@ from fnmatch import fnmatchcase
 
 TENSOR_GROUPS = (
     ("tok_emb.*", "embedding"),
+    ("head.*", "output head"),
     ("value_embedding.*", "value embedding"),
     ("blocks.*.attn.*.weight", "attention"),
     ("blocks.*.mlp.*.weight", "mlp"),

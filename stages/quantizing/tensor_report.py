@@ -1,13 +1,12 @@
 """The account of one tensor in the blob: its errors, entropy and bytes."""
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from schemas.quantize import ClipShare, TensorReport
 from stages.core.quantizers.quantized import QuantizedTensor
+from stages.core.root_mean_square import root_mean_square
 
 
 def tensor_report(
@@ -17,8 +16,8 @@ def tensor_report(
     compressed_bytes: int,
     divergence_nats: float | None,
 ) -> TensorReport:
-    rms_error = _rms(tensor.dequantized() - original)
-    own_rms = _rms(original)
+    rms_error = root_mean_square(tensor.dequantized() - original)
+    own_rms = root_mean_square(original)
     return TensorReport(
         name=tensor.name,
         shape=tuple(original.shape),
@@ -26,17 +25,13 @@ def tensor_report(
         num_elements=original.numel(),
         clips=_clip_shares(tensor),
         rms_error=rms_error,
-        rms_error_round_to_nearest=_rms(rounded.dequantized() - original),
+        rms_error_round_to_nearest=root_mean_square(rounded.dequantized() - original),
         relative_error=rms_error / own_rms if own_rms else 0.0,
         entropy_bits=entropy_bits(tensor.values),
         stored_bytes=tensor.stored_bytes,
         compressed_bytes=compressed_bytes,
         divergence_nats=divergence_nats,
     )
-
-
-def _rms(values: Tensor) -> float:
-    return math.sqrt(values.double().square().mean().item())
 
 
 def _clip_shares(tensor: QuantizedTensor) -> tuple[ClipShare, ...]:

@@ -1,51 +1,44 @@
 """The process that reads a calibration text for `quantize`, started by torchrun: python -m
 stages.quantizing.worker JOB.json RESULT.json
 
-In: the merged weights, shards of the training split, the spec, and the bytes that the blob may have. Out: the
-    quantized tensors as
-quantized.safetensors beside RESULT.json, and in it the steps and what was measured.
+In: a `QuantizingJob`. Out: a `QuantizingOutcome`, and beside it the values of the quantized tensors as
+quantized.safetensors.
 """
 
-import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from schemas.errors import SpecError, StageError
-from schemas.quantizer_settings import QuantizerSettings
-from schemas.settings import ModelSettings
-from schemas.settings_base import from_dict
+from schemas.quantize import FitTry
+from schemas.quantizer_settings import CalibratedSettings
 from stages.core.calibrated.coded_model import LimitTooSmallError
 from stages.core.calibrated.with_text import CalibratedModel, quantize_with_text
 from stages.core.loader import TokenStream
+from stages.core.quantizers.by_rules import FormatRuleError
 from stages.core.quantizers.coded_grid import CodedGrid
-from stages.core.quantizers.methods import FormatRuleError
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
-from stages.processes.launch import child_result, say_progress
+from stages.processes.launch import job_of, say_progress
+from stages.quantizing.job import QuantizingJob, QuantizingOutcome, TensorEntry
 
 log = logging.getLogger(__name__)
 
 TENSORS_NAME = "quantized.safetensors"
-_MEASURED = ("divergence_nats", "multiplier", "divergences", "tries")
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    settings = from_dict(QuantizerSettings, job["spec"])
-    with child_result(Path(sys.argv[2])) as leave:
-        stream = TokenStream([Path(path) for path in job["shards"]])
+    with job_of(QuantizingJob) as (job, leave):
+        assert isinstance(job.spec, CalibratedSettings)
         try:
             found = quantize_with_text(
-                load_file(job["weights"]),
-                from_dict(ModelSettings, job["model"]),
-                stream,
-                settings,
-                job["metadata"],
+                load_file(job.weights),
+                job.model,
+                TokenStream(list(job.shards)),
+                job.spec,
+                job.metadata,
                 log.info,
                 lambda done, total: say_progress(done, total, "calibration steps"),
             )
@@ -56,15 +49,22 @@ def main() -> None:
         except ValueError as error:
             raise StageError(f"the merged model cannot be quantized: {error}") from error
         Path(sys.argv[2]).with_name(TENSORS_NAME).write_bytes(save(_as_tensors(found.model)))
-        leave(
-            {
-                "entries": [[tensor.name, tensor.format] for tensor in found.model.tensors],
-                "steps": {
-                    tensor.name: tensor.grid.step for tensor in found.model.tensors if tensor.grid is not None
-                },
-                **{name: getattr(found, name) for name in _MEASURED},
-            }
-        )
+        leave(_outcome(found))
+
+
+def _outcome(found: CalibratedModel) -> QuantizingOutcome:
+    return QuantizingOutcome(
+        tensors=tuple(
+            TensorEntry(
+                name=tensor.name, format=tensor.format, step=tensor.grid.step if tensor.grid else None
+            )
+            for tensor in found.model.tensors
+        ),
+        divergence_nats=found.divergence_nats,
+        multiplier=found.multiplier,
+        divergences=dict(found.divergences),
+        tries=tuple(FitTry(step_multiplier=step, package_bytes=size) for step, size in found.tries),
+    )
 
 
 def _as_tensors(model: QuantizedModel) -> dict[str, Tensor]:
@@ -84,20 +84,27 @@ def _as_tensors(model: QuantizedModel) -> dict[str, Tensor]:
     return parts
 
 
-def read_calibrated(method: str, folder: Path, told: dict[str, Any]) -> CalibratedModel:
-    """What a child left: its JSON result is `told`, its tensors' file in `folder` is removed."""
+def read_calibrated(method: str, folder: Path, outcome: QuantizingOutcome) -> CalibratedModel:
+    """The model that a child left: `outcome` and its tensors' file in `folder`, which is removed."""
     parts = load_file(folder / TENSORS_NAME)
     (folder / TENSORS_NAME).unlink()
     tensors = []
-    for name, tensor_format in told["entries"]:
+    for entry in outcome.tensors:
+        name = entry.name
         grid = (
-            CodedGrid(told["steps"][name], parts[f"{name}/rows"], parts[f"{name}/columns"])
-            if name in told["steps"]
-            else None
+            None
+            if entry.step is None
+            else CodedGrid(entry.step, parts[f"{name}/rows"], parts[f"{name}/columns"])
         )
         scales, ratios = parts.get(f"{name}/scales"), parts.get(f"{name}/clip_ratios")
-        tensors.append(QuantizedTensor(name, tensor_format, parts[f"{name}/values"], scales, ratios, grid))
-    return CalibratedModel(QuantizedModel(method, tuple(tensors)), **{name: told[name] for name in _MEASURED})
+        tensors.append(QuantizedTensor(name, entry.format, parts[f"{name}/values"], scales, ratios, grid))
+    return CalibratedModel(
+        QuantizedModel(method, tuple(tensors)),
+        outcome.divergence_nats,
+        outcome.multiplier,
+        tuple(outcome.divergences.items()),
+        tuple((tried.step_multiplier, tried.package_bytes) for tried in outcome.tries),
+    )
 
 
 if __name__ == "__main__":

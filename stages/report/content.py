@@ -2,11 +2,28 @@
 
 from collections.abc import Sequence
 
+from schemas.audit import Audit
 from schemas.files import Provenance
+from schemas.printable import printable
 from schemas.quantize import PackedModel, TensorReport
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import ParameterChange, TrainingResult
 from stages.report.rows import shape_text
+
+
+def written_texts(audit: Audit) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The start of each document, and how it goes on by whom."""
+    return [
+        (
+            printable(start.prompt),
+            [
+                ("document", printable(start.document)),
+                ("merged", printable(start.merged)),
+                ("quantized", printable(start.quantized)),
+            ],
+        )
+        for start in audit.written
+    ]
 
 
 def clip_bars(packed: PackedModel) -> list[list[tuple[float, float]]]:
@@ -37,14 +54,14 @@ def quantization_gain(packed: PackedModel) -> str:
     """What the method saved against plain rounding, or that it saved nothing."""
     saved = packed.blob_bytes_round_to_nearest - packed.blob_bytes
     less = packed.squared_error_saved
-    if packed.method == "round_to_nearest":
+    if packed.is_plain:
         return "Plain rounding: there is no search to gain anything."
     moved = (
         ""
         if packed.divergence_nats is None
         else f" On training text the predictions move by {packed.divergence_nats:.5f} nats a token."
     )
-    if packed.method == "ecsq":
+    if packed.is_coded:
         return (
             f"Steps by what errors cost, coded by rANS: {packed.bits_per_parameter:.2f} bits a parameter, "
             f"everything included.{moved}"

@@ -14,6 +14,7 @@ from schemas.frontier import Frontier, FrontierPoint
 from stages.report.plots import (
     BLUE,
     GREEN,
+    GREY,
     GRID,
     INK,
     INK_AND_GRID,
@@ -27,7 +28,6 @@ from stages.report.plots import (
 
 PNG_DOTS_PER_INCH = 150
 _SIZE = (8.6, 5.0)
-_GREY = "#6b7785"
 _LOOKS = {
     # colour, marker, and where a point's setting stands: offset in points, horizontal alignment
     "round_to_nearest": (ORANGE, "s", (7, 5), "left"),
@@ -83,7 +83,7 @@ def _draw(figure: Figure, found: Frontier, ink: str = INK) -> None:
     )
     axes.axhline(
         found.unquantized_bpb,
-        color=_GREY,
+        color=GREY,
         linewidth=1.3,
         linestyle="--",
         label=f"not quantized, {found.unquantized_bpb:.5f}",
@@ -105,7 +105,7 @@ def _draw(figure: Figure, found: Frontier, ink: str = INK) -> None:
 
 
 def _draw_method(axes: Axes, method: str, points: list[FrontierPoint], ink: str) -> None:
-    colour, marker, offset, side = _LOOKS.get(method, (_GREY, "P", (7, 5), "left"))
+    colour, marker, offset, side = _LOOKS.get(method, (GREY, "P", (7, 5), "left"))
     axes.plot(
         [point.total_bytes for point in points],
         [point.bpb for point in points],
@@ -119,7 +119,7 @@ def _draw_method(axes: Axes, method: str, points: list[FrontierPoint], ink: str)
     )
     for point in points:
         setting = point.scheme.partition(":")[2] or point.scheme
-        setting += " nats" if method == "ecsq" else ""
+        setting += " nats" if setting[0].isdigit() else ""
         axes.annotate(
             setting,
             (point.total_bytes, point.bpb),

@@ -18,8 +18,16 @@ from numpy.typing import NDArray
 from schemas.printable import printable
 from stages.training.metrics import Columns
 
-BLUE, ORANGE, GREEN, RED, PURPLE = "#3b82d6", "#e08a1e", "#2f9e6e", "#d6524a", "#8b6fd0"
-BAR_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, "#7b8794", "#c77dba", "#4bb3c4")
+# Okabe and Ito, Color Universal Design (2008): told apart with every kind of colour vision.
+BLUE, ORANGE, GREEN, RED, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, "#56b4e9")
+GREY = "#7b8794"
+"""For what is no series of its own: lines and bars to compare with."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""One for each series, so that no series is told by its colour alone. Their count and that of the colours
+have no common factor: 42 series look different.
+"""
+_HATCHES = ("", "///", "...", "xxx")
 # Stand-ins that no palette has; in a themed plot they become the page's own colours.
 INK, GRID = "#010203", "#040506"
 INK_AND_GRID = ("#1d2733", "#d9dee5")
@@ -46,6 +54,8 @@ STYLE: dict[Any, Any] = {
 }
 _MAX_POINTS = 1200
 _MAX_LABEL = 48
+_LABELLED_SHARE = 0.015
+"""Of the axis: a narrower part of a bar has no room for its number."""
 
 
 def loss_curve(metrics: Columns, themed: bool) -> str:
@@ -54,8 +64,8 @@ def loss_curve(metrics: Columns, themed: bool) -> str:
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         step, loss = metrics["step"], metrics["loss"]
-        axes.plot(*_thin(step, loss), color=BLUE, linewidth=0.8, alpha=0.35)
-        axes.plot(*_thin(step, running_mean(loss)), color=BLUE, linewidth=1.8, label="running mean")
+        axes.plot(*thin(step, loss), color=BLUE, linewidth=0.8, alpha=0.35)
+        axes.plot(*thin(step, running_mean(loss)), color=BLUE, linewidth=1.8, label="running mean")
         _mark_phases(axes, metrics)
         low, high = float(loss.min()), float(np.quantile(loss, 0.995))
         axes.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
@@ -73,11 +83,9 @@ def timeline(metrics: Columns, themed: bool) -> str:
     def draw(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         step = metrics["step"]
+        upper.plot(*thin(step, metrics["lr_scale"]), color=BLUE, linewidth=1.8, label="learning-rate scale")
         upper.plot(
-            *_thin(step, metrics["lr_scale"]), color=ORANGE, linewidth=1.8, label="learning-rate scale"
-        )
-        upper.plot(
-            *_thin(step, metrics["muon_momentum"]),
+            *thin(step, metrics["muon_momentum"]),
             color=PURPLE,
             linewidth=1.4,
             linestyle="--",
@@ -88,15 +96,15 @@ def timeline(metrics: Columns, themed: bool) -> str:
             upper.plot(
                 step[taken],
                 metrics["lr_scale"][taken],
-                "o",
-                color=GREEN,
+                "D",
+                color=RED,
                 markersize=4,
                 label=f"{int(taken.sum())} snapshots",
             )
         _mark_phases(upper, metrics)
         upper.set(ylabel="share of the peak", ylim=(-0.04, 1.08))
         upper.legend(loc="center left")
-        lower.plot(*_thin(step, metrics["grad_norm"]), color=GREEN, linewidth=0.9)
+        lower.plot(*thin(step, metrics["grad_norm"]), color=GREEN, linewidth=0.9)
         lower.set(xlabel="optimizer step", ylabel="gradient norm", yscale="log")
 
     return to_svg(draw, (8.6, 4.2), themed)
@@ -110,7 +118,7 @@ def decomposition(
     def draw(figure: Figure) -> None:
         names = [name for name, _ in (*steps, *others)][::-1]
         values = [value for _, value in (*steps, *others)][::-1]
-        colours = ([BLUE] * len(steps) + ["#7b8794"] * len(others))[::-1]
+        colours = ([BLUE] * len(steps) + [GREY] * len(others))[::-1]
         axes = figure.add_subplot()
         bars = axes.barh(names, values, color=colours, height=0.62)
         axes.bar_label(bars, labels=[f"{value:.4f}" for value in values], padding=4, color=INK)
@@ -128,16 +136,36 @@ def budget(parts: Sequence[tuple[str, int]], limit_bytes: int, themed: bool) -> 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         left = 0
-        for (name, count), colour in zip(
-            parts, BAR_COLOURS * (1 + len(parts) // len(BAR_COLOURS)), strict=False
-        ):
-            axes.barh([0], [count], left=left, color=colour, height=0.5, label=f"{name} {count:,}")
+        whole = 1.03 * max(limit_bytes, sum(count for _, count in parts))
+        for index, (name, count) in enumerate(parts):
+            row, colour = divmod(index, len(COLOURS))
+            axes.barh(
+                [0],
+                [count],
+                left=left,
+                color=COLOURS[colour],
+                hatch=_HATCHES[row % len(_HATCHES)],
+                edgecolor="white",
+                linewidth=0.6,
+                height=0.5,
+                label=f"{index + 1}  {name} {count:,}",
+            )
+            if count > _LABELLED_SHARE * whole:
+                axes.text(
+                    left + count / 2,
+                    0,
+                    f"{index + 1}",
+                    ha="center",
+                    va="center",
+                    color="white",
+                    fontweight="bold",
+                )
             left += count
         axes.axvline(limit_bytes, color=RED, linewidth=1.6)
         axes.annotate(
             "limit", (limit_bytes, 0.34), color=RED, ha="right", xytext=(-4, 0), textcoords="offset points"
         )
-        axes.set(xlim=(0, 1.03 * max(limit_bytes, left)), ylim=(-0.35, 0.5), yticks=[])
+        axes.set(xlim=(0, whole), ylim=(-0.35, 0.5), yticks=[])
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} MB")
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
@@ -160,12 +188,12 @@ def tradeoff(points: Sequence[tuple[str, int, float]], merged_bpb: float) -> str
             axes.plot(
                 [num_bytes],
                 [bpb],
-                "o",
-                color=BAR_COLOURS[index % len(BAR_COLOURS)],
+                MARKERS[index % len(MARKERS)],
+                color=COLOURS[index % len(COLOURS)],
                 markersize=8,
                 label=label,
             )
-        axes.axhline(merged_bpb, color="#7b8794", linewidth=1, linestyle="--", label="merged, not quantized")
+        axes.axhline(merged_bpb, color=GREY, linewidth=1, linestyle="--", label="merged, not quantized")
         axes.margins(0.12)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set(xlabel="bytes of code and model (fewer is better)", ylabel="val_bpb (lower is better)")
@@ -213,13 +241,15 @@ def running_mean(values: NDArray, share: float = 0.02) -> NDArray:
 
 def _mark_phases(axes: Axes, metrics: Columns) -> None:
     """Shade the steps between the first and the last snapshot, and those under QAT."""
-    for column, colour, name in (("snapshot", GREEN, "snapshot window"), ("qat_on", ORANGE, "QAT on")):
+    phases = (("snapshot", GREEN, "", "snapshot window"), ("qat_on", ORANGE, "///", "QAT on"))
+    for column, colour, hatch, name in phases:
         steps = metrics["step"][metrics[column].astype(bool)]
         if len(steps):
-            axes.axvspan(float(steps[0]), float(steps[-1]), color=colour, alpha=0.13, linewidth=0, label=name)
+            first, last = float(steps[0]), float(steps[-1])
+            axes.axvspan(first, last, color=colour, alpha=0.16, linewidth=0, hatch=hatch, label=name)
 
 
-def _thin(x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+def thin(x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
     """Every n-th point and the last, so that a long run's page stays small."""
     keep = np.unique(np.append(np.arange(0, len(x), max(1, -(-len(x) // _MAX_POINTS))), len(x) - 1))
     return x[keep], y[keep]

@@ -54,15 +54,19 @@ def bpb(value: float) -> str:
 def result_table(results: RunResults, title: str, stride: str) -> Table:
     """What a reader looks for first. `stride` is that of the sliding windows; empty: not known."""
     merged, sliding, size = results.merged, results.val_bpb_quantized_sliding, results.size
-    averaged = f"{merged.method} of {len(merged.steps)}, {merged.num_with_qat} under QAT"
+    averaged = f"{merged.averaged}, {merged.num_with_qat} under QAT"
     gap = results.val_bpb_quantized - results.val_bpb_merged
     files = f"{size.model_bytes:,} model + {size.code_bytes:,} code"
     margin = f"{abs(size.margin_bytes):,} bytes {'to spare' if size.fits else 'OVER'}"
     rows = (
-        ("val_bpb last iterate", bpb(results.val_bpb_last), "non-overlapping windows"),
+        ("val_bpb last iterate", bpb(results.val_bpb_last), f"non-overlapping windows{merged.last.mode}"),
         ("val_bpb merged", bpb(results.val_bpb_merged), averaged),
         ("val_bpb quantized", bpb(results.val_bpb_quantized), f"{results.packed.method}, what ships"),
-        ("val_bpb quantized, sliding", _bpb_or_dash(sliding), f"stride {stride}" if stride else ""),
+        (
+            "val_bpb quantized, sliding",
+            _bpb_or_dash(sliding),
+            f"stride {stride}{results.evaluation.non_overlapping.mode}" if stride else "",
+        ),
         ("gap quantized − merged", f"{gap:+.5f}", "bpb, the same windows"),
         *(
             (f"{name} on the validation text", bpb(value), "bits per byte, for comparison")
@@ -81,7 +85,7 @@ def score_steps(results: RunResults) -> list[tuple[str, Score]]:
     merged, evaluation = results.merged, results.evaluation
     steps = [
         ("last iterate", merged.last),
-        (f"merged ({merged.method} of {len(merged.steps)})", merged.score),
+        (f"merged ({merged.averaged})", merged.score),
         (f"quantized ({results.packed.method})", evaluation.non_overlapping),
     ]
     return [*steps, ("quantized, sliding", evaluation.sliding)] if evaluation.sliding else steps
@@ -94,7 +98,7 @@ def score_table(results: RunResults) -> Table:
     for name, score in score_steps(results):
         rows.append(
             (
-                name,
+                name + score.mode,
                 bpb(score.bpb),
                 "" if before is None else f"{score.bpb - before:+.5f}",
                 f"{score.loss:.5f}",

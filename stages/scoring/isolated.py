@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from schemas.base import invalid_field
-from schemas.errors import StageError
+from schemas.errors import StageError, first_line
 from schemas.evaluate import Score
 from schemas.runtime import Progress
 from schemas.settings import ComputeSettings, ScoringSettings
@@ -57,6 +57,7 @@ def score_isolated(
         f"--sequence-length={scoring.sequence_length}",
         f"--stride={scoring.stride}",
         f"--batch-tokens={scoring.batch_tokens}",
+        *([f"--windows={scoring.windows}"] if scoring.windows != "stream" else []),
         f"--device={compute.device}",
         f"--precision={compute.precision}",
         f"--threads={compute.threads_per_process}",
@@ -82,5 +83,5 @@ def read_scores(path: Path) -> Scores:
         ) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StageError(
-            f"{path.name}: the script left no scores that can be read ({str(error).splitlines()[0]})"
+            f"{path.name}: the script left no scores that can be read ({first_line(error)})"
         ) from error

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from schemas.errors import FairwayError, SpecError, StageError
+from schemas.errors import FairwayError, SpecError, StageError, on_one_line
 from schemas.files import FileRef
 from schemas.pipeline import PipelineReport
 from schemas.stages import STAGES
+from stages.core.checksummed import read_checksummed
 from stages.core.whole_files import TEMPORARY_FILES
 from stages.processes.locks import is_free
 from stages.seeds.ledger import ledger_files, read_ledger
-from stages.store.checksummed import read_checksummed
 from stages.store.hashing import FileHashes
 from stages.store.runs import REPORT_NAME, list_reports, load_report
 from stages.store.store import FETCHED, RECORD_NAME, USERS_LOCK, Store, file_refs, remove
@@ -121,7 +121,7 @@ def find_damage(store: Store) -> Iterator[str]:
             yield f"{error.filename} is missing"
             continue
         except (OSError, ValueError) as error:
-            yield f"{record_path} is damaged or of another version: {' '.join(str(error).split())[:300]}"
+            yield f"{record_path} is damaged or of another version: {on_one_line(error)}"
             continue
         if store.folder(stage, record.provenance.key) != folder or record.provenance.stage != stage.name:
             yield f"{record_path} belongs to another result"

@@ -116,12 +116,13 @@ def _ledgers(remote: Remote) -> tuple[list[tuple[RemoteObject, str]], set[str]]:
         newest[label] = item
     runs = set[str]()
     for item in newest.values():
-        if (content := _read(remote, item.name)) is None:
+        content = _read(remote, item.name)
+        if not isinstance(content, dict) or "ledger" not in content:
             raise StageError(
-                f"{remote.url}: {item.name} is damaged; until it is removed nobody can say which runs it "
-                "needs, and nothing is removed"
+                f"{remote.url}: {item.name} is damaged or of another version; until it is removed nobody "
+                "can say which runs it needs, and nothing is removed"
             )
-        runs.update(entry["run_id"] for entry in content["entries"])
+        runs.update(entry["run_id"] for entry in content["ledger"]["entries"])
     return old, runs
 
 

@@ -7,19 +7,24 @@ import difflib
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from schemas.base import SCHEMA_VERSION
-from schemas.errors import SpecError
-from schemas.pipeline import PipelineReport
-from stages.store.checksummed import read_checksummed, write_checksummed
+from schemas.base import SCHEMA_VERSION, fingerprint
+from schemas.errors import SpecError, first_line
+from schemas.files import StageRecord
+from schemas.pipeline import PipelineReport, PipelineSpec
+from schemas.stages import STAGES
+from stages.core.checksummed import read_checksummed, write_checksummed
 from stages.store.store import Store
 
 log = logging.getLogger(__name__)
 
 REPORT_NAME = "report.json"
 LAST = "last"
+FIGURE_STAGES = ("tokenize_corpus", "train", "merge", "quantize", "evaluate")
+"""The stages whose code decides a run's scores."""
 
 
 def save_report(store: Path, report: PipelineReport) -> Path:
@@ -55,9 +60,9 @@ def load_report(store: Path, run_id: str) -> PipelineReport | None:
             f"{path}: its seal {error.filename} is missing. Remove its folder; the results stay stored"
         ) from error
     except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
         raise SpecError(
-            f"{path}: damaged or of another version ({first}). Remove its folder; the results stay stored"
+            f"{path}: damaged or of another version ({first_line(error)}). Remove its folder; the results "
+            "stay stored"
         ) from error
 
 
@@ -142,6 +147,47 @@ def require_files(store: Store, report: PipelineReport, needed: Any) -> None:
             f"run = {report.name}: {problem}. Run the pipeline with its settings again: what is "
             "missing is made again"
         )
+
+
+def records_of(store: Store, report: PipelineReport) -> dict[str, StageRecord]:
+    """By stage, the records of a run that the store still holds."""
+    found = {
+        stage.stage: store.record(STAGES[stage.stage], stage.key)
+        for stage in report.stages
+        if stage.stage in STAGES
+    }
+    return {name: record for name, record in found.items() if record is not None}
+
+
+def without_seed(spec: PipelineSpec) -> str:
+    """Fingerprint of a configuration, whatever its seed."""
+    return fingerprint(spec.derive(train=replace(spec.train, seed=0)))
+
+
+def seeds_of(store: Store, report: PipelineReport, others: Sequence[PipelineReport]) -> list[PipelineReport]:
+    """`report` first, then the newest run of each other seed that has the same settings and was made by
+    the same code. `others`: the newest last.
+    """
+    wanted, code = without_seed(report.spec), _code(store, report)
+    found = {report.spec.train.seed: report}
+    for other in reversed(others):
+        seed = other.spec.train.seed
+        if seed in found or without_seed(other.spec) != wanted:
+            continue
+        if code is None or _code(store, other) != code:
+            log.warning(
+                "seed %d of %s was made by other code, or its records are gone: left out", seed, other.name
+            )
+            continue
+        found[seed] = other
+    return list(found.values())
+
+
+def _code(store: Store, report: PipelineReport) -> tuple[str, ...] | None:
+    """Digests of the code behind the figures; None when a record is gone."""
+    keys = {stage.stage: stage.key for stage in report.stages}
+    records = [store.record(STAGES[name], keys[name]) for name in FIGURE_STAGES if name in keys]
+    return tuple(record.provenance.code_sha256 for record in records if record) if all(records) else None
 
 
 def named_after(store: Path, wanted: str, suffix: str, fitting: bool = False) -> str:

@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pydantic import ValidationError
-
 from schemas.base import fingerprint
-from schemas.errors import SpecError
+from schemas.errors import SpecError, first_line, on_one_line
 from schemas.files import FileRef, SourceFile, StageRecord
 from schemas.pipeline import PipelineReport
 from schemas.seeds import Ledger
 from schemas.stages import STAGES, Stage
-from stages.seeds.ledger import ledger_path, refuse_other_plan, write_ledger
+from stages.core.checksummed import read_checksummed, write_checksummed
+from stages.processes.locks import waiting_lock
+from stages.seeds.ledger import (
+    ledger_as_json,
+    ledger_of_json,
+    ledger_path,
+    refuse_other_plan,
+    write_ledger,
+)
 from stages.store.checkpoints import Checkpoints
-from stages.store.checksummed import read_checksummed, write_checksummed
 from stages.store.remote import DamagedObjectError, Remote, RemoteObject, blob_name
 from stages.store.runs import REPORT_NAME
 from stages.store.store import FETCHED, RECORD_NAME, Store, file_refs, rename_folder, sound_record
@@ -117,16 +122,10 @@ class SharedStore(Store):
         listed = {item.name.removeprefix("runs/"): item for item in self.remote.objects("runs/")}
         objects = {run_id: item for run_id, item in listed.items() if "/" not in run_id}
         (mirror / "runs").mkdir(parents=True, exist_ok=True)
-        for folder in (mirror / "runs").iterdir():
-            if folder.name not in objects:
-                shutil.rmtree(folder)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(lambda item: self._mirror_report(mirror, *item), objects.items()))
-        labels = {item.name.split("/")[1] for item in self.remote.objects("ledgers/")}
-        for label in sorted(labels):
-            if (ledger := self._newest(label)[1]) is not None:
-                ledger_path(mirror, ledger).parent.mkdir(parents=True, exist_ok=True)
-                write_ledger(mirror, ledger)
+        with waiting_lock(mirror / "lock", f"copy of {self.remote.url}", "which brings it up to date"):
+            self._mirror_runs(mirror, objects)
+            for label in sorted({item.name.split("/")[1] for item in self.remote.objects("ledgers/")}):
+                self._mirror_ledger(mirror, label)
         return mirror
 
     def share_report(self, report: PipelineReport) -> None:
@@ -145,7 +144,7 @@ class SharedStore(Store):
             name = f"ledgers/{ledger.label}/{number + 1:08d}"
             if ledger == newest or not ledger.entries:
                 return ledger
-            if self.remote.create(name, ledger.model_dump_json(indent=1).encode()):
+            if self.remote.create(name, ledger_as_json(ledger)):
                 return ledger
 
     def _newest(self, label: str) -> tuple[int, Ledger | None]:
@@ -155,13 +154,26 @@ class SharedStore(Store):
             return 0, None
         name = versions[-1].name
         try:
-            content = self.remote.read(name)
-            return int(name.rpartition("/")[2]), Ledger.model_validate_json(content or b"")
-        except (DamagedObjectError, ValidationError) as error:
+            content = self.remote.read(name) or b""
+            return int(name.rpartition("/")[2]), ledger_of_json(content, f"{self.remote.url}: {name}")
+        except ValueError as error:
             raise SpecError(
-                f"{self.remote.url}: {name}: damaged or of another version ({str(error).splitlines()[0]}). "
+                f"{self.remote.url}: {name}: damaged ({first_line(error)}). "
                 "Remove this object: the version before it counts then"
             ) from None
+
+    def _mirror_runs(self, mirror: Path, objects: dict[str, RemoteObject]) -> None:
+        """Have the reports of these runs in `mirror`, and of no others."""
+        for folder in (mirror / "runs").iterdir():
+            if folder.name not in objects:
+                shutil.rmtree(folder)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda item: self._mirror_report(mirror, *item), objects.items()))
+
+    def _mirror_ledger(self, mirror: Path, label: str) -> None:
+        if (ledger := self._newest(label)[1]) is not None:
+            ledger_path(mirror, ledger).parent.mkdir(parents=True, exist_ok=True)
+            write_ledger(mirror, ledger)
 
     def _mirror_report(self, mirror: Path, run_id: str, item: RemoteObject) -> None:
         """Bring one report; one that is damaged is replaced by this machine's own, or named and left out."""
@@ -189,8 +201,8 @@ class SharedStore(Store):
             content = self.remote.read(f"stages/{_place(stage, key)}")
             return None if content is None else sound_record(stage, key, content)
         except ValueError as error:
-            said = " ".join(str(error).split())[:300]
-            log.warning("%s: %s: record %s: %s", stage.name, self.remote.url, _place(stage, key), said)
+            place, said = _place(stage, key), on_one_line(error)
+            log.warning("%s: %s: record %s: %s", stage.name, self.remote.url, place, said)
             return None
 
     def _problem_with(self, record: StageRecord) -> str | None:
@@ -235,7 +247,7 @@ class SharedStore(Store):
                 record = stage.record_type().model_validate_json(content)
                 self._keep(stage, record.provenance.key, record)
         except ValueError as error:
-            log.warning("%s: %s: %s", stage.name, name, str(error).splitlines()[0])
+            log.warning("%s: %s: %s", stage.name, name, first_line(error))
 
     def _keep(self, stage: Stage, key: str, record: StageRecord) -> StageRecord:
         """Have the remote's record here too. Files beside it that are not its own are replaced when read."""

@@ -10,7 +10,6 @@ one.
 """
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -19,19 +18,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel
 
-from schemas.errors import SpecError
+from schemas.errors import SpecError, on_one_line
 from schemas.files import FileRef, SourceFile, StageRecord
 from schemas.pipeline import PipelineReport
 from schemas.runtime import RunOptions, remote_address
 from schemas.seeds import Ledger
 from schemas.stages import Stage
+from stages.core.checksummed import read_checksummed, write_checksummed
 from stages.core.whole_files import TEMPORARY_FILES, flush_to_disk
-from stages.processes.locks import wait_for_shared, waiting_lock
-from stages.store.checksummed import read_checksummed, write_checksummed
+from stages.processes.locks import alone_with, wait_for_shared, waiting_lock
 from stages.store.hashing import FileHashes
 from stages.store.workspace import DamagedFileError
 
@@ -67,23 +66,23 @@ class Store:
         self.hashes = FileHashes(self.root / "hashes.sqlite")
         self._share()
 
+    def close(self) -> None:
+        """Give up the sign that the store is in use, as also the end of a `with` block or of the process
+        does.
+        """
+        self._users.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Whether no other Store on this folder is open anywhere; for the block none can be opened then."""
-        try:
-            fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._share()  # a conversion that fails may drop the lock
-            yield False
-            return
-        try:
-            self._users.truncate(0)
-            self._users.write(str(os.getpid()))
-            self._users.flush()
-            yield True
-        finally:
-            self._users.truncate(0)
-            self._share()
+        with alone_with(self._users, self._share) as alone:
+            yield alone
 
     def _share(self) -> None:
         wait_for_shared(
@@ -125,7 +124,7 @@ class Store:
                 "%s: record %s is damaged or of another version: the stage runs again (%s)",
                 stage.name,
                 record_path,
-                _one_line(error),
+                on_one_line(error),
             )
             return None
 
@@ -275,7 +274,3 @@ def file_refs(value: Any) -> Iterator[FileRef | SourceFile]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from file_refs(item)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

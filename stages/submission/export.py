@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from schemas.base import fingerprint
 from schemas.errors import SpecError, StageError
 from schemas.evaluate import Score
-from schemas.overrides import apply_overrides
 from schemas.package import BLOB_NAME, SCRIPT_NAME
 from schemas.pipeline import PipelineReport
-from schemas.stages import STAGES
 from schemas.submission import (
     INFO_NAME,
     README_NAME,
@@ -31,8 +28,6 @@ from stages.submission.texts import log_name, readme, requirements, train_log
 
 log = logging.getLogger(__name__)
 
-FIGURE_STAGES = ("tokenize_corpus", "train", "merge", "quantize", "evaluate")
-
 
 @dataclass(frozen=True)
 class Exported:
@@ -41,36 +36,6 @@ class Exported:
     folder: Path
     info: SubmissionInfo
     rules: tuple[RuleResult, ...]
-
-
-def seeds_of(store: Store, report: PipelineReport, others: Sequence[PipelineReport]) -> list[PipelineReport]:
-    """`report` first, then the newest run of each other seed that has the same settings and was made by
-    the same code.
-    """
-
-    def without_seed(item: PipelineReport) -> str:
-        return fingerprint(apply_overrides(item.spec, ["train.seed=0"]))
-
-    wanted, code = without_seed(report), _code(store, report)
-    found = {report.spec.train.seed: report}
-    for other in reversed(others):  # the newest is last
-        seed = other.spec.train.seed
-        if seed in found or without_seed(other) != wanted:
-            continue
-        if code is None or _code(store, other) != code:
-            log.warning(
-                "seed %d of %s was made by other code, or its records are gone: left out", seed, other.name
-            )
-            continue
-        found[seed] = other
-    return list(found.values())
-
-
-def _code(store: Store, report: PipelineReport) -> tuple[str, ...] | None:
-    """Digests of the code behind the figures; None when a record is gone."""
-    keys = {stage.stage: stage.key for stage in report.stages}
-    records = [store.record(STAGES[name], keys[name]) for name in FIGURE_STAGES if name in keys]
-    return tuple(record.provenance.code_sha256 for record in records if record) if all(records) else None
 
 
 def export_submission(store: Store, reports: Sequence[PipelineReport], about: About, out: Path) -> Exported:
@@ -93,20 +58,7 @@ def export_submission(store: Store, reports: Sequence[PipelineReport], about: Ab
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
-        shutil.copyfile(store.fetch(main.package.script), building / SCRIPT_NAME)
-        shutil.copyfile(store.fetch(main.package.blob), building / BLOB_NAME)
-        (building / INFO_NAME).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (building / REQUIREMENTS_NAME).write_text(requirements(), encoding="utf-8")
-        for report in reports:
-            store.fetch(report.trained.metrics)
-            (building / log_name(report.spec.train.seed)).write_text(
-                train_log(report, store.root), encoding="utf-8"
-            )
-        (building / README_NAME).write_text(readme(info, main), encoding="utf-8")
-        rules = check_folder(building)
-        (building / README_NAME).write_text(readme(info, main, rules), encoding="utf-8")
-        if check_folder(building) != rules:
-            raise StageError(f"{out}: the README with the checks in it is judged otherwise than without them")
+        rules = _write_folder(building, store, reports, info)
         if out.exists():
             out.rmdir()
         os.rename(building, out)
@@ -119,7 +71,33 @@ def export_submission(store: Store, reports: Sequence[PipelineReport], about: Ab
         sum(r.verdict == "pass" for r in rules),
         len(rules),
     )
-    return Exported(out, info, tuple(rules))
+    return Exported(out, info, rules)
+
+
+def _write_folder(
+    folder: Path, store: Store, reports: Sequence[PipelineReport], info: SubmissionInfo
+) -> tuple[RuleResult, ...]:
+    """All files of the submission; returns how it stands with the rules, as its README says too.
+
+    Raises StageError when the README with the rules in it is judged otherwise than without them.
+    """
+    main = reports[0]
+    shutil.copyfile(store.fetch(main.package.script), folder / SCRIPT_NAME)
+    shutil.copyfile(store.fetch(main.package.blob), folder / BLOB_NAME)
+    (folder / INFO_NAME).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / REQUIREMENTS_NAME).write_text(requirements(), encoding="utf-8")
+    for report in reports:
+        store.fetch(report.trained.metrics)
+        text = train_log(report, store.root)
+        (folder / log_name(report.spec.train.seed)).write_text(text, encoding="utf-8")
+    (folder / README_NAME).write_text(readme(info, main), encoding="utf-8")
+    rules = check_folder(folder)
+    (folder / README_NAME).write_text(readme(info, main, rules), encoding="utf-8")
+    if check_folder(folder) != rules:
+        raise StageError(
+            f"RUN = {main.name}: the README with the checks in it is judged otherwise than without them"
+        )
+    return tuple(rules)
 
 
 def _info(reports: Sequence[PipelineReport], about: About) -> SubmissionInfo:
@@ -136,11 +114,11 @@ def _info(reports: Sequence[PipelineReport], about: About) -> SubmissionInfo:
         name=about.name,
         blurb=blurb,
         date=datetime.now(UTC).date().isoformat(),
-        val_loss=_mean(_best(report).loss for report in reports),
-        val_bpb=_mean(_best(report).bpb for report in reports),
-        pre_quant_val_loss=_mean(score.loss for score in merged),
-        pre_quant_val_bpb=_mean(score.bpb for score in merged),
-        post_quant_val_bpb_non_overlapping=_mean(report.val_bpb_quantized for report in reports),
+        val_loss=_rounded_mean(_best(report).loss for report in reports),
+        val_bpb=_rounded_mean(_best(report).bpb for report in reports),
+        pre_quant_val_loss=_rounded_mean(score.loss for score in merged),
+        pre_quant_val_bpb=_rounded_mean(score.bpb for score in merged),
+        post_quant_val_bpb_non_overlapping=_rounded_mean(report.val_bpb_quantized for report in reports),
         step_stop=main.trained.steps,
         wallclock_seconds=round(main.trained.timings.training_seconds, 3),
         eval_time_seconds=_evaluation_seconds(main),
@@ -152,25 +130,30 @@ def _info(reports: Sequence[PipelineReport], about: About) -> SubmissionInfo:
         hardware=f"{compute.num_processes} × {compute.device}",
         eval_sequence_length=main.spec.evaluate.scoring.sequence_length,
         eval_stride=main.spec.evaluate.scoring.stride,
+        eval_windows=main.spec.evaluate.scoring.windows,
         eval_batch_tokens=main.spec.evaluate.scoring.batch_tokens,
         seed=main.spec.train.seed,
         seeds=tuple(sorted(report.spec.train.seed for report in reports)),
         seed_results={
-            str(report.spec.train.seed): SeedResult(
-                val_loss=round(_best(report).loss, 8),
-                val_bpb=round(_best(report).bpb, 8),
-                pre_quant_val_bpb=round(report.val_bpb_merged, 8),
-                wallclock_seconds=round(report.trained.timings.training_seconds, 3),
-                eval_time_seconds=_evaluation_seconds(report),
-                bytes_total=report.size.total_bytes,
-                blob_sha256=report.package.blob.sha256,
-            )
+            str(report.spec.train.seed): _seed_result(report)
             for report in sorted(reports, key=lambda item: item.spec.train.seed)
         },
     )
 
 
-def _mean(values: Iterable[float]) -> float:
+def _seed_result(report: PipelineReport) -> SeedResult:
+    return SeedResult(
+        val_loss=round(_best(report).loss, 8),
+        val_bpb=round(_best(report).bpb, 8),
+        pre_quant_val_bpb=round(report.val_bpb_merged, 8),
+        wallclock_seconds=round(report.trained.timings.training_seconds, 3),
+        eval_time_seconds=_evaluation_seconds(report),
+        bytes_total=report.size.total_bytes,
+        blob_sha256=report.package.blob.sha256,
+    )
+
+
+def _rounded_mean(values: Iterable[float]) -> float:
     return round(statistics.fmean(values), 8)
 
 

@@ -12,9 +12,9 @@ from schemas.errors import SpecError
 from schemas.settings import ComputeSettings
 from schemas.submission import About
 from stages.store.machine import resolve_precision
-from stages.store.runs import choose_run, find_run, list_reports
+from stages.store.runs import choose_run, find_run, list_reports, seeds_of
 from stages.store.store import Store
-from stages.submission.export import Exported, export_submission, seeds_of
+from stages.submission.export import Exported, export_submission
 
 
 def about_of(author: str, github_id: str, name: str, blurb: str) -> About:

@@ -44,11 +44,13 @@ def scoring_of(
         said = told.get(name)
         return given if given is not None else said if type(said) is int else otherwise
 
+    windows = "documents" if told.get("eval_windows") == "documents" else "stream"
     try:
         return ScoringSettings(
             pick(sequence_length, "eval_sequence_length", default.sequence_length),
             pick(stride, "eval_stride", default.stride),
             pick(batch_tokens, "eval_batch_tokens", default.batch_tokens),
+            windows,  # type: ignore[arg-type]
         )
     except ValueError as error:
         raise SpecError(f"--sequence-length, --stride: {error}") from error
@@ -70,43 +72,16 @@ def rescore(
     user may do. Raises SpecError for a folder, shard or tokenizer that cannot be used, StageError for a
     script that leaves no scores.
     """
-    import torch
-
     blob = _blob(folder)
-    for shard in shards:
-        try:
-            open_shard(shard)
-        except (ShardError, OSError) as error:
-            raise SpecError(f"--shards: {error}") from error
-    if not tokenizer.is_file():
-        raise SpecError(f"--tokenizer = {tokenizer}: no such file")
-    if not run_its_script:
-        ready_made_tokenizer(tokenizer, "--tokenizer")
+    _check_inputs(shards, tokenizer, any_tokenizer=run_its_script)
     with tempfile.TemporaryDirectory(prefix="fairway-rescore-") as name:
         work = Path(name)
-        copy = work / "package"
-        copy.mkdir()
-        (copy / BLOB_NAME).write_bytes(blob)
-        if run_its_script:
-            (copy / SCRIPT_NAME).write_bytes(_read(folder / SCRIPT_NAME))
-        else:
-            try:
-                load_packed_model(copy / BLOB_NAME, torch.device("cpu"))
-            except BlobError as error:
-                raise SpecError(one_line(f"{folder / BLOB_NAME}: {error}")) from error
-            (copy / SCRIPT_NAME).write_text(
-                program(PackageOptions(keep_comments=False), None)[0], encoding="utf-8"
-            )
+        script = _package(folder, blob, work / "package", run_its_script)
         began = time.perf_counter()
         try:
-            scores = score_isolated(
-                copy / SCRIPT_NAME, shards, tokenizer, scoring, compute, work, progress, timeout
-            )
-        except (
-            ChildFailedError,
-            StageError,
-            ValueError,
-        ) as error:  # the last for progress lines that are none
+            scores = score_isolated(script, shards, tokenizer, scoring, compute, work, progress, timeout)
+        # ValueError: progress lines that are none
+        except (ChildFailedError, StageError, ValueError) as error:
             raise StageError(printable(f"{folder}: the scoring failed: {error}")) from error
     best = scores.sliding or scores.non_overlapping
     claimed = _info(folder).get("val_bpb")
@@ -123,6 +98,44 @@ def rescore(
         claimed_val_bpb=claimed if isinstance(claimed, (int, float)) and abs(claimed) < 1e15 else None,
         seconds=time.perf_counter() - began,
     )
+
+
+def _check_inputs(shards: Sequence[Path], tokenizer: Path, any_tokenizer: bool) -> None:
+    """Raises SpecError for a shard or a tokenizer that cannot be read.
+
+    With `any_tokenizer` it need not be one of ours: only the folder's own script reads it.
+    """
+    for shard in shards:
+        try:
+            open_shard(shard)
+        except (ShardError, OSError) as error:
+            raise SpecError(f"--shards: {error}") from error
+    if not tokenizer.is_file():
+        raise SpecError(f"--tokenizer = {tokenizer}: no such file")
+    if not any_tokenizer:
+        ready_made_tokenizer(tokenizer, "--tokenizer")
+
+
+def _package(folder: Path, blob: bytes, package: Path, run_its_script: bool) -> Path:
+    """A new folder `package` with the blob and the script that scores it, the folder's or ours; returns
+    the script.
+
+    Raises SpecError for a blob that is no model of ours, where ours is to score it.
+    """
+    import torch
+
+    package.mkdir()
+    (package / BLOB_NAME).write_bytes(blob)
+    script = package / SCRIPT_NAME
+    if run_its_script:
+        script.write_bytes(_read(folder / SCRIPT_NAME))
+        return script
+    try:
+        load_packed_model(package / BLOB_NAME, torch.device("cpu"))
+    except BlobError as error:
+        raise SpecError(one_line(f"{folder / BLOB_NAME}: {error}")) from error
+    script.write_text(program(PackageOptions(keep_comments=False), None)[0], encoding="utf-8")
+    return script
 
 
 def _blob(folder: Path) -> bytes:

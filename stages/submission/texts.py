@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from schemas.overrides import describe_fields
+from schemas.introspect import describe_fields
 from schemas.package import BLOB_NAME, SCRIPT_NAME
 from schemas.pipeline import PipelineReport
 from schemas.submission import INFO_NAME, REQUIREMENTS_NAME, RuleResult, SubmissionInfo

@@ -1,20 +1,16 @@
 """One process of a training run; torchrun starts python -m stages.training.worker JOB.json RESULT.json"""
 
-import json
 import logging
 import resource
 import statistics
-import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from schemas.errors import StageError
 from schemas.settings import TrainSettings
-from schemas.settings_base import from_dict
+from schemas.train import TrainingFigures, TrainTimings
 from stages.core.distributed import join_processes
 from stages.core.schedule import Clock, progress_at
 from stages.core.trainer import (
@@ -26,31 +22,27 @@ from stages.core.trainer import (
     TrainState,
     step_line,
 )
-from stages.processes.launch import child_result, say_progress
-from stages.training.account import account_of_changes, account_of_groups
+from stages.processes.launch import job_of, say_progress
+from stages.training.account import account_of_changes, account_of_groups, account_of_rows
 from stages.training.files import TrainingFiles, write_safetensors
+from stages.training.job import TrainingJob, TrainingOutcome, WrittenSnapshot
 
 log = logging.getLogger("stages.train")
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    settings = from_dict(TrainSettings, job["settings"])
-    runtime = job["runtime"]
-    files = TrainingFiles(
-        Path(job["folder"]), runtime["checkpoint_every_seconds"], runtime["keep_checkpoints"]
-    )
-    with child_result(Path(sys.argv[2])) as leave:
+    with job_of(TrainingJob) as (job, leave):
+        settings, runtime = job.settings, job.runtime
+        files = TrainingFiles(job.folder, runtime.checkpoint_every_seconds, runtime.keep_checkpoints)
         resume = _resume_everywhere(files, settings)
         hooks = Hooks(
-            _Narrator(files, settings, runtime["log_every_seconds"]),
+            _Narrator(files, settings, runtime.log_every_seconds),
             files.add_snapshot,
             files.checkpoint_due,
             files.add_checkpoint,
         )
         try:
-            trainer = Trainer(settings, [Path(path) for path in job["shards"]], hooks, resume)
+            trainer = Trainer(settings, list(job.shards), hooks, resume)
         except ValueError as error:  # the settings do not fit this machine or these shards
             raise StageError(str(error)) from error
         del resume
@@ -132,48 +124,69 @@ def _announce(trainer: Trainer) -> None:
 
 def _finish(
     files: TrainingFiles, settings: TrainSettings, trainer: Trainer, trained: TrainedModel
-) -> dict[str, Any]:
-    """Write the last iterate and the metrics; the figures for the record."""
+) -> TrainingOutcome:
+    """Write the last iterate and the metrics; all that the record will say."""
     final = trainer.weights()
     write_safetensors(files.folder / "last.safetensors", final)
+    if trained.ema is not None:
+        write_safetensors(files.folder / "ema.safetensors", trained.ema)
     files.close()
     rows = files.metrics()
-    losses = [row["loss"] for row in rows[-max(1, len(rows) // 10) :]]
-    steps_ms = [1000 * (b["seconds"] - a["seconds"]) for a, b in zip(rows, rows[1:], strict=False)]
     files.write_parquet()
     groups = account_of_groups(trainer, [row["lr_scale"] for row in rows])
+    last = WrittenSnapshot(
+        file="last.safetensors",
+        step=trained.steps,
+        lr_scale=trained.last_lr_scale,
+        qat_on=trained.last_qat_on,
+    )
+    ema = None if trained.ema is None else last.derive(file="ema.safetensors")
+    snapshots = tuple(
+        WrittenSnapshot(
+            file=f"snapshots/{item['file']}",
+            step=item["step"],
+            lr_scale=item["lr_scale"],
+            qat_on=item["qat_on"],
+        )
+        for item in files.snapshots
+    )
+    figures = TrainingFigures(
+        num_parameters=sum(tensor.numel() for tensor in final.values()),
+        steps=trained.steps,
+        tokens_seen=trained.steps * settings.data.batch_tokens,
+        epochs=trained.steps * settings.data.batch_sequences / trained.sequences_in_split,
+        document_rows=account_of_rows(trainer),
+        stopped_by=trained.stopped_by,
+        final_train_loss=statistics.fmean(row["loss"] for row in rows[-max(1, len(rows) // 10) :]),
+        qat_steps=trained.qat_steps,
+        qat_grid=trained.model.qat_grid,
+        groups=groups,
+        changes=account_of_changes(trainer, groups, trained.initial, final),
+        timings=_timings(files, settings, trained, [row["seconds"] for row in rows]),
+    )
+    return TrainingOutcome(last=last, ema=ema, snapshots=snapshots, figures=figures)
+
+
+def _timings(
+    files: TrainingFiles, settings: TrainSettings, trained: TrainedModel, ends: list[float]
+) -> TrainTimings:
+    """`ends`: the clock in seconds at the end of each step."""
+    steps_ms = [1000 * (after - before) for before, after in zip(ends, ends[1:], strict=False)]
     peak = (
         torch.cuda.max_memory_allocated()
-        if trainer.device.type == "cuda"
+        if settings.compute.device == "cuda"
         else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     )
-    tokens = trained.steps * settings.data.batch_tokens
-    return {
-        "last": {"step": trained.steps, "lr_scale": trained.last_lr_scale, "qat_on": trained.last_qat_on},
-        "snapshots": [
-            {key: item[key] for key in ("file", "step", "lr_scale", "qat_on")} for item in files.snapshots
-        ],
-        "num_parameters": sum(tensor.numel() for tensor in final.values()),
-        "steps": trained.steps,
-        "tokens_seen": tokens,
-        "epochs": trained.steps * settings.data.batch_sequences / trained.sequences_in_split,
-        "stopped_by": trained.stopped_by,
-        "final_train_loss": statistics.fmean(losses),
-        "qat_steps": trained.qat_steps,
-        "qat_grid": trained.model.qat_grid,
-        "groups": groups,
-        "changes": account_of_changes(trainer, groups, trained.initial, final),
-        "timings": {
-            "training_seconds": trained.seconds,
-            "warmup_seconds": trained.warmup_seconds,
-            "median_step_milliseconds": statistics.median(steps_ms) if steps_ms else 1000 * trained.seconds,
-            "tokens_per_second": tokens / max(trained.seconds, 1e-9),
-            "snapshot_seconds": trained.hook_seconds["snapshot"],
-            "checkpoint_seconds": trained.hook_seconds["checkpoint"],
-            "resumed_from_steps": files.resumed_from,
-            "peak_memory_bytes": peak,
-        },
-    }
+    return TrainTimings(
+        training_seconds=trained.seconds,
+        warmup_seconds=trained.warmup_seconds,
+        median_step_milliseconds=statistics.median(steps_ms) if steps_ms else 1000 * trained.seconds,
+        tokens_per_second=trained.steps * settings.data.batch_tokens / max(trained.seconds, 1e-9),
+        snapshot_seconds=trained.hook_seconds["snapshot"],
+        checkpoint_seconds=trained.hook_seconds["checkpoint"],
+        resumed_from_steps=tuple(files.resumed_from),
+        peak_memory_bytes=peak,
+    )
 
 
 if __name__ == "__main__":

@@ -3,62 +3,23 @@ page.
 """
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.docs.copies import ROOT, copy_with_changes, run
+
 PAGE = (ROOT / "docs" / "adding-a-technique.md").read_text(encoding="utf-8")
 SETTING = "train.model.input_gain=true"
 STEPS = 20
-
-
-def apply_diff(folder: Path, diff: str) -> None:
-    """A diff without line numbers: each part after @@ replaces its old lines, which must stand in the
-    file exactly once.
-    """
-    header, *parts = re.split(r"^@@\n", diff, flags=re.MULTILINE)
-    path = folder / re.search(r"^\+\+\+ b/(\S+)$", header, re.MULTILINE)[1]  # type: ignore[index]
-    text = path.read_text(encoding="utf-8")
-    for part in parts:
-        lines = part.splitlines()
-        old = "".join(f"{line[1:]}\n" for line in lines if line[:1] != "+")
-        new = "".join(f"{line[1:]}\n" for line in lines if line[:1] != "-")
-        assert text.count(old) == 1, (
-            f"docs/adding-a-technique.md: {path.name} does not hold these lines once:\n{old}"
-        )
-        text = text.replace(old, new)
-    path.write_text(text, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the code with the page's diffs applied and its new file written."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("flows", "stages", "schemas", "presets", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    diffs = re.findall(r"^```diff\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(diffs) == 3
-    for diff in diffs:
-        apply_diff(folder, diff)
-    [(name, body)] = re.findall(r"^```python\n# (tests/\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    (folder / name).write_text(body, encoding="utf-8")
-    return folder
-
-
-def run(folder: Path, *arguments: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    return copy_with_changes(folder, "adding-a-technique.md", r"tests/\S+", num_diffs=3)
 
 
 def test_the_new_test_passes_and_fails_without_the_change(changed: Path) -> None:
@@ -86,7 +47,8 @@ def test_describe_counts_the_parameters_that_the_page_says(changed: Path) -> Non
 @pytest.mark.timeout(900)
 def test_a_run_trains_ships_and_audits_it(changed: Path, tmp_path: Path) -> None:
     """The whole chain without Prefect, which knows nothing of techniques."""
-    run(changed, "-m", "tests.faults.chain", str(tmp_path), SETTING, f"train.schedule.max_steps={STEPS}")
+    steps = f"train.schedule.max_steps={STEPS}"
+    run(changed, "-m", "tests.faults.chain", str(tmp_path), "--until", "audit", SETTING, steps)
     [record] = tmp_path.glob("stages/audit/*/record.json")
     findings = {
         item["key"]: item for item in json.loads(record.read_text(encoding="utf-8"))["result"]["findings"]

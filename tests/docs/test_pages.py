@@ -18,7 +18,7 @@ import typer
 from flows.cli.main import app
 from presets import PRESETS
 from schemas.errors import SpecError
-from schemas.introspect import children, find_setting, variants
+from schemas.introspect import find_setting
 from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
@@ -29,14 +29,15 @@ from stages.store import remote_housekeeping
 from stages.store.housekeeping import OLDER_THAN_HOURS
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 USAGE_ERROR = typer.BadParameter.__mro__[1]  # of whichever click typer brings along
 SECTIONS = tuple(PipelineSpec.model_fields)
 STAND_INS = ("4", ".")
 WORKED_EXAMPLE = "docs/adding-a-technique.md"
-THERE_ONLY = {"train.model.input_gain"}  # what the worked example adds; its own test applies it
+# What the worked examples add; tests of their own apply it.
+THERE_ONLY = {"train.model.input_gain", "quantize.method=fixed_clip", "quantize.share"}
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`([^`\n]+)`")
@@ -286,7 +287,9 @@ def _check_fairway(arguments: list[str]) -> None:
     if preset is not None:
         assert preset in (*PRESETS, *STAND_INS), f"there is no preset {preset}"
         wanted = [
-            setting for setting in given.get("set_") or () if setting.partition("=")[0] not in THERE_ONLY
+            setting
+            for setting in given.get("set_") or ()
+            if not {setting, setting.partition("=")[0]} & THERE_ONLY
         ]
         apply_overrides(PRESETS.get(preset, PRESETS["demo"])(), wanted)
     if command.name == "ablate":
@@ -342,13 +345,7 @@ def _check_pytest(arguments: list[str]) -> None:
 
 def _is_setting(dotted: str) -> bool:
     """Also one that only another variant of its section has, as the paths of a corpus of files."""
-    section, _, field = dotted.rpartition(".")
     try:
-        parent = find_setting(PipelineSpec, section) if "." in section else None
-        if parent is not None and any(
-            field in children(member, None) for member in variants(parent.hint).values()
-        ):
-            return True
         find_setting(PipelineSpec, dotted)
     except KeyError:
         return False

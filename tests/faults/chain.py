@@ -1,10 +1,12 @@
 """The whole chain without Prefect, as a program that a fault may strike: python -m tests.faults.chain
-STORE [NAME=VALUE …]
+STORE [--until STAGE] [NAME=VALUE …]
 
 Prints a JSON line for each stage as it begins and as it ends. Prefect's start-up would take longer than all
-stages together; the flow itself is struck in tests of its own.
+stages together; the flow itself is struck in tests of its own. A test that looks at the blob ends with
+`package`: the later stages take as long as those before it.
 """
 
+import argparse
 import json
 import logging
 import os
@@ -26,7 +28,13 @@ from stages.store.machine import resolve_precision
 from stages.store.store import open_store_at
 
 CHECKPOINT_SECONDS = 0.5
+LAST = list(STAGES)[-1]
 _SECTION = {"tokenize_corpus": "tokenize"}
+
+
+def up_to(stage: str) -> list[str]:
+    """The stages from the first to this one."""
+    return list(STAGES)[: list(STAGES).index(stage) + 1]
 
 
 class Chain:
@@ -64,15 +72,20 @@ class Chain:
     def _inputs(self, stage: str) -> dict[str, Any]:
         return {name: self.results[name] for name in STAGES[stage].inputs}
 
-    def run_all(self, tell: Callable[..., None] = lambda **event: None) -> None:
-        for stage in STAGES:
+    def run_all(self, tell: Callable[..., None] = lambda **event: None, until: str = LAST) -> None:
+        """Run or serve the stages in their order up to `until`; `tell` hears of each, and of the end."""
+        for stage in up_to(until):
             tell(stage=stage, event="begins")
             outcome = self.run(stage)
             key = outcome.record.provenance.key
             tell(stage=stage, event="cached" if outcome.cached else "made", seconds=outcome.seconds, key=key)
-        package, trained = self.results["package"], self.results["trained"]
-        blob = str(self.store.root / package.blob.path)
-        tell(event="done", blob=blob, sha256=package.blob.sha256, resumed=trained.timings.resumed_from_steps)
+        tell(event="done", **self._blob(), resumed=self.results["trained"].timings.resumed_from_steps)
+
+    def _blob(self) -> dict[str, str]:
+        """Path and sha256 of the blob in the package; nothing before `package`."""
+        if (package := self.results.get("package")) is None:
+            return {}
+        return {"blob": str(self.store.root / package.blob.path), "sha256": package.blob.sha256}
 
 
 def result_name(stage: str) -> str:
@@ -83,9 +96,14 @@ def result_name(stage: str) -> str:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.chain")
+    parser.add_argument("store")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--until", choices=up_to(LAST)[1:], default=LAST)
+    asked = parser.parse_intermixed_args()
     try:
-        remote = os.environ.get("FAIRWAY_REMOTE")
-        Chain(sys.argv[1], sys.argv[2:], remote).run_all(lambda **event: print(json.dumps(event), flush=True))
+        chain = Chain(asked.store, asked.overrides, os.environ.get("FAIRWAY_REMOTE"))
+        chain.run_all(lambda **event: print(json.dumps(event), flush=True), asked.until)
     except (FairwayError, OSError, RuntimeError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

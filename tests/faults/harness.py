@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from schemas.stages import STAGES
+
 ROOT = Path(__file__).resolve().parents[2]
 FULL = os.environ.get("FAIRWAY_FAULTS") == "full"
+LAST = list(STAGES)[-1]
 _MARK = "FAIRWAY_FAULT_MARK"
 
 
@@ -114,9 +117,16 @@ def start(command: Sequence[str], folder: Path, prefix: Sequence[str] = (), **en
 
 
 def start_chain(
-    store: Path, logs: Path, *overrides: str, prefix: Sequence[str] = (), **environment: str
+    store: Path,
+    logs: Path,
+    *overrides: str,
+    until: str = LAST,
+    prefix: Sequence[str] = (),
+    **environment: str,
 ) -> Struck:
-    return start(["-m", "tests.faults.chain", str(store), *overrides], logs, prefix, **environment)
+    """The chain of the preset `smoke` up to the stage `until`, in a process of its own."""
+    command = ["-m", "tests.faults.chain", str(store), "--until", until, *overrides]
+    return start(command, logs, prefix, **environment)
 
 
 def start_fairway(store: Path, logs: Path, *options: str, **environment: str) -> Struck:
@@ -137,9 +147,11 @@ def start_fairway(store: Path, logs: Path, *options: str, **environment: str) ->
     return start(command, logs, **environment)
 
 
-def finish_chain(store: Path, logs: Path, *overrides: str, **environment: str) -> list[dict[str, Any]]:
-    """Run the chain to its end; the events it told. Raises AssertionError with its last words if it fails."""
-    run = start_chain(store, logs, *overrides, **environment)
+def finish_chain(store: Path, logs: Path, *overrides: str, until: str = LAST) -> list[dict[str, Any]]:
+    """Run the chain up to `until`; the events it told. Raises AssertionError with its last words if it
+    fails.
+    """
+    run = start_chain(store, logs, *overrides, until=until)
     status = run.process.wait(300)
     assert status == 0, run.text()[-3000:]
     return run.events()

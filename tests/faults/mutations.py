@@ -21,9 +21,9 @@ import torch
 
 from schemas.stages import STAGES
 from stages.core.blob.packing import BlobError
+from stages.core.checksummed import write_checksummed
 from stages.core.loader import TokenStream
 from stages.core.shards import ShardError, ShardWriter
-from stages.store.checksummed import write_checksummed
 from stages.store.store import Store
 from tests.faults.hostile_blobs import HUGE, NAMES, Case, blob_cases, flip_some
 

@@ -15,35 +15,28 @@ from pathlib import Path
 import pytest
 
 from flows.server.environment import SETTINGS, free_port, is_healthy
-from tests.faults.conftest import STEPS
+from tests.faults.conftest import STEPS, TWO_RANKS, Interrupted
 from tests.faults.harness import FULL, ROOT, Struck, start, start_fairway
 
 pytestmark = pytest.mark.faults
 
 WITHIN_SECONDS = 15.0
-TWO = ("--set", STEPS, "--processes", "2")
-
-
-def trains(run: Struck, store: Path) -> bool:
-    return bool(run.wait_for(lambda: list(store.glob("work/train/*/checkpoints/*.json"))))
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM] if FULL else [signal.SIGINT])
 def test_an_interrupted_run_leaves_no_process(
-    how: signal.Signals, tmp_path: Path, figure: Callable[..., None]
+    how: signal.Signals,
+    interrupted: Callable[[signal.Signals], Interrupted],
+    tmp_path: Path,
+    figure: Callable[..., None],
 ) -> None:
-    run = start_fairway(tmp_path / "store", tmp_path / "logs", *TWO)
-    assert trains(run, tmp_path / "store")
-    before = len(run.pids())
-    run.process.send_signal(how)
-    seconds = run.gone_after(60)
-    status = run.process.wait(30)
+    run = interrupted(how)
     told = (
-        f"{before} processes gone in {seconds:.1f} s, status {status}"
-        if seconds
-        else f"{len(run.pids())} of {before} left"
+        f"{run.num_processes} processes gone in {run.gone_after:.1f} s, status {run.status}"
+        if run.gone_after
+        else f"{run.num_left} of {run.num_processes} left"
     )
-    again = start_fairway(tmp_path / "store", tmp_path / "logs", *TWO)
+    again = start_fairway(run.store, tmp_path / "logs", *TWO_RANKS)
     resumed = again.process.wait(300) == 0 and "going on from the checkpoint" in again.text()
     told += ", the next run went on from the checkpoint" if resumed else ", the next run did not go on"
     name = "Ctrl-C (SIGINT)" if how == signal.SIGINT else how.name
@@ -52,7 +45,10 @@ def test_an_interrupted_run_leaves_no_process(
         "2",
         f"{name} while two ranks train",
         told,
-        seconds is not None and seconds <= WITHIN_SECONDS and status == expected and resumed,
+        run.gone_after is not None
+        and run.gone_after <= WITHIN_SECONDS
+        and run.status == expected
+        and resumed,
     )
 
 
@@ -78,7 +74,7 @@ def test_a_run_cancelled_on_a_server_leaves_no_process(tmp_path: Path, figure: C
         options = {"store": str(store), "checkpoint_every_seconds": 0.5}
         parameters = {"preset": "smoke", "overrides": overrides, "options": options}
         flow_run = _post(url, f"deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
-        assert trains(runner, store)
+        assert runner.wait_for(lambda: list(store.glob("work/train/*/checkpoints/*.json")))
         command = [sys.executable, "-m", "prefect", "flow-run", "cancel", flow_run["id"]]
         started = time.monotonic()
         subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, check=True, capture_output=True)
@@ -90,7 +86,7 @@ def test_a_run_cancelled_on_a_server_leaves_no_process(tmp_path: Path, figure: C
     finally:
         runner.end()
         server.end()
-    run = start_fairway(store, tmp_path / "logs", *TWO)
+    run = start_fairway(store, tmp_path / "logs", *TWO_RANKS)
     resumed = run.process.wait(300) == 0 and "going on from the checkpoint" in run.text()
     told = f"{left} processes left after {seconds:.1f} s, Cancelled after {state:.1f} s, resumed: {resumed}"
     figure(

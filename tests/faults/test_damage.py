@@ -17,13 +17,13 @@ from schemas.files import FileRef
 from schemas.stages import STAGES
 from stages.store.housekeeping import find_damage
 from stages.store.store import Store, file_refs
-from tests.faults.chain import Chain
+from tests.faults.chain import LAST, Chain, up_to
+from tests.faults.conftest import STEPS, Undisturbed
 from tests.faults.harness import FULL, ROOT, start_chain
 
 pytestmark = pytest.mark.faults
 
 SHORT = "train.schedule.max_steps=20"
-OTHER = "train.seed=7"
 
 
 def flip(path: Path, other: Path) -> None:
@@ -51,23 +51,31 @@ def swap(path: Path, other: Path) -> None:
 
 
 DAMAGES = (flip, truncate, delete, empty, swap)
-Files = dict[tuple[str, str], tuple[Path, Path]]
+Others = dict[tuple[str, str], Path]
 
 
 @pytest.fixture(scope="module")
-def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Chain, Chain]:
-    """Two finished runs of different seeds and texts, in stores of their own."""
-    runs = []
-    for name, overrides in (("one", [SHORT]), ("other", [SHORT, OTHER, "tokenize.corpus.max_documents=7"])):
-        chain = Chain(tmp_path_factory.mktemp(name), overrides)
-        chain.run_all()
-        runs.append(chain)
-    return runs[0], runs[1]
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """A finished run in a store of its own, to be damaged."""
+    made = Chain(tmp_path_factory.mktemp("one"), [SHORT])
+    made.run_all()
+    return made
 
 
-def stored_files(chain: Chain) -> Iterator[tuple[str, str, Path]]:
-    """(stage, what it is, path) of every kind of stored file."""
-    for stage in STAGES:
+@pytest.fixture(scope="module")
+def others(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> Others:
+    """Files of the same kinds from other runs, sound in themselves: of a longer training, and of another
+    text.
+    """
+    longer = Chain(undisturbed.store, [STEPS])
+    text = Chain(tmp_path_factory.mktemp("text"), ["tokenize.corpus.max_documents=7"])
+    files = (*stored_files(longer), *stored_files(text, until="tokenize_corpus"))
+    return {(stage, kind): path for stage, kind, path in files}
+
+
+def stored_files(chain: Chain, until: str = LAST) -> Iterator[tuple[str, str, Path]]:
+    """(stage, what it is, path) of every kind of stored file, of stages up to `until`."""
+    for stage in up_to(until):
         record = chain.run(stage).record
         folder = chain.store.folder(STAGES[stage], record.provenance.key)
         yield stage, "record", folder / "record.json"
@@ -86,15 +94,13 @@ def _kind(ref: FileRef) -> str:
 
 
 def test_every_kind_of_file_damaged_in_every_way(
-    two_runs: tuple[Chain, Chain], caplog: pytest.LogCaptureFixture, figure: Callable[..., None]
+    chain: Chain, others: Others, caplog: pytest.LogCaptureFixture, figure: Callable[..., None]
 ) -> None:
-    chain, other = two_runs
-    others = {(stage, kind): path for stage, kind, path in stored_files(other)}
     cases = found = named = made_again = 0
     failures = []
     for number, (stage, kind, _) in enumerate(list(stored_files(chain))):
         # Audit and report tell the seconds of training: where it was made again, they lie under another key.
-        path = next(path for of, what, path in stored_files(chain) if (of, what) == (stage, kind))
+        path = next(path for of, what, path in stored_files(chain, stage) if (of, what) == (stage, kind))
         sound = path.read_bytes()
         for damage in DAMAGES if FULL else (DAMAGES[number % len(DAMAGES)],):
             if (
@@ -138,10 +144,8 @@ def test_every_kind_of_file_damaged_in_every_way(
 
 
 def test_verify_lists_every_damage_and_gives_status_1(
-    two_runs: tuple[Chain, Chain], tmp_path: Path, figure: Callable[..., None]
+    chain: Chain, others: Others, tmp_path: Path, figure: Callable[..., None]
 ) -> None:
-    chain, other = two_runs
-    others = {(stage, kind): path for stage, kind, path in stored_files(other)}
     files = list(stored_files(chain))
     cases, missed = 0, []
     for damage in DAMAGES if FULL else (flip, delete):
@@ -181,9 +185,8 @@ def test_verify_lists_every_damage_and_gives_status_1(
 
 
 def test_a_stage_by_hand_refuses_a_damaged_input_without_a_stack_trace(
-    two_runs: tuple[Chain, Chain], tmp_path: Path, figure: Callable[..., None]
+    chain: Chain, tmp_path: Path, figure: Callable[..., None]
 ) -> None:
-    chain, _ = two_runs
     store = tmp_path / "store"
     shutil.copytree(chain.store.root, store)
     record = next(store.glob("stages/merge/*/record.json"))
@@ -212,13 +215,10 @@ def test_a_stage_by_hand_refuses_a_damaged_input_without_a_stack_trace(
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    tmp_path: Path, figure: Callable[..., None]
+    undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]
 ) -> None:
-    longer = "train.schedule.max_steps=70"
-    undisturbed = Chain(tmp_path / "undisturbed", [longer])
-    undisturbed.run("tokenize_corpus")
-    expected = undisturbed.run("train").record.result
-    started = start_chain(tmp_path / "killed", tmp_path, longer)
+    expected = undisturbed.folder("train") / "last.safetensors"
+    started = start_chain(tmp_path / "killed", tmp_path, STEPS)
     assert started.wait_for(lambda: len(_checkpoints(tmp_path / "killed")) >= 2)
     started.end()
     steps = [int(path.stem.removeprefix("step-")) for path in _checkpoints(tmp_path / "killed")]
@@ -229,14 +229,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
             shutil.copytree(tmp_path / "killed", store)
             before, newest = _checkpoints(store)[-2:]
             damage(newest.with_suffix(suffix), before.with_suffix(suffix))
-            chain = Chain(store, [longer])
+            chain = Chain(store, [STEPS])
             chain.run("tokenize_corpus")
             trained = chain.run("train").record.result
             cases += 1
             if (
-                trained.last.weights.sha256 != expected.last.weights.sha256
-                or trained.timings.resumed_from_steps[0] != steps[-2]
-            ):
+                store / trained.last.weights.path
+            ).read_bytes() != expected.read_bytes() or trained.timings.resumed_from_steps[0] != steps[-2]:
                 wrong.append((damage.__name__, suffix, trained.timings.resumed_from_steps))
     told = f"{cases - len(wrong)} went on from the one before, to the same weights {wrong or ''}"
     figure("3", f"newest training checkpoint damaged, {cases} ways", told, not wrong)

@@ -1,6 +1,7 @@
 """`fairway gc` beside a run in progress."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ def test_gc_takes_nothing_from_a_run_in_progress(
     undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]
 ) -> None:
     store = tmp_path / "store"
-    run = start_chain(store, tmp_path, STEPS)
+    run = start_chain(store, tmp_path, STEPS, until="package")
     assert run.wait_for(lambda: list(store.glob("work/train/*/checkpoints/*.json")))
     gc = [
         sys.executable,
@@ -35,6 +36,8 @@ def test_gc_takes_nothing_from_a_run_in_progress(
     ]
     refused = subprocess.run([*gc, "--remove"], cwd=ROOT, capture_output=True, text=True)
     same = run.process.wait(300) == 0 and run.events()[-1]["sha256"] == undisturbed.sha256
+    for later in ("check_size", "evaluate", "audit", "publish"):
+        shutil.copytree(undisturbed.store / "stages" / later, store / "stages" / later)
     listed = subprocess.run([*gc, "--json"], cwd=ROOT, capture_output=True, text=True)
     removed = subprocess.run([*gc, "--remove", "--json"], cwd=ROOT, capture_output=True, text=True)
     items, gone = (_results(json.loads(told.stdout)["items"], store) for told in (listed, removed))

@@ -1,42 +1,22 @@
 """Nobody gets in and nothing gets out: who listens where, what names can do, where files are written."""
 
 import ast
-import os
-import socket
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import STEPS
-from tests.faults.harness import ROOT, Struck, start_chain, start_fairway
+from tests.faults.conftest import Interrupted
+from tests.faults.harness import ROOT, start_chain
 
 pytestmark = pytest.mark.faults
 
 
-def listening(run: Struck) -> Iterator[tuple[str, int]]:
-    """(address, port) of every TCP socket on which a process of the run listens."""
-    inodes = set()
-    for pid in run.pids():
-        for link in Path(f"/proc/{pid}/fd").glob("*"):
-            try:
-                inodes.add(os.readlink(link))
-            except FileNotFoundError:
-                continue
-    for family, name in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
-        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
-                address, port = fields[1].split(":")
-                words = b"".join(bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8))
-                yield socket.inet_ntop(family, words), int(port, 16)
-
-
-def test_a_run_with_two_ranks_listens_on_loopback_only(tmp_path: Path, figure: Callable[..., None]) -> None:
-    run = start_fairway(tmp_path / "store", tmp_path / "logs", "--set", STEPS, "--processes", "2")
-    assert run.wait_for(lambda: list((tmp_path / "store").glob("work/train/*/checkpoints/*.json")))
-    sockets = sorted(listening(run))
-    run.end()
+def test_a_run_with_two_ranks_listens_on_loopback_only(
+    interrupted: Callable[[signal.Signals], Interrupted], figure: Callable[..., None]
+) -> None:
+    sockets = interrupted(signal.SIGINT).sockets
     outside = [address for address, _ in sockets if address not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")]
     told = f"{len(sockets)} sockets, {len(outside)} of them reachable from outside {outside or ''}"
     figure("9", "what a run with its server and two ranks listens on", told, bool(sockets) and not outside)

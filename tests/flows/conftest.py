@@ -112,6 +112,12 @@ def plain_clips(run_pipeline: Callable[..., FlowRun], smoke_run: FlowRun, smoke_
 
 
 @pytest.fixture(scope="session")
+def over_limit(run_pipeline: Callable[..., FlowRun], smoke_run: FlowRun, smoke_store: Path) -> FlowRun:
+    """The smoke run's model with a limit of 100 bytes, which its package is over."""
+    return run_pipeline(smoke_store, "check_size.limit_bytes=100")
+
+
+@pytest.fixture(scope="session")
 def fitted(smoke_run: FlowRun, smoke_store: Path) -> Fitted:
     """The smoke run's model again, by ecsq, in a compressed package that is fitted to a third of the
     bytes that the model had.

@@ -22,6 +22,23 @@ from schemas.techniques import TECHNIQUES, Technique, find_technique
 from stages.store.runs import save_report
 from tests.faults.chain import Chain
 
+FORMS = (
+    "train.model.leaky_slope=0.5",
+    "train.model.loop_passes=2",
+    "train.model.loop_layers=[1]",
+    "train.model.skip_gates=true",
+    "train.model.parallel_residuals=two_lanes",
+    "train.model.parallel_first_layer=2",
+    "train.model.head_gate=true",
+    "train.model.tied_head=false",
+    "train.optimizer.muon_row_normalize=true",
+    "train.schedule.min_lr_scale=0.05",
+    "train.data.windows=documents",
+    "merge.scoring.windows=documents",
+    "evaluate.scoring.windows=documents",
+)
+"""What turns on the techniques that `smoke` has off."""
+
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_technique_of_a_preset_can_be_left_out_alone(preset: str) -> None:
@@ -31,9 +48,17 @@ def test_every_technique_of_a_preset_can_be_left_out_alone(preset: str) -> None:
             other = technique.without(spec)
             assert not technique.is_on(other), technique.key
             still_on = {item.key for item in TECHNIQUES if item.is_on(other)}
-            # Without SmearGate there is nothing that could stop at BOS.
-            gone = {"smear", "smear-bos"} if technique.key == "smear" else {technique.key}
+            # Without SmearGate there is nothing that could stop at BOS, without skips nothing to gate.
+            gone = {technique.key, *{"smear": ["smear-bos"], "unet": ["skip-gates"]}.get(technique.key, [])}
             assert still_on == {item.key for item in TECHNIQUES if item.is_on(spec)} - gone
+
+
+def test_skips_are_left_out_with_their_gates() -> None:
+    spec = resolve("smoke", FORMS)
+    other = find_technique("unet").without(spec)
+    assert not other.train.model.unet_skips
+    assert not other.train.model.skip_gates
+    assert find_technique("skip-gates").without(spec).train.model.unet_skips
 
 
 @pytest.mark.parametrize(
@@ -61,6 +86,7 @@ def test_settings_of_a_technique_that_is_left_out_are_left_out_too(technique: Te
         "quantize.clip_candidates=[1.0, 0.9]",
         "merge.averaging.start_lr_scale=0.15",
         "train.qat.rules.2.format=int5",
+        *FORMS,
     )
     spec = resolve("smoke", own)
     changes = (*settings_between("smoke", spec), *technique.off(spec))
@@ -189,7 +215,7 @@ def test_a_technique_that_is_off_already_is_refused() -> None:
     ):
         plan_variants(spec, ("ve", "xsa"))
     assert [name for name, _ in plan_variants(spec, ("all",))] == [
-        f"without {t.key}" for t in TECHNIQUES if t.key != "xsa"
+        f"without {t.key}" for t in TECHNIQUES if t.is_on(spec)
     ]
     assert plan_variants(spec, ("ve+smear",)) == [
         ("without ve+smear", ("train.model.value_embedding_dim=0", "train.model.smear_gate=false"))
@@ -199,7 +225,7 @@ def test_a_technique_that_is_off_already_is_refused() -> None:
 def test_the_command_lists_what_there_is_and_refuses_before_anything_starts(store: Path) -> None:
     listed = CliRunner().invoke(app, ["ablate", "last", "--store", str(store), "--json"])
     assert {item["key"]: item["on"] for item in json.loads(listed.stdout)} == {
-        item.key: True for item in TECHNIQUES
+        item.key: item.is_on(resolve("smoke", [])) for item in TECHNIQUES
     }
     assert "all dims rotate" in CliRunner().invoke(app, ["ablate", "last", "--store", str(store)]).stdout
     refused = CliRunner().invoke(app, ["ablate", "last", "--off", "xas", "--store", str(store)])

@@ -15,17 +15,21 @@ from typer.testing import CliRunner
 
 from flows.cli.main import app
 from schemas.audit import Audit
-from schemas.quantize import FitTry
+from schemas.quantize import FitTry, changed_to
+from schemas.quantizer_settings import Gptq
 from schemas.results import RunResults
 from schemas.runtime import RunOptions
 from schemas.stages import STAGES
 from schemas.techniques import TECHNIQUES
 from stages.auditing.evidence import Evidence, gather
+from stages.auditing.model_findings import model_findings
+from stages.auditing.probe import Effect
 from stages.auditing.worker import METRIC_COLUMNS, all_findings
 from stages.core.blob.packing import open_blob, unpack
 from stages.store.hashing import FileHashes
 from stages.store.workspace import Workspace
 from tests.faults.chain import Chain
+from tests.flows.test_ablate import FORMS
 
 VALUE_EMBEDDING = ("value_embedding.table.weight", "value_embedding.proj.weight")
 
@@ -63,12 +67,43 @@ def test_every_technique_of_the_smoke_run_took_effect_and_every_rule_holds(smoke
     audit = smoke_run.report.audit
     assert audit.warnings == ()
     verdicts = {finding.key: finding.verdict for finding in audit.findings}
-    assert {verdicts[technique.key] for technique in TECHNIQUES} == {"took effect"}
+    spec = smoke_run.report.spec
+    assert {technique.key: verdicts[technique.key] for technique in TECHNIQUES} == {
+        technique.key: "took effect" if technique.is_on(spec) else "off" for technique in TECHNIQUES
+    }
     assert {verdicts[key] for key in ("parameters", "muon", "adamw")} == {"took effect"}
     assert {verdicts[key] for key in ("blob", "targets", "bytes", "limit")} == {"holds"}
     assert (verdicts["cap"], verdicts["fit"]) == ("off", "off")
     assert len(verdicts) == len(audit.findings)
     assert all(finding.figures for finding in audit.findings if finding.verdict != "off")
+
+
+def test_the_forms_that_smoke_has_off_take_effect_where_they_are_on(
+    run_pipeline: Any, tmp_path: Path
+) -> None:
+    report = run_pipeline(tmp_path, *FORMS, "train.model.smear_form=by_input").report
+    found = {technique.key: report.audit.finding(technique.key) for technique in TECHNIQUES}
+    assert {key: finding.verdict for key, finding in found.items()} == dict.fromkeys(found, "took effect")
+    assert "layer 1 runs 2 times, 4 passes" in found["loops"].evidence
+    assert found["loops"].figures["looped_steps"] == 26  # from 35 % of 40 steps on
+    assert "1 layer from 2 on, two lanes; its tensor learned (blocks.2.lanes" in found["parallel"].evidence
+    # The packaged program, which scores itself, runs the layers as the merged model did.
+    assert report.val_bpb_quantized == pytest.approx(report.merged.score.bpb, abs=0.05)
+
+
+def test_loops_that_no_training_step_had_are_found_out(evidence: Evidence) -> None:
+    model = replace(evidence.spec.train.model, loop_passes=2, loop_layers=(1,))
+    late = replace(evidence.spec.train.schedule, loop_start_fraction=0.95, max_steps=10)
+    train = replace(evidence.spec.train, model=model, schedule=late)
+    metrics = {name: column[:9] for name, column in evidence.metrics.items()}
+    spec = evidence.spec.derive(train=train)
+    shipped = replace(evidence.shipped, effects={"loops": Effect((), 0.1, 0.1)})
+    found = {
+        finding.key: finding
+        for finding in model_findings(replace(evidence, spec=spec, metrics=metrics, shipped=shipped))
+    }
+    assert found["loops"].verdict == "no effect"
+    assert "on for 0 of 9 training steps" in found["loops"].evidence
 
 
 def test_a_value_embedding_that_is_in_no_optimizer_is_found_out(doctored: tuple[Any, Path]) -> None:
@@ -275,18 +310,23 @@ def test_qat_on_another_grid_than_what_ships_is_found_out(evidence: Evidence) ->
 def test_qat_on_the_grid_of_another_quantizer_is_found_out(evidence: Evidence) -> None:
     trained, packed, spec = evidence.results.trained, evidence.results.packed, evidence.spec
     assert trained.qat_grid == spec.train.qat.grid == packed.method == "gptq_lite"
-    verdict, said = _verdict(evidence, "qat", packed=packed.derive(method="gptq"))
+    by_gptq = {
+        "packed": packed.derive(method="gptq"),
+        "spec": spec.derive(quantize=changed_to(Gptq, spec.quantize)),
+    }
+    verdict, said = _verdict(evidence, "qat", **by_gptq)
     assert verdict == "in part"
     assert "trained on the grid of gptq_lite, quantized by gptq, which has another" in said
-    assert (
-        _verdict(
-            evidence,
-            "qat",
-            packed=packed.derive(method="gptq"),
-            trained=trained.derive(qat_grid="round_to_nearest"),
-        )[0]
-        == "took effect"
+    same_grid = by_gptq["spec"].derive(
+        train=replace(spec.train, qat=replace(spec.train.qat, grid="round_to_nearest", clip_candidates=()))
     )
+    told = _verdict(
+        evidence,
+        "qat",
+        **by_gptq | {"spec": same_grid},
+        trained=trained.derive(qat_grid="round_to_nearest"),
+    )
+    assert told[0] == "took effect"
     verdict, said = _verdict(
         evidence, "qat", spec=spec.derive(quantize=replace(spec.quantize, clip_candidates=(1.0, 0.5)))
     )
@@ -385,7 +425,7 @@ def test_gptq_says_how_far_the_predictions_move_and_when_it_moved_no_matrix(evid
         evidence.spec,
         evidence.results.packed.derive(method="gptq", divergence_nats=0.0125),
     )
-    spec = spec.derive(quantize=replace(spec.quantize, method="gptq"))
+    spec = spec.derive(quantize=changed_to(Gptq, spec.quantize))
     matrices = [tensor for tensor in packed.tensors if tensor.format.startswith("int")]
     moved = [tensor for tensor in matrices if tensor.rms_error != tensor.rms_error_round_to_nearest]
     verdict, said = _verdict(evidence, "quantizer", spec=spec, packed=packed)

@@ -197,13 +197,13 @@ def test_the_bar_counts_schemes_and_tells_the_stage() -> None:
     told: list[tuple[Any, ...]] = []
     token = stage_progress.set(lambda *heard: told.append(heard))
     try:
-        with module._overall_progress(1, 4, "gptq:int5"):
+        with module.overall_progress(1, 4, "gptq:int5"):
             tell = stage_progress.get()
             assert tell is not None
             tell("quantize", 1, 2, "calibration steps")
             tell("evaluate", 3, 4, "windows")
             tell("evaluate", 4, 4, "windows")
-        with module._overall_progress(3, 4, "reference"):
+        with module.overall_progress(3, 4, "reference"):
             stage_progress.get()("evaluate", 4, 4, "windows")  # type: ignore[misc]
     finally:
         stage_progress.reset(token)

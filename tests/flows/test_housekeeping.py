@@ -3,6 +3,7 @@
 On a copy of a finished run's store.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -23,6 +24,8 @@ from stages.seeds.ledger import ledger_path, open_locked, write_ledger
 from stages.store.housekeeping import StoreInUseError, find_damage, find_unneeded, remove_unneeded
 from stages.store.runs import list_reports, save_report
 from stages.store.store import Store
+
+LEDGER_OF_VERSION_1 = Path(__file__).parents[1] / "stages" / "seeds" / "version_1.parquet"
 
 
 @pytest.fixture
@@ -85,7 +88,7 @@ LEFT_OVER = {
     "cache/matplotlib/fonts.json": "a library's cache; it is filled again when needed",
     "runs/interrupted/report.sha256": "a run that was interrupted before its report was written",
     "runs/older/.report.json.12-abcdef01.tmp": "a file whose writer was interrupted",
-    "ledgers/demo-12345678/.ledger.parquet.12-abcdef01.tmp": "a file whose writer was interrupted",
+    "ledgers/demo-12345678/.ledger.json.12-abcdef01.tmp": "a file whose writer was interrupted",
     "locks/train-abc.lock": "a lock that nobody holds",
 }
 
@@ -169,10 +172,20 @@ def test_a_run_that_a_ledger_names_is_kept_with_its_results(store: Store) -> Non
     assert all((store.root / path).exists() for path in OLDER)
 
 
+def test_a_run_that_a_ledger_of_the_earlier_version_names_is_kept_too(store: Store) -> None:
+    folder = store.root / "ledgers" / "demo-cccccccc"
+    folder.mkdir(parents=True)
+    shutil.copy(LEDGER_OF_VERSION_1, folder / "ledger.parquet")
+    assert not any("ledgers" in problem for problem in find_damage(store))
+    assert found(find_unneeded(store, keep_runs=0, older_than_hours=0), store) & OLDER == set()
+    remove_unneeded(store, keep_runs=0, older_than_hours=0)
+    assert all((store.root / path).exists() for path in OLDER)
+
+
 def test_an_unreadable_ledger_stops_everything_and_is_named_as_damage(store: Store) -> None:
     path = written(store, ledger_of("older"))
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(StageError, match=r"demo-cccccccc/ledger\.parquet.*Restore it.*nothing is removed"):
+    with pytest.raises(StageError, match=r"demo-cccccccc/ledger\.json.*Restore it.*nothing is removed"):
         remove_unneeded(store, 0, 0)
     assert (store.root / "runs" / "older").exists()
     assert any(str(path) in problem for problem in find_damage(store))
@@ -199,7 +212,10 @@ def test_while_the_store_is_open_elsewhere_nothing_is_removed(store: Store) -> N
 def test_the_commands(root: Path) -> None:
     def fairway(*options: str) -> tuple[int, str]:
         result = CliRunner().invoke(app, [*options, "--store", str(root)], env={"COLUMNS": "200"})
-        return result.exit_code, result.stdout
+        answer = result.exit_code, result.stdout
+        del result
+        gc.collect()  # a real command's process ends, and lets go of the store
+        return answer
 
     _, listed = fairway("gc", "--older-than", "0", "--json")
     assert {Path(item["path"]).parent.name for item in json.loads(listed)["items"]} == {"merge", "train"}

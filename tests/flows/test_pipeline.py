@@ -145,9 +145,9 @@ def test_a_damaged_blob_is_made_again_and_nothing_else_is(smoke_run: Any, smoke_
 
 
 def test_over_the_limit_the_run_fails_after_its_report_and_says_by_how_much(
-    run_pipeline: Any, smoke_run: Any, smoke_store: Path
+    over_limit: Any, smoke_run: Any, smoke_store: Path
 ) -> None:
-    over = run_pipeline(smoke_store, "check_size.limit_bytes=100")
+    over = over_limit
     assert over.state.is_failed()
     assert over.computed == ["check_size", "audit", "publish"]
     assert over.report.size.margin_bytes == 100 - smoke_run.report.size.total_bytes

@@ -7,7 +7,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
-from flows.requantize import requantize
+from flows.requantize import _variants, requantize
 from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
 from stages.store.runs import load_report
@@ -79,7 +79,7 @@ def test_a_limit_that_cannot_be_met_is_answered_with_the_smallest(smoke_run: Any
         ({"limit_bytes": 100_000, "bits": ("int4",)}, "limit_bytes = 100000: is met by the method ecsq"),
         (
             {"methods": ("gptq_lite", "ecsq"), "bits": ("int4",)},
-            "bits = int4: method ecsq chooses its steps itself; .*loss_nats",
+            "bits = int4: method ecsq chooses its steps itself; .*loss_budget_nats",
         ),
         (
             {"methods": ("ecsq",), "edge_bits": "int8"},
@@ -91,23 +91,23 @@ def test_a_limit_that_cannot_be_met_is_answered_with_the_smallest(smoke_run: Any
         ),
         (
             {"methods": ("round_to_nearest",), "clip_grids": ("0.9",)},
-            r"clip_grids = 0\.9: method round_to_nearest searches no clip",
+            r"clip_grids = 0\.9: .* = round_to_nearest has no such setting",
         ),
         (
             {"overrides": ("quantize.method=round_to_nearest", "quantize.clip_candidates=[0.9]")},
-            "round_to_nearest searches no clip",
+            r"quantize\.clip_candidates: .* = round_to_nearest has no such setting",
         ),
         (
             {"overrides": ("quantize.method=ecsq",), "bits": ("int4",)},
             "bits = int4: method ecsq chooses its steps itself",
         ),
         (
-            {"methods": ("gptq", "gptq_lite"), "overrides": ("quantize.ecsq.loss_nats=0.1",)},
-            "method gptq takes no settings of ecsq",
+            {"methods": ("gptq", "gptq_lite"), "overrides": ("quantize.loss_budget_nats=0.1",)},
+            r"quantize\.loss_budget_nats: .* gptq has no such setting. It belongs to quantize\.method = ecsq",
         ),
         (
             {"overrides": ("quantize.fit.limit_bytes=90000",)},
-            r"fit\.limit_bytes = 90000: method gptq_lite has no steps to fit; .*ecsq",
+            r"quantize\.fit\.limit_bytes: .*It belongs to quantize\.method = ecsq",
         ),
     ],
 )
@@ -117,6 +117,15 @@ def test_what_it_would_not_carry_out_is_refused(
     state = requantize(smoke_run.report.run_id, options=_options(smoke_store), return_state=True, **asked)
     with pytest.raises(SpecError, match=named):
         state.result()
+
+
+def test_an_override_counts_for_those_methods_that_have_the_setting(smoke_run: Any) -> None:
+    overrides = ("quantize.loss_budget_nats=0.1", "quantize.zstd_level=3")
+    gptq, ecsq = _variants(smoke_run.report, (), (), ("gptq", "ecsq"), [], overrides)
+    assert gptq.settings == ["quantize.method=gptq", "quantize.zstd_level=3"]
+    assert ecsq.settings == ["quantize.method=ecsq", *overrides]
+    [alone] = _variants(smoke_run.report, (), (), ("gptq",), [], overrides)
+    assert alone.settings == ["quantize.method=gptq", *overrides]  # refused where it is applied
 
 
 def test_a_model_that_is_gone_is_named_with_the_remedy(smoke_run: Any, smoke_store: Path) -> None:

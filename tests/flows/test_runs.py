@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from schemas.errors import SpecError
-from stages.store import checksummed, runs
-from stages.store.checksummed import write_checksummed
+from stages.core import checksummed
+from stages.core.checksummed import write_checksummed
+from stages.store import runs
 from stages.store.runs import choose_run, find_run, list_reports, load_report, save_report
 
 

@@ -19,8 +19,9 @@ from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineReport
 from schemas.runtime import RunOptions
 from stages.store.machine import CPU_CAPS, CPU_SWITCHES
+from stages.store.runs import seeds_of
 from stages.store.store import Store
-from stages.submission.export import export_submission, seeds_of
+from stages.submission.export import export_submission
 from stages.submission.inputs import about_of, write_submission
 from stages.submission.rules import check_folder
 

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, get_origin
 
 import numpy as np
@@ -22,7 +22,8 @@ from schemas.files import FileRef, SourceFile
 from schemas.introspect import Child, children, list_item, variants
 from schemas.merge import MergeSpec
 from schemas.pipeline import PipelineSpec
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import QUANTIZER_OF_METHOD, GptqLite, QuantizerSettings
+from schemas.recipe import Recipe
 from schemas.settings import (
     ComputeSettings,
     ModelSettings,
@@ -126,6 +127,20 @@ def test_every_preset_survives_json_and_its_settings_survive_plain_dicts(preset:
     assert from_dict(TrainSettings, json.loads(spec.model_dump_json())["train"]) == spec.train
 
 
+@pytest.mark.parametrize("kind", QUANTIZER_OF_METHOD.values())
+def test_a_recipe_finds_its_quantizer_again_by_the_method(kind: type[QuantizerSettings]) -> None:
+    recipe = Recipe(quantizer=kind(zstd_level=3))
+    assert from_dict(Recipe, json.loads(json.dumps(asdict(recipe)))) == recipe
+    with pytest.raises(ValueError, match="are settings of none of RoundToNearest, GptqLite"):
+        from_dict(Recipe, {"quantizer": {"zstd_level": 3}})
+
+
+def test_a_recipe_takes_the_settings_of_a_quantizer_and_no_others() -> None:
+    wanted = "quantizer = .*: must be of type RoundToNearest or GptqLite .*, not ModelSettings"
+    with pytest.raises(ValueError, match=wanted):
+        Recipe(quantizer=ModelSettings())  # type: ignore[arg-type]
+
+
 def test_schemas_import_neither_torch_nor_numpy() -> None:
     code = (
         "import sys, schemas.pipeline, presets; assert not {'torch', 'numpy', 'prefect', "
@@ -157,7 +172,7 @@ def test_settings_refuse_what_cannot_be_and_say_what_can(change: dict, message: 
     [
         (ScheduleSettings(max_seconds=600), ScheduleSettings(max_seconds=600.0)),
         (ScheduleSettings(max_steps=40.0), ScheduleSettings(max_steps=40)),
-        (QuantizerSettings(clip_candidates=[1, 0.9]), QuantizerSettings(clip_candidates=(1.0, 0.9))),
+        (GptqLite(clip_candidates=[1, 0.9]), GptqLite(clip_candidates=(1.0, 0.9))),
         (ModelSettings(q_gain_init=np.float64(1.5)), ModelSettings(q_gain_init=1.5)),
         (ModelSettings(num_layers=np.int64(11)), ModelSettings(num_layers=11)),
     ],

@@ -14,13 +14,14 @@ from pydantic import ValidationError
 from schemas import quantizer_settings, settings
 from schemas.errors import SpecError
 from schemas.introspect import SettingInfo, describe_fields
-from schemas.overrides import apply_overrides
+from schemas.overrides import RENAMED, apply_overrides, foreign_settings
 from schemas.pipeline import PipelineSpec
 
 SPEC = PipelineSpec()
 KINDS = {
     "tokenize.corpus": ("sotu", "files", "shards", "huggingface"),
     "tokenize.split": ("first_documents", "hash_fraction"),
+    "quantize": tuple(quantizer_settings.QUANTIZER_OF_METHOD),
 }
 
 
@@ -29,7 +30,8 @@ def _every_setting() -> dict[str, tuple[PipelineSpec, SettingInfo]]:
     found = {}
     for section, kinds in KINDS.items():
         for kind in kinds:
-            spec = apply_overrides(SPEC, [f"{section}.kind={kind}"])
+            tag = "method" if section == "quantize" else "kind"
+            spec = apply_overrides(SPEC, [f"{section}.{tag}={kind}"])
             for info in describe_fields(spec):
                 found.setdefault(info.name, (spec, info))
     return found
@@ -43,13 +45,17 @@ def _value(spec: PipelineSpec, name: str) -> Any:
 
 
 def test_the_listing_reaches_every_field_of_every_schema() -> None:
-    assert {"tokenize.corpus.paths", "tokenize.corpus.dataset", "tokenize.split.num_val_documents"} <= set(
-        EVERY
-    )
+    of_variants = {
+        "tokenize.corpus.paths",
+        "tokenize.corpus.dataset",
+        "tokenize.split.num_val_documents",
+        "quantize.clip_candidates",
+        "quantize.loss_budget_nats",
+    }
+    assert of_variants <= set(EVERY)
     for cls, prefix in (
         (settings.ModelSettings, "train.model"),
         (quantizer_settings.CalibrationSettings, "quantize.calibration"),
-        (quantizer_settings.EcsqSettings, "quantize.ecsq"),
         (quantizer_settings.FitSettings, "quantize.fit"),
         (settings.ComputeSettings, "evaluate.compute"),
     ):
@@ -199,6 +205,75 @@ def test_a_setting_of_another_kind_says_which_kind_has_it() -> None:
         apply_overrides(SPEC, ['tokenize.corpus.paths=["a.txt"]'])
 
 
+def test_another_quantizer_keeps_what_both_inherit_and_has_its_own_defaults_wherever_it_stands() -> None:
+    rules = 'quantize.rules=[{"pattern": "*", "format": "fp32"}]'
+    base = apply_overrides(SPEC, [rules, "quantize.zstd_level=3", "quantize.clip_candidates=[0.5]"])
+    for order in (1, -1):
+        changed = apply_overrides(base, ["quantize.loss_budget_nats=0.2", "quantize.method=ecsq"][::order])
+        assert changed.quantize == quantizer_settings.Ecsq(
+            rules=base.quantize.rules, zstd_level=3, loss_budget_nats=0.2
+        )
+    calibrated = apply_overrides(changed, ["quantize.calibration.batch_sequences=2", "quantize.method=ecsq"])
+    assert apply_overrides(calibrated, ["quantize.method=gptq"]).quantize == quantizer_settings.Gptq(
+        rules=base.quantize.rules,
+        zstd_level=3,
+        calibration=quantizer_settings.CalibrationSettings(batch_sequences=2),
+    )
+    assert apply_overrides(calibrated, ["quantize.method=gptq_lite"]).quantize == quantizer_settings.GptqLite(
+        rules=base.quantize.rules, zstd_level=3
+    )
+
+
+def test_settings_that_only_have_the_same_name_are_not_kept() -> None:
+    base = apply_overrides(SPEC, ["tokenize.corpus.kind=shards", "tokenize.corpus.folder=data"])
+    assert apply_overrides(base, ["tokenize.corpus.kind=huggingface"]).tokenize.corpus.folder == ""
+
+
+@pytest.mark.parametrize(
+    ("setting", "owners"),
+    [
+        ("quantize.loss_budget_nats=0.1", "ecsq"),
+        ("quantize.fit.limit_bytes=1000", "ecsq"),
+        ("quantize.calibration.seed=1", "gptq or ecsq"),
+    ],
+)
+def test_a_setting_of_another_quantizer_is_refused_and_says_whose_it_is(setting: str, owners: str) -> None:
+    name = setting.partition("=")[0]
+    with pytest.raises(SpecError) as caught:
+        apply_overrides(SPEC, [setting])
+    assert str(caught.value) == (
+        f"{name}: quantize.method = gptq_lite has no such setting. It belongs to quantize.method = {owners}: "
+        "leave it out, or set that"
+    )
+    assert list(foreign_settings(SPEC, ["train.seed=1", setting])) == [setting]
+    assert foreign_settings(SPEC, [setting, "quantize.method=ecsq"]) == {}
+
+
+def test_a_name_of_an_earlier_version_is_answered_with_the_present_one() -> None:
+    assert set(RENAMED.values()) <= set(EVERY)
+    for old, new in RENAMED.items():
+        with pytest.raises(SpecError, match=f"^{re.escape(old)}: is now called {re.escape(new)}$"):
+            apply_overrides(SPEC, [f"{old}=1"])
+    with pytest.raises(SpecError, match=r"is now called quantize\.floors\.0\.format$"):
+        apply_overrides(SPEC, ["quantize.ecsq.floors.0.format=int4"])
+
+
+def test_a_quantizer_without_a_method_is_gptq_lite_and_an_unknown_one_is_named() -> None:
+    assert PipelineSpec.model_validate(
+        {"quantize": {"zstd_level": 3}}
+    ).quantize == quantizer_settings.GptqLite(zstd_level=3)
+    with pytest.raises(SpecError, match=r"quantize\.method = gtpq: must be one of .*Did you mean gptq\?"):
+        apply_overrides(SPEC, ["quantize.method=gtpq"])
+    with pytest.raises(SpecError, match=r"^quantize\.seed: there is no such setting"):
+        apply_overrides(SPEC, ['quantize={"method": "gptq", "seed": 1}'])
+
+
+def test_the_choice_of_a_quantizer_is_described_with_what_each_means() -> None:
+    told = EVERY["quantize.method"][1]
+    assert told.bounds == " | ".join(quantizer_settings.QUANTIZER_OF_METHOD)
+    assert "gptq: error feedback on calibration text; ecsq: " in told.help
+
+
 def _pairs() -> list[tuple[str, str]]:
     pairs = [
         (name, name.removesuffix("_fraction") + "_steps") for name in EVERY if name.endswith("_fraction")
@@ -256,6 +331,6 @@ def test_a_setting_is_described_with_unit_help_and_bounds() -> None:
     assert infos["train.schedule.max_steps"] == SettingInfo(
         "train.schedule.max_steps", 20_000, "steps", "optimizer steps at most", "at least 1"
     )
-    assert infos["merge.averaging.method"].bounds == "swa | ema | last"
+    assert infos["merge.averaging.method"].bounds == "swa | ema | ema_of_steps | last"
     assert infos["tokenize.corpus.kind"].bounds == "sotu | files | shards | huggingface"
     assert infos["check_size.limit_bytes"].unit == "bytes"

@@ -10,7 +10,7 @@ from schemas.errors import SpecError
 from schemas.merge import MergedModel
 from schemas.package import Package, PackageSpec
 from schemas.quantize import PackedModel
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import GptqLite
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.check_size import apportion, check_size, describe_size
 from stages.package import package
@@ -25,7 +25,7 @@ MakeWorkspace = Callable[[str], Workspace]
 def packed(
     tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
 ) -> PackedModel:
-    return quantize(QuantizerSettings(), tiny_merged, tiny_tokens, make_workspace("quantize"))
+    return quantize(GptqLite(), tiny_merged, tiny_tokens, make_workspace("quantize"))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Snapshot, TrainingResult, TrainTimings
 from stages.core.model import GPT
 from stages.merge import merge
+from stages.scoring.job import ScoredWeights
 from stages.store.workspace import Workspace
 from stages.training.files import write_safetensors
 
@@ -87,8 +88,9 @@ def test_the_figures_are_summed_with_the_threads_of_the_settings(
         num_bos_targets=0,
         bos_nats_sum=0,
         seconds=0,
-    ).model_dump()
-    monkeypatch.setattr("stages.merge.launch_module", lambda *job: {"last": score, "merged": score})
+    )
+    scored = ScoredWeights(scores={"last": score, "merged": score})
+    monkeypatch.setattr("stages.merge.launch_module", lambda *job: scored)
     monkeypatch.setattr(
         "stages.merge._relative_distance", lambda *states: float(seen.append(torch.get_num_threads()) or 0)
     )
@@ -115,3 +117,12 @@ def test_snapshots_of_different_models_are_not_averaged(
         match=r"cannot be averaged: tensor 'blocks.0.mlp.down.weight' of snapshot 1 has shape \(32, 72\)",
     ):
         merge(load_preset("smoke").merge, trained(work, snapshots), tiny_tokens, work)
+
+
+def test_a_mean_of_all_steps_that_training_did_not_keep_is_refused(
+    make_workspace: Callable[..., Workspace], tiny_tokens: TokenizedCorpus
+) -> None:
+    work = make_workspace()
+    spec = load_preset("smoke").merge.derive(averaging=AveragingSettings(method="ema_of_steps"))
+    with pytest.raises(SpecError, match=r"ema_of_steps: training kept no such mean; set train.snapshots"):
+        merge(spec, trained(work, []), tiny_tokens, work)

@@ -14,7 +14,7 @@ from schemas.errors import StageError
 from schemas.merge import MergedModel
 from schemas.package import PackageSpec
 from schemas.quantize import PackedModel
-from schemas.quantizer_settings import CalibrationSettings, QuantizerSettings
+from schemas.quantizer_settings import CalibrationSettings, Ecsq, GptqLite
 from schemas.settings import ScoringSettings
 from schemas.tensor_formats import FormatRule
 from schemas.tokenize_corpus import TokenizedCorpus
@@ -29,8 +29,7 @@ from stages.quantize import quantize
 from stages.store.workspace import DamagedFileError, Workspace
 
 MakeWorkspace = Callable[..., Workspace]
-CODED = QuantizerSettings(
-    method="ecsq",
+CODED = Ecsq(
     rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")),
     calibration=CalibrationSettings(num_sequences=16, sequence_length=32, batch_sequences=8),
 )
@@ -40,7 +39,7 @@ CODED = QuantizerSettings(
 def packed(
     tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
 ) -> PackedModel:
-    return quantize(QuantizerSettings(), tiny_merged, tiny_tokens, make_workspace("quantize"))
+    return quantize(GptqLite(), tiny_merged, tiny_tokens, make_workspace("quantize"))
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def test_the_folder_holds_the_script_and_a_true_copy_of_the_blob(
     assert made.modules[-1] == "stages.core.program"
 
 
-@pytest.mark.parametrize("either", [QuantizerSettings(), CODED], indirect=True, ids=["gptq_lite", "ecsq"])
+@pytest.mark.parametrize("either", [GptqLite(), CODED], indirect=True, ids=["gptq_lite", "ecsq"])
 def test_the_script_alone_scores_the_blob_like_the_modules_do(
     either: PackedModel, make_workspace: MakeWorkspace, validation: Path, tmp_path: Path
 ) -> None:

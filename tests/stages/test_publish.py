@@ -28,6 +28,7 @@ from schemas.stages import STAGES
 from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
 from schemas.train import ParameterChange, ParameterGroup, Snapshot, TrainingResult, TrainTimings
 from stages.audit import audit
+from stages.auditing.job import AuditJob
 from stages.publish import METRIC_COLUMNS, publish
 from stages.report import content, plots, rows
 from stages.store.keys import stage_key
@@ -384,12 +385,16 @@ def test_the_audit_measures_with_the_threads_of_the_settings(
     work, seen = make_workspace("audit"), []
 
     def launch(
-        module: str, job: dict[str, Any], folder: Path, compute: ComputeSettings, *rest: Any, torchrun: bool
-    ) -> Any:
-        seen.append(
-            (module, compute.threads_per_process, job["spec"]["evaluate"]["compute"]["threads_per_process"])
-        )
-        return Audit(findings=(), probe_tokens=0).model_dump(mode="json")
+        module: str,
+        job: AuditJob,
+        result_type: type[Audit],
+        folder: Path,
+        compute: ComputeSettings,
+        *rest: Any,
+        torchrun: bool,
+    ) -> Audit:
+        seen.append((module, compute.threads_per_process, job.spec.evaluate.compute.threads_per_process))
+        return result_type(findings=(), probe_tokens=0)
 
     monkeypatch.setattr("stages.audit.launch_module", launch)
     monkeypatch.setattr(Workspace, "read", lambda self, ref: self.root / ref.path)
@@ -466,7 +471,11 @@ def test_a_method_that_gains_nothing_is_said_to_gain_nothing() -> None:
 
 def test_the_pages_template_is_part_of_the_stages_code() -> None:
     modules = reachable_modules(["stages.publish"])
-    assert [path.name for path in templates(modules.values())] == ["page.html"]
+    assert [path.name for path in templates(modules.values())] == [
+        "page.html",
+        "style.html",
+        "tables.html",
+    ]
     assert templates(reachable_modules(["stages.quantize"]).values()) == []
 
 

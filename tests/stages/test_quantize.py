@@ -10,7 +10,15 @@ from safetensors.torch import save_file
 
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
-from schemas.quantizer_settings import CalibrationSettings, FitSettings, QuantizerSettings
+from schemas.quantizer_settings import (
+    CalibratedSettings,
+    CalibrationSettings,
+    Ecsq,
+    FitSettings,
+    Gptq,
+    GptqLite,
+    RoundToNearest,
+)
 from schemas.settings import ModelSettings
 from schemas.settings_base import from_dict
 from schemas.tensor_formats import FormatRule
@@ -24,7 +32,8 @@ from stages.quantizing.tensor_report import entropy_bits
 from stages.store.workspace import DamagedFileError, Workspace
 
 MakeWorkspace = Callable[[str], Workspace]
-SPEC = QuantizerSettings(
+CALIBRATION = CalibrationSettings(num_sequences=16, sequence_length=32, batch_sequences=8)
+SPEC = GptqLite(
     rules=(
         FormatRule("tok_emb.weight", "fp16"),
         FormatRule("blocks.0.*.weight", "int8"),
@@ -87,9 +96,7 @@ def test_plain_rounding_is_measured_beside_and_is_its_own_comparison(
     tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
 ) -> None:
     searched = quantize(SPEC, tiny_merged, tiny_tokens, make_workspace("a"))
-    plain = quantize(
-        dataclasses.replace(SPEC, method="round_to_nearest"), tiny_merged, tiny_tokens, make_workspace("b")
-    )
+    plain = quantize(RoundToNearest(rules=SPEC.rules), tiny_merged, tiny_tokens, make_workspace("b"))
     assert searched.blob_bytes_round_to_nearest == plain.blob_bytes == plain.blob_bytes_round_to_nearest
     assert searched.blob_bytes != plain.blob_bytes
     assert all(row.rms_error == row.rms_error_round_to_nearest for row in plain.tensors)
@@ -136,10 +143,11 @@ def test_the_figures_are_summed_with_the_threads_of_the_settings(
         seen.add(torch.get_num_threads())
         return 1.0
 
-    monkeypatch.setattr("stages.quantizing.tensor_report._rms", rms)
+    monkeypatch.setattr("stages.quantizing.tensor_report.root_mean_square", rms)
     before = torch.get_num_threads()
     for threads in (1, 3):
-        spec = dataclasses.replace(SPEC, calibration=dataclasses.replace(SPEC.calibration, threads=threads))
+        calibration = dataclasses.replace(CALIBRATION, threads=threads)
+        spec = Gptq(rules=SPEC.rules, calibration=calibration)
         quantize(spec, tiny_merged, tiny_tokens, make_workspace(f"quantize{threads}"))
         assert seen == {threads}
         seen.clear()
@@ -182,20 +190,17 @@ def test_damaged_weights_are_not_read(
         quantize(SPEC, tiny_merged, tiny_tokens, work)
 
 
-CALIBRATION = CalibrationSettings(num_sequences=16, sequence_length=32, batch_sequences=8)
-CODED = dataclasses.replace(
-    SPEC,
-    method="ecsq",
+CODED = Ecsq(
     rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")),
     calibration=CALIBRATION,
 )
 
 
 @pytest.mark.parametrize(
-    "spec", [CODED, dataclasses.replace(SPEC, method="gptq", calibration=CALIBRATION)], ids=["ecsq", "gptq"]
+    "spec", [CODED, Gptq(rules=SPEC.rules, calibration=CALIBRATION)], ids=["ecsq", "gptq"]
 )
 def test_the_stage_reads_the_training_split_alone_and_makes_the_bytes_that_the_program_makes(
-    spec: QuantizerSettings,
+    spec: CalibratedSettings,
     tiny_merged: MergedModel,
     tiny_tokens: TokenizedCorpus,
     tiny_state: dict[str, torch.Tensor],
@@ -207,7 +212,7 @@ def test_the_stage_reads_the_training_split_alone_and_makes_the_bytes_that_the_p
     )
     work = make_workspace("quantize")
     packed = quantize(spec, tiny_merged, without_val, work)
-    metadata = {"model": dataclasses.asdict(tiny_merged.model), "method": spec.method}
+    metadata = {"model": tiny_merged.model.as_metadata(), "method": spec.method}
     here = quantize_with_text(tiny_state, tiny_merged.model, train_stream(tiny_tokens), spec, metadata)
     assert work.read(packed.blob).read_bytes() == pack(here.model, metadata, spec.zstd_level)
     assert (packed.divergence_nats, packed.step_multiplier) == (here.divergence_nats, here.multiplier)

@@ -4,17 +4,20 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
 
 from schemas.errors import SpecError, StageError
 from schemas.settings import TrainSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import TrainingResult
+from stages.core.model import GPT
 from stages.core.schedule import Clock, lr_scale_at
 from stages.core.trainer import DivergedError, Hooks, StepMetrics, Trainer, TrainState
 from stages.store.workspace import Workspace
@@ -207,6 +210,32 @@ def test_a_diverged_loss_stops_the_stage_with_step_and_last_good_checkpoint(
         train(wild, tiny_tokens, make_workspace())
 
 
+def test_loops_begin_at_their_share_and_nothing_compiles_after_the_clock_started(
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    settings = replace(
+        smoke_training,
+        model=replace(smoke_training.model, loop_passes=2, loop_layers=(1,)),
+        schedule=replace(
+            smoke_training.schedule, max_steps=8, compile_warmup_steps=1, loop_start_fraction=0.5
+        ),
+        compute=replace(smoke_training.compute, compile=True),
+    )
+    graphs: list[int] = []
+    looped: list[bool] = []
+    trainer = Trainer(
+        settings,
+        [Path(ref.path) for ref in tiny_tokens.train_shards],
+        Hooks(step=lambda row: (graphs.append(counter.frame_count), looped.append(trainer.model.looped))),  # type: ignore[arg-type, func-returns-value]
+    )
+    trained = trainer.run()
+    assert graphs == [2] * 8
+    assert looped == [False] * 4 + [True] * 4
+    assert trained.model.looped
+
+
 def test_a_gradient_that_is_not_finite_stops_training_though_the_loss_still_is(
     smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus
 ) -> None:
@@ -259,3 +288,30 @@ def test_a_metrics_line_that_a_kill_cut_in_half_is_left_out(tmp_path: Path) -> N
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo', encoding="utf-8")
     assert files.metrics() == [{"step": 1}]
     files.close()
+
+
+def test_the_mean_of_all_steps_is_that_of_the_weights_after_each_also_after_an_interruption(
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> None:
+    horizon = 0.3
+    settings = replace(smoke_training, snapshots=replace(smoke_training.snapshots, ema_horizon=horizon))
+    weights, _, states, _ = train_here(settings, tiny_tokens)
+    _, plain, _ = run(smoke_training, tiny_tokens, make_workspace("plain"))
+    initial = GPT(settings.model)
+    initial.init_weights(settings.seed)
+    share = 1 - math.exp(-1 / settings.schedule.max_steps / horizon)
+    expected = {name: param.detach().double() for name, param in initial.named_parameters()}
+    for state in states:
+        for name, mean in expected.items():
+            mean.lerp_(state.tensors[f"model/{name}"].double(), share)
+    work = make_workspace("whole")
+    trained, last, _ = run(settings, tiny_tokens, work)
+    assert trained.ema is not None
+    ema = load_file(work.root / trained.ema.weights.path)
+    for name, mean in expected.items():
+        torch.testing.assert_close(ema[name].double(), mean, rtol=1e-5, atol=1e-7)
+        assert torch.equal(last[name], plain[name])  # the mean is kept beside training, not in it
+    resumed = Trainer(settings, [Path(ref.path) for ref in tiny_tokens.train_shards], Hooks(), states[4])
+    resumed.run()
+    assert all(torch.equal(mean, ema[name]) for name, mean in resumed.ema_weights().items())
+    assert all(torch.equal(weights[name], last[name]) for name in last)

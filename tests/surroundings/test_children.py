@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import SpecError
+from schemas.files import SourceFile
 from schemas.settings import ComputeSettings
 from stages.processes import launch
 from stages.processes.launch import launch_module, run_child
@@ -19,6 +20,7 @@ from stages.processes.surroundings import for_children, left_over
 from stages.store.workspace import no_progress
 
 ROOT = Path(__file__).parents[2]
+JOB = SourceFile(path="the job", num_bytes=1, sha256="0" * 64)
 ONE = ComputeSettings(threads_per_process=1)
 TWO = ComputeSettings(num_processes=2, threads_per_process=1)
 OF_A_SCHEDULER = {
@@ -90,18 +92,18 @@ def test_ranks_meet_among_leftovers_beside_files_that_are_named_like_modules(
         (here / name).write_text(SHADOW)
     (theirs / "stages.py").write_text(SHADOW)
     (theirs / "job_module.py").write_text(
-        "import os, sys\nfrom pathlib import Path\nfrom stages.processes.launch import child_result\n"
-        "with child_result(Path(sys.argv[2])) as leave:\n"
-        "    if os.environ['RANK'] == '0': leave([os.environ['WORLD_SIZE'], os.environ['PYTHONPATH']])\n"
+        "import os\nfrom schemas.files import SourceFile\nfrom stages.processes.launch import job_of\n"
+        "with job_of(SourceFile) as (job, leave):\n"
+        "    told = {'num_bytes': os.environ['WORLD_SIZE'], 'path': os.environ['PYTHONPATH']}\n"
+        "    if os.environ['RANK'] == '0': leave(SourceFile(**told, sha256=job.sha256))\n"
     )
     for name, value in OF_A_SCHEDULER.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", str(theirs))
     monkeypatch.chdir(here)
-    assert launch_module("job_module", {}, work, TWO, no_progress, 120) == [
-        "2",
-        os.pathsep.join([str(ROOT), str(theirs)]),
-    ]
+    told = launch_module("job_module", JOB, SourceFile, work, TWO, no_progress, 120)
+    assert told.num_bytes == 2
+    assert told.path == os.pathsep.join([str(ROOT), str(theirs)])
 
 
 def test_a_hidden_gpu_is_named_by_the_variable_that_hides_it(
@@ -111,7 +113,8 @@ def test_a_hidden_gpu_is_named_by_the_variable_that_hides_it(
     with pytest.raises(SpecError, match=r"compute.device = cuda.* sees 0 with CUDA_VISIBLE_DEVICES = ''"):
         launch_module(
             "stages.training.worker",
-            {},
+            JOB,
+            SourceFile,
             tmp_path,
             ComputeSettings(device="cuda", num_processes=2),
             no_progress,

@@ -8,13 +8,15 @@ that this is the Fisher matrix and the text's noise stays out. Shape legend: B b
 columns.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stages.core.model import GPT, Matrix
+from stages.core.quantizers.quantized import QuantizedModel
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,38 @@ class MatrixStatistics:
 
     hessian: Tensor
     row_weights: Tensor
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a quantizer that reads text is given: the model with its own weights, the statistics of every
+    matrix, and batches of token ids (B, T + 1) int64 on which predictions can be compared.
+
+    `metadata` is what the blob will hold. `say` gets lines of a log, `progress` the share of the quantizer's
+    own work that is done, up to 1.
+    """
+
+    model: GPT
+    statistics: Mapping[str, MatrixStatistics]
+    checks: list[Tensor]
+    metadata: dict[str, Any]
+    say: Callable[[str], None]
+    progress: Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class QuantizedByText:
+    """A quantized model and what was measured on the way.
+
+    Of a quantizer that chooses its steps: the multiplier of all of them, the divergence (nats a token) of
+    each matrix quantized by itself where shares were measured, and where a limit was fitted the tries as
+    (multiplier, bytes of the package).
+    """
+
+    model: QuantizedModel
+    multiplier: float | None = None
+    divergences: tuple[tuple[str, float], ...] = ()
+    tries: tuple[tuple[float, int], ...] = ()
 
 
 @dataclass

@@ -10,18 +10,18 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import Ecsq
 from schemas.tensor_formats import format_for
-from stages.core.calibrated.calibration import MatrixStatistics
+from stages.core.blob.packing import pack
+from stages.core.calibrated.calibration import Calibration, MatrixStatistics, QuantizedByText
 from stages.core.calibrated.ecsq import PreparedMatrix, prepare, quantize_coded
 from stages.core.model import GPT
-from stages.core.quantizers.methods import integer_bits, store_as_float
+from stages.core.quantizers.by_rules import integer_bits, store_as_float
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
 
 COARSEST_LOSS_NATS = 1.0
-MAX_FIT_TRIES = (
-    16  # four or five do, but the bytes of a model of a few kilobytes jump between neighbouring steps
-)
+# Four or five do, but the bytes of a model of a few kilobytes jump between neighbouring steps.
+MAX_FIT_TRIES = 16
 _SHARE_LIMIT = 2.0
 
 
@@ -45,7 +45,7 @@ class CodedPlan:
     """
 
     state: dict[str, Tensor]
-    settings: QuantizerSettings
+    settings: Ecsq
     matrices: dict[str, PreparedMatrix]
     shares: dict[str, float]
     largest: dict[str, float]
@@ -65,19 +65,58 @@ class CodedPlan:
                 tensors.append(QuantizedTensor(name, "coded", codes, grid=grid))
             else:
                 tensors.append(store_as_float(name, tensor, self.settings))
-        return QuantizedModel("ecsq", tuple(tensors))
+        return QuantizedModel(self.settings.method, tuple(tensors))
 
     def own_multiplier(self, name: str, multiplier: float) -> float:
         """The multiplier of one matrix: its share, no more than its floor allows."""
         return min(multiplier * self.shares[name], self.largest[name])
 
 
+def ecsq_by_text(state: dict[str, Tensor], settings: Ecsq, text: Calibration) -> QuantizedByText:
+    """`state` (float32) with the steps that spend the loss budget, or that meet the limit.
+
+    Raises LimitTooSmallError where no steps do, FormatRuleError and ValueError as `plan_coded` does.
+    """
+    plan = plan_coded(state, settings, text.statistics)
+    multiplier, divergences = plan.multiplier_for(settings.loss_budget_nats), dict[str, float]()
+    fits = settings.limit_bytes is not None
+    # Of the work: measuring the shares, where it is done, is taken for as much as the fit.
+    measuring = (0.5 if fits else 1.0) if settings.measured_shares else 0.0
+    if settings.measured_shares:
+        of_matrix = measuring / len(plan.matrices)
+        plan, divergences = with_measured_shares(
+            plan, text.model, text.checks, multiplier, lambda done: text.progress(done * of_matrix)
+        )
+    tries = list[tuple[float, int]]()
+    if fits:
+        of_try = (1 - measuring) / MAX_FIT_TRIES
+        multiplier = _fit(plan, text, tries, lambda done: text.progress(measuring + done * of_try))
+    return QuantizedByText(plan.quantized(multiplier), multiplier, tuple(divergences.items()), tuple(tries))
+
+
+def _fit(
+    plan: CodedPlan, text: Calibration, tries: list[tuple[float, int]], progress: Callable[[int], None]
+) -> float:
+    settings, fit = plan.settings, plan.settings.fit
+    assert fit.limit_bytes is not None
+    start = plan.multiplier_for(settings.loss_budget_nats)
+
+    def num_bytes(multiplier: float) -> int:
+        blob = pack(plan.quantized(multiplier), text.metadata, settings.zstd_level)
+        tries.append((multiplier, len(blob) + (fit.code_bytes or 0)))
+        text.say(f"steps × {multiplier / start:.3g}: {tries[-1][1]:,} bytes")
+        return tries[-1][1]
+
+    coarsest = plan.multiplier_for(COARSEST_LOSS_NATS)
+    return fit_multiplier(num_bytes, start, coarsest, fit.limit_bytes, fit.tolerance_fraction, progress)
+
+
 def plan_coded(
-    state: dict[str, Tensor], settings: QuantizerSettings, statistics: Mapping[str, MatrixStatistics]
+    state: dict[str, Tensor], settings: Ecsq, statistics: Mapping[str, MatrixStatistics]
 ) -> CodedPlan:
     """The plan with equal shares.
 
-    Raises FormatRuleError as `quantize_state` does, and ValueError, naming the tensor.
+    Raises FormatRuleError as `quantize_matrices` does, and ValueError, naming the tensor.
     """
     matrices = {}
     for name, tensor in state.items():
@@ -93,10 +132,10 @@ def plan_coded(
     return CodedPlan(state, settings, matrices, dict.fromkeys(matrices, 1.0), largest)
 
 
-def _largest_multiplier(name: str, matrix: PreparedMatrix, settings: QuantizerSettings) -> float:
-    if not settings.ecsq.floors or not any(fnmatchcase(name, rule.pattern) for rule in settings.ecsq.floors):
+def _largest_multiplier(name: str, matrix: PreparedMatrix, settings: Ecsq) -> float:
+    if not any(fnmatchcase(name, rule.pattern) for rule in settings.floors):
         return math.inf
-    return matrix.multiplier_of_bits(int(format_for(name, settings.ecsq.floors).removeprefix("int")))
+    return matrix.multiplier_of_bits(int(format_for(name, settings.floors).removeprefix("int")))
 
 
 def with_measured_shares(

@@ -4,18 +4,37 @@ inputs first.
 Source: arXiv:2210.17323, with its activation order and damping.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from schemas.quantizer_settings import QuantizerSettings
-from stages.core.calibrated.calibration import MatrixStatistics
+from schemas.quantizer_settings import Gptq
+from stages.core.calibrated.calibration import Calibration, MatrixStatistics, QuantizedByText
 from stages.core.calibrated.error_feedback import inverse_factor, round_with_feedback
+from stages.core.quantizers.by_rules import quantize_matrices
 from stages.core.quantizers.grid import QuantizedRows, max_level, quantize_rows
+from stages.core.quantizers.quantized import QuantizedModel
 
 
-def gptq(
-    weight: Tensor, bits: int, settings: QuantizerSettings, statistics: MatrixStatistics
-) -> QuantizedRows:
+def gptq_by_text(state: dict[str, Tensor], settings: Gptq, text: Calibration) -> QuantizedByText:
+    """`state` (float32) with what the text says of it. Raises as `gptq_model` does."""
+    return QuantizedByText(gptq_model(state, settings, text.statistics))
+
+
+def gptq_model(
+    state: dict[str, Tensor], settings: Gptq, statistics: Mapping[str, MatrixStatistics]
+) -> QuantizedModel:
+    """`state` (float32) with the `statistics` of every matrix that the rules store as integers.
+
+    Raises FormatRuleError and ValueError as `quantize_matrices` does.
+    """
+    return quantize_matrices(
+        state, settings, lambda name, weight, bits: gptq(weight, bits, settings, statistics[name])
+    )
+
+
+def gptq(weight: Tensor, bits: int, settings: Gptq, statistics: MatrixStatistics) -> QuantizedRows:
     """`weight` float32 (R, C) with the scales of plain rounding and codes by error feedback.
 
     Raises ValueError as `quantize_rows` does.

@@ -20,13 +20,13 @@ from stages.core.quantizers.grid import (
 )
 
 if TYPE_CHECKING:  # training reaches this module too, and is to know no setting of a quantizer
-    from schemas.quantizer_settings import QuantizerSettings
+    from schemas.quantizer_settings import GptqLite
 
 CLIP_SEARCH_NUMBERS = 2**20  # float32 numbers worked on at once: 4 MiB, which stays in cache
 _CUDA_SEARCH_NUMBERS = 2**27  # half a GiB: a GPU takes longer to start small work than to do it
 
 
-def gptq_lite(weight: Tensor, bits: int, settings: "QuantizerSettings") -> QuantizedRows:
+def gptq_lite(weight: Tensor, bits: int, settings: "GptqLite") -> QuantizedRows:
     """`weight` float32 (R, C) with the best of `settings.clip_candidates` for each row.
 
     Raises ValueError as `quantize_rows` does.

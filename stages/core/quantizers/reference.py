@@ -14,13 +14,13 @@ from torch import Tensor
 from stages.core.quantizers.grid import FP16_LARGEST, QuantizedRows, largest_of_rows, max_level, round_to_fp16
 
 if TYPE_CHECKING:  # training reaches this module too, and is to know no setting of a quantizer
-    from schemas.quantizer_settings import QuantizerSettings
+    from schemas.quantizer_settings import Reference
 
 REFERENCE_QUANTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
 SCALE_FLOOR = 1 / 127
 
 
-def reference(weight: Tensor, bits: int, settings: "QuantizerSettings") -> QuantizedRows:
+def reference(weight: Tensor, bits: int, settings: "Reference") -> QuantizedRows:
     """`weight` float32 (R, C): int8, and below that every 2^(8−bits)-th of its levels.
 
     Raises ValueError as `quantize_rows` does.

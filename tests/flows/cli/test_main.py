@@ -1,8 +1,10 @@
 """The command line: figures, errors, JSON."""
 
 import json
+import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,20 @@ def test_help_needs_nothing_heavy() -> None:
     assert not HEAVY & set(loaded)
 
 
+def test_the_version_is_the_installed_one() -> None:
+    assert fairway("--version").stdout == f"fairway {version('fairway')}\n"
+
+
+def test_completion_knows_commands_and_their_options() -> None:
+    """What a shell asks; the options of `requantize` come from a model that is read on demand."""
+    for words, known in (("fairway requ", "requantize"), ("fairway requantize --bi", "--bits")):
+        asked = {"_FAIRWAY_COMPLETE": "complete_bash", "COMP_WORDS": words}
+        environment = os.environ | asked | {"COMP_CWORD": str(len(words.split()) - 1)}
+        command = [sys.executable, "-c", "from flows.cli.main import app; app(prog_name='fairway')"]
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert answer.stdout.split() == [known]
+
+
 @pytest.mark.parametrize(
     "command", ["run", "requantize", "frontier", "validate-seeds", "up", "describe", "show", "runs"]
 )
@@ -56,7 +72,7 @@ def test_describe_counts_the_references_parameters(preset: str, parameters: int)
 
 def test_describe_lists_every_setting_with_unit_and_bounds() -> None:
     from flows.inputs.specs import resolve
-    from schemas.overrides import describe_fields
+    from schemas.introspect import describe_fields
 
     told = json.loads(fairway("describe", "demo", "--json").stdout)
     assert [item["name"] for item in told["settings"]] == [
@@ -195,10 +211,10 @@ def test_run_ends_with_the_table(smoke_run: Any, smoke_store: Path) -> None:
         assert text in output
 
 
-def test_a_run_over_the_limit_shows_its_table_and_fails(smoke_run: Any, smoke_store: Path) -> None:
-    result = fairway(
-        "run", "--preset", "smoke", "--store", smoke_store, "--set", "check_size.limit_bytes=200", "--json"
-    )
+def test_a_run_over_the_limit_shows_its_table_and_fails(over_limit: Any, smoke_store: Path) -> None:
+    """Also where all of its stages are stored."""
+    limit = f"check_size.limit_bytes={over_limit.report.size.limit_bytes}"
+    result = fairway("run", "--preset", "smoke", "--store", smoke_store, "--set", limit, "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["fits"] is False
     assert "over the limit by" in result.stderr

@@ -4,6 +4,8 @@ import pytest
 
 from flows.inputs.specs import Plan, check_quantizer, plan_run, resolve, settings_between
 from schemas.errors import SpecError
+from schemas.quantize import changed_to
+from schemas.quantizer_settings import RoundToNearest
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.packaging.script import as_shipped, program
 
@@ -27,20 +29,22 @@ def test_without_a_limit_or_with_bytes_given_nothing_is_added() -> None:
         assert Plan("demo", spec).quantize == spec.quantize
 
 
+SHORT = ["quantize.calibration.sequence_length=64"]
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
         (
-            ["quantize.method=gptq"],
+            ["quantize.method=gptq", *SHORT, "quantize.calibration.num_sequences=32"],
             r"quantize\.calibration\.num_sequences = 32: the training split has 31 sequences of 64 tokens",
         ),
         (
-            [
-                *NO_QAT,
-                "quantize.method=ecsq",
-                "quantize.fit.limit_bytes=20000",
-                "quantize.calibration.num_sequences=31",
-            ],
+            ["quantize.method=gptq", "quantize.calibration.sequence_length=4000"],
+            r"quantize\.calibration\.sequence_length = 4000: the training split has 2048 tokens, not one",
+        ),
+        (
+            [*NO_QAT, "quantize.method=ecsq", "quantize.fit.limit_bytes=20000"],
             r"quantize\.fit\.limit_bytes = 20000: the script alone has [\d,]+ bytes; "
             r".*package\.compressed=true",
         ),
@@ -53,6 +57,7 @@ def test_what_quantization_would_refuse_is_refused_before_training(
     with pytest.raises(SpecError, match=named):
         check_quantizer(plan_run("smoke", settings), tokenized)
     check_quantizer(plan_run("smoke", []), tokenized)
+    check_quantizer(plan_run("smoke", ["quantize.method=gptq", *SHORT]), tokenized)  # takes what there is
 
 
 @pytest.mark.parametrize(
@@ -104,7 +109,16 @@ def test_a_grid_and_its_candidates_go_together(setting: str) -> None:
         resolve("demo", [setting])
 
 
-@pytest.mark.parametrize("changes", [(), ("quantize.method=gptq",), ("train.qat.grid=reference",)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        ("quantize.method=gptq",),
+        ("quantize.method=gptq", "quantize.calibration.num_sequences=3"),
+        ("tokenize.corpus.kind=files", 'tokenize.corpus.paths=["a.txt"]'),
+        ("train.qat.grid=reference",),
+    ],
+)
 def test_a_run_is_made_of_its_preset_again_with_the_grid_left_to_the_quantizer(
     changes: tuple[str, ...],
 ) -> None:
@@ -114,7 +128,7 @@ def test_a_run_is_made_of_its_preset_again_with_the_grid_left_to_the_quantizer(
 def test_weights_that_were_trained_for_another_quantizer_are_made_of_their_preset_again() -> None:
     """As `requantize` leaves them: the quantizer changed, the training did not."""
     earlier = resolve("smoke", [])
-    spec = earlier.derive(quantize=replace(earlier.quantize, method="round_to_nearest"))
+    spec = earlier.derive(quantize=changed_to(RoundToNearest, earlier.quantize))
     changes = settings_between("smoke", spec)
     assert "train.qat.grid=gptq_lite" in changes
     assert resolve("smoke", changes) == spec

@@ -123,9 +123,9 @@ def test_while_the_temporary_server_starts_it_says_so_and_how_long_that_takes(
 
 
 def test_two_runs_at_once_get_a_home_each_and_a_later_one_gets_the_first_again(tmp_path: Path) -> None:
-    with environment._free_home(tmp_path) as (first, _), environment._free_home(tmp_path) as (second, _):
+    with environment.free_home(tmp_path) as (first, _), environment.free_home(tmp_path) as (second, _):
         assert first != second
-    with environment._free_home(tmp_path) as (third, _):
+    with environment.free_home(tmp_path) as (third, _):
         assert third == first
 
 
@@ -142,7 +142,7 @@ def test_the_server_of_a_killed_run_ends_and_frees_its_home(tmp_path: Path) -> N
         time.sleep(0.1)
     assert not environment.is_healthy(url)
     while time.monotonic() < deadline:
-        with environment._free_home(tmp_path / "prefect") as (home, _):
+        with environment.free_home(tmp_path / "prefect") as (home, _):
             if home.name == "temporary-0":
                 return
         time.sleep(0.1)

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from schemas.gap import GapByCause, GapPart
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import Ecsq, Gptq, GptqLite, QuantizerSettings, Reference, RoundToNearest
 from schemas.settings import ModelSettings
 from schemas.tensor_formats import FormatRule
 from stages.auditing.gap import Sequences, choose_sequences, gap_by_cause, ratio_with_error, take_apart
 from stages.core.bits_per_byte import TokenBytes
+from stages.core.calibrated.table import QUANTIZERS, MatrixQuantizer
 from stages.core.calibrated.whole_model import quantize_state
 from stages.core.model import GPT
-from stages.core.quantizers.methods import METHODS
 from stages.quantizing.tensor_groups import group_of
 
 RULES = (FormatRule("tok_emb.weight", "fp16"), FormatRule("*.weight", "int4"), FormatRule("*", "fp32"))
@@ -31,12 +31,22 @@ def sequences() -> Sequences:
     return Sequences(torch.randint(0, 300, (12, 33), generator=generator), np.arange(50, 62))
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+def _settings(kind: type[QuantizerSettings]) -> QuantizerSettings:
+    clips = {"clip_candidates": (1.0, 0.8, 0.6)} if kind is GptqLite else {}
+    return kind(rules=RULES, **clips)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [_settings(kind) for kind, quantizer in QUANTIZERS.items() if isinstance(quantizer, MatrixQuantizer)],
+    ids=lambda settings: settings.method,
+)
 def test_each_part_is_what_a_slow_reference_finds_and_all_sum_to_the_whole(
-    method: str, tiny_model: ModelSettings, tiny_state: State, sequences: Sequences
+    settings: QuantizerSettings, tiny_model: ModelSettings, tiny_state: State, sequences: Sequences
 ) -> None:
-    settings = QuantizerSettings(method=method, rules=RULES, clip_candidates=(1.0, 0.8, 0.6))
-    if method == "reference":  # beyond its floor of the scale, so that int4 cannot reach the largest weights
+    method = settings.method
+    # Beyond its floor of the scale, so that int4 cannot reach the largest weights.
+    if isinstance(settings, Reference):
         tiny_state = {
             name: 6 * tensor if tensor.dim() == 2 else tensor for name, tensor in tiny_state.items()
         }
@@ -73,7 +83,7 @@ def test_each_part_is_what_a_slow_reference_finds_and_all_sum_to_the_whole(
 def test_the_divergence_of_a_step_is_that_of_the_formula(
     tiny_model: ModelSettings, tiny_state: State, sequences: Sequences
 ) -> None:
-    settings = QuantizerSettings(method="gptq_lite", rules=RULES, clip_candidates=(0.6,))
+    settings = GptqLite(rules=RULES, clip_candidates=(0.6,))
     shipped = {tensor.name: tensor.dequantized() for tensor in quantize_state(tiny_state, settings).tensors}
     gap = gap_by_cause(tiny_model, tiny_state, shipped, settings, sequences)
     clipped, _ = take_apart(tiny_state, shipped, settings)
@@ -93,7 +103,7 @@ def test_weights_that_lie_on_the_grid_but_for_a_few_beyond_it_have_clipping_as_t
     """Every row has levels of a step 2⁻⁶ (exact in fp16), and one weight twice as large as the outermost
     level: clip ratio ½.
     """
-    settings = QuantizerSettings(method="gptq_lite", rules=RULES, clip_candidates=(0.5,))
+    settings = GptqLite(rules=RULES, clip_candidates=(0.5,))
     generator = torch.Generator().manual_seed(2)
     state = {}
     for name, tensor in tiny_state.items():
@@ -113,9 +123,7 @@ def test_nothing_is_clipped_by_plain_rounding_and_fp16_scales_alone_can_cost(
     tiny_model: ModelSettings, tiny_state: State, sequences: Sequences
 ) -> None:
     """Levels of a step that fp16 does not hold: only the scale is wrong afterwards."""
-    settings = QuantizerSettings(
-        method="round_to_nearest", rules=(FormatRule("*.weight", "int4"), FormatRule("*", "fp32"))
-    )
+    settings = RoundToNearest(rules=(FormatRule("*.weight", "int4"), FormatRule("*", "fp32")))
     step = 0.05 * (1 + 2**-11.5)
     generator = torch.Generator().manual_seed(3)
     state = dict(tiny_state)
@@ -137,12 +145,10 @@ def test_methods_with_error_feedback_have_rounding_only_and_say_why(
     shipped = {
         name: tensor + 0.01 * torch.sign(tensor) * (tensor.dim() == 2) for name, tensor in tiny_state.items()
     }
-    for method in ("gptq", "ecsq"):
-        gap = gap_by_cause(
-            tiny_model, tiny_state, shipped, QuantizerSettings(method=method, rules=RULES), sequences
-        )
+    for settings in (Gptq(rules=RULES), Ecsq(rules=RULES)):
+        gap = gap_by_cause(tiny_model, tiny_state, shipped, settings, sequences)
         assert {part.cause.partition(",")[0] for part in gap.parts} == {"rounding"}
-        assert gap.note.startswith(f"{method} clips nothing")
+        assert gap.note.startswith(f"{settings.method} clips nothing")
         assert math.fsum(part.bpb for part in gap.parts) == pytest.approx(gap.total.bpb, abs=1e-12)
 
 

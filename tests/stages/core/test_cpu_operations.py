@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.core.cpu_operations import CausalAttention, ReluSquared, RmsNorm
+from stages.core.cpu_operations import CausalAttention, LeakyReluSquared, ReluSquared, RmsNorm
 from stages.core.model import rms_norm
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.03}
@@ -59,6 +59,16 @@ def test_a_zero_vector_has_no_norm_and_a_finite_gradient(dtype: torch.dtype) -> 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_squared_relu(dtype: torch.dtype) -> None:
     assert_same(ReluSquared.apply, lambda x: F.relu(x).square(), [random(4, 33, dtype=dtype, seed=2)])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("slope", [0.3, 0.5, 1.0])
+def test_squared_leaky_relu(dtype: torch.dtype, slope: float) -> None:
+    assert_same(
+        lambda x: LeakyReluSquared.apply(x, slope),
+        lambda x: torch.where(x > 0, x * x, slope**2 * x * x),
+        [random(4, 33, dtype=dtype, seed=2)],
+    )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

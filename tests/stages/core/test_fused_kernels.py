@@ -68,11 +68,14 @@ def test_heads_are_normalised_rotated_and_gained_as_in_plain_pytorch(
     assert_same(fused_kernels.prepare_heads(qkv, rotation, gain, kv_heads), plain, (qkv, gain))
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("rows", "dim", "hidden"), [(25, 48, 72), (64, 32, 64), (130, 16, 40)])
-def test_the_mlp_squares_and_its_gradient_comes_from_the_square(rows: int, dim: int, hidden: int) -> None:
+def test_the_mlp_squares_and_its_gradient_knows_the_sign(
+    rows: int, dim: int, hidden: int, slope: float
+) -> None:
     inputs = (leaf(2, rows, dim), leaf(hidden, dim), leaf(dim, hidden))
-    plain = F.linear(F.relu(F.linear(inputs[0], inputs[1])).square(), inputs[2])
-    assert_same((fused_kernels.relu_squared_mlp(*inputs),), (plain,), inputs)
+    plain = F.linear(F.leaky_relu(F.linear(inputs[0], inputs[1]), slope).square(), inputs[2])
+    assert_same((fused_kernels.relu_squared_mlp(*inputs, slope),), (plain,), inputs)
 
 
 @pytest.mark.parametrize("dim", [24, 64])
@@ -81,10 +84,27 @@ def test_the_mixs_gradient_is_that_of_plain_pytorch(dim: int) -> None:
     assert_same(fused_kernels.mix_and_norm_with_gradient(*inputs, 0.7), mix_and_norm(*inputs, 0.7), inputs)
 
 
-def test_a_whole_model_compiles_in_one_piece_and_gives_the_same_gradients() -> None:
+WINNING = {
+    "leaky_slope": 0.5,
+    "loop_passes": 2,
+    "loop_layers": (0, 1),
+    "skip_gates": True,
+    "parallel_first_layer": 2,
+    "head_gate": True,
+    "smear_form": "by_input",
+    "tied_head": False,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {**WINNING, "parallel_residuals": "one_lane"}, {**WINNING, "parallel_residuals": "two_lanes"}],
+    ids=["record", "one lane", "two lanes"],
+)
+def test_a_whole_model_compiles_in_one_piece_and_gives_the_same_gradients(change: dict) -> None:
     settings = ModelSettings(
         vocab_size=64, num_layers=3, model_dim=64, num_heads=4, num_kv_heads=2, mlp_hidden=48, rope_dims=8,
-        xsa_layers=2, value_embedding_dim=8, value_embedding_layers=(2,),
+        xsa_layers=2, value_embedding_dim=8, value_embedding_layers=(2,), **change,
     )  # fmt: skip
     ids = torch.randint(3, 64, (2, 33), device=DEVICE)
     models = []
@@ -106,4 +126,4 @@ def test_a_whole_model_compiles_in_one_piece_and_gives_the_same_gradients() -> N
         assert plain.grad is not None
         assert fused_param.grad is not None
         error = float((fused_param.grad - plain.grad).norm() / plain.grad.norm())
-        assert error < (0.2 if ON_GPU else 1e-5), name
+        assert error < (0.2 if ON_GPU else 1e-4), name  # a scalar gradient sums over all tokens

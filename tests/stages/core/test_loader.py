@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from schemas.settings import DataSettings
-from stages.core.loader import BatchLoader, SequenceOrder, TokenStream
-from stages.core.shards import ShardWriter
+from stages.core.loader import BatchLoader, DocumentRows, SequenceOrder, TokenStream
+from stages.core.shards import BOS_ID, ShardWriter
 
 SETTINGS = DataSettings(batch_tokens=32, sequence_length=8, micro_batch_sequences=2)
 
@@ -67,3 +67,42 @@ def test_seeds_change_the_order_and_sequential_is_the_order_of_the_shards(stream
 def test_a_split_shorter_than_a_sequence_is_refused(stream: TokenStream) -> None:
     with pytest.raises(ValueError, match="200 tokens, fewer than one sequence of 400"):
         BatchLoader(stream, DataSettings(batch_tokens=400, sequence_length=400), 0)
+
+
+def documents(tmp_path: Path, counts: list[int], inside: bool = False) -> tuple[TokenStream, np.ndarray]:
+    ids = np.random.default_rng(2).integers(2, 60_000, sum(counts)).astype(np.uint16)
+    ids[(np.cumsum(counts) - counts)[1 if inside else 0 :]] = BOS_ID
+    with ShardWriter(tmp_path, "train", shard_tokens=101) as writer:
+        writer.write(ids)
+    return TokenStream(writer.paths), ids
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_rows_of_documents_are_text_that_follows_itself_and_begins_with_a_document(
+    tmp_path: Path, inside: bool
+) -> None:
+    stream, ids = documents(tmp_path, [30, 3, 5, 1, 8, 9, 70, 2, 4, 6, 7, 11], inside)
+    rows = DocumentRows(stream, 8)
+    follows = set(zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True))
+    inputs: set[int] = set()
+    for index in range(len(rows)):
+        row = rows.read(index)
+        assert row.shape == (9,)
+        inputs |= set(row[:-1].tolist())
+        # A BOS comes after the end of some document, anything else after what it follows in the text.
+        assert all(b == BOS_ID or (a, b) in follows for a, b in zip(row[:-1], row[1:], strict=True))
+    assert inputs == set(ids[:-1].tolist())
+    begin = [rows.read(index)[0] == BOS_ID for index in range(len(rows))]
+    assert rows.at_start == pytest.approx(np.mean(begin))
+    assert 0 < rows.at_start < 1
+
+
+def test_batches_of_documents_come_from_those_rows_for_any_number_of_processes(tmp_path: Path) -> None:
+    stream, _ = documents(tmp_path, [20, 7, 9, 30, 12, 5, 5, 40])
+    settings = DataSettings(batch_tokens=32, sequence_length=8, micro_batch_sequences=2, windows="documents")
+    rows = DocumentRows(stream, 8)
+    known = {tuple(rows.read(index).tolist()) for index in range(len(rows))}
+    for step in (0, 4):
+        batch = global_batch(stream, step, 1, settings)
+        assert torch.equal(batch, global_batch(stream, step, 2, settings))
+        assert {tuple(row) for row in batch.tolist()} <= known

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stages.core.muon import NEWTON_SCHULZ_COEFFICIENTS, Muon, orthogonalize
+from stages.core.muon import NEWTON_SCHULZ_COEFFICIENTS, Muon, normalize_rows, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 60), (2, 16, 40), (2, 40, 16)])
@@ -52,3 +52,22 @@ def test_matrices_of_one_shape_are_updated_as_if_alone() -> None:
         Muon(list(params), 0.1, 0.9, 0.0, steps=5, work_dtype=torch.float32).step()
     for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_row_normalised_updates_have_rows_of_one_norm_before_the_iterations() -> None:
+    torch.manual_seed(3)
+    start, grad = torch.randn(6, 9), torch.randn(6, 9) * torch.tensor([1e-3, 1, 50, 1, 1, 0])[:, None]
+    moved = {}
+    for row_normalize in (False, True):
+        param = torch.nn.Parameter(start.clone())
+        param.grad = grad.clone()
+        Muon([param], 0.1, 0.9, 0.0, 5, torch.float32, row_normalize).step()
+        moved[row_normalize] = start - param.detach()
+    rows = [row / row.norm() if row.norm() else row for row in grad.double() * 1.9]  # Nesterov's first step
+    expected = 0.1 * orthogonalize(torch.stack(rows)[None], 5)[0]
+    torch.testing.assert_close(moved[True].double(), expected, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(moved[False], moved[True], atol=1e-3)
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    assert torch.equal(normalize_rows(torch.zeros(1, 2, 3)), torch.zeros(1, 2, 3))

@@ -11,7 +11,7 @@ import sentencepiece
 import torch
 
 from schemas.errors import SpecError
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import GptqLite
 from schemas.recipe import Recipe
 from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings
 from stages.core.blob.packing import BlobError, pack
@@ -24,7 +24,7 @@ from stages.submission.rescore import rescore
 
 def blob(folder: Path, model: GPT, metadata: dict) -> Path:
     path = folder / "model.fwz"
-    path.write_bytes(pack(quantize_state(dict(model.state_dict()), QuantizerSettings()), metadata, 3))
+    path.write_bytes(pack(quantize_state(dict(model.state_dict()), GptqLite()), metadata, 3))
     return path
 
 

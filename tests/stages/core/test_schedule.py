@@ -1,9 +1,19 @@
+import math
 from dataclasses import replace
 
 import pytest
 
 from schemas.settings import OptimizerSettings, QatSettings, ScheduleSettings, SnapshotSettings
-from stages.core.schedule import Clock, lr_scale_at, momentum_at, progress_at, qat_on_at, snapshot_due
+from stages.core.schedule import (
+    Clock,
+    ema_share_at,
+    loops_on_at,
+    lr_scale_at,
+    momentum_at,
+    progress_at,
+    qat_on_at,
+    snapshot_due,
+)
 
 STEPS = ScheduleSettings(max_steps=100, warmdown_fraction=0.4)
 TIMED = ScheduleSettings(max_steps=1000, max_seconds=60.0, warmdown_fraction=0.5)
@@ -14,6 +24,16 @@ def test_progress_is_steps_or_seconds_whichever_is_further() -> None:
     assert progress_at(Clock(100, 30.0), TIMED) == 0.5
     assert progress_at(Clock(900, 30.0), TIMED) == 0.9
     assert progress_at(Clock(5, 61.0), TIMED) == 1.0
+
+
+def test_loops_begin_at_their_share_of_progress() -> None:
+    settings = replace(TIMED, loop_start_fraction=0.5)
+    assert [loops_on_at(clock, settings) for clock in (Clock(0, 0.0), Clock(400, 29.9), Clock(3, 30.0))] == [
+        False,
+        False,
+        True,
+    ]
+    assert loops_on_at(Clock(0, 0.0), replace(TIMED, loop_start_fraction=0.0))
 
 
 def test_learning_rate_is_constant_then_linear_to_zero() -> None:
@@ -80,3 +100,20 @@ def test_snapshots_by_progress_are_evenly_spaced_in_time() -> None:
     ]
     assert len(taken) == 5
     assert all(b - a == 6 for a, b in zip(taken, taken[1:], strict=False))
+
+
+def test_the_learning_rate_falls_to_its_floor_and_stays_there() -> None:
+    settings = replace(STEPS, min_lr_scale=0.1)
+    before, after = lr_scale_at(Clock(80, 0.0), STEPS), lr_scale_at(Clock(80, 0.0), settings)
+    assert before == after == pytest.approx(0.5)
+    assert [lr_scale_at(Clock(step, 0.0), settings) for step in (97, 100)] == [0.1, 0.1]
+
+
+def test_the_mean_of_all_steps_weighs_them_by_their_progress() -> None:
+    """However finely a span of progress is cut into steps, what came before keeps exp(-span/horizon)."""
+    for steps in (1, 4, 50):
+        kept = 1.0
+        for step in range(steps):
+            before, after = Clock(0, 60 * step / steps / 2), Clock(0, 60 * (step + 1) / steps / 2)
+            kept *= 1 - ema_share_at(before, after, TIMED, horizon=0.2)
+        assert kept == pytest.approx(math.exp(-0.5 / 0.2))

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from schemas.settings import ModelSettings, ScoringSettings
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
-from stages.core.scoring import plan_windows, score
+from stages.core.scoring import plan_document_windows, plan_windows, score, score_as_dict, score_line
 from stages.core.shards import BOS_ID, ShardWriter
 
 MODEL = ModelSettings(
@@ -110,3 +111,50 @@ def test_score_is_the_slow_definition(
     assert sums.bpb == pytest.approx(sum(expected) / math.log(2) / bytes_expected, rel=1e-5)
     assert sums.num_bos_targets == 3
     assert sums.bos_nats_sum == pytest.approx(sum(expected[i] for i in (39, 40, 99)), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("length", "stride", "batch_tokens"),
+    [(24, 24, 100), (24, 8, 100), (24, 5, 60), (400, 64, 1000), (24, 8, 1)],
+)
+@torch.inference_mode()
+def test_windows_inside_documents_see_no_other_document(
+    model: GPT, ids: np.ndarray, stream: TokenStream, length: int, stride: int, batch_tokens: int
+) -> None:
+    """The definition: each document by itself, with the BOS that ends it."""
+    starts = [0, 40, 41, 100]
+    expected = [
+        nll
+        for start, end in zip(starts, [*starts[1:], len(ids) - 1], strict=True)
+        for nll in slow_nll(model, ids[start : end + 1], length, stride)
+    ]
+    settings = ScoringSettings(length, min(stride, length), batch_tokens, windows="documents")
+    sums = score(model, stream, TABLE, settings, stride, torch.float32)
+    over_stream = score(model, stream, TABLE, replace(settings, windows="stream"), stride, torch.float32)
+    assert sums.nll_nats_sum == pytest.approx(sum(expected), rel=1e-5)
+    assert sums.nll_nats_sum != pytest.approx(over_stream.nll_nats_sum, rel=1e-5)
+    assert sums.bos_nats_sum == pytest.approx(sum(expected[i] for i in (39, 40, 99)), rel=1e-5)
+    assert (sums.num_targets, sums.num_bytes, sums.num_bos_targets) == (
+        over_stream.num_targets,
+        over_stream.num_bytes,
+        over_stream.num_bos_targets,
+    )
+    assert (sums.windows, over_stream.windows) == ("documents", "stream")
+    line = score_line("sliding", score_as_dict(sums, 1.0))
+    assert line.endswith(f"bytes {sums.num_bytes}, windows inside documents, in 1.0 s")
+
+
+@settings(deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 50), min_size=1, max_size=12), length=st.integers(1, 30), data=st.data()
+)
+def test_windows_inside_documents_score_every_target_once(
+    counts: list[int], length: int, data: st.DataObject
+) -> None:
+    stride = data.draw(st.integers(1, length))
+    ends = np.cumsum(counts)
+    windows = plan_document_windows(ends - counts, int(ends[-1]), length, stride)
+    scored = [target for window in windows for target in range(window.first_target, window.stop)]
+    assert sorted(scored) == list(range(ends[-1]))
+    owner = np.repeat(np.arange(len(counts)), counts)
+    assert all(owner[window.start] == owner[window.stop - 1] for window in windows)

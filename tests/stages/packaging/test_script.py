@@ -49,7 +49,7 @@ def test_the_script_is_ordinary_code_in_sections_and_needs_nothing_of_ours() -> 
     for section in (
         "stages/core/trainer.py",
         "stages/core/averaging.py",
-        "stages/core/quantizers/methods.py",
+        "stages/core/quantizers/by_rules.py",
         "stages/core/blob/packing.py",
     ):
         assert f"# ---- {section} ----" in source

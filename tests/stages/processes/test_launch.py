@@ -14,9 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pydantic import ValidationError
 
 from schemas.errors import StageError
-from schemas.settings import ComputeSettings
+from schemas.evaluate import EvaluateSpec
+from schemas.files import FileRef
+from schemas.settings import ComputeSettings, ScoringSettings
 from stages.processes.launch import ChildFailedError, launch_module, run_child, run_torchrun
 from stages.store.workspace import no_progress
 
@@ -165,9 +168,8 @@ def test_all_that_a_child_wrote_before_its_end_is_read() -> None:
 
 def write_module(folder: Path, body: str) -> str:
     (folder / "job_module.py").write_text(
-        "import json, os, sys, time\nfrom pathlib import Path\nfrom stages.processes.launch import "
-        "child_result\n"
-        "job = json.loads(Path(sys.argv[1]).read_text())\nrank = int(os.environ['RANK'])\n" + body
+        "import os\nfrom schemas.evaluate import EvaluateSpec\nfrom schemas.files import FileRef\n"
+        "from stages.processes.launch import job_of\nrank = int(os.environ.get('RANK', '0'))\n" + body
     )
     return "job_module"
 
@@ -177,11 +179,44 @@ def test_a_module_under_torchrun_gets_its_job_and_leaves_its_result(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     body = (
-        "with child_result(Path(sys.argv[2])) as leave:\n    if rank == 0: leave([job['x'] + 1, "
-        "os.environ['WORLD_SIZE']])\n"
+        "with job_of(EvaluateSpec) as (job, leave):\n    if rank == 0: leave(job.derive(scoring="
+        "job.scoring.derive(stride=int(os.environ['WORLD_SIZE']))))\n"
     )
     module = write_module(tmp_path, body)
-    assert launch_module(module, {"x": 41}, tmp_path, TWO, no_progress, None) == [42, "2"]
+    job = EvaluateSpec(scoring=ScoringSettings(batch_tokens=4_097), compute=TWO)
+    result = launch_module(module, job, EvaluateSpec, tmp_path, TWO, no_progress, None)
+    assert result == job.derive(scoring=job.scoring.derive(stride=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["job_module.py"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "with job_of(EvaluateSpec) as (job, leave): leave(FileRef(path='a', num_bytes=-1, "
+            "sha256='0' * 64))",
+            r"handed over .*: FileRef\.num_bytes = -1",
+        ),
+        ("with job_of(FileRef) as (job, leave): leave(job)", r"handed over .*: FileRef\.path"),
+    ],
+    ids=["result", "job"],
+)
+def test_a_job_or_a_result_that_is_none_of_its_type_is_named_by_its_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    module = write_module(tmp_path, body)
+    with pytest.raises(StageError, match=message):
+        launch_module(module, EvaluateSpec(), FileRef, tmp_path, ONE, no_progress, None, torchrun=False)
+
+
+def test_a_result_of_another_type_than_the_stage_asked_for_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    module = write_module(tmp_path, "with job_of(EvaluateSpec) as (job, leave): leave(job)")
+    with pytest.raises(ValidationError, match="FileRef"):
+        launch_module(module, EvaluateSpec(), FileRef, tmp_path, ONE, no_progress, None, torchrun=False)
 
 
 def test_a_permanent_error_in_a_process_arrives_as_what_it_is(
@@ -189,12 +224,12 @@ def test_a_permanent_error_in_a_process_arrives_as_what_it_is(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     body = (
-        "from schemas.errors import StageError\nwith child_result(Path(sys.argv[2])):\n    raise "
+        "from schemas.errors import StageError\nwith job_of(EvaluateSpec):\n    raise "
         "StageError('the loss is nan')\n"
     )
     module = write_module(tmp_path, body)
     with pytest.raises(StageError, match="the loss is nan"):
-        launch_module(module, {}, tmp_path, ONE, no_progress, None)
+        launch_module(module, EvaluateSpec(), EvaluateSpec, tmp_path, ONE, no_progress, None)
 
 
 CALLER = """

@@ -89,3 +89,12 @@ def test_a_lock_keeps_processes_apart_though_each_removes_its_file(
         process.join()
     assert counter.read_text() == "200"
     assert list(tmp_path.iterdir()) == [counter]
+
+
+def test_a_closed_store_is_in_use_no_longer(tmp_path: Path) -> None:
+    first = Store(tmp_path)
+    with Store(tmp_path) as second, first.alone() as alone:
+        assert not alone
+    with first.alone() as alone:
+        assert alone
+    assert second.root == tmp_path

@@ -5,13 +5,13 @@ import torch
 import zstandard
 
 from presets import PRESETS
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import GptqLite
 from schemas.settings import ModelSettings, OptimizerSettings
 from stages.core.model import GPT
 from stages.core.quantizers.grid import quantize_rows
 from stages.quantizing.sizing import coded_bits, estimated_bytes, measure_model
 
-QUANTIZER = QuantizerSettings()
+QUANTIZER = GptqLite()
 
 
 def test_counting_needs_no_memory_and_equals_the_real_model() -> None:

@@ -1,17 +1,26 @@
 """The ledger: what is written is read, one writer at a time, and a plan that stays as declared."""
 
+import json
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from schemas.errors import SpecError
 from schemas.seeds import Ledger, SeedEntry, SeedFigures
-from stages.seeds.ledger import find_ledger, ledger_path, open_locked, read_ledger, write_ledger
+from stages.core.checksummed import write_checksummed
+from stages.seeds.ledger import (
+    find_ledger,
+    ledger_files,
+    ledger_path,
+    open_locked,
+    read_ledger,
+    write_ledger,
+)
 
 HOLD = """
 import sys, time
@@ -58,9 +67,53 @@ def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
         write_ledger(tmp_path, book)
     assert read_ledger(ledger_path(tmp_path, book)) == book
     assert find_ledger(tmp_path, "demo") == book
-    table = pq.read_table(ledger_path(tmp_path, book))
-    assert table.column("seed").to_pylist() == [1, 2]
-    assert table.column("val_loss_nats").to_pylist() == [None, 2.5]
+    stored = json.loads(ledger_path(tmp_path, book).read_text())
+    assert stored["schema_version"] == 2
+    assert [item["seed"] for item in stored["ledger"]["entries"]] == [1, 2]
+    assert stored["ledger"]["entries"][1]["figures"]["val_loss_nats"] == 2.5
+
+
+def version_1(store: Path) -> Path:
+    """A store with a ledger as Fairway wrote it until version 2: seed 1 completed, seed 2 failed."""
+    path = ledger_path(store, ledger()).with_name("ledger.parquet")
+    path.parent.mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("version_1.parquet"), path)
+    return path
+
+
+def test_a_parquet_ledger_is_read_where_it_lies_and_taken_over_when_seeds_are_added(tmp_path: Path) -> None:
+    parquet = version_1(tmp_path)
+    assert ledger_files(tmp_path) == [parquet]
+    before = find_ledger(tmp_path, "demo")
+    assert parquet.exists()
+    assert [item.run_id for item in before.entries] == ["another", "older"]
+    assert before.losses() == [2.5]
+    assert before.next_seeds(1) == [2, 3]
+    with open_locked(tmp_path, ledger()) as book:
+        assert book == before
+        assert not parquet.exists()
+        write_ledger(tmp_path, book.with_entry(entry(2)))
+    assert ledger_files(tmp_path) == [ledger_path(tmp_path, ledger())]
+    assert find_ledger(tmp_path, "demo").losses() == [2.5, 2.5]
+
+
+def test_a_takeover_that_a_kill_interrupted_is_finished_with_the_newer_file(tmp_path: Path) -> None:
+    parquet, newer = version_1(tmp_path), ledger().with_entry(entry(1)).with_entry(entry(3))
+    write_ledger(tmp_path, newer)
+    assert find_ledger(tmp_path, "demo") == newer
+    with open_locked(tmp_path, ledger()) as book:
+        assert book == newer
+    assert not parquet.exists()
+    assert find_ledger(tmp_path, "demo") == newer
+
+
+def test_a_seal_that_a_kill_left_alone_hides_no_ledger_and_is_none(tmp_path: Path) -> None:
+    """The seal is written first: without a ledger beside it, nothing was recorded yet."""
+    ledger_path(tmp_path, ledger()).parent.mkdir(parents=True)
+    ledger_path(tmp_path, ledger()).with_suffix(".sha256").write_text("0" * 64)
+    assert ledger_files(tmp_path) == []
+    with open_locked(tmp_path, ledger()) as book:
+        assert book == ledger()
 
 
 def test_the_next_seeds_are_failed_ones_and_then_new_ones_up_to_the_maximum() -> None:
@@ -89,9 +142,33 @@ def test_a_damaged_ledger_is_never_begun_anew(tmp_path: Path) -> None:
     with open_locked(tmp_path, ledger()):
         write_ledger(tmp_path, ledger().with_entry(entry(1)))
     path = ledger_path(tmp_path, ledger())
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(SpecError, match="damaged"), open_locked(tmp_path, ledger()):
+    sound = path.read_bytes()
+    path.write_bytes(sound.replace(b"2.5", b"2.4"))
+    with (
+        pytest.raises(SpecError, match=r"ledger\.json: damaged \(its sha256"),
+        open_locked(tmp_path, ledger()),
+    ):
         pass
+    path.write_bytes(sound)
+    path.with_suffix(".sha256").unlink()
+    with pytest.raises(SpecError, match=r"ledger\.sha256 is missing"), open_locked(tmp_path, ledger()):
+        pass
+
+
+def test_a_damaged_parquet_ledger_is_neither_taken_over_nor_removed(tmp_path: Path) -> None:
+    path = version_1(tmp_path)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(SpecError, match=r"ledger\.parquet: damaged"), open_locked(tmp_path, ledger()):
+        pass
+    assert path.exists()
+
+
+def test_a_ledger_of_a_later_fairway_is_refused_with_both_versions(tmp_path: Path) -> None:
+    path = ledger_path(tmp_path, ledger())
+    path.parent.mkdir(parents=True)
+    write_checksummed(path, b'{"schema_version": 3, "ledger": {}}')
+    with pytest.raises(SpecError, match="a ledger of version 3, this Fairway reads 2"):
+        read_ledger(path)
 
 
 def test_an_unknown_ledger_is_answered_with_those_there_are(tmp_path: Path) -> None:

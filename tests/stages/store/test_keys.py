@@ -31,7 +31,7 @@ class Given(Schema):
     metrics: Volatile[str] = ""
     timings: Volatile[str] = ""
     last: Volatile[str] = ""
-    merged: Volatile[str] = ""
+    score: Volatile[str] = ""
 
 
 def specs() -> dict[str, Any]:

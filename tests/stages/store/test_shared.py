@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from schemas.errors import SpecError
+from schemas.errors import SpecError, StageError
 from schemas.files import FileRef, SourceFile, StageRecord
 from schemas.package import PackageSpec
 from schemas.quantize import PackedModel
@@ -21,9 +21,10 @@ from schemas.seeds import Ledger, SeedEntry
 from schemas.stages import STAGES, Stage
 from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus, TokenizeSpec
 from stages.execution.runner import StageOutcome, run_stage
-from stages.seeds.ledger import find_ledger
+from stages.seeds.ledger import find_ledger, ledger_path, write_ledger
 from stages.store.housekeeping import find_damage
 from stages.store.remote import blob_name, open_remote
+from stages.store.remote_housekeeping import find_unneeded_objects
 from stages.store.shared import SharedStore
 from stages.store.store import Store
 from stages.store.workspace import DamagedFileError
@@ -320,3 +321,26 @@ def test_a_damaged_ledger_is_named_and_never_begun_anew(
     flip_a_byte(folder / version.name)
     with pytest.raises(SpecError, match=rf"{version.name}: damaged .* Remove this object"):
         store.share_ledger(ledger((2, "completed")))
+
+
+def test_the_remote_has_the_same_record_of_a_ledger_as_a_store(
+    machine: Callable[[str], SharedStore], tmp_path: Path
+) -> None:
+    store, made = machine("a"), ledger((1, "completed"))
+    ledger_path(tmp_path, made).parent.mkdir(parents=True)
+    write_ledger(tmp_path, made)
+    store.share_ledger(made)
+    [version] = store.remote.objects("ledgers/")
+    assert store.remote.read(version.name) == ledger_path(tmp_path, made).read_bytes()
+
+
+def test_a_ledger_of_a_later_version_is_refused_and_keeps_its_runs(
+    machine: Callable[[str], SharedStore],
+) -> None:
+    store = machine("a")
+    store.remote.create("ledgers/demo-01234567/00000001", b'{"schema_version": 3, "seeds": []}')
+    with pytest.raises(SpecError, match="00000001: a ledger of version 3, this Fairway reads 2"):
+        store.share_ledger(ledger((2, "completed")))
+    with pytest.raises(StageError, match="00000001 is damaged or of another version"):
+        find_unneeded_objects(store.remote, keep_runs=0, older_than_hours=0)
+    assert len(store.remote.objects("ledgers/")) == 1

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from schemas.errors import SpecError
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import GptqLite
 from stages.core.blob.packing import pack
 from stages.core.calibrated.whole_model import quantize_state
 from stages.submission.rules import RULES, check_folder
@@ -334,7 +334,7 @@ def test_bytes_on_disk_count_whatever_the_folder_says(folder: Path) -> None:
 def test_our_model_is_read_and_a_damaged_one_is_named(
     folder: Path, tiny_model: Any, tiny_state: dict[str, torch.Tensor]
 ) -> None:
-    blob = pack(quantize_state(tiny_state, QuantizerSettings()), {"model": asdict(tiny_model)}, 3)
+    blob = pack(quantize_state(tiny_state, GptqLite()), {"model": asdict(tiny_model)}, 3)
     (folder / "model.fwz").write_bytes(blob)
     write_info(folder, bytes_total=len(SCRIPT) + len(blob))
     found = verdicts(folder)

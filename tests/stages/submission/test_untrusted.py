@@ -22,7 +22,7 @@ from stages.submission.untrusted import LINE_CHARACTERS, UnreadableError, read_j
 
 Judge = Callable[..., dict[str, tuple[str, str]]]
 EVIL = "\x1b]0;PWNED\x07\x1b[2J\x9b31m\u202ereversed\u2066\u200f\u2028\x7f\r\x00\ud800"
-MODULES = ("rules", "logs", "figures", "network", "reach", "python_source", "static_code")
+MODULES = ("rules", "logs", "figures", "network", "evaluation_calls", "python_source", "static_code")
 SECONDS = 1.0
 
 

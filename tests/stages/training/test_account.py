@@ -10,6 +10,7 @@ import torch
 
 from schemas.settings import TrainSettings
 from schemas.tokenize_corpus import TokenizedCorpus
+from schemas.train import ParameterChange, ParameterGroup
 from stages.core.trainer import Hooks, StepMetrics, Trainer
 from stages.training.account import account_of_changes, account_of_groups, decay_factor
 
@@ -18,7 +19,7 @@ TABLE = "value_embedding.table.weight"
 
 def account(
     settings: TrainSettings, tokens: TokenizedCorpus, forget: str | None = None
-) -> tuple[list[dict], dict[str, dict]]:
+) -> tuple[tuple[ParameterGroup, ...], dict[str, ParameterChange]]:
     """Train in this process, with one parameter taken out of its optimizer behind the settings' back."""
     rows: list[StepMetrics] = []
     trainer = Trainer(settings, [Path(ref.path) for ref in tokens.train_shards], Hooks(step=rows.append))
@@ -31,19 +32,19 @@ def account(
     assert trainer.model.qat_grid == ("gptq_lite" if settings.qat.start_lr_scale else None)
     groups = account_of_groups(trainer, [row.lr_scale for row in rows])
     changes = account_of_changes(trainer, groups, trained.initial, trainer.weights())
-    return groups, {change["name"]: change for change in changes}
+    return groups, {change.name: change for change in changes}
 
 
 def test_a_parameter_that_the_optimizer_lacks_is_in_no_optimizer_and_did_not_learn(
     smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus
 ) -> None:
     groups, changes = account(smoke_training, tiny_tokens, forget=TABLE)
-    assert [(group["name"], group["optimizer"]) for group in groups if TABLE in group["parameters"]] == [
+    assert [(group.name, group.optimizer) for group in groups if TABLE in group.parameters] == [
         ("embeddings", "none")
     ]
-    assert changes[TABLE]["learned_rms"] == changes[TABLE]["change_rms"] == 0
-    assert all(change["learned_rms"] > 0 for name, change in changes.items() if name != TABLE)
-    assert sorted(name for group in groups for name in group["parameters"]) == sorted(changes)
+    assert changes[TABLE].learned_rms == changes[TABLE].change_rms == 0
+    assert all(change.learned_rms > 0 for name, change in changes.items() if name != TABLE)
+    assert sorted(name for group in groups for name in group.parameters) == sorted(changes)
 
 
 def test_weight_decay_alone_is_no_learning(
@@ -55,24 +56,24 @@ def test_weight_decay_alone_is_no_learning(
     )
     groups, changes = account(replace(smoke_training, optimizer=frozen), tiny_tokens)
     scale = changes["value_embedding.scales.2"]
-    factor = next(group["decay_factor"] for group in groups if group["name"] == "scalars")
-    assert scale["change_rms"] > 0.05
-    assert scale["final_rms"] == pytest.approx(factor, rel=1e-5)
-    assert scale["learned_rms"] < 1e-5
+    factor = next(group.decay_factor for group in groups if group.name == "scalars")
+    assert scale.change_rms > 0.05
+    assert scale.final_rms == pytest.approx(factor, rel=1e-5)
+    assert scale.learned_rms < 1e-5
 
 
 def test_the_grid_of_late_qat_is_that_of_the_live_model(
     smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus
 ) -> None:
     _, changes = account(smoke_training, tiny_tokens)
-    assert changes["blocks.0.attn.q.weight"]["qat_bits"] == 8
-    assert changes["blocks.1.attn.q.weight"]["qat_bits"] == 6
-    assert changes["tok_emb.weight"]["qat_bits"] is None
-    assert changes["skip_weights"]["qat_bits"] is None
+    assert changes["blocks.0.attn.q.weight"].qat_bits == 8
+    assert changes["blocks.1.attn.q.weight"].qat_bits == 6
+    assert changes["tok_emb.weight"].qat_bits is None
+    assert changes["skip_weights"].qat_bits is None
     _, changes = account(
         replace(smoke_training, qat=replace(smoke_training.qat, start_lr_scale=0.0)), tiny_tokens
     )
-    assert {change["qat_bits"] for change in changes.values()} == {None}
+    assert {change.qat_bits for change in changes.values()} == {None}
 
 
 def test_the_decay_factor_is_what_the_optimizer_leaves_of_a_weight_without_gradient() -> None:

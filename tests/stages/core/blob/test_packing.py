@@ -12,7 +12,7 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import QUANTIZER_OF_METHOD, GptqLite
 from schemas.tensor_formats import FormatRule, StoredFormat
 from stages.core.blob.packing import (
     BLOB_FORMATS,
@@ -51,7 +51,7 @@ def small_model(seed: int = 0) -> QuantizedModel:
     }
     return quantize_state(
         {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()},
-        QuantizerSettings(rules=RULES),
+        GptqLite(rules=RULES),
     )
 
 
@@ -121,7 +121,7 @@ def models(draw: st.DrawFn) -> QuantizedModel:
         state[f"t{index}.weight"] = torch.randn(shape, generator=generator) * 10.0 ** draw(st.integers(-9, 3))
         rules.append(FormatRule(f"t{index}.weight", tensor_format))
     method = draw(st.sampled_from(["gptq_lite", "round_to_nearest"]))
-    others = quantize_state(state, QuantizerSettings(method=method, rules=(*rules, FormatRule("*", "fp32"))))
+    others = quantize_state(state, QUANTIZER_OF_METHOD[method](rules=(*rules, FormatRule("*", "fp32"))))
     return QuantizedModel(method, (*coded, *others.tensors))
 
 
@@ -181,7 +181,7 @@ def test_equal_models_give_equal_bytes_whatever_the_order_of_their_tensors() -> 
 
 def test_tensors_of_one_role_stand_together() -> None:
     names = ["blocks.0.k.6", "blocks.0.q.6", "blocks.10.k.6", "blocks.2.q.6", "blocks.1.q.8"]
-    model = quantize_state({name: torch.ones(2, 2) for name in names}, QuantizerSettings(rules=RULES))
+    model = quantize_state({name: torch.ones(2, 2) for name in names}, GptqLite(rules=RULES))
     tensors, _ = unpack(pack(model, {}, 1))
     assert list(tensors) == ["blocks.0.k.6", "blocks.10.k.6", "blocks.0.q.6", "blocks.2.q.6", "blocks.1.q.8"]
 
@@ -189,7 +189,7 @@ def test_tensors_of_one_role_stand_together() -> None:
 def test_byte_planes_compress_better_than_the_numbers_as_they_are() -> None:
     numbers = torch.randn(256, 512, generator=torch.Generator().manual_seed(0)) * 0.02
     for tensor_format, dtype in (("fp16", "<f2"), ("fp32", "<f4")):
-        model = quantize_state({"w": numbers}, QuantizerSettings(rules=(FormatRule("*", tensor_format),)))
+        model = quantize_state({"w": numbers}, GptqLite(rules=(FormatRule("*", tensor_format),)))
         raw = model.tensors[0].values.numpy().astype(dtype).tobytes()
         compress = zstandard.ZstdCompressor(level=22).compress
         assert len(compress(payload_of(list(model.tensors)))) < 0.95 * len(compress(raw))

@@ -1,3 +1,4 @@
+import constriction
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -44,6 +45,26 @@ def test_the_stream_is_as_long_as_the_models_say_and_four_bytes_a_lane() -> None
     ideal = -np.log2(frequencies[0, symbols] / TOTAL).sum() / 8
     assert lane_count(100_000) == 6
     assert ideal <= len(encode(symbols, np.zeros(100_000, np.uint8), frequencies)) <= ideal + 4 * 6 + 2
+
+
+@pytest.mark.parametrize("num_symbols", [300, 16_384, 100_000])
+def test_the_stream_is_no_longer_than_that_of_another_coder(num_symbols: int) -> None:
+    """constriction codes the same symbols under the same frequencies, in one lane with a state of 64 bits.
+
+    Our lanes end with 4 bytes each, its one with 8. Our states of 32 bits cost 0.1 % more on
+    models as narrow as these.
+    """
+    symbols, models, frequencies = example(5, num_symbols)
+    coder = constriction.stream.stack.AnsCoder()
+    for number, frequency in enumerate(frequencies):
+        alphabet = np.flatnonzero(frequency)
+        if len(alphabet) < 2:
+            continue  # a certain symbol costs nothing, and constriction refuses such a model
+        places = np.searchsorted(alphabet, symbols[models == number]).astype(np.int32)
+        shares = (frequency[alphabet] / TOTAL).astype(np.float64)
+        coder.encode_reverse(places, constriction.stream.model.Categorical(shares, perfect=False))
+    theirs, ours = coder.num_bits() / 8, len(encode(symbols, models, frequencies))
+    assert abs(ours - theirs) <= 4 * lane_count(num_symbols) + 8 + 1.5e-3 * theirs
 
 
 def test_a_symbol_that_its_model_leaves_out_cannot_be_written() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from schemas.quantizer_settings import EcsqSettings, QuantizerSettings
+from schemas.quantizer_settings import Ecsq
 from schemas.settings import ModelSettings
 from schemas.tensor_formats import FormatRule
 from stages.core.calibrated.calibration import MatrixStatistics, collect_statistics
@@ -26,7 +26,7 @@ from stages.core.model import GPT
 from stages.core.quantizers.coded_grid import CODE_LIMIT, quarter_octaves
 from stages.core.quantizers.grid import quantize_rows
 
-SETTINGS = QuantizerSettings(method="ecsq", rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")))
+SETTINGS = Ecsq(rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")))
 
 
 def correlated(columns: int, seed: int = 0) -> Tensor:
@@ -166,7 +166,7 @@ def test_the_same_text_gives_the_same_statistics_and_leaves_the_model_as_it_was(
 
 def test_a_floor_keeps_a_matrix_as_fine_as_its_integer_format(trained: tuple[GPT, list[Tensor]]) -> None:
     model, batches = trained
-    settings = replace(SETTINGS, ecsq=EcsqSettings(floors=(FormatRule("blocks.0.attn.q.weight", "int8"),)))
+    settings = replace(SETTINGS, floors=(FormatRule("blocks.0.attn.q.weight", "int8"),))
     state = model.state_dict()
     plan = plan_coded(state, settings, collect_statistics(model, batches, seed=0))
     coarse = {tensor.name: tensor for tensor in plan.quantized(plan.multiplier_for(0.5)).tensors}
@@ -218,3 +218,40 @@ def test_the_fit_says_the_smallest_size_where_nothing_fits() -> None:
 
 def test_the_fit_takes_the_finest_where_finer_steps_make_no_more_bytes() -> None:
     assert fit_multiplier(lambda multiplier: 5_000, 1.0, 10.0, 1_000_000, 0.001) == 1.0
+
+
+def test_a_looped_matrix_is_measured_in_each_of_its_passes() -> None:
+    """Against a model in which the passes are layers of their own, with copies of the weights."""
+    unrolled = ModelSettings(
+        vocab_size=300, num_layers=4, model_dim=32, num_heads=4, num_kv_heads=2, mlp_hidden=48, rope_dims=4,
+        xsa_layers=0, value_embedding_dim=0, ln_scale=False, unet_skips=False,
+    )  # fmt: skip
+    looped = GPT(replace(unrolled, num_layers=3, loop_passes=2, loop_layers=(1,)))
+    looped.init_weights(0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in looped.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    as_layers = GPT(unrolled)
+    state = looped.state_dict()
+    origin = {"0": "0", "1": "1", "2": "1", "3": "2"}
+    as_layers.load_state_dict(
+        {
+            name: state[".".join(["blocks", origin[name.split(".")[1]], *name.split(".")[2:]])]
+            if name.startswith("blocks.")
+            else state[name]
+            for name in as_layers.state_dict()
+        }
+    )
+    ids = torch.randint(4, 290, (16, 33), generator=torch.Generator().manual_seed(0))
+    found = collect_statistics(looped, [ids], seed=0)
+    parts = collect_statistics(as_layers, [ids], seed=0)
+    for name in ("attn.q.weight", "attn.out.weight", "mlp.up.weight", "mlp.down.weight"):
+        first, second, both = parts[f"blocks.1.{name}"], parts[f"blocks.2.{name}"], found[f"blocks.1.{name}"]
+        torch.testing.assert_close(
+            both.row_weights, first.row_weights + second.row_weights, rtol=1e-4, atol=1e-9
+        )
+        a, b = first.row_weights.sum(), second.row_weights.sum()
+        expected = (a * first.hessian + b * second.hessian) / (a + b)
+        assert (both.hessian - expected).norm() < 1e-4 * expected.norm(), name
+        assert (both.hessian - first.hessian).norm() > 0.01 * expected.norm(), name

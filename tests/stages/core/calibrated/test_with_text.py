@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from schemas.quantizer_settings import CalibrationSettings, EcsqSettings, FitSettings, QuantizerSettings
+from schemas.quantizer_settings import CalibrationSettings, Ecsq, FitSettings, GptqLite
 from schemas.settings import ModelSettings
 from schemas.tensor_formats import FormatRule
 from schemas.tokenize_corpus import TokenizedCorpus
@@ -17,9 +17,7 @@ from stages.core.loader import TokenStream
 from stages.core.program import knowing_its_code
 
 CALIBRATION = CalibrationSettings(num_sequences=16, sequence_length=32, batch_sequences=8)
-CODED = QuantizerSettings(
-    method="ecsq", rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")), calibration=CALIBRATION
-)
+CODED = Ecsq(rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")), calibration=CALIBRATION)
 CODE_BYTES = 50_000
 
 State = dict[str, torch.Tensor]
@@ -43,7 +41,7 @@ def test_a_fitted_package_is_within_a_thousandth_below_the_limit(
     settings = replace(
         CODED,
         fit=FitSettings(limit_bytes=limit, code_bytes=CODE_BYTES),
-        ecsq=EcsqSettings(measured_shares=True),
+        measured_shares=True,
     )
     made = quantize_with_text(
         tiny_state, tiny_model, stream, settings, metadata, said.append, lambda *at: steps.append(at)
@@ -69,7 +67,7 @@ def test_a_limit_that_cannot_be_met_says_the_size_at_the_coarsest_steps(
     metadata = {"model": asdict(tiny_model)}
     settings = replace(CODED, fit=FitSettings(limit_bytes=1_000, code_bytes=500))
     coarsest = quantize_with_text(
-        tiny_state, tiny_model, stream, replace(CODED, ecsq=EcsqSettings(loss_nats=1.0)), metadata
+        tiny_state, tiny_model, stream, replace(CODED, loss_budget_nats=1.0), metadata
     )
     smallest = blob_bytes(coarsest, tiny_model) + 500
     expected = rf"fit\.limit_bytes = 1000: .* the smallest possible is {smallest:,} bytes, script included"
@@ -81,7 +79,8 @@ def test_the_program_counts_its_own_bytes_unless_it_is_told_others(tmp_path: Pat
     script = tmp_path / "train_gpt.py"
     script.write_bytes(bytes(1_234))
     fit = FitSettings(limit_bytes=9_999)
-    assert knowing_its_code(CODED, script) == CODED
+    for unfitted in (CODED, GptqLite()):
+        assert knowing_its_code(unfitted, script) == unfitted
     assert knowing_its_code(replace(CODED, fit=fit), script).fit == replace(fit, code_bytes=1_234)
     told = replace(CODED, fit=replace(fit, code_bytes=7))
     assert knowing_its_code(told, script) == told

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import GptqLite
 from stages.core.quantizers import gptq_lite as module
 from stages.core.quantizers.gptq_lite import best_clip_ratios, gptq_lite
 from stages.core.quantizers.grid import max_level
 from stages.core.quantizers.round_to_nearest import round_to_nearest
 
-CANDIDATES = QuantizerSettings().clip_candidates
+CANDIDATES = GptqLite().clip_candidates
 
 
 def heavy_tailed(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -45,7 +45,7 @@ def test_every_row_gets_the_candidate_that_brute_force_in_float64_finds(
 
 def test_the_search_chooses_different_ratios_for_different_rows_and_beats_plain_rounding() -> None:
     weight = heavy_tailed(64, 512)
-    settings = QuantizerSettings()
+    settings = GptqLite()
     clipped, plain = gptq_lite(weight, 4, settings), round_to_nearest(weight, 4, settings)
     assert len(clipped.clip_ratios.unique()) > 2
 
@@ -84,4 +84,4 @@ def test_working_through_a_few_rows_at_a_time_changes_nothing(monkeypatch: pytes
 
 def test_a_weight_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
-        gptq_lite(torch.tensor([[1.0, float("nan")]]), 6, QuantizerSettings())
+        gptq_lite(torch.tensor([[1.0, float("nan")]]), 6, GptqLite())

@@ -1,10 +1,10 @@
 import numpy as np
 import torch
 
-from schemas.quantizer_settings import QuantizerSettings
+from schemas.quantizer_settings import Reference
 from stages.core.quantizers.reference import SCALE_FLOOR, reference
 
-SETTINGS = QuantizerSettings()
+SETTINGS = Reference()
 
 
 def test_int6_is_every_fourth_level_of_int8() -> None:

@@ -1,27 +1,21 @@
-from typing import get_args, get_type_hints
-
 import pytest
 import torch
 
-from schemas.quantizer_settings import CALIBRATED_METHODS, QuantizerSettings
+from schemas.quantizer_settings import GptqLite, QuantizerSettings, Reference, RoundToNearest
 from schemas.tensor_formats import FormatRule
 from stages.core.calibrated.whole_model import quantize_state
-from stages.core.quantizers.methods import METHODS, FormatRuleError
+from stages.core.quantizers.by_rules import FormatRuleError
 
 RULES = (FormatRule("a", "int6"), FormatRule("b", "fp16"), FormatRule("*", "fp32"))
 
 
-def test_every_method_that_the_settings_offer_exists() -> None:
-    assert set(get_args(get_type_hints(QuantizerSettings)["method"])) == set(METHODS) | set(
-        CALIBRATED_METHODS
-    )
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_each_tensor_is_kept_in_the_format_of_its_first_rule_in_the_states_order(method: str) -> None:
+@pytest.mark.parametrize("kind", [RoundToNearest, GptqLite, Reference])
+def test_each_tensor_is_kept_in_the_format_of_its_first_rule_in_the_states_order(
+    kind: type[QuantizerSettings],
+) -> None:
     state = {"c": torch.randn(3), "a": torch.randn(4, 5), "b": torch.randn(2, 2)}
-    model = quantize_state(state, QuantizerSettings(method=method, rules=RULES))
-    assert model.method == method
+    model = quantize_state(state, kind(rules=RULES))
+    assert model.method == kind.method
     assert [(tensor.name, tensor.format) for tensor in model.tensors] == [
         ("c", "fp32"),
         ("a", "int6"),
@@ -36,7 +30,7 @@ def test_each_tensor_is_kept_in_the_format_of_its_first_rule_in_the_states_order
 
 def test_tensors_kept_as_they_are_do_not_alias_the_state() -> None:
     state = {"c": torch.ones(3)}
-    kept = quantize_state(state, QuantizerSettings(rules=RULES)).tensors[0]
+    kept = quantize_state(state, GptqLite(rules=RULES)).tensors[0]
     state["c"].zero_()
     assert kept.dequantized().tolist() == [1, 1, 1]
 
@@ -48,17 +42,17 @@ def test_an_integer_format_for_anything_but_a_matrix_is_refused_with_the_remedy(
     with pytest.raises(
         FormatRuleError, match=r'a has shape .* only matrices .* put a rule \("a", "fp16" or "fp32"\)'
     ):
-        quantize_state({"a": torch.ones(shape)}, QuantizerSettings(rules=RULES))
+        quantize_state({"a": torch.ones(shape)}, GptqLite(rules=RULES))
 
 
 @pytest.mark.parametrize("name", ["a", "b", "c"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_refused_with_the_tensors_name(name: str, bad: float) -> None:
     with pytest.raises(ValueError, match=f"tensor {name} holds values that are not finite"):
-        quantize_state({name: torch.tensor([[1.0, bad]])}, QuantizerSettings(rules=RULES))
+        quantize_state({name: torch.tensor([[1.0, bad]])}, GptqLite(rules=RULES))
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_values_beyond_fp16_are_refused_with_the_tensors_name_and_the_remedy(name: str) -> None:
     with pytest.raises(ValueError, match=f"tensor {name} holds a value of 1e\\+07, .*store it as fp32"):
-        quantize_state({name: torch.tensor([[1e7, 0.0]])}, QuantizerSettings(rules=RULES))
+        quantize_state({name: torch.tensor([[1e7, 0.0]])}, GptqLite(rules=RULES))

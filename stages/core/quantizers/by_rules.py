@@ -1,26 +1,14 @@
-"""The quantization methods by name, and the format that the rules give a tensor."""
+"""Every tensor of a model in the format that the rules give it."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from schemas.quantizer_settings import CALIBRATED_METHODS, QuantizerSettings
+from schemas.quantizer_settings import QuantizerSettings
 from schemas.tensor_formats import format_for
-from stages.core.quantizers.gptq_lite import gptq_lite
 from stages.core.quantizers.grid import QuantizedRows
-from stages.core.quantizers.quantized import FLOAT_FORMATS, QuantizedTensor, bits_of
-from stages.core.quantizers.reference import reference
-from stages.core.quantizers.round_to_nearest import round_to_nearest
-
-METHODS: dict[str, Callable[[Tensor, int, QuantizerSettings], QuantizedRows]] = {
-    "gptq_lite": gptq_lite,
-    "round_to_nearest": round_to_nearest,
-    "reference": reference,
-}
-"""Methods that see one matrix and its bits; `gptq` and `ecsq` need the statistics of a calibration text
-besides.
-"""
+from stages.core.quantizers.quantized import FLOAT_FORMATS, QuantizedModel, QuantizedTensor, bits_of
 
 
 class FormatRuleError(ValueError):
@@ -59,6 +47,28 @@ def store_as_float(name: str, tensor: Tensor, settings: QuantizerSettings) -> Qu
     return QuantizedTensor(name, tensor_format, stored)
 
 
-def needs_text(settings: QuantizerSettings) -> bool:
-    """Whether the method reads a calibration text."""
-    return settings.method in CALIBRATED_METHODS
+def quantize_matrices(
+    state: dict[str, Tensor],
+    settings: QuantizerSettings,
+    on_grid: Callable[[str, Tensor, int], QuantizedRows],
+) -> QuantizedModel:
+    """Each tensor of `state` in the format of the first rule that matches its name.
+
+    A matrix of an integer format is what `on_grid` makes of its name, the matrix (R, C) float32 and the bits.
+    Raises FormatRuleError when a rule gives an integer format to anything but a matrix, and ValueError,
+    naming the tensor, for values that are not finite or that its format cannot hold.
+    """
+    tensors = []
+    for name, tensor in state.items():
+        bits = integer_bits(name, tensor, settings)
+        if bits is None:
+            tensors.append(store_as_float(name, tensor.detach(), settings))
+            continue
+        try:
+            rows = on_grid(name, tensor.detach().float(), bits)
+        except ValueError as error:
+            raise ValueError(f"tensor {name} {error}") from error
+        tensors.append(
+            QuantizedTensor(name, format_for(name, settings.rules), rows.codes, rows.scales, rows.clip_ratios)
+        )
+    return QuantizedModel(settings.method, tuple(tensors))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.store import checksummed
-from stages.store.checksummed import read_checksummed, write_checksummed
+from stages.core import checksummed
+from stages.core.checksummed import read_checksummed, write_checksummed
 
 OLD, NEW = b'{"a": 1}', b'{"a": 2}'
 

@@ -1,0 +1,144 @@
+"""Runs of the whole chain on a GPU without Prefect, one after another, with one row of figures for each.
+
+    python -m benchmarks.gpu_chain --store /tmp/store --json results.jsonl \\
+        --corpus 'corpus/english-*.parquet' --tokenizer corpus/english8192.model --seconds 120 \\
+        --run 'winner: winner-1gpu' \\
+        --run 'no loop: winner-1gpu train.model.loop_passes=1'
+
+`--until merge` stops after the merged model's score: enough to compare techniques, and quick. A GPU machine
+needs torch with Triton, numpy, sentencepiece, pyarrow, pydantic, safetensors, psutil and zstandard. All runs
+share the store, so the text is tokenized once.
+
+`--tokenizer` names a ready SentencePiece model. Training one of 8,192 pieces takes minutes on a CPU.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import ROOT
+from flows.inputs.specs import Plan
+from presets import load_preset
+from schemas.errors import FairwayError
+from schemas.overrides import apply_overrides
+from schemas.pipeline import PipelineSpec
+from schemas.runtime import RunOptions
+from schemas.settings import ScheduleSettings
+from schemas.stages import STAGES
+from schemas.tokenize_corpus import FilesCorpus, HashFraction, TokenizerSpec
+from stages.corpora import locate
+from stages.execution.runner import run_stage
+from stages.store.machine import resolve_precision
+from stages.store.store import Store
+
+CHAIN = ("tokenize_corpus", "train", "merge", "quantize", "package", "check_size", "evaluate")
+VAL_FRACTION = 0.02
+
+
+def spec_of(words: list[str], options: argparse.Namespace) -> PipelineSpec:
+    """The preset `words[0]` with the settings that follow, on the corpus, clock and GPUs of the command."""
+    preset, *overrides = words
+    base = load_preset(preset)
+    tokenize = base.tokenize.derive(
+        corpus=FilesCorpus(paths=(options.corpus,)),
+        tokenizer=TokenizerSpec(vocab_size=base.train.model.vocab_size, model_path=options.tokenizer),
+        split=HashFraction(val_fraction=VAL_FRACTION),
+        compressor_baselines=False,
+    )
+    compute = replace(base.train.compute, num_processes=options.gpus)
+    schedule: ScheduleSettings = replace(base.train.schedule, max_seconds=options.seconds)
+    spec = base.derive(
+        tokenize=tokenize,
+        train=replace(base.train, seed=options.seed, schedule=schedule, compute=compute),
+        merge=base.merge.derive(compute=replace(base.merge.compute, num_processes=options.gpus)),
+        evaluate=base.evaluate.derive(compute=replace(base.evaluate.compute, num_processes=options.gpus)),
+    )
+    chosen: PipelineSpec = resolve_precision(apply_overrides(spec, overrides).with_qat_grid())
+    return chosen
+
+
+def run_chain(spec: PipelineSpec, store: Store, until: str) -> tuple[dict[str, Any], dict[str, float]]:
+    """Results by the name that later stages take them under, and seconds by stage."""
+    whole = {
+        "tokenize_corpus": spec.tokenize,
+        "package": spec.package_spec(),
+        "quantize": Plan("gpu_chain", spec).quantize,
+    }
+    results: dict[str, Any] = {"manifest": locate(spec.tokenize, store.hashes)}
+    seconds: dict[str, float] = {}
+    for stage in CHAIN[: CHAIN.index(until) + 1]:
+        inputs = {name: results[name] for name in STAGES[stage].inputs}
+        stage_spec = whole[stage] if stage in whole else getattr(spec, stage)
+        outcome = run_stage(store, stage, stage_spec, inputs, RunOptions(store=str(store.root)))
+        taken_as = STAGES["publish"].inputs.items()
+        name = next((name for name, kind in taken_as if kind is STAGES[stage].result_type), stage)
+        results[name], seconds[stage] = outcome.record.result, outcome.seconds
+    return results, seconds
+
+
+def figures(results: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
+    """The row of one run: steps, speed and scores, as far as the chain went."""
+    trained, merged = results["trained"], results["merged"]
+    row = {
+        "steps": trained.steps,
+        "epochs": trained.epochs,
+        "training_seconds": trained.timings.training_seconds,
+        "ms_a_step": 1000 * trained.timings.training_seconds / trained.steps,
+        "train_loss": trained.final_train_loss,
+        "peak_gib": trained.timings.peak_memory_bytes / 2**30,
+        "parameters": trained.num_parameters,
+        "bpb_last": merged.last.bpb,
+        "bpb_merged": merged.score.bpb,
+        "targets": merged.score.num_targets,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+    }
+    if "evaluation" in results:
+        evaluation = results["evaluation"]
+        row |= {
+            "bpb_quantized": evaluation.non_overlapping.bpb,
+            "bpb_sliding": evaluation.sliding.bpb if evaluation.sliding else None,
+            "total_bytes": results["size"].total_bytes,
+            "divergence_nats": results["packed"].divergence_nats,
+        }
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--run", action="append", required=True, help="'name: preset setting=value …'")
+    parser.add_argument("--corpus", required=True, help="text files or a pattern")
+    parser.add_argument("--tokenizer", help="SentencePiece model; without it one is trained")
+    parser.add_argument("--seconds", type=float, default=120.0, help="training clock")
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1337)
+    parser.add_argument("--until", choices=CHAIN[2:], default=CHAIN[-1])
+    parser.add_argument("--store", default=str(ROOT / ".fairway"))
+    parser.add_argument("--json", type=Path, help="a line of JSON for each run is added to this file")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    failed = 0
+    for run in options.run:
+        name, _, words = run.partition(":")
+        began = time.perf_counter()
+        row: dict[str, Any] = {"run": name, "settings": words.split(), "seed": options.seed}
+        try:
+            row |= figures(*run_chain(spec_of(words.split(), options), Store(options.store), options.until))
+        except (FairwayError, OSError, RuntimeError, ValueError) as error:  # the next run is still worth it
+            traceback.print_exc()
+            row["error"], failed = f"{type(error).__name__}: {error}"[:2000], failed + 1
+        row["wall_seconds"] = round(time.perf_counter() - began, 1)
+        print(json.dumps(row), flush=True)
+        if options.json:
+            with options.json.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(row) + "\n")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The command fairway compare."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.base import (
+    DEFAULT_STORE,
+    Debug,
+    Json,
+    StoreFolder,
+    app,
+    clear_errors,
+    make_console,
+    print_json,
+)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN…", help="ids or names of two or more runs, the beginning of either, or 'last'"
+        ),
+    ],
+    everything: Annotated[
+        bool, typer.Option("--all", help="show settings and verdicts that are equal, too")
+    ] = False,
+    csv: Annotated[Path | None, typer.Option(help="write a table for spreadsheets and pandas")] = None,
+    html: Annotated[Path | None, typer.Option(help="write one page with the training curves")] = None,
+    store: StoreFolder = DEFAULT_STORE,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Runs side by side: settings that differ, why stages ran again, figures, verdicts and curves."""
+    with clear_errors(debug):
+        from flows.cli.terminal import print_compared
+        from flows.results.compared import compare_runs
+        from stages.store.runs import choose_run, list_reports
+        from stages.store.store import Store
+
+        opened = Store(store)
+        finished = list_reports(opened.root)
+        reports = [choose_run(opened.root, finished, run) for run in runs]
+        found = compare_runs(opened, reports, finished)
+        if csv is not None:
+            from flows.results.compared_page import csv_text, write_file
+
+            write_file(csv, csv_text(found, everything), "--csv")
+        if html is not None:
+            from flows.results.compared_page import page, read_curves, write_file
+
+            write_file(html, page(found, read_curves(opened, found, reports), everything), "--html")
+        if json:
+            print_json(found.model_dump(mode="json"))
+        else:
+            print_compared(make_console(), found, everything)

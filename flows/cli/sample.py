@@ -1,0 +1,88 @@
+"""The command fairway sample."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.base import (
+    DEFAULT_STORE,
+    Debug,
+    Json,
+    StoreFolder,
+    app,
+    clear_errors,
+    make_console,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from schemas.sample import SamplingSettings
+
+
+@app.command()
+def sample(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|FOLDER",
+            help="id or name of a run, the beginning of either, 'last', or a folder that holds model.fwz",
+        ),
+    ] = "last",
+    prompt: Annotated[str, typer.Option(help="text to continue; empty: the model begins a document")] = "",
+    tokens: Annotated[int, typer.Option(help="tokens to write at most")] = 200,
+    temperature: Annotated[
+        float, typer.Option(help="logits are divided by it; 0: the likeliest token each time")
+    ] = 0.8,
+    top_k: Annotated[int, typer.Option(help="only so many of the likeliest tokens count; 0: all")] = 50,
+    seed: Annotated[
+        int, typer.Option(help="random numbers of the first text; the next have the seeds after it")
+    ] = 1,
+    count: Annotated[int, typer.Option(help="texts to write")] = 1,
+    weights: Annotated[
+        str, typer.Option(help="packed: the model of the package; merged: before quantization")
+    ] = "packed",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="SentencePiece model of a FOLDER; a run has its own")
+    ] = None,
+    store: StoreFolder = DEFAULT_STORE,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Let a run's model, or the model of a package, continue a text. Nothing of a folder is run."""
+    with clear_errors(debug):
+        from flows.cli.terminal import print_sample
+        from schemas.errors import SpecError
+
+        settings = _settings(
+            tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, count=count
+        )  # refuses bad input before torch is imported
+        if weights not in ("packed", "merged"):
+            raise SpecError(f"--weights = {weights}: must be packed or merged")
+        from stages.generate import load
+        from stages.generate import sample as write
+
+        root = store.expanduser().resolve()
+        generator = load(source, store=root, weights=weights, tokenizer=tokenizer)  # type: ignore[arg-type]
+        made = write(generator, weights, prompt, settings)  # type: ignore[arg-type]
+        if json:
+            print_json(made.model_dump(mode="json"))
+        else:
+            print_sample(make_console(), made)
+
+
+def _settings(**given: float) -> "SamplingSettings":
+    """Raises SpecError that names the option."""
+    from pydantic import ValidationError
+
+    from schemas.errors import SpecError
+    from schemas.sample import SamplingSettings
+
+    try:
+        return SamplingSettings.model_validate(given)
+    except ValidationError as error:
+        said = (
+            f"--{str(item['loc'][0]).replace('_', '-')} = {item['input']}: {item['msg']}"
+            for item in error.errors()
+        )
+        raise SpecError("; ".join(said)) from error

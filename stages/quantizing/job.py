@@ -1,0 +1,42 @@
+"""What `quantize` hands to the process that reads text, and what that hands back."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import PositiveFloat
+
+from schemas.base import Schema
+from schemas.quantize import FitTry, QuantizeSpec
+from schemas.settings import ModelSettings
+from schemas.tensor_formats import StoredFormat
+
+
+class QuantizingJob(Schema):
+    """Quantize the safetensors file `weights` by `spec`, with text of the training split's `shards`.
+
+    `metadata` is what the blob will hold: its length counts where a limit has to be met.
+    """
+
+    model: ModelSettings
+    weights: Path
+    shards: tuple[Path, ...]
+    spec: QuantizeSpec
+    metadata: dict[str, Any]
+
+
+class TensorEntry(Schema):
+    """One quantized tensor, whose values lie in the worker's file; `step` of one that ecsq coded."""
+
+    name: str
+    format: StoredFormat
+    step: PositiveFloat | None
+
+
+class QuantizingOutcome(Schema):
+    """The tensors in the order of the model, and what was measured: see `CalibratedModel`."""
+
+    tensors: tuple[TensorEntry, ...]
+    divergence_nats: float
+    multiplier: PositiveFloat | None
+    divergences: dict[str, float]
+    tries: tuple[FitTry, ...]

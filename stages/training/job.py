@@ -1,0 +1,37 @@
+"""What `train` hands to its processes, and what the first of them hands back."""
+
+from pathlib import Path
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from schemas.base import Schema
+from schemas.runtime import RunOptions
+from schemas.settings import TrainSettings
+from schemas.train import TrainingFigures
+
+
+class TrainingJob(Schema):
+    """Train `settings` on `shards`, in their order; all files go to `folder`."""
+
+    settings: TrainSettings
+    shards: tuple[Path, ...]
+    folder: Path
+    runtime: RunOptions
+
+
+class WrittenSnapshot(Schema):
+    """Weights that lie in the job's folder: their file's path from there, and the step that they are of."""
+
+    file: str
+    step: PositiveInt
+    lr_scale: NonNegativeFloat
+    qat_on: bool
+
+
+class TrainingOutcome(Schema):
+    """What lies in the job's folder, and the figures of the run."""
+
+    last: WrittenSnapshot
+    ema: WrittenSnapshot | None
+    snapshots: tuple[WrittenSnapshot, ...]
+    figures: TrainingFigures

@@ -1,0 +1,18 @@
+import pytest
+
+from presets import load_preset
+from schemas.errors import SpecError
+from schemas.overrides import apply_overrides
+
+
+def test_figures_of_two_kinds_of_windows_are_not_compared() -> None:
+    smoke = load_preset("smoke")
+    with pytest.raises(SpecError, match=r"merge.scoring.windows = stream and evaluate.scoring.windows = doc"):
+        apply_overrides(smoke, ["evaluate.scoring.windows=documents"])
+    both = apply_overrides(smoke, ["evaluate.scoring.windows=documents", "merge.scoring.windows=documents"])
+    assert both.recipe().scoring.windows == "documents"
+
+
+def test_a_mean_that_training_does_not_keep_is_refused_before_it() -> None:
+    with pytest.raises(SpecError, match=r"train\.snapshots\.ema_horizon is empty"):
+        apply_overrides(load_preset("smoke"), ["merge.averaging.method=ema_of_steps"])
