@@ -69,6 +69,17 @@ def test_last_is_the_same_run_on_each_machine(machines: Machines) -> None:
         assert find_run(root, machines.made.report.run_id) == machines.made.report
 
 
+def test_compare_and_sample_know_the_runs_of_all_machines(machines: Machines, tmp_path: Path) -> None:
+    place = ("--remote", machines.url, "--store", str(tmp_path / "third"))
+    made, served = machines.made.report, machines.served.report
+    written = invoke("sample", "last", "--tokens", "5", *place)
+    assert written["source"] == served.name
+    page = tmp_path / "compared.html"
+    found = invoke("compare", made.run_id, served.run_id, "--html", str(page), *place)
+    assert [run["run_id"] for run in found["runs"]] == [made.run_id, served.run_id]
+    assert "<svg" in page.read_text(encoding="utf-8")  # their curves came from the remote
+
+
 def test_credentials_of_the_environment_are_kept_nowhere(machines: Machines) -> None:
     """Neither in parameters, logs and artifacts on the server nor in a file of a store or of the remote."""
     with get_client(sync_client=True) as client:
