@@ -34,6 +34,7 @@ LINES = {
     "7": "retries",
     "8": "housekeeping",
     "9": "nobody gets in",
+    "10": "several machines",
 }
 
 
@@ -66,7 +67,7 @@ def main() -> None:
             [*command, "tests/faults", "tests/flows/test_retries.py"], cwd=ROOT, env=environment
         ).returncode
         rows = [json.loads(line) for line in figures.read_text(encoding="utf-8").splitlines()]
-    rows.sort(key=lambda row: row["line"])
+    rows.sort(key=lambda row: int(row["line"]))
     seconds = time.perf_counter() - started
     _print(rows)
     missing = sorted(set(LINES) - {row["line"] for row in rows})

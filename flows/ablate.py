@@ -28,14 +28,14 @@ from schemas.errors import StageError
 from schemas.pipeline import PipelineReport
 from schemas.runtime import RunOptions
 from stages.store.runs import find_run, load_report, named_after
-from stages.store.store import Store
+from stages.store.store import open_store
 
 log = logging.getLogger(__name__)
 
 
 def _run_name() -> str:
     given = flow_run.parameters
-    return named_after(Store(run_options(given["options"]).store).root, given["run"], "ablated")
+    return named_after(open_store(run_options(given["options"])).runs_root(), given["run"], "ablated")
 
 
 @flow(name="ablate", flow_run_name=_run_name, persist_result=False)
@@ -55,8 +55,8 @@ def ablate(
     """
     stream_logs()
     options = run_options(options)
-    store = Store(options.store).root
-    earlier = find_run(store, run)
+    opened = open_store(options)
+    store, earlier = opened.root, find_run(opened.runs_root(), run)
     plan = plan_variants(earlier.spec, off)
     base = settings_between(earlier.preset, earlier.spec)
     seeds = range(earlier.spec.train.seed, earlier.spec.train.seed + num_seeds)

@@ -20,7 +20,7 @@ from schemas.compare import ComparedRuns
 from stages.report.curves_plot import curves_svg
 from stages.report.rows import markdown_table
 from stages.store.runs import choose_run, list_reports
-from stages.store.store import Store
+from stages.store.store import open_store
 from stages.training.metrics import Columns
 
 log = logging.getLogger(__name__)
@@ -44,9 +44,10 @@ def compare(
         options: Where the store is; retries and times count for nothing here.
     """
     stream_logs()
-    store = Store(run_options(options).store)
-    finished = list_reports(store.root)
-    reports = [choose_run(store.root, finished, run) for run in runs]
+    store = open_store(run_options(options))
+    root = store.runs_root()
+    finished = list_reports(root)
+    reports = [choose_run(root, finished, run) for run in runs]
     found = compare_runs(store, reports, finished)
     curves = read_curves(store, found, reports)
     name = "-".join(run.run_id[:8] for run in found.runs)

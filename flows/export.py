@@ -18,7 +18,7 @@ from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stream_logs
 from schemas.errors import StageError
 from schemas.submission import GITHUB_ID, ONE_LINE
-from stages.store.store import Store
+from stages.store.store import open_store
 from stages.submission.inputs import about_of, write_submission
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def export(
         options: Where the store is; retries and times count for nothing here.
     """
     stream_logs()
-    store = Store(run_options(options).store)
+    store = open_store(run_options(options))
     made = write_submission(
         store, run, about_of(author, github_id, name, blurb), Path(folder) if folder else None, only_this_seed
     )

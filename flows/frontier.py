@@ -37,7 +37,7 @@ from schemas.quantizer_settings import AnyQuantizer
 from schemas.runtime import RunOptions
 from stages.execution.runner import StageOutcome
 from stages.store.runs import find_run, named_after, require_files
-from stages.store.store import Store
+from stages.store.store import Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ _HALVES = {"quantize": 0.0, "evaluate": 0.5}  # where in a scheme's work the two
 
 def _run_name() -> str:
     given = flow_run.parameters
-    return named_after(Store(run_options(given["options"]).store).root, given["run"], "frontier")
+    return named_after(open_store(run_options(given["options"])).runs_root(), given["run"], "frontier")
 
 
 @with_empty_fields
@@ -70,8 +70,8 @@ def frontier(
     stream_logs()
     options = run_options(options)
     names = choose_schemes(schemes)
-    store = Store(options.store)
-    earlier = find_run(store.root, run)
+    store = open_store(options)
+    earlier = find_run(store.runs_root(), run)
     _check_files(store, earlier)
     out = Path(folder).expanduser() if folder else store.root / "frontiers" / earlier.name
     make_folder(out)

@@ -114,6 +114,8 @@ def ship(
         published=published,
     )
     save_report(run.store.root, report)
+    run.store.share_report(report)
+    run.store.bring((report.package, report.published))  # what the run is about, whoever made it
     with only_shown("the artifacts of the run"):
         publish_artifacts(report, run.store.root)
     if not size.fits:

@@ -47,7 +47,7 @@ from schemas.stages import STAGES
 from stages.execution.runner import StageOutcome
 from stages.processes.stopping import Stopping
 from stages.store.runs import find_run, load_report, named_after, require_files
-from stages.store.store import Store
+from stages.store.store import Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +71,8 @@ class Variation:
 
 def _run_name() -> str:
     given = flow_run.parameters
-    return named_after(
-        Store(run_options(given["options"]).store).root, given["run"], "requantized", fitting=True
-    )
+    store = open_store(run_options(given["options"]))
+    return named_after(store.runs_root(), given["run"], "requantized", fitting=True)
 
 
 @with_empty_fields
@@ -114,8 +113,8 @@ def requantize(
     """
     stream_logs()
     options = run_options(options)
-    store = Store(options.store)
-    earlier = find_run(store.root, run, fitting=True)
+    store = open_store(options)
+    earlier = find_run(store.runs_root(), run, fitting=True)
     common = [] if zstd_level is None else [f"quantize.zstd_level={zstd_level}"]
     if limit_bytes is not None:
         common += [
@@ -182,7 +181,7 @@ def requantized(run_id: str, overrides: list[str], options: RunOptions, name: st
     """One variant: the chain from `quantize` on, with the earlier results of the run `run_id` as they lie
     in the store.
     """
-    earlier = find_run(Store(options.store).root, run_id)
+    earlier = find_run(open_store(options).runs_root(), run_id)
     plan = Plan(earlier.preset, with_changes(earlier.spec, overrides))
     run = stage_runner(options, name, [])
     for done in earlier.stages:

@@ -20,14 +20,14 @@ from schemas.sample import Sample, SamplingSettings, Weights
 from stages.generate import load
 from stages.generate import sample as write
 from stages.store.runs import find_run, named_after
-from stages.store.store import Store
+from stages.store.store import open_store
 
 log = logging.getLogger(__name__)
 
 
 def _run_name() -> str:
     given = flow_run.parameters
-    return named_after(Store(run_options(given["options"]).store).root, given["run"], "sample")
+    return named_after(open_store(run_options(given["options"])).runs_root(), given["run"], "sample")
 
 
 @with_empty_fields
@@ -57,10 +57,12 @@ def sample(
         options: Where the store is; retries and times count for nothing here.
     """
     stream_logs()
-    store = Store(run_options(options).store)
-    report = find_run(store.root, run)
+    options = run_options(options)
+    store = open_store(options)
+    report = find_run(store.runs_root(), run)
     settings = SamplingSettings(tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, count=count)
-    made = write(load(report.run_id, store=store.root, weights=weights), weights, prompt, settings)
+    generator = load(report.run_id, store=store.root, remote=options.remote or "", weights=weights)
+    made = write(generator, weights, prompt, settings)
     log.info("%s: %d texts in %.1f s", report.name, count, made.seconds)
     with only_shown("the texts"):
         create_markdown_artifact(

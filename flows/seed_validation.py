@@ -37,7 +37,7 @@ from stages.seeds.ledger import find_ledger, ledger_files, open_locked, write_le
 from stages.store.machine import machine_kind, precision_note
 from stages.store.runs import load_report
 from stages.store.source import code_digest
-from stages.store.store import Store
+from stages.store.store import Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def seed_validation(
     """
     stream_logs()
     options = run_options(options)
-    store = Store(options.store)
+    store = open_store(options)
     plan = plan_run(preset, overrides)
     _refuse_seed(plan)
     # Seed 0, so that the seed counts for nothing in the configuration's fingerprint.
@@ -99,13 +99,14 @@ def seed_validation(
         first_seed=first_seed,
         max_seeds=max_seeds,
     )
-    other = find_ledger(store.root, against) if against else None
+    other = find_ledger(store.runs_root(), against) if against else None
     with open_locked(store.root, wanted) as book:
-        _name_others(store.root, book, configuration)
+        book = store.share_ledger(book)
+        _name_others(store.runs_root(), book, configuration)
         if recheck_seed is None:
-            book = _train_next(book, new_seeds_per_run, plan, overrides, options)
+            book = _train_next(store, book, new_seeds_per_run, plan, overrides, options)
         else:
-            book = _recheck(book, recheck_seed, plan, overrides, options)
+            book = store.share_ledger(_recheck(book, recheck_seed, plan, overrides, options))
     said = conclusions(book, other, mark_nats, margin_nats, alpha)
     with only_shown("what the seeds show"):
         publish_seeds(book, said, mark_line(other, mark_nats, margin_nats))
@@ -114,12 +115,13 @@ def seed_validation(
 
 
 def _train_next(
-    book: Ledger, new: int, plan: Plan, overrides: tuple[str, ...], options: RunOptions
+    store: Store, book: Ledger, new: int, plan: Plan, overrides: tuple[str, ...], options: RunOptions
 ) -> Ledger:
-    """The ledger after a run of each failed seed and of `new` new ones; it is written after each."""
+    """The ledger after a run of each failed seed and of `new` new ones; after each it is shared."""
     for seed in book.next_seeds(new):
-        book = book.with_entry(_train(book, plan.with_seed(seed), overrides, options))
-        write_ledger(Path(options.store), book)
+        entry = _train(book, plan.with_seed(seed), overrides, options)
+        book = store.share_ledger(book.with_entry(entry))
+        write_ledger(store.root, book)
     return book
 
 
@@ -188,7 +190,7 @@ def _recheck(book: Ledger, seed: int, plan: Plan, overrides: tuple[str, ...], op
     entry = _to_recheck(book, seed, plan.spec.train.compute)
     scratch = Path(options.store) / "recheck" / f"{book.label}-seed{seed}"
     shutil.rmtree(scratch, ignore_errors=True)
-    again = _train(book, plan.with_seed(seed), overrides, options.derive(store=str(scratch)))
+    again = _train(book, plan.with_seed(seed), overrides, options.derive(store=str(scratch), remote=None))
     if again.status == "failed":
         raise StageError(f"recheck of seed {seed}: {again.error}")
     if again.figures != entry.figures:

@@ -1,16 +1,38 @@
 """Where and how stages run. Nothing here bears identity: none of it changes a number in a result."""
 
 from collections.abc import Callable
+from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from schemas.base import Schema
 
 Progress = Callable[[float, float, str], None]
 
 
+def remote_address(url: str) -> str:
+    """`url` if it names a remote store or is empty. Raises ValueError; its words repeat no credential."""
+    if not url:
+        return url
+    parts = urlsplit(url)
+    plain = url == f"{parts.scheme}://{parts.netloc}{parts.path}" and "@" not in url
+    named = parts.path.strip("/") and not parts.netloc if parts.scheme == "file" else parts.netloc
+    if parts.scheme not in ("s3", "gs", "az", "file") or not plain or not named:
+        raise ValueError(
+            "must be s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, az://CONTAINER/FOLDER or file:///FOLDER, "
+            "without user, password or query: credentials belong into the environment"
+        )
+    return url.rstrip("/")
+
+
 class RunOptions(Schema):
     store: str = Field(".fairway", description="folder of the content-addressed store")
+    remote: Annotated[str, AfterValidator(remote_address)] | None = Field(
+        None,
+        description="store that machines share, s3://…, gs://…, az://… or file:///…; empty: none",
+        json_schema_extra={"pattern": r"^((s3|gs|az)://[^/@?#]+|file:///)[^@?#]*$"},
+    )
     log_every_seconds: PositiveFloat = Field(5.0, description="seconds between training log lines")
     checkpoint_every_seconds: PositiveFloat = Field(30.0, description="seconds between training checkpoints")
     keep_checkpoints: PositiveInt = Field(2, description="training checkpoints kept")

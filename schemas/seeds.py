@@ -63,6 +63,17 @@ class Ledger(Schema):
         others = [other for other in self.entries if other.seed != entry.seed]
         return self.derive(entries=tuple(sorted([*others, entry], key=lambda item: item.seed)))
 
+    def merged_with(self, other: "Ledger") -> "Ledger":
+        """A copy with the entries of both. Of two for one seed, the one that completed stands, then the one
+        that was checked again last, then that with more tries, then this ledger's own.
+        """
+        merged = self
+        for entry in other.entries:
+            mine = self.entry(entry.seed)
+            if mine is None or _weight(entry) > _weight(mine):
+                merged = merged.with_entry(entry)
+        return merged
+
     def completed(self) -> list[SeedEntry]:
         return [entry for entry in self.entries if entry.status == "completed"]
 
@@ -86,6 +97,11 @@ class LedgerRecord(Schema):
 
     schema_version: Literal[2] = LEDGER_VERSION
     ledger: Ledger
+
+
+def _weight(entry: SeedEntry) -> tuple[bool, str, int]:
+    completed = entry.status == "completed"
+    return completed, entry.rechecked_at, 0 if completed else entry.tries
 
 
 class Summary(Schema):

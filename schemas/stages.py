@@ -29,9 +29,9 @@ class Stage:
     what runs without being imported here. `compute` says with what a stage of this spec computes: if not
     None, its result depends on the kind of machine and is keyed by it. `reads` names volatile fields of
     inputs that count here, because the result tells them. A resumable stage finds the files of an interrupted
-    try in its output folder; what only serves that (`scratch`) is not published. One that `ships_source` is
-    keyed by its source to the letter. `spec_union` is the annotation that reads
-    a spec of one of several types.
+    try in its output folder; what only serves that (`scratch`) is not published, and its result has folders
+    without which it cannot go on either (`resumes_with`). One that `ships_source` is keyed by its source to
+    the letter. `spec_union` is the annotation that reads a spec of one of several types.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Stage:
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     resumable: bool = False
     scratch: tuple[str, ...] = ()
+    resumes_with: tuple[str, ...] = ()
     ships_source: bool = False
     spec_union: Any = None
 
@@ -91,6 +92,7 @@ _ALL = (
         compute=_own_compute,
         resumable=True,
         scratch=("checkpoints", "metrics.jsonl"),
+        resumes_with=("snapshots",),
     ),
     Stage(
         "merge",

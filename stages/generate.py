@@ -26,7 +26,7 @@ from stages.core.program import load_packed_model
 from stages.corpora.sources import ready_made_tokenizer
 from stages.sampling.generator import Generator
 from stages.store.runs import LAST, find_run, require_files
-from stages.store.store import Store
+from stages.store.store import Store, open_store_at
 from stages.submission.untrusted import UnreadableError, read_bytes, read_json_object
 
 BLOB_LIMIT_BYTES = 64 * 2**20
@@ -37,21 +37,24 @@ def load(
     source: str | Path = LAST,
     *,
     store: str | Path | None = None,
+    remote: str | None = None,
     weights: Weights = "packed",
     tokenizer: str | Path | None = None,
 ) -> Generator:
     """The model of a run, or of a folder that holds `model.fwz`, on the CPU.
 
     `source` is a run's name or id, the beginning of either, `last`, or a path. `store` is by default the one
-    that FAIRWAY_STORE names, else `.fairway`. A folder needs the SentencePiece model as `tokenizer`; nothing
-    of it is run. Raises SpecError for what cannot be used.
+    that FAIRWAY_STORE names, else `.fairway`; `remote`, the address of a store that machines share, the one
+    that FAIRWAY_REMOTE names, else none (an empty one: none). A folder needs the SentencePiece model as
+    `tokenizer`; nothing of it is run. Raises SpecError for what cannot be used.
     """
     if is_folder(source):
         return _of_folder(Path(source).expanduser(), weights, tokenizer)
     if tokenizer is not None:
         raise SpecError(f"--tokenizer = {tokenizer}: a run has its own. Leave it out, or name a folder")
-    opened = Store(store or os.environ.get("FAIRWAY_STORE", ".fairway"))
-    return _of_run(opened, find_run(opened.root, str(source)), weights)
+    folder = store or os.environ.get("FAIRWAY_STORE", ".fairway")
+    opened = open_store_at(folder, os.environ.get("FAIRWAY_REMOTE") if remote is None else remote)
+    return _of_run(opened, find_run(opened.runs_root(), str(source)), weights)
 
 
 def is_folder(source: str | Path) -> bool:
@@ -78,12 +81,12 @@ def _of_run(store: Store, report: PipelineReport, weights: Weights) -> Generator
     ref = report.package.blob if weights == "packed" else report.merged.weights
     require_files(store, report, (ref, report.tokenized.tokenizer))
     if weights == "packed":
-        model = load_packed_model(store.root / ref.path, torch.device("cpu"))
+        model = load_packed_model(store.fetch(ref), torch.device("cpu"))
     else:
         model = GPT(report.merged.model)
-        model.load_state_dict(load_file(store.root / ref.path))
+        model.load_state_dict(load_file(store.fetch(ref)))
     source = report.tokenized.tokenizer
-    path = store.root / source.path if isinstance(source, FileRef) else Path(source.path)
+    path = store.fetch(source) if isinstance(source, FileRef) else Path(source.path)
     pieces = ready_made_tokenizer(path, "tokenizer")
     return Generator(model, pieces, report.spec.train.data.sequence_length, report.name)
 

@@ -48,6 +48,17 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda, for the same thre
 StoreFolder = Annotated[
     Path, typer.Option("--store", envvar="FAIRWAY_STORE", help="folder of the content-addressed store")
 ]
+RemoteStore = Annotated[
+    str | None,
+    typer.Option(
+        "--remote",
+        envvar="FAIRWAY_REMOTE",
+        help="store that machines share, s3://…, gs://…, az://… or file:///…",
+    ),
+]
+Shared = Annotated[
+    bool, typer.Option("--shared", help="look after the remote store instead, from one machine at a time")
+]
 Json = Annotated[
     bool, typer.Option("--json", help="plain JSON on standard output; everything else goes to standard error")
 ]

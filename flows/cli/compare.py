@@ -9,6 +9,7 @@ from flows.cli.base import (
     DEFAULT_STORE,
     Debug,
     Json,
+    RemoteStore,
     StoreFolder,
     app,
     clear_errors,
@@ -31,6 +32,7 @@ def compare(
     csv: Annotated[Path | None, typer.Option(help="write a table for spreadsheets and pandas")] = None,
     html: Annotated[Path | None, typer.Option(help="write one page with the training curves")] = None,
     store: StoreFolder = DEFAULT_STORE,
+    remote: RemoteStore = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -39,11 +41,12 @@ def compare(
         from flows.cli.terminal import print_compared
         from flows.results.compared import compare_runs
         from stages.store.runs import choose_run, list_reports
-        from stages.store.store import Store
+        from stages.store.store import open_store_at
 
-        opened = Store(store)
-        finished = list_reports(opened.root)
-        reports = [choose_run(opened.root, finished, run) for run in runs]
+        opened = open_store_at(store, remote)
+        root = opened.runs_root()
+        finished = list_reports(root)
+        reports = [choose_run(root, finished, run) for run in runs]
         found = compare_runs(opened, reports, finished)
         if csv is not None:
             from flows.results.compared_page import csv_text, write_file

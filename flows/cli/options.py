@@ -20,6 +20,7 @@ from flows.cli.base import (
     DEFAULT_STORE,
     Debug,
     Json,
+    RemoteStore,
     StoreFolder,
     clear_errors,
     make_console,
@@ -30,7 +31,7 @@ from flows.cli.base import (
 PRESETS_HELP = "{presets}"
 """The help of an option or argument that takes a preset: their names stand there instead."""
 
-ANY_STAGE = ("store", "retries", "stage_timeout_seconds")
+ANY_STAGE = ("store", "remote", "retries", "stage_timeout_seconds")
 TRAINING = (*ANY_STAGE, "checkpoint_every_seconds")
 """Fields of RunOptions that are options of a command that trains; of one that does not, ANY_STAGE."""
 
@@ -54,10 +55,11 @@ class Terminal:
 
         from schemas.errors import SpecError
         from schemas.runtime import RunOptions
-        from stages.store.store import Store
+        from stages.store.store import open_store_at
 
         try:
-            return RunOptions(**{**self._given, "store": str(Store(self._given["store"]).root)})
+            store = open_store_at(self._given["store"], self._given["remote"])
+            return RunOptions(**{**self._given, "store": str(store.root)})
         except ValidationError as error:
             messages = (
                 f"{_option_of(str(detail['loc'][0]))} = {detail['input']}: {detail['msg']}"
@@ -151,6 +153,8 @@ def _option(field: str) -> inspect.Parameter:
     keyword = partial(inspect.Parameter, _parameter_of(field), inspect.Parameter.KEYWORD_ONLY)
     if field == "store":
         return keyword(annotation=StoreFolder, default=DEFAULT_STORE)
+    if field == "remote":
+        return keyword(annotation=RemoteStore, default=info.default)
     help_text = (info.description or "").partition("; empty:")[0]
     metavar = "SECONDS" if field.endswith("_seconds") else None
     plain = get_type_hints(RunOptions)[field]

@@ -9,6 +9,7 @@ from flows.cli.base import (
     DEFAULT_STORE,
     Debug,
     Json,
+    RemoteStore,
     StoreFolder,
     app,
     clear_errors,
@@ -46,6 +47,7 @@ def sample(
         Path | None, typer.Option(help="SentencePiece model of a FOLDER; a run has its own")
     ] = None,
     store: StoreFolder = DEFAULT_STORE,
+    remote: RemoteStore = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -63,7 +65,13 @@ def sample(
         from stages.generate import sample as write
 
         root = store.expanduser().resolve()
-        generator = load(source, store=root, weights=weights, tokenizer=tokenizer)  # type: ignore[arg-type]
+        generator = load(
+            source,
+            store=root,
+            remote=remote,
+            weights=weights,  # type: ignore[arg-type]
+            tokenizer=tokenizer,
+        )
         made = write(generator, weights, prompt, settings)  # type: ignore[arg-type]
         if json:
             print_json(made.model_dump(mode="json"))

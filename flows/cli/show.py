@@ -11,6 +11,7 @@ from flows.cli.base import (
     Json,
     Overrides,
     Processes,
+    RemoteStore,
     Seed,
     StoreFolder,
     app,
@@ -51,6 +52,7 @@ def show(
         str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")
     ] = "last",
     store: StoreFolder = DEFAULT_STORE,
+    remote: RemoteStore = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -60,10 +62,12 @@ def show(
         from flows.server.runs import configured_server, find_server_run, task_rows
         from schemas.errors import SpecError
         from stages.store.runs import find_run
+        from stages.store.store import open_store_at
 
         root = store.expanduser().resolve()
+        shared = open_store_at(store, remote) if remote else None  # a store is not made to look at it
         try:
-            report = find_run(root, run)
+            report = find_run(shared.runs_root() if shared else root, run)
         except SpecError:
             known = find_server_run(run) if configured_server(root) else None
             if known is None:
@@ -74,6 +78,8 @@ def show(
             else:
                 print_server_run(make_console(), known, stages)
             return
+        if shared:
+            shared.bring((report.package, report.published))
         if json:
             print_json(report_json(report, root))
         else:
@@ -81,17 +87,26 @@ def show(
 
 
 @app.command()
-def runs(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug = False) -> None:
-    """List the finished runs in the store and all runs on the configured Prefect server, the newest last."""
+def runs(
+    store: StoreFolder = DEFAULT_STORE,
+    remote: RemoteStore = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """The finished runs in the store, and all others that the configured Prefect server knows, the newest
+    last.
+    """
     with clear_errors(debug):
         from flows.cli.terminal import print_runs, report_json
         from flows.server.runs import configured_server, server_runs
         from stages.store.runs import list_reports
+        from stages.store.store import open_store_at
 
         root = store.expanduser().resolve()
+        shown = open_store_at(store, remote).runs_root() if remote else root
         known = {run["run_id"]: run for run in (server_runs() if configured_server(root) else ())}
         entries = []
-        for report in list_reports(root):
+        for report in list_reports(shown):
             figures = {key: value for key, value in report_json(report, root).items() if key != "report"}
             state = known.pop(report.run_id, {}).get("state") or (
                 "Completed" if report.size.fits else "Failed"

@@ -1,6 +1,7 @@
 """Maintenance commands for the store: fairway gc | verify."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -8,6 +9,8 @@ from flows.cli.base import (
     DEFAULT_STORE,
     Debug,
     Json,
+    RemoteStore,
+    Shared,
     StoreFolder,
     app,
     clear_errors,
@@ -25,20 +28,28 @@ def gc(
         int | None, typer.Option(min=0, help="also list all runs but the newest N and those in a ledger")
     ] = None,
     older_than: Annotated[
-        float, typer.Option(min=0, help="only list what has not changed for this many hours")
-    ] = 24.0,
+        float | None,
+        typer.Option(min=0, help="hours that something must have lain untouched; 24, with --shared 168"),
+    ] = None,
+    shared: Shared = False,
     store: StoreFolder = DEFAULT_STORE,
+    remote: RemoteStore = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """List what no run needs, or remove it with --remove. Removes nothing while a run is in progress."""
     with clear_errors(debug):
         from flows.cli.terminal import print_unneeded
-        from stages.store.housekeeping import find_unneeded, remove_unneeded
+        from stages.store.housekeeping import OLDER_THAN_HOURS, find_unneeded, remove_unneeded
         from stages.store.store import Store
 
-        with Store(store) as opened:
-            unneeded = (remove_unneeded if remove else find_unneeded)(opened, keep_runs, older_than)
+        if shared:
+            root, unneeded = Path(), _unneeded_of_remote(remote, remove, keep_runs, older_than)
+        else:
+            hours = OLDER_THAN_HOURS if older_than is None else older_than
+            with Store(store) as opened:
+                root = opened.root
+                unneeded = (remove_unneeded if remove else find_unneeded)(opened, keep_runs, hours)
         if json:
             items = [
                 {"path": str(item.path), "num_bytes": item.num_bytes, "reason": item.reason}
@@ -48,28 +59,56 @@ def gc(
                 {"removed": remove, "num_bytes": sum(item.num_bytes for item in unneeded), "items": items}
             )
         else:
-            print_unneeded(make_console(), unneeded, opened.root, remove)
+            print_unneeded(make_console(), unneeded, root, remove)
+
+
+def _unneeded_of_remote(
+    remote: str | None, remove: bool, keep_runs: int | None, older_than: float | None
+) -> list[Any]:
+    from stages.store.store import open_remote_at
+
+    far = open_remote_at(remote)  # first: it says what is missing, should the library be
+    from stages.store.remote_housekeeping import (
+        OLDER_THAN_HOURS,
+        find_unneeded_objects,
+        remove_unneeded_objects,
+    )
+
+    hours = OLDER_THAN_HOURS if older_than is None else older_than
+    return (remove_unneeded_objects if remove else find_unneeded_objects)(far, keep_runs, hours)
 
 
 @app.command()
-def verify(store: StoreFolder = DEFAULT_STORE, json: Json = False, debug: Debug = False) -> None:
-    """Read every byte in the store again and list damage; status 1 if there is any."""
+def verify(
+    shared: Shared = False,
+    store: StoreFolder = DEFAULT_STORE,
+    remote: RemoteStore = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Read every byte in the store again and list what is damaged; status 1 if anything is."""
     with clear_errors(debug):
         from schemas.printable import printable
         from stages.store.housekeeping import find_damage
-        from stages.store.store import Store
+        from stages.store.store import open_remote_at, open_store_at
 
-        with Store(store) as opened:
-            damage = list(find_damage(opened))
+        if shared:
+            far = open_remote_at(remote)
+            from stages.store.remote_housekeeping import find_damaged_objects
+
+            place, damage = far.url, list(find_damaged_objects(far))
+        else:
+            with open_store_at(store, remote) as opened:
+                place, damage = str(opened.root), list(find_damage(opened))
         if json:
-            print_json({"store": str(opened.root), "damage": damage})
+            print_json({"store": place, "damage": damage})
         else:
             for problem in damage:
                 typer.echo(printable(problem))
             typer.echo(
                 f"{len(damage)} damaged; repeat the same `fairway run` to make it again"
                 if damage
-                else f"{printable(str(opened.root))}: all sound"
+                else f"{printable(place)}: all sound"
             )
         if damage:
             raise typer.Exit(1)

@@ -9,6 +9,7 @@ from flows.cli.base import (
     DEFAULT_STORE,
     Debug,
     Json,
+    RemoteStore,
     StoreFolder,
     app,
     clear_errors,
@@ -36,6 +37,7 @@ def export(
         bool, typer.Option("--only-this-seed", help="leave out other seeds of the same settings and code")
     ] = False,
     store: StoreFolder = DEFAULT_STORE,
+    remote: RemoteStore = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -44,12 +46,12 @@ def export(
     """
     with clear_errors(debug):
         from flows.cli.terminal import log_to, print_rules
-        from stages.store.store import Store
+        from stages.store.store import open_store_at
         from stages.submission.inputs import about_of, write_submission
 
         about = about_of(author, github_id, name, blurb)
         with log_to(make_console(stderr=True)):
-            made = write_submission(Store(store), run, about, out, only_this_seed)
+            made = write_submission(open_store_at(store, remote), run, about, out, only_this_seed)
         if json:
             info = made.info.model_dump(mode="json")
             print_json(

@@ -1,5 +1,6 @@
 """Command `fairway up`: start server, deployments and worker."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from flows.cli.base import (
     DEFAULT_STORE,
     Debug,
     Json,
+    RemoteStore,
     StoreFolder,
     app,
     clear_errors,
@@ -34,6 +36,7 @@ def up(
         ),
     ] = 180,
     store: StoreFolder = DEFAULT_STORE,
+    remote: RemoteStore = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -47,9 +50,11 @@ def up(
         from flows.cli.terminal import log_to
         from flows.server.up import everything_up, one_interrupt, wait_for_the_end
         from schemas.printable import printable
-        from stages.store.store import Store
+        from stages.store.store import open_store_at
 
-        root = Store(store).root
+        root = open_store_at(store, remote).root
+        if remote:
+            os.environ["FAIRWAY_REMOTE"] = remote  # for the worker's runs
         messages: Console = make_console(stderr=True)
         one_interrupt()
         try:

@@ -248,9 +248,9 @@ def _options_schema() -> WithJsonSchema:
         default = field.pop("default", None)
         told = (
             "none"
-            if default is None
-            else "the store that FAIRWAY_STORE names"
-            if name == "store"
+            if default is None and name != "remote"
+            else f"the store that FAIRWAY_{name.upper()} names"
+            if name in ("store", "remote")
             else default
         )
         fields[name] = (

@@ -139,11 +139,11 @@ def check_quantizer(plan: Plan, tokenized: TokenizedCorpus) -> None:
 
 
 def run_options(given: RunOptions | None) -> RunOptions:
-    """The options, with the store that FAIRWAY_STORE names where they name none."""
+    """The options, with the stores that FAIRWAY_STORE and FAIRWAY_REMOTE name where they name none."""
     options = given or RunOptions()
-    if "store" in options.model_fields_set or not (store := os.environ.get("FAIRWAY_STORE")):
-        return options
-    return options.derive(store=store)
+    named = {name: os.environ.get(f"FAIRWAY_{name.upper()}") for name in ("store", "remote")}
+    missing = {name: value for name, value in named.items() if value and name not in options.model_fields_set}
+    return options.derive(**missing) if missing else options
 
 
 def _as_text(value: Any) -> str:

@@ -37,7 +37,7 @@ def read_curves(
         if problem := next(store.problems(ref), None):
             log.warning("%s has no curve: %s", run.name, problem)
             continue
-        curves.append((f"{run.label}  {run.name}", read_metrics(store.root / ref.path, CURVE_COLUMNS)))
+        curves.append((f"{run.label}  {run.name}", read_metrics(store.fetch(ref), CURVE_COLUMNS)))
     return curves
 
 

@@ -31,7 +31,7 @@ from schemas.errors import FairwayError, first_line
 from schemas.runtime import RunOptions
 from stages.execution.runner import StageOutcome, is_made, run_stage
 from stages.processes.stopping import stopping
-from stages.store.store import Store
+from stages.store.store import Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class StageRunner:
 def stage_runner(options: RunOptions, label: str, outcomes: list[StageOutcome]) -> StageRunner:
     """The runner of a run that starts now. `outcomes` holds what came before, and gets the rest."""
     stream_logs()
-    return StageRunner(options, label, outcomes, Store(options.store), datetime.now(UTC))
+    return StageRunner(options, label, outcomes, open_store(options), datetime.now(UTC))
 
 
 def _say_who_trains(stage: str) -> None:
@@ -143,7 +143,7 @@ def _run_in_task(
     assert context is not None
     _running[context.task_run.id] = copy_context()
     try:
-        outcome = run_stage(Store(options.store), stage, spec, inputs, options, on_progress)
+        outcome = run_stage(open_store(options), stage, spec, inputs, options, on_progress)
     finally:
         del _running[context.task_run.id]
     key = outcome.record.provenance.key[:12]

@@ -24,7 +24,7 @@ from schemas.stages import STAGES, Stage
 from schemas.tokenize_corpus import CorpusManifest
 from stages.core.checksummed import read_checksummed
 from stages.execution.runner import run_stage
-from stages.store.store import Store
+from stages.store.store import Store, open_store_at
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +38,14 @@ def main(stage_name: str, arguments: list[str] | None = None) -> NoReturn:
     options = _parser(stage).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        store = Store(options.store)
+        store = open_store_at(options.store, options.remote)
         spec = _read(Path(options.spec), TypeAdapter(stage.spec_hint), "--spec")
         outcome = run_stage(
             store,
             stage_name,
             spec,
             _inputs(store, stage, spec, options.input),
-            RunOptions(store=str(store.root)),
+            RunOptions(store=str(store.root), remote=options.remote),
         )
     except SpecError as error:
         sys.exit(_say(f"{stage_name}: {error}", 2))
@@ -82,6 +82,11 @@ def _parser(stage: Stage) -> argparse.ArgumentParser:
         "--store",
         default=os.environ.get("FAIRWAY_STORE", ".fairway"),
         help="folder of the store (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--remote",
+        default=os.environ.get("FAIRWAY_REMOTE"),
+        help="store that machines share, s3://…, gs://…, az://… or file:///…",
     )
     return parser
 

@@ -103,14 +103,21 @@ def _make(
         shutil.rmtree(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     work = Workspace(
-        store.root, out_dir, store.relative_folder(stage, key), runtime, store.hashes, on_progress
+        store.root,
+        out_dir,
+        store.relative_folder(stage, key),
+        runtime,
+        store.hashes,
+        on_progress,
+        store.fetch,
     )
     compute = stage.compute(spec)
     if compute is not None and stage.name in ("train", "merge", "evaluate"):
         log.info("%s: precision %s", stage.name, precision_note(compute))
     created_at, started = datetime.now(UTC), time.perf_counter()
     try:
-        result = stage_function(stage)(spec, **stage.arguments(inputs), work=work)
+        with store.keeping_checkpoints(stage, key):
+            result = stage_function(stage)(spec, **stage.arguments(inputs), work=work)
     except ValidationError as error:
         raise StageError(f"{stage.name}: what came out cannot be recorded: {invalid_field(error)}") from error
     if not isinstance(result, stage.result_type):
@@ -130,8 +137,7 @@ def _make(
         inputs={name: fingerprint(value) for name, value in inputs.items()},
     )
     record = stage.record_type()(provenance=provenance, spec=spec, result=result)
-    store.publish(stage, key, record)
-    return record
+    return store.publish(stage, key, record)
 
 
 def _check_types(stage: Stage, spec: Any, inputs: dict[str, Schema]) -> None:

@@ -49,17 +49,22 @@ def open_locked(store: Path, ledger: Ledger) -> Iterator[Ledger]:
     with waiting_lock(folder / "lock", f"ledger {ledger.label}", "which adds seeds to it"):
         path = _file_in(folder)
         found = read_ledger(path) if path else ledger
-        for name in ("first_seed", "max_seeds"):
-            declared, asked = getattr(found, name), getattr(ledger, name)
-            if declared != asked:
-                raise SpecError(
-                    f"{name} = {asked}: ledger {ledger.label} was declared with {declared}, and a plan "
-                    f"changed after looking at figures spoils the test. Keep {declared}, or begin a ledger "
-                    "of another name"
-                )
+        refuse_other_plan(found, ledger)
         if (folder / PARQUET_NAME).exists():
             _take_over(store, found, folder / PARQUET_NAME)
         yield found
+
+
+def refuse_other_plan(found: Ledger, wanted: Ledger) -> None:
+    """Raises SpecError when `found` was declared with another first seed or maximum than is wanted now."""
+    for name in ("first_seed", "max_seeds"):
+        declared, asked = getattr(found, name), getattr(wanted, name)
+        if declared != asked:
+            raise SpecError(
+                f"{name} = {asked}: ledger {wanted.label} was declared with {declared}, and a plan "
+                f"changed after looking at figures spoils the test. Keep {declared}, or begin a ledger "
+                "of another name"
+            )
 
 
 def read_ledger(path: Path) -> Ledger:
@@ -69,14 +74,7 @@ def read_ledger(path: Path) -> Ledger:
     try:
         if path.name == PARQUET_NAME:
             return _from_parquet(path)
-        content = read_checksummed(path)
-        version = json.loads(content).get("schema_version")
-        if version != LEDGER_VERSION:
-            raise SpecError(
-                f"{path}: a ledger of version {version}, this Fairway reads {LEDGER_VERSION}. Go on with the "
-                "Fairway that wrote it, or begin a ledger of another name"
-            )
-        return LedgerRecord.model_validate_json(content).ledger
+        return ledger_of_json(read_checksummed(path), str(path))
     except FileNotFoundError as error:
         raise SpecError(
             f"{path}: {error.filename} is missing. Restore it or move the ledger's folder away"
@@ -87,8 +85,26 @@ def read_ledger(path: Path) -> Ledger:
 
 def write_ledger(store: Path, ledger: Ledger) -> None:
     """Replace the file, whole or not at all. Only for the holder of the lock."""
-    content = LedgerRecord(ledger=ledger).model_dump_json(indent=1)
-    write_checksummed(ledger_path(store, ledger), content.encode())
+    write_checksummed(ledger_path(store, ledger), ledger_as_json(ledger))
+
+
+def ledger_as_json(ledger: Ledger) -> bytes:
+    """The record of a ledger, the same in a store and in a remote store."""
+    return LedgerRecord(ledger=ledger).model_dump_json(indent=1).encode()
+
+
+def ledger_of_json(content: bytes, place: str) -> Ledger:
+    """The ledger in a record. Raises SpecError, which names `place`, for one of another version, and
+    ValueError for one that is damaged.
+    """
+    record = json.loads(content)
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if version != LEDGER_VERSION:
+        raise SpecError(
+            f"{place}: a ledger of version {version}, this Fairway reads {LEDGER_VERSION}. Go on with the "
+            "Fairway that wrote it, or begin a ledger of another name"
+        )
+    return LedgerRecord.model_validate_json(content).ledger
 
 
 def find_ledger(store: Path, wanted: str) -> Ledger:

@@ -21,10 +21,11 @@ from stages.processes.locks import is_free
 from stages.seeds.ledger import ledger_files, read_ledger
 from stages.store.hashing import FileHashes
 from stages.store.runs import REPORT_NAME, list_reports, load_report
-from stages.store.store import RECORD_NAME, USERS_LOCK, Store, file_refs, remove
+from stages.store.store import FETCHED, RECORD_NAME, USERS_LOCK, Store, file_refs, remove
 
 log = logging.getLogger(__name__)
 
+OLDER_THAN_HOURS = 24.0
 _REMOVED = "removed-"
 
 
@@ -42,7 +43,7 @@ class Unneeded:
 
 
 def find_unneeded(
-    store: Store, keep_runs: int | None = None, older_than_hours: float = 24.0
+    store: Store, keep_runs: int | None = None, older_than_hours: float = OLDER_THAN_HOURS
 ) -> list[Unneeded]:
     """Everything that no run needs, sorted by path, except what changed in the last `older_than_hours`.
 
@@ -79,7 +80,7 @@ def find_unneeded(
 
 
 def remove_unneeded(
-    store: Store, keep_runs: int | None = None, older_than_hours: float = 24.0
+    store: Store, keep_runs: int | None = None, older_than_hours: float = OLDER_THAN_HOURS
 ) -> list[Unneeded]:
     """Remove what `find_unneeded` finds.
 
@@ -154,7 +155,8 @@ def _damage_of(store: Store, ref: object, hashes: FileHashes) -> Iterator[str]:
     path = store.root / ref.path
     if problem := hashes.problem_with(path, ref.num_bytes, ref.sha256):
         store.hashes.forget(path)
-        yield problem
+        if path.exists() or store.problem(ref):  # what a remote store has need not be here
+            yield problem
 
 
 def _folders_of(report: PipelineReport) -> Iterator[str]:
@@ -182,7 +184,9 @@ def _left_over(root: Path) -> Iterator[tuple[Path, str]]:
             path,
             "a damaged result, made again since"
             if ".damaged-" in path.name
-            else "an unfinished result; the same run would resume it",
+            else "a record whose fetching was interrupted"
+            if path.parent.name == FETCHED
+            else "an unfinished result; the same run would go on with it",
         )
     for path in root.glob(f"work/{_REMOVED}*"):
         yield path, "left over from an interrupted removal"
@@ -193,8 +197,9 @@ def _left_over(root: Path) -> Iterator[tuple[Path, str]]:
     for path in root.glob("runs/*/"):
         if not (path / REPORT_NAME).exists():
             yield path, "a run that was interrupted before its report was written"
-    for path in (*root.glob(f"runs/*/{TEMPORARY_FILES}"), *root.glob(f"ledgers/*/{TEMPORARY_FILES}")):
-        yield path, "a file whose writer was interrupted"
+    for place in ("runs/*", "ledgers/*", "stages/*/*/**"):
+        for path in root.glob(f"{place}/{TEMPORARY_FILES}"):
+            yield path, "a file whose writer was interrupted"
     for path in root.glob("locks/*.lock"):
         if path.name != USERS_LOCK and _is_given_up(path):
             yield path, "a lock that nobody holds"

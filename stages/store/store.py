@@ -8,29 +8,39 @@
 An open Store marks the store as in use: housekeeping removes nothing while another process has one.
 """
 
+import errno
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel
 
 from schemas.errors import SpecError, on_one_line
 from schemas.files import FileRef, SourceFile, StageRecord
+from schemas.pipeline import PipelineReport
+from schemas.runtime import RunOptions, remote_address
+from schemas.seeds import Ledger
 from schemas.stages import Stage
 from stages.core.checksummed import read_checksummed, write_checksummed
 from stages.core.whole_files import TEMPORARY_FILES, flush_to_disk
 from stages.processes.locks import alone_with, wait_for_shared, waiting_lock
 from stages.store.hashing import FileHashes
+from stages.store.workspace import DamagedFileError
+
+if TYPE_CHECKING:
+    from stages.store.remote import Remote
 
 log = logging.getLogger(__name__)
 
 RECORD_NAME = "record.json"
 USERS_LOCK = "users.lock"
+FETCHED = "fetched"  # beside the unfinished results: records on their way from a remote store
 _KEY_CHARACTERS = 32
 
 
@@ -103,7 +113,7 @@ class Store:
         """The verified record of `key`, or None; its files are not checked."""
         record_path = self.folder(stage, key) / RECORD_NAME
         try:
-            record = stage.record_type().model_validate_json(read_checksummed(record_path))
+            return sound_record(stage, key, read_checksummed(record_path))
         except FileNotFoundError as error:
             if self.folder(stage, key).exists():
                 log.warning("%s: %s is missing: the stage runs again", stage.name, error.filename)
@@ -116,22 +126,48 @@ class Store:
                 on_one_line(error),
             )
             return None
-        if record.provenance.key != key or record.provenance.stage != stage.name:
-            log.warning(
-                "%s: record %s belongs to another result: the stage runs again", stage.name, record_path
-            )
-            return None
-        return record
 
     def problems(self, result: Any) -> Iterator[str]:
-        """A message for each missing or damaged file of `result`, lazily."""
-        for ref in file_refs(result):
-            path = self.root / ref.path if isinstance(ref, FileRef) else Path(ref.path)
-            if problem := self.hashes.problem_with(path, ref.num_bytes, ref.sha256):
-                yield problem
+        """What is wrong with the files that `result` refers to, in words, lazily."""
+        yield from filter(None, map(self.problem, file_refs(result)))
 
-    def publish(self, stage: Stage, key: str, record: StageRecord) -> None:
-        """Make the work folder of `key` its result: record last, everything on disk, then one rename."""
+    def problem(self, ref: FileRef | SourceFile) -> str | None:
+        """What is wrong with the file, in words; None if nothing is."""
+        path = self.root / ref.path if isinstance(ref, FileRef) else Path(ref.path)
+        return self.hashes.problem_with(path, ref.num_bytes, ref.sha256)
+
+    def fetch(self, ref: FileRef) -> Path:
+        """The sound file on this machine. Raises DamagedFileError."""
+        if problem := self.problem(ref):
+            raise DamagedFileError(problem)
+        return self.root / ref.path
+
+    def bring(self, value: Any) -> None:
+        """Have the files that `value` refers to on this machine, where a local store has them anyway."""
+
+    def runs_root(self) -> Path:
+        """The folder with the runs and ledgers that count: `find_run` and `find_ledger` look there."""
+        return self.root
+
+    def share_report(self, report: PipelineReport) -> None:
+        """Let other machines know of a run whose report is saved. A local store has none to tell."""
+
+    def share_ledger(self, ledger: Ledger) -> Ledger:
+        """The ledger with what other machines added to it, known to them from now on."""
+        return ledger
+
+    @contextmanager
+    def keeping_checkpoints(self, stage: Stage, key: str) -> Iterator[None]:
+        """Around the work of a stage: what it needs to go on after an interruption is kept. A local store
+        keeps it in the work folder anyway.
+        """
+        yield
+
+    def publish(self, stage: Stage, key: str, record: StageRecord) -> StageRecord:
+        """Make the work folder of `key` its result: record last, everything on disk, then one rename.
+
+        Returns the record that counts.
+        """
         work, final = self.work_folder(stage, key), self.folder(stage, key)
         for path in work.rglob(TEMPORARY_FILES):
             path.unlink()
@@ -140,16 +176,16 @@ class Store:
             flush_to_disk(path)
         flush_to_disk(work)
         final.parent.mkdir(parents=True, exist_ok=True)
-        if final.exists():
+        while not rename_folder(work, final):
             # Reached only for a damaged result: take it away by a rename too, so that no reader sees half of
             # it.
             aside = work.with_name(f"{work.name}.damaged-{time.time_ns()}")
             os.rename(final, aside)
             shutil.rmtree(aside)
-        os.rename(work, final)
         flush_to_disk(final.parent)
         for name in stage.scratch:
             remove(final / name)
+        return record
 
     @contextmanager
     def lock(self, stage: Stage, key: str) -> Iterator[None]:
@@ -160,6 +196,63 @@ class Store:
         path = self.root / "locks" / f"{stage.name}-{key[:_KEY_CHARACTERS]}.lock"
         with waiting_lock(path, stage.name, "which makes the same result"):
             yield
+
+
+def open_store(options: RunOptions) -> Store:
+    """The store that the options name. Raises as `open_store_at`."""
+    return open_store_at(options.store, options.remote)
+
+
+def open_store_at(folder: Path | str, remote: str | None) -> Store:
+    """The store in `folder`; with the address of a remote store, as the cache of it.
+
+    Raises SpecError when either cannot be used.
+    """
+    if not remote:
+        return Store(folder)
+    opened = open_remote_at(remote)
+    from stages.store.shared import SharedStore
+
+    return SharedStore(folder, opened)
+
+
+def open_remote_at(remote: str | None) -> "Remote":
+    """The remote store. Raises SpecError when there is none, it cannot be used, or obstore is missing."""
+    if not remote:
+        raise SpecError("--shared: names no remote store. Give its address by --remote or FAIRWAY_REMOTE")
+    try:
+        url = remote_address(remote)
+    except ValueError as error:
+        raise SpecError(f"remote: {error}") from None
+    try:
+        from stages.store.remote import open_remote  # not installed unless a remote is wanted
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "obstore":
+            raise
+        raise SpecError(
+            f"remote = {url}: needs the package obstore. Install it: "
+            f"{sys.executable} -m pip install 'obstore>=0.12,<0.13'"
+        ) from None
+    return open_remote(url)
+
+
+def sound_record(stage: Stage, key: str, content: bytes) -> StageRecord:
+    """The record of `key`. Raises ValueError for one that is damaged or of another version or key."""
+    record = stage.record_type().model_validate_json(content)
+    if record.provenance.key != key or record.provenance.stage != stage.name:
+        raise ValueError("it belongs to another result")
+    return record
+
+
+def rename_folder(folder: Path, target: Path) -> bool:
+    """Whether the folder is `target` now; False: a folder with something in it is there already."""
+    try:
+        os.rename(folder, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 def remove(path: Path) -> None:

@@ -1,5 +1,6 @@
 """File access of a stage: verified inputs, one output folder, and progress reports."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -29,12 +30,16 @@ class Workspace:
     runtime: RunOptions
     hashes: FileHashes
     progress: Progress = field(default=no_progress)
+    fetch: Callable[[FileRef], Path] | None = None
+    """Brings a file that is not sound here, and raises DamagedFileError if it cannot."""
 
     def read(self, ref: FileRef | SourceFile) -> Path:
         """Path of an input file with the recorded size and sha256. Raises DamagedFileError otherwise."""
         path = self.root / ref.path if isinstance(ref, FileRef) else Path(ref.path)
         if problem := self.hashes.problem_with(path, ref.num_bytes, ref.sha256):
-            raise DamagedFileError(problem)
+            if self.fetch is None or isinstance(ref, SourceFile):
+                raise DamagedFileError(problem)
+            return self.fetch(ref)
         return path
 
     def ref(self, path: Path) -> FileRef:

@@ -82,11 +82,12 @@ def _write_folder(
     Raises StageError when the README with the rules in it is judged otherwise than without them.
     """
     main = reports[0]
-    shutil.copyfile(store.root / main.package.script.path, folder / SCRIPT_NAME)
-    shutil.copyfile(store.root / main.package.blob.path, folder / BLOB_NAME)
+    shutil.copyfile(store.fetch(main.package.script), folder / SCRIPT_NAME)
+    shutil.copyfile(store.fetch(main.package.blob), folder / BLOB_NAME)
     (folder / INFO_NAME).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (folder / REQUIREMENTS_NAME).write_text(requirements(), encoding="utf-8")
     for report in reports:
+        store.fetch(report.trained.metrics)
         text = train_log(report, store.root)
         (folder / log_name(report.spec.train.seed)).write_text(text, encoding="utf-8")
     (folder / README_NAME).write_text(readme(info, main), encoding="utf-8")

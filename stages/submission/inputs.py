@@ -32,10 +32,10 @@ def write_submission(
     Raises SpecError as `find_run` and `export_submission` do.
     """
     if only_this_seed:
-        reports = [report := find_run(store.root, run, fitting=True)]
+        reports = [report := find_run(store.runs_root(), run, fitting=True)]
     else:
-        finished = list_reports(store.root)
-        report = choose_run(store.root, finished, run, fitting=True)
+        finished = list_reports(root := store.runs_root())
+        report = choose_run(root, finished, run, fitting=True)
         reports = seeds_of(store, report, finished)
     folder = out.expanduser().resolve() if out else store.root / "submissions" / report.name
     return export_submission(store, reports, about, folder)

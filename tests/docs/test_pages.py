@@ -25,6 +25,8 @@ from schemas.runtime import RunOptions
 from schemas.stages import STAGES
 from stages.quantizing.sizing import measure_model
 from stages.seeds.statistics import nats_to_bpb, seeds_needed
+from stages.store import remote_housekeeping
+from stages.store.housekeeping import OLDER_THAN_HOURS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -203,7 +205,8 @@ FIGURES_OF: list[tuple[str, str, Callable[[], str]]] = [
     ("README.md", "parameters", lambda: _parameters("demo")),
     ("docs/reliability.md", "--checkpoint-every", lambda: f"{RunOptions().checkpoint_every_seconds:.0f}"),
     ("docs/reliability.md", "--retries N", lambda: str(RunOptions().retries)),
-    ("docs/reliability.md", "hours", lambda: _default("gc", "older_than")),
+    ("docs/reliability.md", "hours", lambda: f"{OLDER_THAN_HOURS:.0f}"),
+    ("docs/several-machines.md", "days", lambda: f"{remote_housekeeping.OLDER_THAN_HOURS / 24:.0f}"),
     ("docs/operating.md", "heartbeat", lambda: _default("up", "heartbeat_seconds")),
     ("docs/operating.md", "--port", lambda: _default("up", "port")),
 ]

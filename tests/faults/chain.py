@@ -9,6 +9,7 @@ stages together; the flow itself is struck in tests of its own. A test that look
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from stages.corpora import locate
 from stages.execution.runner import StageOutcome, is_made, run_stage
 from stages.store.keys import stage_key
 from stages.store.machine import resolve_precision
-from stages.store.store import Store
+from stages.store.store import open_store_at
 
 CHECKPOINT_SECONDS = 0.5
 LAST = list(STAGES)[-1]
@@ -42,14 +43,16 @@ class Chain:
     `results` is kept by the name that later stages take it under.
     """
 
-    def __init__(self, root: Path | str, overrides: list[str]) -> None:
+    def __init__(self, root: Path | str, overrides: list[str], remote: str | None = None) -> None:
         self.spec: PipelineSpec = resolve("smoke", overrides)
-        self.store = Store(root)
+        self.store, self._remote = open_store_at(root, remote), remote
         self.results: dict[str, Any] = {"manifest": locate(self.spec.tokenize, self.store.hashes)}
 
     def run(self, stage: str) -> StageOutcome:
         """Run or serve one stage; those before it must have been run."""
-        options = RunOptions(store=str(self.store.root), checkpoint_every_seconds=CHECKPOINT_SECONDS)
+        options = RunOptions(
+            store=str(self.store.root), remote=self._remote, checkpoint_every_seconds=CHECKPOINT_SECONDS
+        )
         outcome = run_stage(self.store, stage, self._spec(stage), self._inputs(stage), options)
         self.results[result_name(stage)] = outcome.record.result
         return outcome
@@ -99,7 +102,7 @@ def main() -> None:
     parser.add_argument("--until", choices=up_to(LAST)[1:], default=LAST)
     asked = parser.parse_intermixed_args()
     try:
-        chain = Chain(asked.store, asked.overrides)
+        chain = Chain(asked.store, asked.overrides, os.environ.get("FAIRWAY_REMOTE"))
         chain.run_all(lambda **event: print(json.dumps(event), flush=True), asked.until)
     except (FairwayError, OSError, RuntimeError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -61,11 +61,13 @@ def run_pipeline(api: str) -> Callable[..., FlowRun]:
     from schemas.stages import STAGES
     from stages.store.runs import load_report
 
-    def run(store: Path, *overrides: str, preset: str = "smoke", retries: int = 1) -> FlowRun:
+    def run(
+        store: Path, *overrides: str, preset: str = "smoke", retries: int = 1, remote: str | None = None
+    ) -> FlowRun:
         state = pipeline(
             preset,
             overrides=list(overrides),
-            options=RunOptions(store=str(store), retries=retries),
+            options=RunOptions(store=str(store), retries=retries, remote=remote),
             return_state=True,
         )
         run_id = state.state_details.flow_run_id

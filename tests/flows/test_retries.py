@@ -21,6 +21,7 @@ from schemas.errors import SpecError, StageError, StorageError
 from schemas.runtime import RunOptions
 from schemas.settings import ComputeSettings
 from stages.processes.launch import ChildFailedError, run_child
+from stages.store.remote import RemoteError
 from stages.store.workspace import DamagedFileError, no_progress
 
 TABLE = Path(__file__).parents[2] / "docs" / "reliability.md"
@@ -58,6 +59,7 @@ ERRORS: dict[str, tuple[Any, type[BaseException], int]] = {
         3,
     ),
     "DamagedFileError": (raised(DamagedFileError("model.safetensors is damaged")), DamagedFileError, 3),
+    "RemoteError": (raised(RemoteError("remote = s3://bucket: runs/one: 503")), RemoteError, 3),
     "OSError": (raised(OSError(errno.EIO, "Input/output error")), OSError, 3),
     "sqlite3.OperationalError": (
         raised(sqlite3.OperationalError("database is locked")),

@@ -18,6 +18,7 @@ from schemas.runtime import RunOptions
 
 OPTION_OF = {
     "store": "--store",
+    "remote": "--remote",
     "retries": "--retries",
     "stage_timeout_seconds": "--timeout",
     "checkpoint_every_seconds": "--checkpoint-every",
