@@ -1,10 +1,10 @@
 """Object storage that several machines share: S3, Google Cloud Storage, Azure, or a folder, through obstore.
 
-blobs/<2>/<sha256>           a file of a result, uploaded once
-stages/<stage>/<key>         the record of a result, created once, after its blobs
-work/<stage>/<key>/<try>/    the newest checkpoint of an unfinished training
-runs/<run id>                the report of a run
-ledgers/<label>/<number>     the versions of a ledger, each created once; the highest number counts
+    blobs/<2>/<sha256>           a file of a result, uploaded once
+    stages/<stage>/<key>         the record of a result, created once, after its blobs
+    work/<stage>/<key>/<try>/    the newest checkpoint of an unfinished training
+    runs/<run id>                the report of a run
+    ledgers/<label>/<number>     the versions of a ledger, each created once; the highest number counts
 
 Only blobs and files under work/ are plain. All else are documents: the sha256 of the content, a line feed,
 the content. The only operation that machines meet in is "create unless it is there" (If-None-Match), so no

@@ -1,5 +1,6 @@
-"""What a remote store holds that no run needs (`fairway gc --shared`), and what in it is damaged
-(`fairway verify --shared`).
+"""Maintenance of a remote store: objects that no run needs, and damaged ones.
+
+`fairway gc --shared` and `fairway verify --shared` are made of it.
 
 Documents are read as plain JSON, so that machines with another version of Fairway keep what they need.
 """
