@@ -1,5 +1,5 @@
-"""The reference's model and recipe (parameter-golf pull request 543): mended (`record`) and as it really
-ran (`reference`).
+"""The reference's model and recipe (parameter-golf pull request 543): with its bugs fixed (`record`) and as
+it really ran (`reference`).
 """
 
 from schemas.check_size import SIZE_LIMIT_BYTES

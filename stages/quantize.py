@@ -114,12 +114,12 @@ def _quantize_with_text(
     work: Workspace,
     metadata: dict[str, Any],
 ) -> CalibratedModel:
-    """In a process of its own, whose threads wait as the machine's cores allow, and which can be
+    """Quantize in a separate process, whose threads wait as the machine's cores allow, and which can be
     cancelled.
     """
     if isinstance(spec, FittingSettings) and spec.fit.lacks_code:
         raise SpecError(
-            "quantize.fit.code_bytes: by hand, give the bytes of the script that ships beside the "
+            "quantize.fit.code_bytes: without the pipeline, give the bytes of the packaged script beside the "
             "blob (0: fit the blob alone)"
         )
     try:

@@ -1,5 +1,5 @@
-"""Ledgers of seed validations: <store>/ledgers/<name>-<configuration>/ledger.json, with its seal
-ledger.sha256 beside it, replaced whole.
+"""Ledgers of seed validations: <store>/ledgers/<name>-<configuration>/ledger.json, with its
+checksum ledger.sha256 beside it, replaced whole.
 
 Fairway wrote ledger.parquet until 2026, one row a seed. Such a ledger is read wherever ledgers are, and the
 next seed validation that opens it writes it as ledger.json.

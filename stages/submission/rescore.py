@@ -67,7 +67,7 @@ def rescore(
 ) -> Rescored:
     """Bits per byte of the blob in `folder` on `shards`.
 
-    `run_its_script` runs the folder's train_gpt.py instead of ours: a stranger's code, with all that this
+    `run_its_script` runs the folder's train_gpt.py instead of ours: untrusted code, with all that this
     user may do. Raises SpecError for a folder, shard or tokenizer that cannot be used, StageError for a
     script that leaves no scores.
     """

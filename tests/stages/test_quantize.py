@@ -226,11 +226,11 @@ def train_stream(tokens: TokenizedCorpus) -> TokenStream:
     return TokenStream([Path(shard.path) for shard in tokens.train_shards])
 
 
-def test_a_limit_without_the_scripts_bytes_is_the_users_error_by_hand(
+def test_a_limit_without_the_scripts_bytes_is_the_users_error_without_the_pipeline(
     tiny_merged: MergedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
 ) -> None:
     spec = dataclasses.replace(CODED, fit=FitSettings(limit_bytes=100_000))
-    with pytest.raises(SpecError, match=r"quantize\.fit\.code_bytes: by hand, give the bytes of the script"):
+    with pytest.raises(SpecError, match=r"quantize\.fit\.code_bytes: without the pipeline, give the bytes"):
         quantize(spec, tiny_merged, tiny_tokens, make_workspace("a"))
 
 
