@@ -3,4 +3,14 @@
 `FLOW_NAMES` are the flows as the server knows them; importing this imports no Prefect.
 """
 
-FLOW_NAMES = ("pipeline", "requantize", "requantized", "frontier", "ablate", "seed-validation", "export")
+FLOW_NAMES = (
+    "pipeline",
+    "requantize",
+    "requantized",
+    "frontier",
+    "ablate",
+    "compare",
+    "sample",
+    "seed-validation",
+    "export",
+)
