@@ -113,7 +113,7 @@ def test_only_what_the_technique_touches_is_run_again(smoke_run: Any, smoke_stor
     assert swa.audit.finding("swa").verdict == "off"
     assert quantizer.packed.method == "round_to_nearest"
     assert rows[1]["difference"] == f"{swa.val_bpb_quantized_sliding - whole.val_bpb_quantized_sliding:+.5f}"
-    assert rows[1]["finding"] == "one seed shows no spread: take more (--seeds)"
+    assert "one seed" in rows[1]["finding"]
 
 
 def test_a_technique_of_the_model_is_trained_without(smoke_run: Any, smoke_store: Path) -> None:
