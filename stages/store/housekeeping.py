@@ -180,14 +180,12 @@ def _left_over(root: Path) -> Iterator[tuple[Path, str]]:
     for path in root.glob("work/*/*"):
         if path.parent.name.startswith(_REMOVED):
             continue
-        yield (
-            path,
-            "a damaged result, made again since"
-            if ".damaged-" in path.name
-            else "a record whose fetching was interrupted"
-            if path.parent.name == FETCHED
-            else "an unfinished result; the same run would go on with it",
-        )
+        if ".damaged-" in path.name:
+            yield path, "a damaged result, made again since"
+        elif path.parent.name == FETCHED:
+            yield path, "a record whose fetching was interrupted"
+        else:
+            yield path, "an unfinished result; the same run would resume it"
     for path in root.glob(f"work/{_REMOVED}*"):
         yield path, "left over from an interrupted removal"
     for path in root.glob("recheck/*"):

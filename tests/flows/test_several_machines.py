@@ -104,8 +104,9 @@ def test_a_third_machine_shows_and_lists_the_runs(machines: Machines, tmp_path: 
     assert shown["run_id"] == machines.served.report.run_id
     assert (Path(shown["package_folder"]) / "model.fwz").exists()
     assert Path(shown["report_html"]).exists()
-    listed = [entry["run_id"] for entry in invoke("runs", *place)]
-    assert listed == [machines.made.report.run_id, machines.served.report.run_id]
+    both = [machines.made.report.run_id, machines.served.report.run_id]
+    # The server of the tests may know unfinished runs of others; they are listed too.
+    assert [entry["run_id"] for entry in invoke("runs", *place) if entry["run_id"] in both] == both
     assert invoke("verify", *place)["damage"] == []
     assert invoke("verify", "--shared", *place) == {"store": machines.url, "damage": []}
 

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from presets import PRESETS
 from schemas.stages import STAGES
 from stages.seeds.ledger import find_ledger
 
@@ -25,7 +26,7 @@ BAD_VALUES = [
         "pipeline",
         {"preset": "dmeo"},
         "'preset'",
-        "'dmeo' is not one of ['smoke', 'demo', 'medium', 'record', 'reference']",
+        f"'dmeo' is not one of {list(PRESETS)}",
     ),
     ("pipeline", {"overrides": ["nonsense"]}, "'overrides[0]'", "'nonsense' does not match"),
     ("requantize", {"bits": ["int9"]}, "'bits[0]'", "'int9' is not one of"),
