@@ -147,11 +147,13 @@ def start_fairway(store: Path, logs: Path, *options: str, **environment: str) ->
     return start(command, logs, **environment)
 
 
-def finish_chain(store: Path, logs: Path, *overrides: str, until: str = LAST) -> list[dict[str, Any]]:
+def finish_chain(
+    store: Path, logs: Path, *overrides: str, until: str = LAST, **environment: str
+) -> list[dict[str, Any]]:
     """Run the chain up to `until`; the events it told. Raises AssertionError with its last words if it
     fails.
     """
-    run = start_chain(store, logs, *overrides, until=until)
+    run = start_chain(store, logs, *overrides, until=until, **environment)
     status = run.process.wait(300)
     assert status == 0, run.text()[-3000:]
     return run.events()
