@@ -30,7 +30,7 @@ from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
 from schemas.settings import ScheduleSettings
-from schemas.stages import STAGES
+from schemas.stages import STAGES, result_name
 from schemas.tokenize_corpus import FilesCorpus, HashFraction, TokenizerSpec
 from stages.corpora import locate
 from stages.execution.runner import run_stage
@@ -76,9 +76,7 @@ def run_chain(spec: PipelineSpec, store: Store, until: str) -> tuple[dict[str, A
         inputs = {name: results[name] for name in STAGES[stage].inputs}
         stage_spec = whole[stage] if stage in whole else getattr(spec, stage)
         outcome = run_stage(store, stage, stage_spec, inputs, RunOptions(store=str(store.root)))
-        taken_as = STAGES["publish"].inputs.items()
-        name = next((name for name, kind in taken_as if kind is STAGES[stage].result_type), stage)
-        results[name], seconds[stage] = outcome.record.result, outcome.seconds
+        results[result_name(stage)], seconds[stage] = outcome.record.result, outcome.seconds
     return results, seconds
 
 

@@ -149,3 +149,9 @@ _ALL = (
 )
 
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
+
+
+def result_name(stage: str) -> str:
+    """The name under which later stages take this stage's result, as `merged` for `merge`."""
+    takers = STAGES["publish"].inputs.items()
+    return next((name for name, kind in takers if kind is STAGES[stage].result_type), stage)

@@ -20,7 +20,7 @@ from schemas.errors import FairwayError
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishSpec
 from schemas.runtime import RunOptions
-from schemas.stages import STAGES
+from schemas.stages import STAGES, result_name
 from stages.corpora import locate
 from stages.execution.runner import StageOutcome, is_made, run_stage
 from stages.store.keys import stage_key
@@ -86,12 +86,6 @@ class Chain:
         if (package := self.results.get("package")) is None:
             return {}
         return {"blob": str(self.store.root / package.blob.path), "sha256": package.blob.sha256}
-
-
-def result_name(stage: str) -> str:
-    """The name under which later stages take this stage's result."""
-    takers = STAGES["publish"].inputs.items()
-    return next((name for name, kind in takers if kind is STAGES[stage].result_type), stage)
 
 
 def main() -> None:
