@@ -31,7 +31,7 @@ from presets import load_preset
 from schemas.runtime import RunOptions
 from schemas.settings import ComputeSettings, ScoringSettings
 from schemas.tokenize_corpus import SotuCorpus, TokenizerSpec, TokenizeSpec
-from stages.processes.launch import run_torchrun
+from stages.processes.launch import run_ranks
 from stages.store.machine import resolve_precision
 from stages.store.workspace import no_progress
 
@@ -90,7 +90,7 @@ def _under_torchrun(work: str, num_processes: int, threads: int) -> float:
             str(threads),
         ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        run_torchrun(program, Path(name), compute, no_progress, None, env=environment, cwd=ROOT)
+        run_ranks(program, Path(name), compute, no_progress, None, env=environment, cwd=ROOT)
         return float(json.loads(told.read_text(encoding="utf-8")))
 
 
@@ -110,7 +110,7 @@ def one_rank(work: str, told: Path, num_processes: int, threads: int) -> None:
         rate = _evaluate(
             resolve_precision(ComputeSettings(num_processes=num_processes, threads_per_process=threads))
         )
-    if int(os.environ["RANK"]) == 0:
+    if int(os.environ.get("RANK", "0")) == 0:
         told.write_text(json.dumps(rate), encoding="utf-8")
     if dist.is_initialized():
         dist.destroy_process_group()

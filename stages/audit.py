@@ -38,7 +38,6 @@ def audit(spec: PipelineSpec, results: RunResults, work: Workspace) -> Audit:
         spec.audit_compute(),
         work.progress,
         work.runtime.stage_timeout_seconds,
-        torchrun=False,
     )
     for finding in audited.warnings:
         log.warning("%s: %s: %s", finding.title, finding.verdict, finding.evidence)

@@ -2,8 +2,8 @@
 
     python -m stages evaluate --spec spec.json --input package=… --input tokenized=…
 
-The packaged script itself does it, isolated (`python -I`) and in fresh torchrun processes, so nothing of the
-training run or of this repository can leak into the score.
+The packaged script itself does it, isolated (`python -I`) and in fresh processes, so nothing of the training
+run or of this repository can leak into the score.
 """
 
 from schemas.errors import StageError

@@ -2,7 +2,7 @@
 
     python -m stages train --spec spec.json --input tokenized=…/record.json
 
-The work happens in torchrun's processes (`stages.training.worker`), also when there is only one.
+The work happens in processes of its own (`stages.training.worker`); torchrun starts several.
 """
 
 from schemas.errors import SpecError

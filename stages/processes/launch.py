@@ -1,6 +1,6 @@
-"""Run work under torchrun: a job as job.json in, its result as result.json out; both are of declared types.
+"""Run work in child processes: a job as job.json in, its result as result.json out.
 
-The processes never outlive the caller.
+Both are of declared types. The processes never outlive the caller.
 
 A child prints log lines and `@progress DONE TOTAL UNIT` lines, and leaves result.json, or error.json for an
 error that a retry cannot mend. Everything else that ends it is transient.
@@ -84,12 +84,10 @@ def launch_module(
     compute: ComputeSettings,
     progress: Progress,
     timeout: float | None,
-    torchrun: bool = True,
 ) -> ResultT:
     """Run `python -m module JOB RESULT` in `compute.num_processes` processes; returns what they left.
 
     The module reads the job, and leaves a `result_type`, by `job_of`.
-    Without `torchrun` in one process that starts at once and joins no others.
     Raises SpecError, StageError or StorageError as the child said, ChildFailedError or TimeoutError
     otherwise, and ValidationError for a result that is no `result_type`.
     """
@@ -99,11 +97,7 @@ def launch_module(
     job_path.write_text(job.model_dump_json(), encoding="utf-8")
     try:
         program = ["-m", module, str(job_path), str(result_path)]
-        environment = importing_ours(os.environ)
-        if torchrun:
-            run_torchrun(program, folder, compute, progress, timeout, env=environment)
-        else:
-            run_child([sys.executable, *program], compute, progress, timeout, env=environment)
+        run_ranks(program, folder, compute, progress, timeout, env=importing_ours(os.environ))
     except ChildFailedError:
         if error_path.exists():
             said = json.loads(error_path.read_text(encoding="utf-8"))
@@ -115,7 +109,7 @@ def launch_module(
     return result
 
 
-def run_torchrun(
+def run_ranks(
     program: Sequence[str],
     folder: Path,
     compute: ComputeSettings,
@@ -123,14 +117,18 @@ def run_torchrun(
     timeout: float | None,
     **options: Any,
 ) -> list[str]:
-    """Run `-m module …` or a script in `compute.num_processes` guarded processes of this machine, as
-    `run_child` does.
+    """Run `-m module …` or a script in `compute.num_processes` processes of this machine, as `run_child`
+    does.
 
-    They find one another through files. By itself torchrun opens a port to the whole network for that, and
-    believes what it is told there (it unpickles it). The files lie in memory, because torch waits for ever
-    when their disk is full.
+    torchrun starts several. One process starts by itself, because torchrun would load PyTorch once more.
+
+    Several find one another through files. By itself torchrun opens a port to the whole network for that,
+    and believes what it is told there (it unpickles it). The files lie in memory, because torch waits for
+    ever when their disk is full.
     """
     _check_gpus(compute)
+    if compute.num_processes == 1:
+        return run_child([sys.executable, *program], compute, progress, timeout, **options)
     meeting = _meeting_place(folder)
     environment = {
         **options.pop("env", os.environ),

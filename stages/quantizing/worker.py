@@ -1,4 +1,4 @@
-"""The process that reads a calibration text for `quantize`, started by torchrun: python -m
+"""The process that reads a calibration text for `quantize`: python -m
 stages.quantizing.worker JOB.json RESULT.json
 
 In: a `QuantizingJob`. Out: a `QuantizingOutcome`, and beside it the values of the quantized tensors as

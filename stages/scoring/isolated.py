@@ -15,7 +15,7 @@ from schemas.errors import StageError, first_line
 from schemas.evaluate import Score
 from schemas.runtime import Progress
 from schemas.settings import ComputeSettings, ScoringSettings
-from stages.processes.launch import run_torchrun
+from stages.processes.launch import run_ranks
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def score_isolated(
 
     `work_dir` holds its scratch files, which are taken away again.
 
-    Raises StageError for scores that are none; ChildFailedError or TimeoutError as `run_torchrun` does.
+    Raises StageError for scores that are none; ChildFailedError or TimeoutError as `run_ranks` does.
     """
     empty, links, scores_path = work_dir / "empty", work_dir / "val", work_dir / "scores.json"
     for folder in (empty, links):
@@ -65,7 +65,7 @@ def score_isolated(
         "--progress",
     ]
     isolated = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-    run_torchrun(command, work_dir, compute, progress, timeout, env=isolated, cwd=empty)
+    run_ranks(command, work_dir, compute, progress, timeout, env=isolated, cwd=empty)
     scores = read_scores(scores_path)
     for used in (empty, links):
         shutil.rmtree(used)

@@ -1,6 +1,4 @@
-"""One process that scores sets of weights, started by torchrun: python -m stages.scoring.worker JOB.json
-RESULT.json
-"""
+"""One process that scores sets of weights: python -m stages.scoring.worker JOB.json RESULT.json"""
 
 import time
 

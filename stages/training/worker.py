@@ -1,4 +1,4 @@
-"""One process of a training run; torchrun starts python -m stages.training.worker JOB.json RESULT.json"""
+"""One process of a training run: python -m stages.training.worker JOB.json RESULT.json"""
 
 import logging
 import resource

@@ -391,7 +391,6 @@ def test_the_audit_measures_with_the_threads_of_the_settings(
         folder: Path,
         compute: ComputeSettings,
         *rest: Any,
-        torchrun: bool,
     ) -> Audit:
         seen.append((module, compute.threads_per_process, job.spec.evaluate.compute.threads_per_process))
         return result_type(findings=(), probe_tokens=0)

@@ -154,9 +154,9 @@ RUN = """
 import sys
 from pathlib import Path
 from schemas.settings import ComputeSettings
-from stages.processes.launch import run_torchrun
+from stages.processes.launch import run_ranks
 compute = ComputeSettings(num_processes=2, threads_per_process=1)
-print(run_torchrun([sys.argv[1]], Path(sys.argv[1]).parent, compute, lambda *_: None, 120)[-1])
+print(run_ranks([sys.argv[1]], Path(sys.argv[1]).parent, compute, lambda *_: None, 120)[-1])
 """
 
 

@@ -20,7 +20,7 @@ from schemas.errors import StageError
 from schemas.evaluate import EvaluateSpec
 from schemas.files import FileRef
 from schemas.settings import ComputeSettings, ScoringSettings
-from stages.processes.launch import ChildFailedError, launch_module, run_child, run_torchrun
+from stages.processes.launch import ChildFailedError, launch_module, run_child, run_ranks
 from stages.store.workspace import no_progress
 
 ONE = ComputeSettings(threads_per_process=1)
@@ -207,7 +207,7 @@ def test_a_job_or_a_result_that_is_none_of_its_type_is_named_by_its_field(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     module = write_module(tmp_path, body)
     with pytest.raises(StageError, match=message):
-        launch_module(module, EvaluateSpec(), FileRef, tmp_path, ONE, no_progress, None, torchrun=False)
+        launch_module(module, EvaluateSpec(), FileRef, tmp_path, ONE, no_progress, None)
 
 
 def test_a_result_of_another_type_than_the_stage_asked_for_is_refused(
@@ -216,7 +216,7 @@ def test_a_result_of_another_type_than_the_stage_asked_for_is_refused(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     module = write_module(tmp_path, "with job_of(EvaluateSpec) as (job, leave): leave(job)")
     with pytest.raises(ValidationError, match="FileRef"):
-        launch_module(module, EvaluateSpec(), FileRef, tmp_path, ONE, no_progress, None, torchrun=False)
+        launch_module(module, EvaluateSpec(), FileRef, tmp_path, ONE, no_progress, None)
 
 
 def test_a_permanent_error_in_a_process_arrives_as_what_it_is(
@@ -236,9 +236,9 @@ CALLER = """
 import sys
 from schemas.settings import ComputeSettings
 from pathlib import Path
-from stages.processes.launch import run_torchrun
+from stages.processes.launch import run_ranks
 compute = ComputeSettings(num_processes=2, threads_per_process=1)
-run_torchrun(sys.argv[1:3], Path(sys.argv[2]).parent, compute, lambda *p: None, None)
+run_ranks(sys.argv[1:3], Path(sys.argv[2]).parent, compute, lambda *p: None, None)
 """
 RANK = """
 import os, sys, time
@@ -261,11 +261,15 @@ def test_ranks_die_with_the_caller_however_it_ends(tmp_path: Path, how: signal.S
     assert wait_until(lambda: not any(alive(rank) for rank in ranks))
 
 
-def test_torchrun_is_used_for_one_process_too_and_leaves_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("compute", "told"), [(ONE, "1 alone"), (TWO, "2 under torchrun")])
+def test_torchrun_starts_several_processes_and_none_leaves_a_file(
+    compute: ComputeSettings, told: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "Lager, mit = und : im Namen"
     folder.mkdir()
     (tmp_path / "rank.py").write_text(
-        "import os; print(os.environ['WORLD_SIZE'], os.environ['TORCHELASTIC_RUN_ID'] != '')"
+        "import os\nunder = 'under torchrun' if 'TORCHELASTIC_RUN_ID' in os.environ else 'alone'\n"
+        "print(os.environ.get('WORLD_SIZE', '1'), under)"
     )
-    assert run_torchrun([str(tmp_path / "rank.py")], folder, ONE, no_progress, None)[-1] == "1 True"
+    assert run_ranks([str(tmp_path / "rank.py")], folder, compute, no_progress, None)[-1] == told
     assert list(folder.iterdir()) == []
