@@ -158,7 +158,8 @@ def _check_gpus(compute: ComputeSettings) -> None:
         )
         raise SpecError(
             f"compute.device = cuda, compute.num_processes = {compute.num_processes}: each process needs a "
-            f"GPU, and {why}. Set compute.device=cpu, fewer processes, or CUDA_VISIBLE_DEVICES"
+            f"GPU, and {why}. Set compute.device=cpu (of a quantizer calibration.device), "
+            "fewer processes, or CUDA_VISIBLE_DEVICES"
         )
 
 
