@@ -3,6 +3,7 @@
 Imports neither Prefect nor torch.
 """
 
+import csv
 import difflib
 import io
 import json
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from flows.results.compared_page import write_file
@@ -140,18 +140,40 @@ def curves_table(store: Store, runs: Sequence[PipelineReport]) -> pa.Table:
     return pa.concat_tables(tables, promote_options="default")
 
 
-def write_tables(table: pa.Table, csv: Path | None, parquet: Path | None) -> None:
+def write_tables(table: pa.Table, csv_path: Path | None, parquet_path: Path | None) -> None:
     """Write the table to the files that are named.
 
-    CSV is UTF-8 with a head; an empty cell is a missing value. Raises SpecError where a file cannot be written.
+    CSV is UTF-8 with a head; an empty cell is a missing value. Raises SpecError where it cannot be written.
     """
-    writers = (("--csv", csv, pyarrow.csv.write_csv), ("--parquet", parquet, pq.write_table))
-    for option, path, write in writers:
-        if path is None:
-            continue
+    if csv_path is not None:
+        write_file(csv_path, csv_text(table), "--csv")
+    if parquet_path is not None:
         content = io.BytesIO()
-        write(table, content)
-        write_file(path, content.getvalue(), option)
+        pq.write_table(table, content)
+        write_file(parquet_path, content.getvalue(), "--parquet")
+
+
+def csv_text(table: pa.Table) -> str:
+    """The table comma-separated, with a head and a line feed after each row.
+
+    Not by pyarrow: it writes 1.0 as 1, so that readers would take a column of whole floats for integers.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.column_names)
+    columns = [map(_cell, column.to_pylist()) for column in table.columns]
+    writer.writerows(zip(*columns, strict=True))
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value)
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _best(run: PipelineReport) -> float:
