@@ -16,6 +16,7 @@ from flows.inputs.form import (
     FormValue,
     Options,
     Preset,
+    StageName,
     with_empty_fields,
     with_setting_fields,
 )
@@ -48,6 +49,7 @@ def pipeline(
     preset: Preset = "demo",
     *,
     overrides: tuple[Assignment, ...] = (),
+    again: tuple[StageName, ...] = (),
     options: Options = None,
     **fields: FormValue,
 ) -> PipelineReport:
@@ -62,10 +64,12 @@ def pipeline(
         clip_candidates: Clip ratios above 0 up to 1 that gptq_lite tries for each row, with commas, as 1.0,
             0.95, 0.9. Empty: the preset's (eleven from 1.0 to 0.7).
         overrides: Any other setting, one an entry, as dotted.name=value; `fairway describe PRESET` lists all.
+        again: Stages that are computed even if their results are stored. An equal result leaves the later
+            stages stored; another one ends the run with an error.
         options: Where and how the stages run; never changes a result.
     """
     plan, options = plan_run(preset, overrides, fields), run_options(options)
-    run = stage_runner(options, plan.label, [])
+    run = stage_runner(options, plan.label, [], again)
     spec, store = plan.spec, run.store
     tokenized = run(
         "tokenize_corpus",

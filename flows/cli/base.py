@@ -64,6 +64,10 @@ Json = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="show stack traces and Prefect's own log")]
 
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="id or name of a run, the beginning of either, or 'last'")
+]
+
 DEFAULT_STORE = Path(".fairway")
 
 

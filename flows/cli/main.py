@@ -19,7 +19,9 @@ import flows.cli.validate_seeds
 import flows.cli.store
 import flows.cli.submission
 import flows.cli.compare
-import flows.cli.show  # noqa: F401
+import flows.cli.show
+import flows.cli.runs
+import flows.cli.notes  # noqa: F401
 from flows.cli.base import app
 
 # isort: on

@@ -1,6 +1,9 @@
 """Command `fairway run`: run the whole chain."""
 
 from functools import partial
+from typing import Annotated
+
+import typer
 
 from flows.cli.base import Device, Overrides, Processes, Seed, app, option_overrides
 from flows.cli.options import TRAINING, OnDemand, PresetOption, Terminal, with_run_options
@@ -14,17 +17,22 @@ def run(
     seed: Seed = None,
     processes: Processes = None,
     device: Device = None,
+    again: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STAGE", help="compute this stage even if it is stored; may be repeated"),
+    ] = None,
     *,
     terminal: Terminal,
 ) -> None:
     """Run the whole chain. Stages whose results are stored do not run again."""
     from flows.cli.terminal import print_report, report_json
-    from flows.inputs.specs import resolve
+    from flows.inputs.specs import known_stages, resolve
     from stages.store.runs import load_report
 
     overrides = option_overrides(set_, seed, processes, device)
     resolve(preset, overrides)  # refuses bad input before anything is started
-    state = terminal.run("flows.pipeline:pipeline", preset, overrides=overrides)
+    stages = known_stages(again or (), "--again")
+    state = terminal.run("flows.pipeline:pipeline", preset, overrides=overrides, again=stages)
     store = terminal.store
     report = load_report(store, str(state.state_details.flow_run_id))
     if report is not None:

@@ -1,4 +1,4 @@
-"""Read-only commands: fairway describe | show | runs."""
+"""Read-only commands: fairway describe | show."""
 
 from typing import Annotated
 
@@ -58,16 +58,18 @@ def show(
 ) -> None:
     """Show the figures of a finished run, or the state of another run on the configured Prefect server."""
     with clear_errors(debug):
-        from flows.cli.terminal import print_report, print_server_run, report_json
+        from flows.cli.terminal import print_notes, print_report, print_server_run, report_json
         from flows.server.runs import configured_server, find_server_run, task_rows
         from schemas.errors import SpecError
+        from stages.store.notes import notes_of
         from stages.store.runs import find_run
         from stages.store.store import open_store_at
 
         root = store.expanduser().resolve()
         shared = open_store_at(store, remote) if remote else None  # a store is not made to look at it
+        place = shared.runs_root() if shared else root
         try:
-            report = find_run(shared.runs_root() if shared else root, run)
+            report = find_run(place, run)
         except SpecError:
             known = find_server_run(run) if configured_server(root) else None
             if known is None:
@@ -80,40 +82,9 @@ def show(
             return
         if shared:
             shared.bring((report.package, report.published))
+        notes = notes_of(place, [report.run_id])[report.run_id]
         if json:
-            print_json(report_json(report, root))
+            print_json(report_json(report, root) | notes.as_json())
         else:
             print_report(make_console(), report, root, techniques=True)
-
-
-@app.command()
-def runs(
-    store: StoreFolder = DEFAULT_STORE,
-    remote: RemoteStore = None,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """The finished runs in the store, and all others that the configured Prefect server knows, the newest
-    last.
-    """
-    with clear_errors(debug):
-        from flows.cli.terminal import print_runs, report_json
-        from flows.server.runs import configured_server, server_runs
-        from stages.store.runs import list_reports
-        from stages.store.store import open_store_at
-
-        root = store.expanduser().resolve()
-        shown = open_store_at(store, remote).runs_root() if remote else root
-        known = {run["run_id"]: run for run in (server_runs() if configured_server(root) else ())}
-        entries = []
-        for report in list_reports(shown):
-            figures = {key: value for key, value in report_json(report, root).items() if key != "report"}
-            state = known.pop(report.run_id, {}).get("state") or (
-                "Completed" if report.size.fits else "Failed"
-            )
-            entries.append({**figures, "started": report.created_at, "state": state})
-        entries = sorted([*entries, *known.values()], key=lambda entry: entry["started"] or "~")
-        if json:
-            print_json(entries)
-        else:
-            print_runs(make_console(), entries)
+            print_notes(make_console(), report, notes)

@@ -27,6 +27,7 @@ from schemas.errors import SpecError
 from schemas.introspect import describe_fields, find_setting, number, takes
 from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
+from schemas.stages import STAGES
 from schemas.tensor_formats import FormatRule, IntegerFormat, TensorFormat
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,8 +42,10 @@ if TYPE_CHECKING:  # mypy reads no Literal that is made
     Bits: TypeAlias = str
     BitsOrNone: TypeAlias = str
     FormatOrNone: TypeAlias = str
+    StageName: TypeAlias = str
 else:
     Preset = Literal[*PRESETS]
+    StageName = Literal[*STAGES]
     Bits = IntegerFormat
     BitsOrNone = Literal[AS_IT_IS, *get_args(Bits)]
     _TOO_COARSE = ("int2", "int3")  # for the edge blocks and the embedding

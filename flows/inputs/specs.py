@@ -3,6 +3,7 @@
 It imports neither Prefect nor torch.
 """
 
+import difflib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from schemas.pipeline import PipelineSpec
 from schemas.quantize import QuantizeSpec
 from schemas.quantizer_settings import CalibratedSettings, FittingSettings
 from schemas.runtime import RunOptions
+from schemas.stages import STAGES
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.packaging.script import as_shipped, program
 from stages.store.machine import resolve_precision
@@ -136,6 +138,15 @@ def check_quantizer(plan: Plan, tokenized: TokenizedCorpus) -> None:
             f"quantize.fit.limit_bytes = {quantizer.limit_bytes}: the script alone has {code_bytes:,} bytes; "
             "allow more, or ship it smaller with package.compressed=true"
         )
+
+
+def known_stages(names: Sequence[str], option: str) -> tuple[str, ...]:
+    """The names, each once. Raises SpecError, naming `option`, for one that is no stage."""
+    for name in names:
+        if name not in STAGES:
+            near = difflib.get_close_matches(name, STAGES, n=1, cutoff=0.4) or list(STAGES)
+            raise SpecError(f"{option} = {name}: no such stage. Did you mean {' or '.join(near)}?")
+    return tuple(dict.fromkeys(names))
 
 
 def run_options(given: RunOptions | None) -> RunOptions:

@@ -65,11 +65,14 @@ def csv_text(found: ComparedRuns, everything: bool = False) -> str:
     return text.getvalue()
 
 
-def write_file(path: Path, text: str, option: str) -> None:
-    """Write `text`, whole or not at all. Raises SpecError, naming `option`, where it cannot be written."""
+def write_file(path: Path, content: str | bytes, option: str) -> None:
+    """Write a file, whole or not at all; text as UTF-8.
+
+    Raises SpecError, naming `option`, where it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text.encode())
+        write_whole(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise SpecError(
             f"{option} = {path}: cannot be written ({error.strerror or error}). Give another path"

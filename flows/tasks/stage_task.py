@@ -6,6 +6,7 @@ retries.
 """
 
 import logging
+from collections.abc import Iterable
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,24 +55,28 @@ class StageRunner:
     outcomes: list[StageOutcome]
     store: Store
     started: datetime
+    again: frozenset[str] = frozenset()
+    """Stages that are computed even if the store has them."""
 
     def __call__(self, stage: str, spec: Any, **inputs: Schema) -> Any:
         """The stage's result. Raises what the stage raises."""
-        run_task = stage_task(stage, self.options)
-        if run_task.tags and is_made(self.store, stage, spec, inputs):
+        run_task, again = stage_task(stage, self.options), stage in self.again
+        if run_task.tags and not again and is_made(self.store, stage, spec, inputs):
             run_task = run_task.with_options(tags=[])  # nothing to compute: no reason to wait for a slot
         elif run_task.tags:
             _say_who_trains(stage)
-        state: Any = run_task(stage, spec, inputs, self.options, self.label, return_state=True)
+        state: Any = run_task(stage, spec, inputs, self.options, self.label, again, return_state=True)
         outcome = state.result(raise_on_failure=True)
         self.outcomes.append(outcome)
         return outcome.record.result
 
 
-def stage_runner(options: RunOptions, label: str, outcomes: list[StageOutcome]) -> StageRunner:
+def stage_runner(
+    options: RunOptions, label: str, outcomes: list[StageOutcome], again: Iterable[str] = ()
+) -> StageRunner:
     """The runner of a run that starts now. `outcomes` holds what came before, and gets the rest."""
     stream_logs()
-    return StageRunner(options, label, outcomes, open_store(options), datetime.now(UTC))
+    return StageRunner(options, label, outcomes, open_store(options), datetime.now(UTC), frozenset(again))
 
 
 def _say_who_trains(stage: str) -> None:
@@ -127,7 +132,7 @@ def stream_logs() -> None:
 
 
 def _run_in_task(
-    stage: str, spec: Any, inputs: dict[str, Schema], options: RunOptions, label: str
+    stage: str, spec: Any, inputs: dict[str, Schema], options: RunOptions, label: str, again: bool = False
 ) -> State[StageOutcome]:
     listener, show = stage_progress.get(), progress_artifact(stage)
 
@@ -143,13 +148,14 @@ def _run_in_task(
     assert context is not None
     _running[context.task_run.id] = copy_context()
     try:
-        outcome = run_stage(open_store(options), stage, spec, inputs, options, on_progress)
+        outcome = run_stage(open_store(options), stage, spec, inputs, options, on_progress, again)
     finally:
         del _running[context.task_run.id]
     key = outcome.record.provenance.key[:12]
     if outcome.cached:
         return Completed(name="Cached", message=f"found in the store: {key}", data=outcome)
-    return Completed(message=f"made in {outcome.seconds:.1f} s: {key}", data=outcome)
+    made = "computed again, the same result," if outcome.repeated else "made"
+    return Completed(message=f"{made} in {outcome.seconds:.1f} s: {key}", data=outcome)
 
 
 def _belongs_to_a_run(handler: APILogHandler, record: logging.LogRecord) -> bool:

@@ -139,6 +139,15 @@ def choose_run(
     )
 
 
+def named_runs(reports: Sequence[PipelineReport], found: PipelineReport, wanted: str) -> list[PipelineReport]:
+    """The runs that `wanted` means where every run of a name is meant: `found`, or all runs of its name if
+    `wanted` is the name or its beginning.
+    """
+    if wanted == LAST or found.run_id.startswith(wanted):
+        return [found]
+    return [report for report in reports if report.name == found.name]
+
+
 def require_files(store: Store, report: PipelineReport, needed: Any) -> None:
     """Raise SpecError if one of the files `needed` of an earlier run is missing or damaged."""
     for problem in store.problems(needed):

@@ -196,7 +196,7 @@ def requantize_overrides(base: list[str]) -> None:
 
 
 def test_the_pipelines_form_is_made_of_the_table() -> None:
-    asked = ["preset", *SETTINGS, "overrides", "options"]
+    asked = ["preset", *SETTINGS, "overrides", "again", "options"]
     assert list(parameter_schema(pipeline).properties) == asked
     # What is called has the fields as well, each with what stands for empty.
     called = inspect.signature(pipeline.fn).parameters
