@@ -22,7 +22,7 @@ import tomlkit
 
 from flows.inputs.ignored import as_given, refuse_ignored
 from schemas.errors import SpecError
-from schemas.introspect import SettingInfo, every_setting
+from schemas.introspect import SettingInfo, describe_fields, every_setting
 from schemas.overrides import apply_overrides, as_override
 from schemas.pipeline import PipelineSpec
 
@@ -55,7 +55,10 @@ class RunFile:
         """
         try:
             spec = apply_overrides(base, self.overrides)
-            refuse_ignored(base, spec, as_given(self.overrides))
+            as_before = {as_override(info.name, info.value) for info in describe_fields(base)}
+            # A file may list every setting: what the preset has anyway changes no key.
+            changing = [setting for setting in self.overrides if setting not in as_before]
+            refuse_ignored(base, spec, as_given(changing))
         except SpecError as error:
             raise SpecError("\n".join(map(self._located, str(error).splitlines()))) from error
         return spec

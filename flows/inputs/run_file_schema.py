@@ -42,7 +42,8 @@ def _of(child: Child) -> dict[str, Any]:
 
 
 def _value(child: Child) -> dict[str, Any]:
-    schema = _without_defaults(TypeAdapter(child.hint).json_schema())
+    given = TypeAdapter(child.hint).json_schema()
+    schema = _plain(given, given.pop("$defs", {}))
     limits = {_LIMITS[bound]: value for bound, value in child.limits}
     target = schema["items"] if schema.get("type") == "array" and limits else schema
     if not is_nullable(child.hint):
@@ -52,8 +53,12 @@ def _value(child: Child) -> dict[str, Any]:
     return {**schema, "anyOf": [*(branch | limits for branch in plain), _EMPTY]}
 
 
-def _without_defaults(schema: Any) -> Any:
-    """The preset decides what a setting is that the file leaves out."""
-    if isinstance(schema, dict):
-        return {name: _without_defaults(value) for name, value in schema.items() if name != "default"}
-    return [_without_defaults(value) for value in schema] if isinstance(schema, list) else schema
+def _plain(schema: Any, definitions: dict[str, Any]) -> Any:
+    """The schema with each definition in its place, and without defaults: the preset has those."""
+    if isinstance(schema, list):
+        return [_plain(value, definitions) for value in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _plain(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _plain(value, definitions) for name, value in schema.items() if name != "default"}

@@ -91,7 +91,8 @@ def refuse_small_text(spec: TokenizeSpec, text: SmallText, sequence_tokens: int)
     short = {
         name: texts for name, texts in parts.items() if _num_bytes(texts) < needed * _PLENTY_BYTES_PER_TOKEN
     }
-    if not short or spec.tokenizer.model_path is not None:
+    few = _num_bytes(train) < spec.tokenizer.vocab_size * _PLENTY_BYTES_PER_PIECE
+    if not (short or few) or spec.tokenizer.model_path is not None:
         return
     tokenizer = _trained(spec.tokenizer, train)
     for name, texts in short.items():
