@@ -58,7 +58,7 @@ def test_a_pattern_and_a_folder_name_the_same_files(text: str, here: Path, addre
 
 def test_several_texts_are_one_corpus(here: Path) -> None:
     books(here, ["a", "b"])
-    books(here / "more", ["c"], ".jsonl")
+    books(here / "more", ['{"text": "c"}'], ".jsonl")
     settings = text_settings(["0.txt", "more"], SMOKE, FIRST)
     assert settings[1] == 'tokenize.corpus.paths=["0.txt", "more/**/*.jsonl"]'
 
@@ -74,12 +74,7 @@ def test_a_dataset_of_the_hub(name: str) -> None:
 def test_what_is_on_this_machine_is_no_dataset(here: Path) -> None:
     """Also a name in a folder that exists: there is a typing error in it."""
     books(here / "owner", ["a"])
-    for name in ("owner/0.txt", "nowhere/book.txt", "owner/book"):
-        assert (
-            text_settings([name], SMOKE, FIRST)[0] == "tokenize.corpus.kind=files"
-            if (here / name).exists()
-            else pytest.raises(SpecError, match="matches no file")
-        )
+    assert text_settings(["owner/0.txt"], SMOKE, FIRST)[0] == "tokenize.corpus.kind=files"
     with pytest.raises(SpecError, match=r"corpus\.paths = owner/book: matches no file"):
         text_settings(["owner/book"], SMOKE)
     with pytest.raises(SpecError, match=r"corpus\.paths = nowhere/book\.txt"):
@@ -159,14 +154,14 @@ def test_text_too_small_for_validation_is_refused_with_the_smallest_size_that_wo
     here: Path, addresses: list[str]
 ) -> None:
     """That size, rounded up a little, does work."""
-    books(here, [addresses[1][:100], addresses[0]])
+    books(here, [addresses[1][:50], addresses[0]])
     with pytest.raises(SpecError) as caught:
         refuse_small_text(with_text("*.txt", *FIRST))
     message = str(caught.value)
-    assert "its validation split has 100 bytes, " in message
+    assert "its validation split has 50 bytes, " in message
     assert "a sequence needs 65" in message
     smallest = int(message.split("About ")[1].split(" bytes")[0].replace(",", ""))
-    assert 100 < smallest < 300
+    assert 50 < smallest < 300
     books(here, [addresses[1][: smallest + 20], addresses[0]])
     refuse_small_text(with_text("*.txt", *FIRST))
 
