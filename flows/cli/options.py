@@ -36,6 +36,14 @@ TRAINING = (*ANY_STAGE, "checkpoint_every_seconds")
 """Fields of RunOptions that are options of a command that trains; of one that does not, ANY_STAGE."""
 
 PresetOption = Annotated[str, typer.Option(help=PRESETS_HELP)]
+TextOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text",
+        help="your own text: a file, a folder or a pattern in quotes (may be repeated); a folder of shards; "
+        "or owner/dataset on the Hugging Face hub",
+    ),
+]
 
 
 class Terminal:
@@ -70,6 +78,13 @@ class Terminal:
     @property
     def store(self) -> Path:
         return Path(self.options.store)
+
+    @property
+    def runs_root(self) -> Path:
+        """The folder whose runs count: the store, or where the runs of the remote store are mirrored."""
+        from stages.store.store import open_store
+
+        return open_store(self.options).runs_root()
 
     def run(self, flow: str, *args: Any, **kwargs: Any) -> Any:
         """Run the flow (module:name) with `options` and the other arguments; returns the state in which it
@@ -173,9 +188,9 @@ def _option_of(field: str) -> str:
 
 def _with_presets(signature: inspect.Signature) -> inspect.Signature:
     """The signature with the presets' names in the help of an option that takes a preset."""
-    from presets import PRESETS
+    from flows.inputs.starts import preset_names
 
-    *others, last = PRESETS
+    *others, last = preset_names()
     for item in signature.parameters.values():
         for info in get_args(item.annotation):
             if isinstance(info, ParameterInfo) and info.help == PRESETS_HELP:

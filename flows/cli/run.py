@@ -6,13 +6,22 @@ from typing import Annotated
 import typer
 
 from flows.cli.base import Device, Overrides, Processes, Seed, app, option_overrides
-from flows.cli.options import TRAINING, OnDemand, PresetOption, Terminal, with_run_options
+from flows.cli.options import PRESETS_HELP, TRAINING, OnDemand, Terminal, TextOption, with_run_options
 
 
 @app.command(cls=OnDemand)
 @with_run_options(*TRAINING)
 def run(
-    preset: PresetOption = "demo",
+    file: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE]", help="a run file, as `fairway describe PRESET --toml` writes it"),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help=PRESETS_HELP, show_default="demo")] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="settings of an earlier run: its id or name, or last"),
+    ] = None,
+    text: TextOption = None,
     set_: Overrides = None,
     seed: Seed = None,
     processes: Processes = None,
@@ -25,14 +34,16 @@ def run(
     terminal: Terminal,
 ) -> None:
     """Run the whole chain. Stages whose results are stored do not run again."""
+    from flows.cli.chosen import chosen_plan, start_of_run
     from flows.cli.terminal import print_report, report_json
-    from flows.inputs.specs import known_stages, resolve
+    from flows.inputs.specs import as_overrides, known_stages
     from stages.store.runs import load_report
 
-    overrides = option_overrides(set_, seed, processes, device)
-    resolve(preset, overrides)  # refuses bad input before anything is started
+    # All of it refuses bad input before anything is started.
+    start = start_of_run(file or [], preset, like, lambda: terminal.runs_root)
+    plan = chosen_plan(start, option_overrides(set_, seed, processes, device), text)
     stages = known_stages(again or (), "--again")
-    state = terminal.run("flows.pipeline:pipeline", preset, overrides=overrides, again=stages)
+    state = terminal.run("flows.pipeline:pipeline", plan.preset, overrides=as_overrides(plan), again=stages)
     store = terminal.store
     report = load_report(store, str(state.state_details.flow_run_id))
     if report is not None:

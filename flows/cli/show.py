@@ -20,26 +20,35 @@ from flows.cli.base import (
     option_overrides,
     print_json,
 )
-from flows.cli.options import PRESETS_HELP, OnDemand
+from flows.cli.options import PRESETS_HELP, OnDemand, TextOption
 
 
 @app.command(cls=OnDemand)
 def describe(
     preset: Annotated[str, typer.Argument(help=PRESETS_HELP)],
+    text: TextOption = None,
     set_: Overrides = None,
     seed: Seed = None,
     processes: Processes = None,
     device: Device = None,
+    toml: Annotated[bool, typer.Option("--toml", help="write a run file, for `fairway run FILE`")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the settings of a preset with units, the parameters by part, tokens, steps and estimated bytes."""
+    """List the settings of a preset or run file with units, the parameters by part, tokens, steps and
+    estimated bytes.
+    """
     with clear_errors(debug):
+        from flows.cli.chosen import chosen_plan, start_of_either
         from flows.cli.description import describe_spec, print_description
-        from flows.inputs.specs import resolve, run_label
+        from flows.inputs.specs import run_file_of
 
-        spec = resolve(preset, option_overrides(set_, seed, processes, device))
-        description = describe_spec(preset, run_label(preset, spec), spec)
+        plan = chosen_plan(start_of_either(preset), option_overrides(set_, seed, processes, device), text)
+        if toml:
+            about = f"The run {plan.label}. Remove the # of a setting to change it, then: fairway run FILE"
+            typer.echo(run_file_of(plan, about, with_others=True), nl=False)
+            return
+        description = describe_spec(plan.preset, plan.label, plan.spec)
         if json:
             print_json(description)
         else:

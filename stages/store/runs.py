@@ -17,11 +17,13 @@ from schemas.files import StageRecord
 from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.stages import STAGES
 from stages.core.checksummed import read_checksummed, write_checksummed
+from stages.core.whole_files import write_whole
 from stages.store.store import Store
 
 log = logging.getLogger(__name__)
 
 REPORT_NAME = "report.json"
+RUN_FILE_NAME = "run.toml"
 LAST = "last"
 FIGURE_STAGES = ("tokenize_corpus", "train", "merge", "quantize", "evaluate")
 """The stages whose code decides a run's scores."""
@@ -36,6 +38,17 @@ def save_report(store: Path, report: PipelineReport) -> Path:
     path = folder / REPORT_NAME
     write_checksummed(path, report.model_dump_json(indent=1).encode())
     return path
+
+
+def save_run_file(store: Path, report: PipelineReport, text: str) -> None:
+    """Write the text that repeats the run beside its report and its page, and beside the folder `package`,
+    whose bytes count.
+
+    Several runs may have one package: the last one's file stays there. Raises OSError.
+    """
+    page, package = store / report.published.html.path, store / report.package.folder
+    for folder in (store / "runs" / report.run_id, page.parent, package.parent):
+        write_whole(folder / RUN_FILE_NAME, text.encode())
 
 
 def load_report(store: Path, run_id: str) -> PipelineReport | None:

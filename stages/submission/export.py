@@ -22,6 +22,7 @@ from schemas.submission import (
     SeedResult,
     SubmissionInfo,
 )
+from stages.store.runs import RUN_FILE_NAME
 from stages.store.store import Store
 from stages.submission.rules import check_folder
 from stages.submission.texts import log_name, readme, requirements, train_log
@@ -86,6 +87,9 @@ def _write_folder(
     shutil.copyfile(store.fetch(main.package.blob), folder / BLOB_NAME)
     (folder / INFO_NAME).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (folder / REQUIREMENTS_NAME).write_text(requirements(), encoding="utf-8")
+    run_file = store.root / "runs" / main.run_id / RUN_FILE_NAME
+    if run_file.exists():  # not of an earlier version's run, nor of another machine's
+        shutil.copyfile(run_file, folder / RUN_FILE_NAME)
     for report in reports:
         store.fetch(report.trained.metrics)
         text = train_log(report, store.root)

@@ -181,6 +181,7 @@ def test_the_folder_has_the_official_shape_and_its_figures_are_the_records(
         "README.md",
         "model.fwz",
         "requirements.txt",
+        "run.toml",
         "submission.json",
         "train_gpt.py",
         "train_seed1337.log",
