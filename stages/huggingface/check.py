@@ -5,6 +5,7 @@ Shape legend: B rows, T tokens, V vocabulary.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,14 +25,26 @@ from stages.core.model import GPT
 from stages.core.shards import BOS_ID
 
 READER = Path(__file__).with_name("reader.py")
+PYTHON_VARIABLE = "FAIRWAY_TRANSFORMERS_PYTHON"
 _SECONDS = 600
 _ERROR_LINES = 12
 
 
-def require_transformers() -> None:
-    """Raise SpecError with the install command if a package is missing that the check needs."""
+def transformers_python() -> str:
+    """The interpreter that has Transformers: FAIRWAY_TRANSFORMERS_PYTHON, else this one.
+
+    Raises SpecError with the install command if it lacks a package that the check needs.
+    """
+    if python := os.environ.get(PYTHON_VARIABLE):
+        if shutil.which(python) is None:
+            raise SpecError(f"{PYTHON_VARIABLE} = {python}: is no program. Name a Python interpreter")
+        return python
     if missing := [name for name in TRANSFORMERS_PACKAGES if find_spec(name) is None]:
-        raise SpecError(f"--check: {', '.join(missing)} is not installed. Install it: {INSTALL_COMMAND}")
+        raise SpecError(
+            f"--check: {', '.join(missing)} is not installed. Install it: {INSTALL_COMMAND}. Or name an "
+            f"interpreter that has it in {PYTHON_VARIABLE}"
+        )
+    return sys.executable
 
 
 def check_folder(
@@ -40,7 +53,7 @@ def check_folder(
     pieces: SentencePieceProcessor,
     ids: Tensor,
     texts: Sequence[str],
-    python: str = sys.executable,
+    python: str,
 ) -> FolderCheck:
     """Compare the folder with `model` on `ids` (B, T) and with `pieces` on `texts`.
 

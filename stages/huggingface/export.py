@@ -36,7 +36,7 @@ from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.shards import BOS_ID
 from stages.huggingface.card import model_card
-from stages.huggingface.check import check_folder, require_transformers
+from stages.huggingface.check import check_folder, transformers_python
 from stages.packaging.bundle import bundle, imported_packages
 from stages.sampling.of_run import model_of_run, tokenizer_of_run
 from stages.store.runs import find_run, require_files
@@ -68,8 +68,7 @@ def export_hf(
     dequantized. With `check` Transformers loads the folder before it gets its name. Raises SpecError for an
     unknown run, one whose files are gone, and an `out` in use; StageError as `check_folder` does.
     """
-    if check:
-        require_transformers()
+    python = transformers_python() if check else None
     report = find_run(store.runs_root(), run)
     out = out.expanduser().resolve() if out else store.root / "huggingface" / f"{report.name}-{weights}"
     refuse_used(out)
@@ -79,8 +78,10 @@ def export_hf(
     with whole_folder(out) as folder:
         write_model(folder, model, pieces, tokenizer, context)
         (folder / README_NAME).write_text(model_card(store, report, weights), encoding="utf-8")
-        ids, texts = _validation_text(store, report, pieces, context) if check else (None, [])
-        checked = None if ids is None else check_folder(folder, model, pieces, ids, texts)
+        checked = None
+        if python is not None:
+            ids, texts = _validation_text(store, report, pieces, context)
+            checked = check_folder(folder, model, pieces, ids, texts, python)
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     log.info("%s: %s bytes in %d files", out, f"{sum(files.values()):,}", len(files))
     return HuggingFaceFolder(

@@ -83,7 +83,9 @@ def test_people_see_where_the_folder_is_and_what_reads_it(
 def test_the_check_reads_validation_text(
     smoke_run: Any, smoke_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look(folder: Path, model: Any, pieces: Any, ids: Tensor, texts: list[str]) -> FolderCheck:
+    def look(
+        folder: Path, model: Any, pieces: Any, ids: Tensor, texts: list[str], python: str
+    ) -> FolderCheck:
         assert ids.shape == (export.CHECKED_ROWS, 64)
         assert ids[0, 0] == 1
         assert texts == [pieces.decode(row) for row in ids.tolist()]
@@ -91,7 +93,7 @@ def test_the_check_reads_validation_text(
             assert model.hidden(ids).isfinite().all()
         return FolderCheck(transformers="5.0", num_tokens=ids.numel(), largest_difference=2e-7)
 
-    monkeypatch.setattr(export, "require_transformers", lambda: None)
+    monkeypatch.setattr(export, "transformers_python", lambda: "python")
     monkeypatch.setattr(export, "check_folder", look)
     shown = fairway("export-hf", "--check", "--out", tmp_path / "made", "--store", smoke_store).stdout
     assert "Transformers 5.0: ids equal, logits differ by 2.0e-07 at most, on 256 validation tokens" in shown

@@ -1,10 +1,7 @@
 """Models of every form in an exported folder, and the interpreter that has Transformers."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,11 +12,11 @@ from sentencepiece import SentencePieceProcessor
 from torch import nn
 
 from presets import load_preset
-from schemas.huggingface import TRANSFORMERS_PACKAGES
+from schemas.errors import SpecError
 from schemas.settings import ModelSettings
 from schemas.tokenize_corpus import TokenizerSpec
 from stages.core.model import GPT
-from stages.huggingface import export
+from stages.huggingface import check, export
 from stages.huggingface.export import remote_code, write_model
 from stages.tokenization.tokenizer import train_tokenizer
 from tests.stages.core.test_model_forms import FORMS, PLAIN, make
@@ -116,11 +113,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def transformers_python() -> str:
-    """An interpreter that has Transformers: FAIRWAY_TRANSFORMERS_PYTHON, or this one."""
-    if python := os.environ.get("FAIRWAY_TRANSFORMERS_PYTHON"):
-        subprocess.run([python, "-c", f"import {', '.join(TRANSFORMERS_PACKAGES)}"], check=True)
-        return python
-    if missing := [name for name in TRANSFORMERS_PACKAGES if find_spec(name) is None]:
-        pytest.skip(f"{', '.join(missing)} is not installed, and FAIRWAY_TRANSFORMERS_PYTHON names no other")
-    return sys.executable
+def python_with_it() -> str:
+    """An interpreter that has Transformers."""
+    try:
+        return check.transformers_python()
+    except SpecError as error:
+        pytest.skip(str(error))

@@ -6,6 +6,7 @@ names an interpreter that has torch, transformers and sentencepiece.
 """
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from schemas.tokenize_corpus import SotuCorpus, TokenizerSpec
 from stages.core.model import GPT
 from stages.corpora.sotu import locate
 from stages.huggingface import check
-from stages.huggingface.check import check_folder, require_transformers
+from stages.huggingface.check import check_folder, transformers_python
 from stages.huggingface.export import write_model
 from stages.store.hashing import FileHashes
 from stages.tokenization.tokenizer import train_tokenizer
@@ -31,9 +32,20 @@ TEXTS = ("We the people", "", " two  spaces ", "<s> is a word, </s> too", "naïv
 
 
 def test_without_transformers_the_install_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FAIRWAY_TRANSFORMERS_PYTHON", raising=False)
     monkeypatch.setattr(check, "find_spec", lambda name: None if name == "transformers" else object())
     with pytest.raises(SpecError, match=r"transformers is not installed.*pip install torch transformers"):
-        require_transformers()
+        transformers_python()
+    monkeypatch.setattr(check, "find_spec", lambda name: object())
+    assert transformers_python() == sys.executable
+
+
+def test_another_interpreter_may_have_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRWAY_TRANSFORMERS_PYTHON", sys.executable)
+    assert transformers_python() == sys.executable
+    monkeypatch.setenv("FAIRWAY_TRANSFORMERS_PYTHON", "/nowhere/python")
+    with pytest.raises(SpecError, match="FAIRWAY_TRANSFORMERS_PYTHON = /nowhere/python: is no program"):
+        transformers_python()
 
 
 @pytest.mark.slow
@@ -41,30 +53,30 @@ def test_without_transformers_the_install_command_is_named(monkeypatch: pytest.M
     "name", ["smoke", "record", "reference", "winner", "all, one lane", "all, two lanes"]
 )
 def test_logits_ids_and_generated_tokens_are_those_of_the_run(
-    name: str, write: Write, tokenizer_file: Path, transformers_python: str
+    name: str, write: Write, tokenizer_file: Path, python_with_it: str
 ) -> None:
     folder, model = write(name)
     pieces = SentencePieceProcessor(model_file=str(tokenizer_file))
-    found = check_folder(folder, model, pieces, IDS, TEXTS, transformers_python)
+    found = check_folder(folder, model, pieces, IDS, TEXTS, python_with_it)
     assert found.largest_difference <= 1e-5
     assert found.num_tokens == IDS.numel()
 
 
 @pytest.mark.slow
-def test_other_weights_are_found(write: Write, tokenizer_file: Path, transformers_python: str) -> None:
+def test_other_weights_are_found(write: Write, tokenizer_file: Path, python_with_it: str) -> None:
     folder, model = write("smoke")
     pieces = SentencePieceProcessor(model_file=str(tokenizer_file))
     with torch.no_grad():
         model.blocks[0].mlp.up.weight[0] += 0.1
     with pytest.raises(StageError, match="a logit differs by"):
-        check_folder(folder, model, pieces, IDS, (), transformers_python)
+        check_folder(folder, model, pieces, IDS, (), python_with_it)
     (folder / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(StageError, match="Transformers cannot read it"):
-        check_folder(folder, model, pieces, IDS, (), transformers_python)
+        check_folder(folder, model, pieces, IDS, (), python_with_it)
 
 
 @pytest.mark.slow
-def test_the_ids_of_all_237_addresses_are_sentencepieces(tmp_path: Path, transformers_python: str) -> None:
+def test_the_ids_of_all_237_addresses_are_sentencepieces(tmp_path: Path, python_with_it: str) -> None:
     files = locate(SotuCorpus(), FileHashes(None)).files
     texts = [Path(file.path).read_text(encoding="utf-8") for file in files]
     assert len(texts) == 237
@@ -74,7 +86,7 @@ def test_the_ids_of_all_237_addresses_are_sentencepieces(tmp_path: Path, transfo
     folder.mkdir()
     model = make(MODELS["smoke"])
     write_model(folder, model, pieces, path, CONTEXT)
-    check_folder(folder, model, pieces, IDS, texts, transformers_python)
+    check_folder(folder, model, pieces, IDS, texts, python_with_it)
 
 
 SAVE_AND_READ = """
@@ -108,12 +120,12 @@ assert fresh(ids).logits.isfinite().all()
 
 @pytest.mark.slow
 def test_a_saved_copy_a_batch_bfloat16_and_a_fresh_model_work(
-    write: Write, tmp_path: Path, transformers_python: str
+    write: Write, tmp_path: Path, python_with_it: str
 ) -> None:
     folder, _ = write("winner")
     environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": ""}
     done = subprocess.run(
-        [transformers_python, "-P", "-c", SAVE_AND_READ, str(folder)],
+        [python_with_it, "-P", "-c", SAVE_AND_READ, str(folder)],
         env=environment,
         capture_output=True,
         text=True,
