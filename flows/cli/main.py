@@ -19,6 +19,7 @@ import flows.cli.up
 import flows.cli.validate_seeds
 import flows.cli.store
 import flows.cli.submission
+import flows.cli.export_hf
 import flows.cli.compare
 import flows.cli.show
 import flows.cli.runs

@@ -1,7 +1,6 @@
 """Export: write a finished run as a submission folder in the official form (`fairway export RUN`)."""
 
 import logging
-import os
 import shutil
 import statistics
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from schemas.submission import (
 )
 from stages.store.runs import RUN_FILE_NAME
 from stages.store.store import Store
+from stages.store.whole_folder import refuse_used, whole_folder
 from stages.submission.rules import check_folder
 from stages.submission.texts import log_name, readme, requirements, train_log
 
@@ -46,8 +46,7 @@ def export_submission(store: Store, reports: Sequence[PipelineReport], about: Ab
     contradicts itself.
     """
     main = reports[0]
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SpecError(f"--out = {out}: is there already. Give another folder, or remove it")
+    refuse_used(out)
     needed = [main.package, *(report.trained.metrics for report in reports)]
     for problem in store.problems(needed):
         raise SpecError(
@@ -55,16 +54,8 @@ def export_submission(store: Store, reports: Sequence[PipelineReport], about: Ab
             "missing is made again"
         )
     info = _info(reports, about)
-    building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
+    with whole_folder(out) as building:
         rules = _write_folder(building, store, reports, info)
-        if out.exists():
-            out.rmdir()
-        os.rename(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     log.info(
         "%s: %s bytes, %d of %d rules pass",
         out,
