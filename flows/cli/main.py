@@ -12,6 +12,7 @@ import typer
 import flows.cli.ablate
 import flows.cli.frontier
 import flows.cli.run
+import flows.cli.plan
 import flows.cli.requantize
 import flows.cli.sample
 import flows.cli.up

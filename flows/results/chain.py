@@ -62,9 +62,7 @@ def _next_stage(
     spec = _spec_of(plan, stage, before)
     if unknown := [name for name in stage.inputs if name not in results]:
         makers = [maker for maker in before if result_name(maker) in unknown]
-        return NextStage(
-            stage, spec, None, None, (f"runs after {makers[-1]}, unless that gives the same result",)
-        )
+        return NextStage(stage, spec, None, None, (f"{makers[-1]} runs, and its result is not known yet",))
     inputs = {name: results[name] for name in stage.inputs}
     key = stage_key(stage, spec, inputs)
     if (record := store.find(stage, key)) is not None:

@@ -16,7 +16,7 @@ def plan_table(plan: RunPlan) -> Table:
         (*COLUMNS, *(["cost"] if priced else [])),
         tuple(rows),
         COLUMNS[:2] + COLUMNS[3:4],
-        tuple("off" if stage.cached else "" for stage in plan.stages) + ("",),
+        (*("off" if stage.cached else "" for stage in plan.stages), ""),
     )
 
 
@@ -28,7 +28,7 @@ def plan_summary(plan: RunPlan) -> str:
 
 def _cells(stage: PlannedStage) -> tuple[str, ...]:
     why = "stored" if stage.cached else "; ".join(stage.reasons)
-    by = "" if stage.cached else f"{stage.source}: {stage.details}"
+    by = "" if stage.cached else f"{stage.source}: {stage.details}".removeprefix("unknown: ")
     return (
         stage.stage,
         why,

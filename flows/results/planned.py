@@ -27,7 +27,7 @@ PROBED_TEXT_BYTES = 64 * 2**20
 """A probe tokenizes a text up to this size for good: the run then finds the tokens in the store."""
 _OF_STEPS, _OF_MODEL = {"train", "merge", "evaluate"}, {"quantize", "audit"}
 _STORED = Estimate(0.0, "stored", "")
-_UNKNOWN = Estimate(None, "unknown", "no earlier run on this kind of machine; --probe measures it")
+_UNKNOWN = Estimate(None, "unknown", "--probe measures it")
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,9 @@ def _estimate(
         return measured
     work = work_of(stage.name, spec, size)
     earlier = [
-        (
-            result.record,
-            work_of(
-                stage.name,
-                result.run.spec,
-                counted_size(result.run.tokenized),
-                result.run.trained.tokens_seen,
-            ),
-        )
-        for result in earlier_results(store, reports, stage)
+        (found.record, work_of(stage.name, run.spec, counted_size(run.tokenized), run.trained.tokens_seen))
+        for found in earlier_results(store, reports, stage)
+        for run in (found.run,)
     ]
     machine = this_machine(stage.compute(item.spec))
     if (found := by_earlier_results(stage.name, item.spec, machine, work, earlier)) is not None:

@@ -18,7 +18,7 @@ class StepProbeJob(Schema):
 
 
 class StepProbe(Schema):
-    """Seconds that do not depend on the text. `inside_seconds`: all that the process did after its imports."""
+    """What was measured. `inside_seconds`: all that the process did after its imports."""
 
     inside_seconds: NonNegativeFloat
     warmup_seconds: NonNegativeFloat

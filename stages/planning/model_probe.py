@@ -6,6 +6,8 @@ share of its weights.
 
 import resource
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,13 +25,13 @@ from stages.core.quantizers.quantized import QuantizedModel
 from stages.planning.job import ModelProbe, ModelProbeJob
 from stages.processes.launch import job_of
 
+T = TypeVar("T")
+
 PART_PARAMETERS = 2_000_000
 PREDICTED_TOKENS = 4_096
 TYPICAL_FIT_TRIES = 6
 _COMPRESSIONS = 2.0
-"""Times that the stage compresses all weights one after another: the blob, plain rounding and each tensor alone,
-on two threads.
-"""
+"""Times that the stage compresses all weights: blob, plain rounding and each tensor, on two threads."""
 
 
 def main() -> None:
@@ -67,7 +69,7 @@ def _part(model: GPT) -> tuple[dict[str, Tensor], float]:
 def _quantize(job: ModelProbeJob, model: GPT) -> float:
     """Seconds of the whole model: plain rounding, the method itself, and compression."""
     part, times_larger = _part(model)
-    plain, plain_seconds = _timed(lambda: quantize_state(part, changed_to(RoundToNearest, job.quantizer)))
+    _, plain_seconds = _timed(lambda: quantize_state(part, changed_to(RoundToNearest, job.quantizer)))
     fixed = 0.0
     if isinstance(job.quantizer, CalibratedSettings):
         fixed, chosen, seconds = _by_text(job, model, part)
@@ -106,7 +108,8 @@ def _predict(job: ModelProbeJob, model: GPT) -> float:
     return seconds / ids.numel()
 
 
-def _timed(work):  # type: ignore[no-untyped-def]
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What `work` returns, and its seconds."""
     began = time.perf_counter()
     result = work()
     return result, time.perf_counter() - began

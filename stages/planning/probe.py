@@ -8,7 +8,6 @@ import numpy as np
 
 from schemas.pipeline import PipelineSpec
 from schemas.quantize import QuantizeSpec, quantize_compute
-from schemas.settings import ComputeSettings
 from stages.core.shards import BOS_ID, ShardWriter
 from stages.planning.job import ModelProbe, ModelProbeJob, Probed, StepProbe, StepProbeJob
 from stages.processes.launch import launch_module
@@ -42,14 +41,6 @@ def probe(
     return Probed(start_seconds=max(0.0, spent) / (int(steps) + int(model)), steps=of_steps, model=of_model)
 
 
-def same_place(one: ComputeSettings, other: ComputeSettings) -> bool:
-    """Whether one probe measures both: the same device, processes, threads and precision."""
-    return all(
-        getattr(one, name) == getattr(other, name)
-        for name in ("device", "num_processes", "threads_per_process", "precision")
-    )
-
-
 def _probe_steps(spec: PipelineSpec, place: Path, timeout: float | None) -> StepProbe:
     tokens = np.random.default_rng(0).integers(BOS_ID + 1, spec.train.model.vocab_size, _SHARD_TOKENS)
     tokens[::_DOCUMENT_TOKENS] = BOS_ID
@@ -66,12 +57,5 @@ def _probe_model(
 ) -> ModelProbe:
     length = spec.merge.scoring.sequence_length
     job = ModelProbeJob(model=spec.train.model, quantizer=quantizer, sequence_length=length)
-    return launch_module(
-        "stages.planning.model_probe",
-        job,
-        ModelProbe,
-        place,
-        quantize_compute(quantizer),
-        no_progress,
-        timeout,
-    )
+    module, compute = "stages.planning.model_probe", quantize_compute(quantizer)
+    return launch_module(module, job, ModelProbe, place, compute, no_progress, timeout)

@@ -1,6 +1,7 @@
 """A few real steps of training and a few batches of scoring: python -m stages.planning.step_probe JOB RESULT
 
-Loss and text do not matter for speed, so the tokens are random. The first step and the first batch do not count.
+Loss and text do not matter for speed, so the tokens are random. The first step and the first batch do not
+count.
 """
 
 import resource
