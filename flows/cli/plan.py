@@ -33,7 +33,7 @@ def plan(
     """Show what a run would do: stages that are stored and why others run, seconds, memory, disk, money."""
     from flows.cli.terminal import print_plan
     from flows.inputs.specs import plan_run
-    from flows.results.planned import Asked, plan_of_run
+    from flows.planning.run_plan import Asked, plan_of_run
     from stages.store.store import open_store
 
     wanted = plan_run(preset, option_overrides(set_, seed, processes, device))

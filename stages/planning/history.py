@@ -4,6 +4,7 @@ Only what lies on this machine counts: seconds of other machines do not compare.
 """
 
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def newest_reports(root: Path) -> list[PipelineReport]:
     return reports
 
 
-def earlier_results(store: Store, reports: list[PipelineReport], stage: Stage) -> list[EarlierResult]:
+def earlier_results(store: Store, reports: Sequence[PipelineReport], stage: Stage) -> list[EarlierResult]:
     """What the runs of `reports` used of the stage, each result once, in their order."""
     found: dict[str, EarlierResult] = {}
     for report in reports:
@@ -76,7 +77,7 @@ def _read(stage: Stage, path: Path) -> StageRecord | None:
         return None
 
 
-def _newest(paths) -> list[Path]:  # type: ignore[no-untyped-def]
+def _newest(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=_written, reverse=True)[:MOST_RECORDS]
 
 

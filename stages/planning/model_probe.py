@@ -36,22 +36,25 @@ _COMPRESSIONS = 2.0
 
 def main() -> None:
     with job_of(ModelProbeJob) as (job, leave):
-        began = time.perf_counter()
         compute_with(quantize_compute(job.quantizer).threads_per_process, deterministic=True)
-        model = GPT(job.model)
-        model.init_weights(0)
-        for param in model.parameters():
-            if not param.any():  # output matrices begin at 0, which no quantizer meets later
-                torch.nn.init.normal_(param, std=0.02)
-        quantize_seconds = _quantize(job, model)
-        leave(
-            ModelProbe(
-                quantize_seconds=quantize_seconds,
-                token_seconds=_predict(job, model),
-                inside_seconds=time.perf_counter() - began,
-                peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-            )
-        )
+        leave(measure_model(job))
+
+
+def measure_model(job: ModelProbeJob) -> ModelProbe:
+    """Measured with the threads of this process. Raises as the quantizers do."""
+    began = time.perf_counter()
+    model = GPT(job.model)
+    model.init_weights(0)
+    for param in model.parameters():
+        if not param.any():  # output matrices begin at 0, which no quantizer meets later
+            torch.nn.init.normal_(param, std=0.02)
+    quantize_seconds, token_seconds = _quantize(job, model), _predict(job, model)
+    return ModelProbe(
+        quantize_seconds=quantize_seconds,
+        token_seconds=token_seconds,
+        inside_seconds=time.perf_counter() - began,
+        peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    )
 
 
 def _part(model: GPT) -> tuple[dict[str, Tensor], float]:

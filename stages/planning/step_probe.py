@@ -4,6 +4,7 @@ Loss and text do not matter for speed, so the tokens are random. The first step 
 count.
 """
 
+import os
 import resource
 import time
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from schemas.errors import StageError
-from schemas.settings import ScoringSettings, TrainSettings
+from schemas.settings import TrainSettings
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.distributed import compute_dtype
 from stages.core.loader import TokenStream
@@ -42,36 +43,38 @@ class _FirstTokens(TokenStream):
 
 def main() -> None:
     with job_of(StepProbeJob) as (job, leave):
-        began = time.perf_counter()
-        try:
-            trainer, steps, step_seconds, warmup_seconds = _train(job)
-        except ValueError as error:  # the settings do not fit this machine
-            raise StageError(str(error)) from error
-        peak = (
-            torch.cuda.max_memory_allocated()
-            if job.train.compute.device == "cuda"
-            else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        )
-        windows = {stride: _score(trainer, job, stride) for stride in _strides(job.scoring)}
-        if trainer.rank == 0:
-            leave(
-                StepProbe(
-                    inside_seconds=time.perf_counter() - began,
-                    warmup_seconds=warmup_seconds,
-                    steps=steps,
-                    step_seconds=step_seconds,
-                    peak_bytes=peak,
-                    window_seconds=windows[job.scoring.sequence_length],
-                    sliding_window_seconds=windows.get(job.scoring.stride),
-                )
-            )
+        measured = measure_steps(job)
+        if os.environ.get("RANK", "0") == "0":
+            leave(measured)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
-def _strides(scoring: ScoringSettings) -> list[int]:
-    return [stride for stride in (scoring.sequence_length, scoring.stride) if stride]
+def measure_steps(job: StepProbeJob) -> StepProbe:
+    """Every process calls this; what the first one returns counts. Raises StageError as training does."""
+    began = time.perf_counter()
+    try:
+        trainer, steps, step_seconds, warmup_seconds = _train(job)
+    except ValueError as error:  # the settings do not fit this machine
+        raise StageError(str(error)) from error
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if job.train.compute.device == "cuda"
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
+    scoring = job.scoring
+    strides = [stride for stride in (scoring.sequence_length, scoring.stride) if stride]
+    windows = {stride: _score(trainer, job, stride) for stride in strides}
+    return StepProbe(
+        inside_seconds=time.perf_counter() - began,
+        warmup_seconds=warmup_seconds,
+        steps=steps,
+        step_seconds=step_seconds,
+        peak_bytes=peak,
+        window_seconds=windows[scoring.sequence_length],
+        sliding_window_seconds=windows.get(scoring.stride),
+    )
 
 
 def _train(job: StepProbeJob) -> tuple[Trainer, int, float, float]:

@@ -87,8 +87,14 @@ def _why(store: Store, stage: Stage, key: str, spec: Any, inputs: Mapping[str, S
     if store.folder(stage, key).exists():
         return (DAMAGED,)
     now = parts_now(stage, spec, inputs)
-    found = [reasons(parts_of_record(stage, record), now) for record in newest_records(store.root, stage)]
+    found: list[list[str]] = [
+        reasons(parts_of_record(stage, record), now) for record in newest_records(store.root, stage)
+    ]
     if not found:
         return (NEVER_RUN,)
     told = "figures of inputs" if stage.reads else "another version of Fairway's keys"
-    return tuple(min(found, key=len)) or (told,)
+    return tuple(min(found, key=_length)) or (told,)
+
+
+def _length(why: list[str]) -> int:
+    return len(why)

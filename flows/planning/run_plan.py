@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flows.inputs.specs import Plan
-from flows.results.chain import NextStage, next_stages
-from flows.results.needs import Need, Needs, warnings_of
+from flows.planning.chain import NextStage, next_stages
+from flows.planning.needs import Need, Needs, warnings_of
 from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.plan import PlannedStage, RunPlan
 from schemas.runtime import RunOptions
