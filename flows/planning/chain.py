@@ -87,14 +87,10 @@ def _why(store: Store, stage: Stage, key: str, spec: Any, inputs: Mapping[str, S
     if store.folder(stage, key).exists():
         return (DAMAGED,)
     now = parts_now(stage, spec, inputs)
-    found: list[list[str]] = [
-        reasons(parts_of_record(stage, record), now) for record in newest_records(store.root, stage)
-    ]
+    earlier = (parts_of_record(stage, record) for record in newest_records(store.root, stage))
+    found = [reasons(before, now) for before in earlier]
     if not found:
         return (NEVER_RUN,)
     told = "figures of inputs" if stage.reads else "another version of Fairway's keys"
-    return tuple(min(found, key=_length)) or (told,)
-
-
-def _length(why: list[str]) -> int:
-    return len(why)
+    nearest: list[str] = min(found, key=len)
+    return tuple(nearest) or (told,)
