@@ -17,7 +17,7 @@ from stages.planning.counts import count_parameters, scored_tokens, scoring_oper
 _BYTES_A_TOKEN = 0.27
 """Bytes of text a token for each bit of the vocabulary: 2.7 for 1,024 pieces of English."""
 _ASSUMED_VAL_SHARE = 0.05
-_GAP_PASSES, _PROBE_PASSES, _PROBE_TOKENS = 9, 16, 4_096
+_GAP_PASSES, _PROBE_PASSES, _PROBE_TOKENS = 9, 48, 4_096
 _WRITTEN_TOKENS = 2 * 48 * 3 * 64
 """Tokens that both models read for the texts in the report: steps, texts, and their mean length."""
 
