@@ -26,7 +26,8 @@ def test_a_smaller_gpu_gets_the_micro_batch_that_fits(tmp_path: Path) -> None:
     setting = next(word for word in warning.split() if word.startswith("train.data.micro_batch_sequences="))
     smaller = apply_overrides(plan.spec, [setting]).train
     assert training_memory(smaller).peak(micro_batch(smaller)) <= USABLE * 12 * GIB
-    assert not [line for line in _warnings(plan_run("record", [setting]), tmp_path, 12 * GIB) if "train" in line]
+    smaller_run = _warnings(plan_run("record", [setting]), tmp_path, 12 * GIB)
+    assert not [line for line in smaller_run if line.startswith("train")]
 
 
 def test_a_gpu_for_which_one_sequence_is_too_much_gets_another_remedy(tmp_path: Path) -> None:
@@ -46,7 +47,7 @@ def test_a_run_that_fits_is_not_warned_of(tmp_path: Path) -> None:
 def test_main_memory_and_disk_are_compared_with_what_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.planning.needs.free_main_memory", lambda: 600 * 2**20)
+    monkeypatch.setattr("flows.planning.needs.free_main_memory", lambda: 700 * 2**20)
     monkeypatch.setattr("flows.planning.needs.free_disk", lambda folder: 1000)
     warnings = _warnings(plan_run("demo", []), tmp_path, None)
     assert any(line.startswith("train") and "micro_batch_sequences=" in line for line in warnings)

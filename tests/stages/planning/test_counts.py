@@ -39,14 +39,16 @@ def test_parameters_are_those_of_the_real_model(preset: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_so_are_those_of_every_form_of_the_model(form: dict[str, Any]) -> None:
-    model = replace(ModelSettings(vocab_size=64, model_dim=64, mlp_hidden=96), **form)
+    model = replace(ModelSettings(vocab_size=64, model_dim=128, mlp_hidden=96), **form)
     assert count_parameters(model).total == _real(model)
 
 
 def test_a_loop_takes_operations_and_no_parameters() -> None:
     plain = ModelSettings()
     looped = replace(plain, loop_passes=3)
-    assert operations_a_token(looped, 2048) == pytest.approx(17 / 11 * operations_a_token(plain, 2048), rel=0.01)
+    assert operations_a_token(looped, 2048) == pytest.approx(
+        17 / 11 * operations_a_token(plain, 2048), rel=0.01
+    )
     assert operations_a_token(looped, 2048, looped_share=0.0) == operations_a_token(plain, 2048)
 
 

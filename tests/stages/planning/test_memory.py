@@ -11,6 +11,7 @@ from stages.core.model import GPT
 from stages.planning.memory import PROCESS_BYTES, micro_batch, quantizing_memory, training_memory
 
 GIB = 2**30
+SMALL = ModelSettings(vocab_size=64, value_embedding_dim=16)
 
 
 def _record(**compute: bool) -> TrainSettings:
@@ -35,7 +36,9 @@ def test_a_step_on_a_gpu_is_within_15_per_cent_of_the_measured_peak(
     compute: dict[str, bool], measured_gib: float
 ) -> None:
     settings = _record(**compute)
-    assert training_memory(settings).peak(micro_batch(settings)) / GIB == pytest.approx(measured_gib, rel=0.15)
+    assert training_memory(settings).peak(micro_batch(settings)) / GIB == pytest.approx(
+        measured_gib, rel=0.15
+    )
 
 
 def test_a_step_on_the_cpu_is_within_15_per_cent_of_the_recorded_peaks() -> None:
@@ -60,8 +63,7 @@ def test_what_autograd_keeps_is_what_the_estimate_lists(form: dict[str, float]) 
     gradients.
     """
     model = replace(
-        ModelSettings(vocab_size=64, num_layers=6, model_dim=64, num_heads=4, num_kv_heads=2, mlp_hidden=176),
-        **{"rope_dims": 8, "value_embedding_dim": 16, "value_embedding_layers": (4, 5), **form},
+        SMALL, num_layers=6, model_dim=64, mlp_hidden=176, rope_dims=8, value_embedding_layers=(4, 5), **form
     )
     settings = TrainSettings(
         model=model,
