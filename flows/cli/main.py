@@ -13,6 +13,7 @@ import flows.cli.ablate
 import flows.cli.frontier
 import flows.cli.run
 import flows.cli.schema
+import flows.cli.plan
 import flows.cli.requantize
 import flows.cli.sample
 import flows.cli.up

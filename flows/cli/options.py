@@ -36,6 +36,14 @@ TRAINING = (*ANY_STAGE, "checkpoint_every_seconds")
 """Fields of RunOptions that are options of a command that trains; of one that does not, ANY_STAGE."""
 
 PresetOption = Annotated[str, typer.Option(help=PRESETS_HELP)]
+StartPreset = Annotated[str | None, typer.Option(help=PRESETS_HELP, show_default="demo")]
+FileArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[FILE]", help="a run file, as `fairway describe PRESET --toml` writes it"),
+]
+LikeOption = Annotated[
+    str | None, typer.Option(metavar="RUN", help="settings of an earlier run: its id or name, or last")
+]
 TextOption = Annotated[
     list[str] | None,
     typer.Option(

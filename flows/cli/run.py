@@ -6,21 +6,24 @@ from typing import Annotated
 import typer
 
 from flows.cli.base import Device, Overrides, Processes, Seed, app, option_overrides
-from flows.cli.options import PRESETS_HELP, TRAINING, OnDemand, Terminal, TextOption, with_run_options
+from flows.cli.options import (
+    TRAINING,
+    FileArgument,
+    LikeOption,
+    OnDemand,
+    StartPreset,
+    Terminal,
+    TextOption,
+    with_run_options,
+)
 
 
 @app.command(cls=OnDemand)
 @with_run_options(*TRAINING)
 def run(
-    file: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[FILE]", help="a run file, as `fairway describe PRESET --toml` writes it"),
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help=PRESETS_HELP, show_default="demo")] = None,
-    like: Annotated[
-        str | None,
-        typer.Option(metavar="RUN", help="settings of an earlier run: its id or name, or last"),
-    ] = None,
+    file: FileArgument = None,
+    preset: StartPreset = None,
+    like: LikeOption = None,
     text: TextOption = None,
     set_: Overrides = None,
     seed: Seed = None,

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from flows.results.compared import tables
 from flows.results.frontier_points import PNG_NAME, frontier_rows
+from flows.results.plan_table import plan_summary, plan_table
 from flows.results.tables import Row, run_table, stage_rows
 from flows.server.environment import Waiting, say_waiting
 from flows.tasks.progress import OUR_LOGGERS, StageProgress
@@ -30,6 +31,7 @@ from schemas.compare import ComparedRuns
 from schemas.frontier import Frontier
 from schemas.notes import RunNotes
 from schemas.pipeline import PipelineReport, PipelineSpec
+from schemas.plan import RunPlan
 from schemas.printable import printable
 from schemas.sample import Sample
 from schemas.submission import Rescored, RuleResult
@@ -188,6 +190,14 @@ def print_compared(console: Console, compared: ComparedRuns, everything: bool) -
         console.print(drawn(table) if table.rows else words(table.title, "bold"))
     for sentence in compared.conclusions:
         console.print(words(sentence), soft_wrap=True)
+
+
+def print_plan(console: Console, plan: RunPlan) -> None:
+    """Print what a run would do and take; what may not fit is yellow."""
+    console.print(drawn(plan_table(plan)))
+    console.print(words(plan_summary(plan), "dim"))
+    for warning in plan.warnings:
+        console.print(words(f"warning: {warning}", "yellow"), soft_wrap=True)
 
 
 def print_sample(console: Console, sample: Sample) -> None:

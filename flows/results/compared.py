@@ -5,10 +5,11 @@ Imports neither Prefect nor torch.
 
 import json
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from schemas.base import Schema, fingerprint, identity
+from flows.results.reasons import parts_of_record, read_figures, reasons
+from schemas.base import fingerprint
 from schemas.compare import (
     ComparedFigure,
     ComparedRun,
@@ -18,10 +19,9 @@ from schemas.compare import (
     ComparedVerdict,
 )
 from schemas.errors import SpecError
-from schemas.files import StageRecord
 from schemas.introspect import describe_fields, number
 from schemas.pipeline import PipelineReport
-from schemas.stages import STAGES, Stage
+from schemas.stages import STAGES
 from stages.report.rows import Table
 from stages.store.runs import records_of, seeds_of, without_seed
 from stages.store.store import Store
@@ -29,7 +29,6 @@ from stages.store.store import Store
 MAX_RUNS = len(string.ascii_uppercase)
 RECORD_GONE = "its record is gone from the store"
 UNKNOWN_SPREAD = "one seed each: the spread is unknown"
-_NAMED_SETTINGS = 3
 _ABSENT, _NOTHING = "–", "none"
 
 Figure = tuple[str, str, int, Callable[[PipelineReport], float | None]]
@@ -219,7 +218,12 @@ def _stages(store: Store, reports: Sequence[PipelineReport]) -> tuple[ComparedSt
         before, after = records[0].get(name), records[other].get(name)
         if before is None or after is None:
             return (RECORD_GONE,)
-        return tuple(_reasons(STAGES[name], before, after, reports[0], reports[other]))
+        stage = STAGES[name]
+        told = (read_figures(stage, reports[at].by_name()) for at in (0, other))
+        parts = (
+            parts_of_record(stage, made, figures) for made, figures in zip((before, after), told, strict=True)
+        )
+        return tuple(reasons(*parts)) or ("another version of Fairway's keys",)
 
     return tuple(
         ComparedStage(
@@ -230,66 +234,6 @@ def _stages(store: Store, reports: Sequence[PipelineReport]) -> tuple[ComparedSt
         for name in STAGES
         if any(name in told for told in keys)
     )
-
-
-def _reasons(
-    stage: Stage,
-    before: StageRecord,
-    after: StageRecord,
-    report: PipelineReport,
-    other: PipelineReport,
-) -> list[str]:
-    """Why two results of a stage have different keys: every part of a key that differs."""
-    first, second = before.provenance, after.provenance
-    found = []
-    if settings := differing(_keyed(before.spec), _keyed(after.spec)):
-        more = len(settings) - _NAMED_SETTINGS
-        named = ", ".join(settings[:_NAMED_SETTINGS]) + (f" and {more} more" if more > 0 else "")
-        found.append(f"settings ({named})")
-    if inputs := _unequal(first.inputs, second.inputs):
-        found.append(f"inputs ({', '.join(inputs)})")
-    if first.code_sha256 != second.code_sha256:
-        found.append("code")
-    if libraries := _unequal(first.libraries, second.libraries):
-        versions = (
-            f"{name} {first.libraries.get(name, _ABSENT)} → {second.libraries.get(name, _ABSENT)}"
-            for name in libraries
-        )
-        found.append(f"libraries ({', '.join(versions)})")
-    if stage.compute(before.spec) is not None and first.machine.kind != second.machine.kind:
-        found.append(f"machine ({first.machine.kind} → {second.machine.kind})")
-    return found or [_told_figures(stage, report, other)]
-
-
-def _told_figures(stage: Stage, report: PipelineReport, other: PipelineReport) -> str:
-    """The figures of inputs that this stage tells, where nothing but these can differ."""
-    names = [
-        f"{name}.{read}"
-        for name, reads in stage.reads.items()
-        for read in reads
-        if fingerprint(getattr(getattr(report, name), read))
-        != fingerprint(getattr(getattr(other, name), read))
-    ]
-    return f"figures of inputs ({', '.join(names)})" if names else "another version of Fairway's keys"
-
-
-def differing(one: Any, other: Any, name: str = "") -> list[str]:
-    """Dotted names of the leaves in which two values of plain JSON types differ; a list is one leaf."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return [
-            leaf
-            for key in dict.fromkeys((*one, *other))
-            for leaf in differing(one.get(key), other.get(key), f"{name}.{key}" if name else key)
-        ]
-    return [] if one == other else [name]
-
-
-def _keyed(spec: Any) -> Any:
-    return identity(spec.keyed() if isinstance(spec, Schema) else spec)
-
-
-def _unequal(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    return [name for name in dict.fromkeys((*one, *other)) if one.get(name) != other.get(name)]
 
 
 def _verdicts(reports: Sequence[PipelineReport]) -> tuple[ComparedVerdict, ...]:

@@ -3,7 +3,12 @@
 `stages.report.rows` has the run's figures. It imports neither Prefect nor torch.
 """
 
-from schemas.pipeline import PipelineReport
+from collections.abc import Sequence
+
+from schemas.files import Provenance
+from schemas.introspect import describe_fields, number
+from schemas.pipeline import PipelineReport, PipelineSpec
+from schemas.publish import PublishSpec, ReportedSetting
 from stages.report.rows import Table, result_table
 
 Row = dict[str, str]
@@ -28,6 +33,17 @@ def stage_rows(report: PipelineReport) -> list[Row]:
         }
         for stage in report.stages
     ]
+
+
+def reported(spec: PipelineSpec, label: str, provenance: Sequence[Provenance]) -> PublishSpec:
+    """The spec of a run's report: all settings, and how each result came about."""
+    settings = tuple(
+        ReportedSetting(name=info.name, value=number(info.value), unit=info.unit)
+        for info in describe_fields(spec)
+    )
+    return PublishSpec(
+        title=spec.publish.title, run_name=label, settings=settings, provenance=tuple(provenance)
+    )
 
 
 def shorten(text: str) -> str:

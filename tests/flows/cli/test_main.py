@@ -54,7 +54,7 @@ def test_completion_knows_commands_and_their_options() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "requantize", "frontier", "validate-seeds", "up", "describe", "show", "runs"]
+    "command", ["run", "plan", "requantize", "frontier", "validate-seeds", "up", "describe", "show", "runs"]
 )
 def test_every_command_has_help_and_takes_json(command: str) -> None:
     result = fairway(command, "--help")
