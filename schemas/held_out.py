@@ -85,7 +85,7 @@ def parse_rules(text: str) -> tuple[StopRule, ...]:
                 f"{part.strip()!r} is no rule: write one as 'val_bpb > 2.4 at 20%' (bits per byte) or "
                 "'val_nats > 2.9 at 20%' (nats a token), several with semicolons"
             )
-        rules.append(StopRule(figure=found[1], limit=limit, at=parse_share(found[3])))  # type: ignore[arg-type]
+        rules.append(StopRule(figure=found[1], limit=limit, at=parse_share(found[3])))
     return tuple(rules)
 
 
@@ -104,8 +104,9 @@ def broken_rule(held_out: HeldOut, points: tuple[CurvePoint, ...]) -> str | None
         if at is not None and (value := getattr(at, rule.figure)) > rule.limit:
             what = f"{rule.figure} is {value:.4f}, and the rule is '{rule}'"
             return f"at step {at.step} ({at.share:.0%}): {what}"
-    behind = held_out.behind
-    for point in points if behind else ():
+    if (behind := held_out.behind) is None:
+        return None
+    for point in points:
         theirs = _at_share(behind.curve, point.share)
         if theirs is not None and point.val_bpb > theirs + behind.margin:
             return (

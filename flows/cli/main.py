@@ -19,6 +19,7 @@ import flows.cli.validate_seeds
 import flows.cli.store
 import flows.cli.submission
 import flows.cli.compare
+import flows.cli.watch
 import flows.cli.show  # noqa: F401
 from flows.cli.base import app
 

@@ -59,9 +59,11 @@ def show(
     """Show the figures of a finished run, or the state of another run on the configured Prefect server."""
     with clear_errors(debug):
         from flows.cli.terminal import print_report, print_server_run, report_json
+        from flows.results.tables import as_server_run
         from flows.server.runs import configured_server, find_server_run, task_rows
         from schemas.errors import SpecError
         from stages.store.runs import find_run
+        from stages.store.stopped import is_called, list_stopped
         from stages.store.store import open_store_at
 
         root = store.expanduser().resolve()
@@ -70,9 +72,12 @@ def show(
             report = find_run(shared.runs_root() if shared else root, run)
         except SpecError:
             known = find_server_run(run) if configured_server(root) else None
-            if known is None:
+            if known is not None:
+                stages = task_rows(known["run_id"])
+            elif stopped := [item for item in list_stopped(root) if is_called(item, run)]:
+                known, stages = as_server_run(stopped[-1]), []
+            else:
                 raise
-            stages = task_rows(known["run_id"])
             if json:
                 print_json({**known, "stages": stages})
             else:
@@ -98,13 +103,16 @@ def runs(
     """
     with clear_errors(debug):
         from flows.cli.terminal import print_runs, report_json
+        from flows.results.tables import as_server_run
         from flows.server.runs import configured_server, server_runs
         from stages.store.runs import list_reports
+        from stages.store.stopped import list_stopped
         from stages.store.store import open_store_at
 
         root = store.expanduser().resolve()
         shown = open_store_at(store, remote).runs_root() if remote else root
-        known = {run["run_id"]: run for run in (server_runs() if configured_server(root) else ())}
+        known = {run.run_id: as_server_run(run) for run in list_stopped(root)}
+        known |= {run["run_id"]: run for run in (server_runs() if configured_server(root) else ())}
         entries = []
         for report in list_reports(shown):
             figures = {key: value for key, value in report_json(report, root).items() if key != "report"}

@@ -3,7 +3,10 @@
 `stages.report.rows` has the run's figures. It imports neither Prefect nor torch.
 """
 
+from typing import Any
+
 from schemas.pipeline import PipelineReport
+from schemas.stopped import StoppedRun
 from stages.report.rows import Table, result_table
 
 Row = dict[str, str]
@@ -33,3 +36,15 @@ def stage_rows(report: PipelineReport) -> list[Row]:
 def shorten(text: str) -> str:
     """`text` cut to the width of a table column."""
     return text if len(text) <= _MAX_VALUE_CHARACTERS else text[: _MAX_VALUE_CHARACTERS - 1] + "…"
+
+
+def as_server_run(run: StoppedRun) -> dict[str, Any]:
+    """A run that a rule ended, as the server tells of it, in plain JSON types."""
+    return {
+        "run_id": run.run_id,
+        "name": run.name,
+        "flow": "pipeline",
+        "state": "Failed",
+        "message": run.reason,
+        "started": run.created_at,
+    }

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from schemas.printable import printable
+from stages.report.smoothing import running_mean
 from stages.training.metrics import Columns
 
 # Okabe and Ito, Color Universal Design (2008): told apart with every kind of colour vision.
@@ -262,17 +263,6 @@ def seeds_plot(
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
     return to_svg(draw, (8.6, 3.0), themed=False)
-
-
-def running_mean(values: NDArray, share: float = 0.02) -> NDArray:
-    """Mean of each value and its neighbours, over a window of `share` of all values; smaller at the ends.
-    (n,) -> (n,).
-    """
-    half = max(1, int(len(values) * share / 2))
-    sums = np.concatenate(([0.0], np.cumsum(values, dtype=np.float64)))
-    index = np.arange(len(values))
-    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
 
 
 def _mark_phases(axes: Axes, metrics: Columns) -> None:

@@ -65,3 +65,8 @@ def list_stopped(root: Path) -> list[StoppedRun]:
         if run is not None:
             runs.append(run)
     return sorted(runs, key=lambda run: run.created_at)
+
+
+def is_called(run: StoppedRun, wanted: str) -> bool:
+    """Whether `wanted` is the beginning of the run's id or name."""
+    return bool(wanted) and (run.run_id.startswith(wanted) or run.name.startswith(wanted))
