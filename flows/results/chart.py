@@ -33,13 +33,24 @@ def chart(curves: Sequence[Curve], width: int, height: int, x_max: float) -> lis
     owner = np.full((height, columns), -1)
     dots = np.zeros((height, columns), int)
     for number, (x, y) in enumerate(curves):
-        across, down = _pixels(x, y, (2 * columns, 4 * height), (x_max, low, high))
+        across, down = _pixels(
+            *_joined(x, y, 2 * columns, x_max), (2 * columns, 4 * height), (x_max, low, high)
+        )
         cells = (down // 4, across // 2)
         fresh = owner[cells] != number
         dots[cells[0][fresh], cells[1][fresh]] = 0
         owner[cells] = number
         np.bitwise_or.at(dots, cells, _DOTS[down % 4, across % 2])
     return [[(_label(row, height, low, high), -1), *_parts(owner[row], dots[row])] for row in range(height)]
+
+
+def _joined(x: NDArray, y: NDArray, wide: int, x_max: float) -> Curve:
+    """The curve with points on its lines, so that a few points make one curve too."""
+    if len(x) < 2:
+        return x, y
+    between = np.linspace(float(x[0]), float(x[-1]), max(2, round(2 * wide * (x[-1] - x[0]) / x_max)))
+    every = np.union1d(x, between)
+    return every, np.interp(every, x, y)
 
 
 def _pixels(

@@ -313,6 +313,8 @@ def _unequal(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
 
 def _verdicts(reports: Sequence[AnyRun]) -> tuple[ComparedVerdict, ...]:
     findings = [() if isinstance(report, StoppedRun) else report.audit.findings for report in reports]
+    if sum(map(bool, findings)) < 2:
+        return ()
     told = [{finding.key: finding for finding in found} for found in findings]
     titles = {finding.key: finding.title for found in findings for finding in found}
     return tuple(
