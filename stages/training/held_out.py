@@ -1,8 +1,7 @@
 """Scores of held-out text while a model trains, with the clock stopped, and the rules that may end the run.
 
 All processes score together, each its share of the windows, as `merge` does. Whether a score is due follows
-from the clock that they agree on, and every process gets the same sums, so all of them go on or all of them
-stop.
+from the clock that they agree on. Every process gets the same sums. So all of them go on or all stop.
 
 A score is that of the weights as they are: by a second model without QAT, kernels of our own and compiler,
 because `merge` scores the last iterate so. Its windows are those of `merge`. It draws no random number.
