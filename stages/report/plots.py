@@ -97,9 +97,10 @@ def _loss(axes: Axes, metrics: Columns) -> None:
     axes.plot(*thin(step, running_mean(loss)), color=BLUE, linewidth=1.8, label="running mean")
     _mark_phases(axes, metrics)
     low, high = float(loss.min()), float(np.quantile(loss, 0.995))
-    scored = np.isfinite(metrics["val_nats"])
+    scores = metrics.get("val_nats", np.full(len(step), np.nan))
+    scored = np.isfinite(scores)
     if scored.any():
-        held_out = metrics["val_nats"][scored]
+        held_out = scores[scored]
         axes.plot(
             *thin(step[scored], held_out),
             color=RED,
