@@ -1,5 +1,7 @@
 """Held-out scores of whole runs: the live artifact, a rule that ends a run, and what is left of it."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,19 @@ def _rows(count: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def stopped(api: str, smoke_run: Any, smoke_store: Path) -> tuple[Any, StoppedRun]:
-    """The smoke run with another seed, which a rule ends at a fifth; its Prefect state and its record."""
+def stopped(api: str, smoke_run: Any, smoke_store: Path) -> Iterator[tuple[Any, StoppedRun]]:
+    """The smoke run with another seed, which a rule ends at a fifth; its Prefect state and its record.
+
+    Other tests share the store, so both of its folders go again.
+    """
     from flows.pipeline import pipeline
 
     options = RunOptions(store=str(smoke_store), retries=1, stop_if="val_bpb > 0.1 at 20%")
     state = pipeline("smoke", overrides=["train.seed=77"], options=options, return_state=True)
     [record] = list_stopped(smoke_store)
-    return state, record
+    yield state, record
+    shutil.rmtree(smoke_store / "runs" / record.run_id)
+    shutil.rmtree(smoke_store / "work" / "train")
 
 
 def test_a_rule_fails_the_run_with_the_reason(stopped: tuple[Any, StoppedRun]) -> None:
