@@ -22,11 +22,13 @@ from flows.inputs.form import (
     with_empty_fields,
     with_setting_fields,
 )
+from flows.inputs.held_out import plan_held_out
 from flows.inputs.own_text import refuse_small_text
 from flows.inputs.specs import Plan, check_quantizer, plan_run, run_file_of, run_options
 from flows.results.run_report import over_limit_message, publish_artifacts, publish_spec, stage_summaries
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import StageRunner, stage_runner
+from flows.tasks.training import train
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.pipeline import PipelineReport
@@ -79,14 +81,16 @@ def pipeline(
     refuse_small_text(plan.spec)
     run = stage_runner(options, plan.label, [], again)
     spec, store = plan.spec, run.store
+    held_out = plan_held_out(options, spec, store)
     tokenized = run(
         "tokenize_corpus",
         spec.tokenize,
         manifest=locate(spec.tokenize, store.hashes, store.root / "cache" / "hub"),
     )
     check_quantizer(plan, tokenized)
-    trained = run("train", spec.train, tokenized=tokenized)
+    trained = train(run, plan, held_out, tokenized)
     merged = run("merge", spec.merge, trained=trained, tokenized=tokenized)
+    run.training.add_score("merged model", merged.score)
     return ship(plan, run, tokenized, trained, merged)
 
 
@@ -102,6 +106,7 @@ def ship(
     package = run("package", spec.package_spec(), packed=packed)
     size = run("check_size", spec.check_size, package=package, packed=packed)
     evaluation = run("evaluate", spec.evaluate, package=package, tokenized=tokenized)
+    run.training.add_score("quantized model", evaluation.non_overlapping)
     results = RunResults(
         tokenized=tokenized,
         trained=trained,

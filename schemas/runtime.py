@@ -4,9 +4,19 @@ from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.json_schema import SkipJsonSchema
 
 from schemas.base import Schema
+from schemas.held_out import (
+    BEHIND_PATTERN,
+    RULES_PATTERN,
+    SHARE_PATTERN,
+    HeldOut,
+    parse_behind,
+    parse_rules,
+    parse_share,
+)
 
 Progress = Callable[[float, float, str], None]
 
@@ -24,6 +34,16 @@ def remote_address(url: str) -> str:
             "without user, password or query: credentials belong into the environment"
         )
     return url.rstrip("/")
+
+
+def _read_by(parse: Callable[[str], object]) -> AfterValidator:
+    """Refuses a text that `parse` refuses, and keeps the text."""
+
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return AfterValidator(check)
 
 
 class RunOptions(Schema):
@@ -45,4 +65,25 @@ class RunOptions(Schema):
         ge=0,
         le=64,
         description="threads that encode text; 0: one for each core that this process may use, 4 at most",
+    )
+    validate_every: Annotated[str, _read_by(parse_share)] | None = Field(
+        None,
+        description="share of the training between two scores of held-out text, as 5%; empty: no scores",
+        json_schema_extra={"pattern": SHARE_PATTERN},
+    )
+    validate_tokens: NonNegativeInt = Field(
+        65_536, description="held-out tokens scored each time, evenly spaced; 0: all of the validation split"
+    )
+    stop_if: Annotated[str, _read_by(parse_rules)] | None = Field(
+        None,
+        description="ends a training that scores worse, as 'val_bpb > 2.4 at 20%'; empty: never",
+        json_schema_extra={"pattern": RULES_PATTERN},
+    )
+    stop_behind: Annotated[str, _read_by(parse_behind)] | None = Field(
+        None,
+        description="RUN:MARGIN ends a training that is so many bits per byte behind RUN; empty: never",
+        json_schema_extra={"pattern": BEHIND_PATTERN},
+    )
+    held_out: SkipJsonSchema[HeldOut | None] = Field(
+        None, description="made of the four options above by the flow; no user gives it"
     )

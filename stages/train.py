@@ -16,7 +16,8 @@ from stages.training.job import TrainingJob, TrainingOutcome, WrittenSnapshot
 def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> TrainingResult:
     """Train `spec` on the training split. Goes on from the last sound checkpoint in the output folder.
 
-    Raises SpecError when tokens and model do not fit together, StageError when the loss diverges.
+    Raises SpecError when tokens and model do not fit together, StageError when the loss diverges,
+    StoppedError when a rule of `work.runtime` ends it.
     """
     _check(spec, tokenized)
     job = TrainingJob(
@@ -25,6 +26,11 @@ def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Train
         folder=work.out_dir,
         runtime=work.runtime,
     )
+    if work.runtime.held_out is not None:
+        job = job.derive(
+            val_shards=tuple(work.read(ref) for ref in tokenized.val_shards),
+            tokenizer=work.read(tokenized.tokenizer),
+        )
     trained = launch_module(
         "stages.training.worker",
         job,

@@ -22,6 +22,7 @@ import flows.cli.store
 import flows.cli.submission
 import flows.cli.export_hf
 import flows.cli.compare
+import flows.cli.watch
 import flows.cli.show
 import flows.cli.runs
 import flows.cli.notes  # noqa: F401

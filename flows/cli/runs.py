@@ -51,10 +51,12 @@ def runs(
     with clear_errors(debug):
         from flows.cli.terminal import print_runs
         from flows.results.run_table import choose_runs, curves_table, runs_table, sort_by, write_tables
+        from flows.results.tables import as_server_run
         from flows.server.runs import configured_server, server_runs
         from schemas.errors import SpecError
         from stages.store.notes import notes_of
         from stages.store.runs import list_reports
+        from stages.store.stopped import list_stopped
         from stages.store.store import open_store_at
 
         if curves and csv is None and parquet is None:
@@ -62,7 +64,8 @@ def runs(
         root = store.expanduser().resolve()
         opened = open_store_at(store, remote) if remote or curves else None  # not made to look at it
         place = opened.runs_root() if opened else root
-        known = {item["run_id"]: item for item in (server_runs() if configured_server(root) else ())}
+        known = {item.run_id: as_server_run(item) for item in list_stopped(root)}
+        known |= {item["run_id"]: item for item in (server_runs() if configured_server(root) else ())}
         reports = list_reports(place)
         notes = notes_of(place, [report.run_id for report in reports])
         chosen, column = choose_runs(place, reports, notes, run or (), tag or ()), sort or "started"

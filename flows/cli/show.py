@@ -68,10 +68,12 @@ def show(
     """Show the figures of a finished run, or the state of another run on the configured Prefect server."""
     with clear_errors(debug):
         from flows.cli.terminal import print_notes, print_report, print_server_run, report_json
+        from flows.results.tables import as_server_run
         from flows.server.runs import configured_server, find_server_run, task_rows
         from schemas.errors import SpecError
         from stages.store.notes import notes_of
         from stages.store.runs import find_run
+        from stages.store.stopped import is_called, list_stopped
         from stages.store.store import open_store_at
 
         root = store.expanduser().resolve()
@@ -81,9 +83,12 @@ def show(
             report = find_run(place, run)
         except SpecError:
             known = find_server_run(run) if configured_server(root) else None
-            if known is None:
+            if known is not None:
+                stages = task_rows(known["run_id"])
+            elif stopped := [item for item in list_stopped(root) if is_called(item, run)]:
+                known, stages = as_server_run(stopped[-1]), []
+            else:
                 raise
-            stages = task_rows(known["run_id"])
             if json:
                 print_json({**known, "stages": stages})
             else:

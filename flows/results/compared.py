@@ -21,15 +21,21 @@ from schemas.compare import (
 from schemas.errors import SpecError
 from schemas.introspect import describe_fields, number
 from schemas.pipeline import PipelineReport
-from schemas.stages import STAGES
+from schemas.stages import STAGES, Stage
+from schemas.stopped import StoppedRun
 from stages.report.rows import Table
-from stages.store.runs import records_of, seeds_of, without_seed
+from stages.store.runs import LAST, choose_run, records_of, seeds_of, without_seed
+from stages.store.stopped import list_stopped
 from stages.store.store import Store
 
 MAX_RUNS = len(string.ascii_uppercase)
 RECORD_GONE = "its record is gone from the store"
+NOT_RUN = "did not run"
 UNKNOWN_SPREAD = "one seed each: the spread is unknown"
 _ABSENT, _NOTHING = "–", "none"
+
+AnyRun = PipelineReport | StoppedRun
+"""A run that has a report, or one that a rule ended while it trained."""
 
 Figure = tuple[str, str, int, Callable[[PipelineReport], float | None]]
 """Name, unit, decimals, and where it is found."""
@@ -53,9 +59,15 @@ FIGURES: tuple[Figure, ...] = (
 )
 
 
-def compare_runs(
-    store: Store, reports: Sequence[PipelineReport], finished: Sequence[PipelineReport]
-) -> ComparedRuns:
+def find_runs(store: Store, finished: Sequence[PipelineReport], wanted: Iterable[str]) -> list[AnyRun]:
+    """The run that each word names, as `find_run` does, among `finished` and the runs that a rule ended."""
+    known: list[AnyRun] = [*finished, *list_stopped(store.root)]
+    known.sort(key=lambda run: run.created_at)
+    root = store.runs_root()
+    return [choose_run(root, list(finished) if word == LAST else known, word) for word in wanted]
+
+
+def compare_runs(store: Store, reports: Sequence[AnyRun], finished: Sequence[PipelineReport]) -> ComparedRuns:
     """`reports` side by side, the others against the first. `finished`: every run of the store, the newest
     last, among which other seeds are looked for.
 
@@ -80,7 +92,12 @@ def compare_runs(
         settings=_settings(reports),
         stages=_stages(store, reports),
         figures=tuple(
-            ComparedFigure(name=name, unit=unit, decimals=digits, values=tuple(map(find, reports)))
+            ComparedFigure(
+                name=name,
+                unit=unit,
+                decimals=digits,
+                values=tuple(None if isinstance(report, StoppedRun) else find(report) for report in reports),
+            )
             for name, unit, digits, find in FIGURES
         ),
         verdicts=_verdicts(reports),
@@ -193,7 +210,7 @@ def csv_rows(found: ComparedRuns, everything: bool = False) -> list[list[str]]:
     return [head, *settings, *stages, *why, *figures, *verdicts]
 
 
-def _settings(reports: Sequence[PipelineReport]) -> tuple[ComparedSetting, ...]:
+def _settings(reports: Sequence[AnyRun]) -> tuple[ComparedSetting, ...]:
     # What late QAT takes over from the quantizer is no setting that anybody chose.
     fields = [{info.name: info for info in describe_fields(run.spec.without_qat_grid())} for run in reports]
     names = dict.fromkeys(name for told in fields for name in told)
@@ -208,18 +225,20 @@ def _settings(reports: Sequence[PipelineReport]) -> tuple[ComparedSetting, ...]:
     )
 
 
-def _stages(store: Store, reports: Sequence[PipelineReport]) -> tuple[ComparedStage, ...]:
+def _stages(store: Store, reports: Sequence[AnyRun]) -> tuple[ComparedStage, ...]:
     keys = [{stage.stage: stage.key for stage in report.stages} for report in reports]
     records = [records_of(store, report) for report in reports]
 
     def why(name: str, other: int) -> tuple[str, ...]:
         if keys[0].get(name) == keys[other].get(name):
             return ()
+        if name not in keys[0] or name not in keys[other]:
+            return (NOT_RUN,)
         before, after = records[0].get(name), records[other].get(name)
         if before is None or after is None:
             return (RECORD_GONE,)
         stage = STAGES[name]
-        told = (read_figures(stage, reports[at].by_name()) for at in (0, other))
+        told = (_read_figures(stage, reports[at]) for at in (0, other))
         parts = (
             parts_of_record(stage, made, figures) for made, figures in zip((before, after), told, strict=True)
         )
@@ -236,9 +255,16 @@ def _stages(store: Store, reports: Sequence[PipelineReport]) -> tuple[ComparedSt
     )
 
 
-def _verdicts(reports: Sequence[PipelineReport]) -> tuple[ComparedVerdict, ...]:
-    told = [{finding.key: finding for finding in report.audit.findings} for report in reports]
-    titles = {finding.key: finding.title for report in reports for finding in report.audit.findings}
+def _read_figures(stage: Stage, run: AnyRun) -> dict[str, str]:
+    return {} if isinstance(run, StoppedRun) else read_figures(stage, run.by_name())
+
+
+def _verdicts(reports: Sequence[AnyRun]) -> tuple[ComparedVerdict, ...]:
+    findings = [() if isinstance(report, StoppedRun) else report.audit.findings for report in reports]
+    if sum(map(bool, findings)) < 2:
+        return ()
+    told = [{finding.key: finding for finding in found} for found in findings]
+    titles = {finding.key: finding.title for found in findings for finding in found}
     return tuple(
         ComparedVerdict(
             key=key,
@@ -252,11 +278,18 @@ def _verdicts(reports: Sequence[PipelineReport]) -> tuple[ComparedVerdict, ...]:
 def _conclusions(
     store: Store,
     labels: Iterable[str],
-    reports: Sequence[PipelineReport],
+    reports: Sequence[AnyRun],
     finished: Sequence[PipelineReport],
 ) -> Iterable[str]:
-    """A sentence for each run after the first: whether seeds tell it from the first."""
-    (first, report), *others = zip(labels, reports, strict=True)
+    """A sentence for each run that a rule ended, and for each other one after the first: whether seeds tell
+    it from the first.
+    """
+    pairs = list(zip(labels, reports, strict=True))
+    yield from (f"{label}: {run.reason}." for label, run in pairs if isinstance(run, StoppedRun))
+    whole = [(label, run) for label, run in pairs if not isinstance(run, StoppedRun)]
+    if not whole:
+        return
+    (first, report), *others = whole
     seeds = seeds_of(store, report, finished)
     for label, other in others:
         pair = f"{first} and {label}: "

@@ -4,11 +4,13 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from schemas.files import Provenance
 from schemas.introspect import describe_fields, number
 from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.publish import PublishSpec, ReportedSetting
+from schemas.stopped import StoppedRun
 from stages.report.rows import Table, result_table
 
 Row = dict[str, str]
@@ -49,3 +51,15 @@ def reported(spec: PipelineSpec, label: str, provenance: Sequence[Provenance]) -
 def shorten(text: str) -> str:
     """`text` cut to the width of a table column."""
     return text if len(text) <= _MAX_VALUE_CHARACTERS else text[: _MAX_VALUE_CHARACTERS - 1] + "…"
+
+
+def as_server_run(run: StoppedRun) -> dict[str, Any]:
+    """A run that a rule ended, as the server tells of it, in plain JSON types."""
+    return {
+        "run_id": run.run_id,
+        "name": run.name,
+        "flow": "pipeline",
+        "state": "Failed",
+        "message": run.reason,
+        "started": run.created_at,
+    }

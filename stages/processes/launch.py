@@ -25,7 +25,7 @@ import psutil
 from pydantic import ValidationError
 
 from schemas.base import Schema, invalid_field
-from schemas.errors import SpecError, StageError, StorageError, clear_storage_errors
+from schemas.errors import SpecError, StageError, StoppedError, StorageError, clear_storage_errors
 from schemas.runtime import Progress
 from schemas.settings import ComputeSettings
 from stages.core.whole_files import write_whole
@@ -63,7 +63,7 @@ _LOOK_SECONDS = 0.25
 _TAIL_LINES = 30
 _MEMORY = Path("/dev/shm")
 _MEETING_BYTES = 256 * 1024
-_KINDS = {"SpecError": SpecError, "StageError": StageError, "StorageError": StorageError}
+_KINDS = {kind.__name__: kind for kind in (SpecError, StoppedError, StageError, StorageError)}
 
 JobT = TypeVar("JobT", bound=Schema)
 ResultT = TypeVar("ResultT", bound=Schema)
@@ -88,8 +88,8 @@ def launch_module(
     """Run `python -m module JOB RESULT` in `compute.num_processes` processes; returns what they left.
 
     The module reads the job, and leaves a `result_type`, by `job_of`.
-    Raises SpecError, StageError or StorageError as the child said, ChildFailedError or TimeoutError
-    otherwise, and ValidationError for a result that is no `result_type`.
+    Raises SpecError, StageError, StoppedError or StorageError as the child said, ChildFailedError or
+    TimeoutError otherwise, and ValidationError for a result that is no `result_type`.
     """
     job_path, result_path, error_path = folder / "job.json", folder / "result.json", folder / "error.json"
     for stale in (result_path, error_path):

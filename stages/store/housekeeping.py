@@ -25,6 +25,7 @@ from stages.seeds.ledger import ledger_files, read_ledger
 from stages.store.hashing import FileHashes
 from stages.store.notes import load_notes, pinned_runs
 from stages.store.runs import REPORT_NAME, list_reports, load_report
+from stages.store.stopped import STOPPED_NAME, list_stopped, load_stopped
 from stages.store.store import FETCHED, RECORD_NAME, USERS_LOCK, Store, file_refs, remove
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,9 @@ def find_unneeded(
     """Everything that no run needs, sorted by path, except what changed in the last `older_than_hours`.
 
     Needed are the newest `keep_runs` runs (None: all), every pinned run and every run that a ledger names,
-    with all their results. Raises StageError for a ledger or a report of a pinned run that cannot be read,
-    because its needs are then unknown.
+    with all their results. A run that a rule stopped is needed unless it is older than these. Raises
+    StageError for a ledger or a report of a pinned run that cannot be read, because its needs are then
+    unknown.
     """
     in_ledgers, pinned = _runs_in_ledgers(store.root), pinned_runs(store.root)
     reports = list_reports(store.root)
@@ -72,6 +74,12 @@ def find_unneeded(
         (store.root / "runs" / report.run_id, "an older run")
         for report in reports
         if report.run_id not in kept
+    ]
+    oldest = newest[0].created_at if newest else "~"
+    unneeded += [
+        (store.root / "runs" / run.run_id, "an older run, which a rule stopped")
+        for run in list_stopped(store.root)
+        if keep_runs is not None and run.created_at < oldest
     ]
     for folder in sorted(store.root.glob("stages/*/*/")):
         stage = STAGES.get(folder.parent.name)
@@ -194,7 +202,7 @@ def find_damage(store: Store) -> Iterator[str]:
             yield from _damage_of(store, ref, read_anew)
     for path in sorted(store.root.glob("runs/*/")):
         try:
-            report = load_report(store.root, path.name)
+            report = load_report(store.root, path.name) or load_stopped(path)
         except SpecError as error:
             yield str(error)
             continue
@@ -276,7 +284,7 @@ def _left_over(root: Path) -> Iterator[tuple[Path, str]]:
     for path in root.glob("cache/*"):
         yield path, "a library's cache; it is filled again when needed"
     for path in root.glob("runs/*/"):
-        if not (path / REPORT_NAME).exists():
+        if not (path / REPORT_NAME).exists() and not (path / STOPPED_NAME).exists():
             yield path, "a run that was interrupted before its report was written"
     for place in ("runs/*", "ledgers/*", "stages/*/*/**"):
         for path in root.glob(f"{place}/{TEMPORARY_FILES}"):

@@ -9,18 +9,21 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from schemas.base import SCHEMA_VERSION, fingerprint
 from schemas.errors import SpecError, first_line
 from schemas.files import StageRecord
 from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.stages import STAGES
+from schemas.stopped import StoppedRun
 from stages.core.checksummed import read_checksummed, write_checksummed
 from stages.core.whole_files import write_whole
 from stages.store.store import Store
 
 log = logging.getLogger(__name__)
+
+RunT = TypeVar("RunT", bound=PipelineReport | StoppedRun)
 
 REPORT_NAME = "report.json"
 RUN_FILE_NAME = "run.toml"
@@ -107,16 +110,18 @@ def find_run(store: Path, wanted: str, fitting: bool = False) -> PipelineReport:
     return choose_run(store, list_reports(store), wanted, fitting)
 
 
-def choose_run(
-    store: Path, reports: Sequence[PipelineReport], wanted: str, fitting: bool = False
-) -> PipelineReport:
+def choose_run(store: Path, reports: Sequence[RunT], wanted: str, fitting: bool = False) -> RunT:
     """Choose from `reports` of `store`, the newest last, as `find_run` does."""
     if exact := [report for report in reports if report.run_id == wanted]:
         return exact[0]
     if not reports:
         raise SpecError(f"RUN = {wanted}: the store {store} holds no finished run. `fairway run` makes one")
     if wanted == LAST:
-        meant = [report for report in reports if report.size.fits or not fitting]
+        meant = [
+            report
+            for report in reports
+            if not fitting or (isinstance(report, PipelineReport) and report.size.fits)
+        ]
         if not meant:
             raise SpecError(
                 f"RUN = {LAST}: no run of the store {store} is within its limit. Name a run; "
@@ -161,6 +166,10 @@ def named_runs(reports: Sequence[PipelineReport], found: PipelineReport, wanted:
     return [report for report in reports if report.name == found.name]
 
 
+def _fits(run: PipelineReport | StoppedRun) -> bool:
+    return isinstance(run, PipelineReport) and run.size.fits
+
+
 def require_files(store: Store, report: PipelineReport, needed: Any) -> None:
     """Raise SpecError if one of the files `needed` of an earlier run is missing or damaged."""
     for problem in store.problems(needed):
@@ -170,7 +179,7 @@ def require_files(store: Store, report: PipelineReport, needed: Any) -> None:
         )
 
 
-def records_of(store: Store, report: PipelineReport) -> dict[str, StageRecord]:
+def records_of(store: Store, report: PipelineReport | StoppedRun) -> dict[str, StageRecord]:
     """By stage, the records of a run that the store still holds."""
     found = {
         stage.stage: store.record(STAGES[stage.stage], stage.key)
