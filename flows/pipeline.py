@@ -30,6 +30,7 @@ from schemas.results import RunResults
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import TrainingResult
 from stages.corpora import locate
+from stages.processes.hosts import check_launcher
 from stages.store.runs import save_report
 
 
@@ -67,6 +68,7 @@ def pipeline(
     plan, options = plan_run(preset, overrides, fields), run_options(options)
     run = stage_runner(options, plan.label, [])
     spec, store = plan.spec, run.store
+    check_launcher(spec.train.compute, options)
     tokenized = run(
         "tokenize_corpus",
         spec.tokenize,

@@ -32,7 +32,7 @@ PRESETS_HELP = "{presets}"
 """The help of an option or argument that takes a preset: their names stand there instead."""
 
 ANY_STAGE = ("store", "remote", "retries", "stage_timeout_seconds")
-TRAINING = (*ANY_STAGE, "checkpoint_every_seconds")
+TRAINING = (*ANY_STAGE, "checkpoint_every_seconds", "launcher", "interface", "group_timeout_seconds")
 """Fields of RunOptions that are options of a command that trains; of one that does not, ANY_STAGE."""
 
 PresetOption = Annotated[str, typer.Option(help=PRESETS_HELP)]

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from flows.cli.base import Device, Overrides, Processes, Seed, app, option_overrides
+from flows.cli.base import Device, Nodes, Overrides, Processes, Seed, app, option_overrides
 from flows.cli.options import TRAINING, OnDemand, PresetOption, Terminal, with_run_options
 
 
@@ -14,16 +14,19 @@ def run(
     seed: Seed = None,
     processes: Processes = None,
     device: Device = None,
+    nodes: Nodes = None,
     *,
     terminal: Terminal,
 ) -> None:
     """Run the whole chain. Stages whose results are stored do not run again."""
     from flows.cli.terminal import print_report, report_json
     from flows.inputs.specs import resolve
+    from stages.processes.hosts import check_launcher
     from stages.store.runs import load_report
 
-    overrides = option_overrides(set_, seed, processes, device)
-    resolve(preset, overrides)  # refuses bad input before anything is started
+    overrides = option_overrides(set_, seed, processes, device, nodes)
+    spec = resolve(preset, overrides)  # refuses bad input before anything is started
+    check_launcher(spec.train.compute, terminal.options)
     state = terminal.run("flows.pipeline:pipeline", preset, overrides=overrides)
     store = terminal.store
     report = load_report(store, str(state.state_details.flow_run_id))

@@ -52,7 +52,7 @@ def train_log(report: PipelineReport, root: Path) -> str:
     every = max(1, len(rows) // LOG_STEP_LINES)
     lines = [
         (
-            f"{report.name}: seed {report.spec.train.seed}, {compute.num_processes} × {compute.device}, "
+            f"{report.name}: seed {report.spec.train.seed}, {compute.world_size} × {compute.device}, "
             f"{report.created_at}"
         )
     ]

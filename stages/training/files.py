@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stages.core.trainer import StepMetrics, TrainState
 from stages.core.whole_files import TEMPORARY_FILES, write_whole
+from stages.processes.meeting import refuse_stale_try
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +128,11 @@ class TrainingFiles:
         self._writes.append(self._writer.submit(action, *arguments))
 
     def _write_snapshot(self, entry: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        refuse_stale_try()
         entry["sha256"] = write_safetensors(self.folder / "snapshots" / entry["file"], weights)
 
     def _write_checkpoint(self, state: TrainState, snapshots: list[dict[str, Any]]) -> None:
+        refuse_stale_try()
         path = self.folder / "checkpoints" / f"step-{state.steps:08d}.safetensors"
         about = {
             "sha256": write_safetensors(path, state.tensors),
