@@ -86,7 +86,7 @@ def command_of(launcher: LauncherName, compute: ComputeSettings, meeting: Meetin
 def _srun(compute: ComputeSettings) -> list[str]:
     """Inside of an allocation srun starts a step in it (SLURM_JOB_ID says so), outside it asks for one."""
     return [
-        "srun",
+        shutil.which("srun") or "srun",
         f"--nodes={compute.num_nodes}",
         f"--ntasks={compute.num_nodes}",
         "--ntasks-per-node=1",

@@ -32,9 +32,14 @@ def meeting(tmp_path: Path) -> Meeting:
     return Meeting.call(tmp_path, ("-m", "x"), TWO, "lo")
 
 
-def test_srun_starts_one_task_a_machine_with_the_cores_of_its_processes(meeting: Meeting) -> None:
+def test_srun_starts_one_task_a_machine_with_the_cores_of_its_processes(
+    meeting: Meeting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "srun").write_text("")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
     command = command_of("slurm", TWO, meeting)
-    assert command[0] == "srun"
+    assert command[0] == str(tmp_path / "srun")  # what execs it does not look at PATH
     assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=12"} <= set(command)
     assert {"--kill-on-bad-exit=1", "--cpu-bind=none", "--mpi=none", "--input=none"} <= set(command)
     here = [sys.executable, "-m", "stages.processes.node", "slurm", str(meeting.folder), meeting.token]
