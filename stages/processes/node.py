@@ -5,8 +5,8 @@ variable has it, or `local`: all machines of the order, on this one.
 
 The rendezvous is static: ranks and the first machine's address are known before any process joins. Unlike
 torchrun's default (c10d), nothing that arrives at the port is unpickled. A process that fails ends the others
-of its machine, and a try that counts no more ends them too; torchrun could not be fenced like that, and
-would load PyTorch once more on each machine. Starting again is left to the stage.
+of its machine, and so does a newer try. torchrun could not be fenced like that, and would load PyTorch once
+more on each machine. Starting again is left to the stage.
 """
 
 import os

@@ -142,10 +142,13 @@ def _seeds(info: SubmissionInfo) -> str:
 
 
 def _how_to_run(info: SubmissionInfo, report: PipelineReport) -> str:
-    tokenized, torchrun = (
-        report.tokenized,
-        f"torchrun --standalone --nproc_per_node={report.spec.train.compute.num_processes} {SCRIPT_NAME}",
+    tokenized, compute = report.tokenized, report.spec.train.compute
+    machines = (
+        "--standalone"
+        if compute.num_nodes == 1
+        else f"--nnodes={compute.num_nodes} --node-rank=R --master-addr=FIRST --master-port=29500"
     )
+    torchrun = f"torchrun {machines} --nproc_per_node={compute.num_processes} {SCRIPT_NAME}"
     shards = ", ".join(f"`{ref.sha256[:12]}`" for ref in tokenized.val_shards)
     return (
         "```\n"
