@@ -36,6 +36,7 @@ from schemas.results import RunResults
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import TrainingResult
 from stages.corpora import locate
+from stages.processes.hosts import check_launcher
 from stages.store.runs import save_report, save_run_file
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ def pipeline(
     refuse_small_text(plan.spec)
     run = stage_runner(options, plan.label, [], again)
     spec, store = plan.spec, run.store
+    check_launcher(spec.train.compute, options)
     held_out = plan_held_out(options, spec, store)
     tokenized = run(
         "tokenize_corpus",

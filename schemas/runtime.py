@@ -1,7 +1,7 @@
 """Where and how stages run. Nothing here bears identity: none of it changes a number in a result."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -19,6 +19,7 @@ from schemas.held_out import (
 )
 
 Progress = Callable[[float, float, str], None]
+LauncherName = Literal["local", "slurm", "kubernetes"]
 
 
 def remote_address(url: str) -> str:
@@ -60,6 +61,20 @@ class RunOptions(Schema):
         None, description="a stage's process is ended after this; empty: never"
     )
     retries: int = Field(3, ge=0, le=20, description="further tries after a transient error")
+    launcher: LauncherName = Field(
+        "local",
+        description="what starts training on several machines; local: all on this one, as a trial",
+    )
+    interface: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._:-]{1,15}$",
+        description="network interface of processes that train on several machines; empty: the only one",
+    )
+    group_timeout_seconds: PositiveFloat | None = Field(
+        None,
+        description="training ends when a process does not answer for so long; empty: 120 on the CPU, 600 "
+        "with a GPU or torch.compile",
+    )
     encode_threads: int = Field(
         0,
         ge=0,

@@ -2,12 +2,14 @@
 
     python -m stages train --spec spec.json --input tokenized=…/record.json
 
-The work happens in processes of its own (`stages.training.worker`); torchrun starts several.
+The work happens in processes of its own (`stages.training.worker`); torchrun starts several on one machine,
+`stages.processes.hosts` those of several machines.
 """
 
 from schemas.errors import SpecError
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Snapshot, TrainingResult, TrainSpec
+from stages.processes.hosts import runner_for
 from stages.processes.launch import launch_module
 from stages.store.workspace import Workspace
 from stages.training.job import TrainingJob, TrainingOutcome, WrittenSnapshot
@@ -39,6 +41,7 @@ def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Train
         spec.compute,
         work.progress,
         work.runtime.stage_timeout_seconds,
+        runner_for(spec.compute, work.runtime),
     )
     return TrainingResult(
         **dict(trained.figures),

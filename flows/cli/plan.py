@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.base import Device, Overrides, Processes, Seed, app, option_overrides
+from flows.cli.base import Device, Nodes, Overrides, Processes, Seed, app, option_overrides
 from flows.cli.options import (
     TRAINING,
     FileArgument,
@@ -29,6 +29,7 @@ def plan(
     seed: Seed = None,
     processes: Processes = None,
     device: Device = None,
+    nodes: Nodes = None,
     gpu_hour: Annotated[
         float | None, typer.Option(min=0, metavar="MONEY", help="what one GPU costs for an hour")
     ] = None,
@@ -49,7 +50,7 @@ def plan(
     from stages.store.store import open_store
 
     start = start_of_run(file or [], preset, like, lambda: terminal.runs_root)
-    wanted = chosen_plan(start, option_overrides(set_, seed, processes, device), text)
+    wanted = chosen_plan(start, option_overrides(set_, seed, processes, device, nodes), text)
     asked = Asked(gpu_hour, None if gpu_memory is None else round(gpu_memory * 2**30), probe)
     found = plan_of_run(wanted, open_store(terminal.options), terminal.options, asked)
     terminal.tell(partial(found.as_json), partial(print_plan, plan=found))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.base import Device, Overrides, Processes, Seed, app, option_overrides
+from flows.cli.base import Device, Nodes, Overrides, Processes, Seed, app, option_overrides
 from flows.cli.options import (
     TRAINING,
     FileArgument,
@@ -29,6 +29,7 @@ def run(
     seed: Seed = None,
     processes: Processes = None,
     device: Device = None,
+    nodes: Nodes = None,
     again: Annotated[
         list[str] | None,
         typer.Option(metavar="STAGE", help="compute this stage even if it is stored; may be repeated"),
@@ -40,11 +41,13 @@ def run(
     from flows.cli.chosen import chosen_plan, start_of_run
     from flows.cli.terminal import print_report, report_json
     from flows.inputs.specs import as_overrides, known_stages
+    from stages.processes.hosts import check_launcher
     from stages.store.runs import load_report
 
     # All of it refuses bad input before anything is started.
     start = start_of_run(file or [], preset, like, lambda: terminal.runs_root)
-    plan = chosen_plan(start, option_overrides(set_, seed, processes, device), text)
+    plan = chosen_plan(start, option_overrides(set_, seed, processes, device, nodes), text)
+    check_launcher(plan.spec.train.compute, terminal.options)
     stages = known_stages(again or (), "--again")
     state = terminal.run("flows.pipeline:pipeline", plan.preset, overrides=as_overrides(plan), again=stages)
     store = terminal.store

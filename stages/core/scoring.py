@@ -101,10 +101,12 @@ def score(
     stride: int,
     dtype: torch.dtype,
     progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
+    group: dist.ProcessGroup | None = None,
     share: float = 1.0,
 ) -> ScoreSums:
     """Score `tokens` with windows `stride` apart, shared by all processes; `settings.windows` says whether
-    they stay inside documents. With a `share` below 1 only so many of them, evenly spaced.
+    they stay inside documents. With a `share` below 1 only so many of them, evenly spaced. `group` adds up
+    the sums: processes take more or less time for their share.
 
     Raises ValueError for fewer than two tokens.
     """
@@ -138,7 +140,7 @@ def score(
         done += len(batch)
         progress(done, len(mine), "windows")
     if world > 1:
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=group)
     total = sums.tolist()
     return ScoreSums(total[0], int(total[1]), int(total[2]), int(total[3]), total[4], settings.windows)
 

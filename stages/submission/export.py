@@ -122,7 +122,7 @@ def _info(reports: Sequence[PipelineReport], about: About) -> SubmissionInfo:
         bytes_code=main.package.script.num_bytes,
         blob_sha256=main.package.blob.sha256,
         code_sha256=main.package.script.sha256,
-        hardware=f"{compute.num_processes} × {compute.device}",
+        hardware=f"{compute.world_size} × {compute.device}",
         eval_sequence_length=main.spec.evaluate.scoring.sequence_length,
         eval_stride=main.spec.evaluate.scoring.stride,
         eval_windows=main.spec.evaluate.scoring.windows,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stages.core.trainer import StepMetrics, TrainState
 from stages.core.whole_files import TEMPORARY_FILES, write_whole
+from stages.processes.meeting import refuse_stale_try
 from stages.training.held_out import metrics_row
 from stages.training.metrics import LINES_NAME, TABLE_NAME, read_lines, write_table
 
@@ -116,9 +117,11 @@ class TrainingFiles:
         self._writes.append(self._writer.submit(action, *arguments))
 
     def _write_snapshot(self, entry: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        refuse_stale_try()
         entry["sha256"] = write_safetensors(self.folder / "snapshots" / entry["file"], weights)
 
     def _write_checkpoint(self, state: TrainState, snapshots: list[dict[str, Any]]) -> None:
+        refuse_stale_try()
         path = self.folder / "checkpoints" / f"step-{state.steps:08d}.safetensors"
         about = {
             "sha256": write_safetensors(path, state.tensors),

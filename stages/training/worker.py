@@ -1,9 +1,11 @@
 """One process of a training run: python -m stages.training.worker JOB.json RESULT.json"""
 
 import logging
+import platform
 import resource
 import statistics
 import time
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -11,7 +13,7 @@ import torch.distributed as dist
 from schemas.errors import StageError, StoppedError
 from schemas.settings import TrainSettings
 from schemas.train import TrainingFigures, TrainTimings
-from stages.core.distributed import join_processes
+from stages.core.distributed import join_processes, machine_in_words
 from stages.core.schedule import Clock, progress_at
 from stages.core.trainer import (
     DivergedError,
@@ -31,11 +33,16 @@ from stages.training.metrics import as_columns, curve_of
 
 log = logging.getLogger("stages.train")
 
+_WORDS_BYTES = 512
+
 
 def main() -> None:
     with job_of(TrainingJob) as (job, leave):
         settings, runtime = job.settings, job.runtime
         files = TrainingFiles(job.folder, runtime.checkpoint_every_seconds, runtime.keep_checkpoints)
+        seconds = runtime.group_timeout_seconds
+        join_processes(settings.compute, None if seconds is None else timedelta(seconds=seconds))
+        _check_machines(settings)
         resume = _resume_everywhere(files, settings)
         hooks = Hooks(
             _Narrator(files, settings, runtime.log_every_seconds),
@@ -118,6 +125,22 @@ def _resume_everywhere(files: TrainingFiles, settings: TrainSettings) -> TrainSt
     if rank == 0 or int(step) == 0:
         return state
     return files.read_checkpoint(int(step))
+
+
+def _check_machines(settings: TrainSettings) -> None:
+    """Raise StageError on a machine of another kind than the first: the result's key names only one kind."""
+    if settings.compute.num_nodes == 1:
+        return
+    here = machine_in_words(settings.compute.device)
+    words = torch.zeros(_WORDS_BYTES, dtype=torch.uint8)
+    words[: len(here.encode())] = torch.frombuffer(bytearray(here.encode()), dtype=torch.uint8)
+    dist.broadcast(words, src=0)
+    first = bytes(words.tolist()).rstrip(b"\0").decode()
+    if here != first:
+        raise StageError(
+            f"train.compute.num_nodes = {settings.compute.num_nodes}: {platform.node()} is {here}, the first "
+            f"machine {first}; train on machines of one kind"
+        )
 
 
 class _Narrator:

@@ -1,10 +1,15 @@
 """Training through torchrun in real processes, and the loop inside this one."""
 
+import base64
 import hashlib
 import json
 import math
+import pickle
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 
@@ -118,7 +124,33 @@ def scoring(work: Workspace, **changes: Any) -> Workspace:
     return replace(work, runtime=work.runtime.derive(held_out=held_out))
 
 
-def test_two_processes_train_and_score_like_one(
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def write_pickles(out_dir: Path, created: Path, written: list[str]) -> None:
+    """Reach the rendezvous of a training and put pickles under every key that it has, and torchrun's own."""
+    deadline = time.monotonic() + 120
+    metrics = out_dir / "metrics.jsonl"
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.01)
+    [first] = (out_dir / "nodes").glob("*-0.node")
+    told = json.loads(first.read_text())
+    store = dist.TCPStore(told["address"], told["port"], is_master=False, timeout=timedelta(seconds=60))
+    payload = pickle.dumps(Payload(created))
+    for key in (*store.list_keys(), "torch.rendezvous.none", f"torch.rendezvous.{first.stem[:32]}"):
+        store.set(key, base64.b64encode(payload))
+        store.set(key, payload)
+        written.append(key)
+
+
+def test_two_processes_train_and_score_like_one_on_two_machines_too_where_a_pickle_at_their_port_runs_nothing(
     smoke_training: TrainSettings,
     tiny_tokens: TokenizedCorpus,
     make_workspace: MakeWorkspace,
@@ -145,6 +177,21 @@ def test_two_processes_train_and_score_like_one(
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-4)
     for name, tensor in weights_one.items():
         torch.testing.assert_close(tensor, weights_two[name], rtol=0, atol=5e-3)
+
+    machines, created, written = make_workspace("machines"), tmp_path / "created", list[str]()
+    intruder = threading.Thread(target=write_pickles, args=(machines.out_dir, created, written))
+    intruder.start()
+    _, weights, rows = run(
+        replace(smoke_training, compute=replace(compute, num_nodes=2)), tiny_tokens, machines
+    )
+    intruder.join()
+    assert len(written) > 2
+    assert not created.exists()
+    assert not (machines.out_dir / "nodes").exists()
+    assert [row["loss"] for row in rows] == [row["loss"] for row in rows_two]
+    assert all(torch.equal(tensor, weights_two[name]) for name, tensor in weights.items())
+    pickle.loads(pickle.dumps(Payload(created)))
+    assert created.exists()  # the payload works
 
 
 @pytest.mark.slow

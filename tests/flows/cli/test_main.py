@@ -141,6 +141,15 @@ def test_describe_for_people_names_parts_and_limit() -> None:
         (["run", "--preset", "smoke", "--set", "train.seed=-1"], ["train.seed", "-1", "at least 0"]),
         (["run", "--preset", "smoke", "--set", "nonsense"], ["nonsense", "dotted.name=value"]),
         (["run", "--preset", "smoke", "--processes", "99"], ["num_processes", "99", "at most 8"]),
+        (
+            ["run", "--preset", "smoke", "--launcher", "slurm"],
+            ["launcher = slurm", "num_nodes = 1", "--nodes"],
+        ),
+        (["run", "--preset", "smoke", "--nodes", "3"], ["batch_tokens", "num_nodes = 3", "num_processes"]),
+        (
+            ["run", "--preset", "smoke", "--set", "merge.compute.num_nodes=2"],
+            ["num_nodes = 2", "only training"],
+        ),
         (["run", "--preset", "smoke", "--device", "tpu"], ["device", "tpu", "cuda"]),
         (["run", "--preset", "smoke", "--retries", "-1"], ["retries", "-1"]),
         (["run", "--preset", "smoke", "--timeout", "0"], ["timeout", "0"]),
