@@ -3,6 +3,7 @@
 # make lint   install, then ruff, mypy and the import contracts
 # make faults strike real runs in every way that docs/reliability.md names, and write its table
 # make bench  all benchmarks in one table, written to docs/performance.md
+# make docs   build the site of docs/ in build/docs/site; a broken link is an error
 # make lock   write requirements.lock from what .venv holds now
 #
 # FAIRWAY_STORE names another store; PRESET another preset.
@@ -12,13 +13,14 @@ ROOT := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
 PYTHON ?= python3
 VENV := $(ROOT)/.venv
 BIN := $(VENV)/bin
+DOCS_VENV := $(ROOT)/.venv-docs
 INSTALLED := $(VENV)/.installed
 PRESET ?= demo
 # Python would look for its own library there and not start.
 unexport PYTHONHOME
 export FAIRWAY_STORE ?= $(ROOT)/.fairway
 
-.PHONY: run test lint lock faults bench
+.PHONY: run test lint lock faults bench docs
 
 run: $(INSTALLED)
 	@"$(BIN)/fairway" run --preset $(PRESET)
@@ -34,6 +36,17 @@ bench: $(INSTALLED)
 
 lint: $(INSTALLED)
 	@cd "$(ROOT)" && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
+
+docs: $(DOCS_VENV)/.installed
+	@"$(DOCS_VENV)/bin/python" "$(ROOT)/docs/build_site.py" "$(ROOT)/build/docs"
+	@"$(DOCS_VENV)/bin/zensical" build --strict --clean --config-file "$(ROOT)/build/docs/zensical.toml"
+
+# An environment of its own: the pages need nothing of Fairway, and requirements.lock nothing of the pages.
+$(DOCS_VENV)/.installed: $(ROOT)/pyproject.toml
+	"$(PYTHON)" -m venv "$(DOCS_VENV)"
+	"$(DOCS_VENV)/bin/python" -m pip install --quiet $$("$(DOCS_VENV)/bin/python" -c 'import sys, tomllib; \
+	    print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["optional-dependencies"]["docs"])' "$(ROOT)/pyproject.toml")
+	@touch "$@"
 
 # Sizes of the wheels that requirements.lock stands for on Linux x86-64, PyTorch's dependencies included.
 define ABOUT_THE_INSTALLATION
@@ -57,6 +70,6 @@ $(INSTALLED): $(ROOT)/requirements.lock $(ROOT)/pyproject.toml
 
 lock:
 	@{ echo "# Exact versions of everything, development tools included. Written by \`make lock\`, installed by \`make run\`."; \
-	   "$(BIN)/python" -m pip freeze --all --exclude-editable --exclude pip --exclude fairway | sed 's/^\(torch==[^+]*\)+.*/\1/'; \
+	   "$(BIN)/python" -m pip freeze --all --exclude-editable --exclude pip --exclude fairway-lm | sed 's/^\(torch==[^+]*\)+.*/\1/'; \
 	} > "$(ROOT)/requirements.lock.new"
 	@mv "$(ROOT)/requirements.lock.new" "$(ROOT)/requirements.lock"

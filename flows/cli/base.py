@@ -21,9 +21,9 @@ app = typer.Typer(
 
 def _say_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from stages.store.source import fairway_version
 
-        typer.echo(f"fairway {version('fairway')}")
+        typer.echo(f"fairway {fairway_version()}")
         raise typer.Exit
 
 

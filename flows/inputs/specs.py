@@ -196,7 +196,13 @@ def known_stages(names: Sequence[str], option: str) -> tuple[str, ...]:
 
 
 def run_options(given: RunOptions | None) -> RunOptions:
-    """The options, with the stores that FAIRWAY_STORE and FAIRWAY_REMOTE name where they name none."""
+    """The options, with the stores that FAIRWAY_STORE and FAIRWAY_REMOTE name where they name none.
+
+    Goes to FAIRWAY_FOLDER, the folder that `fairway up` serves: relative paths in forms begin there. Prefect
+    imports a flow from the working folder first, so a worker starts its runs in the program's own folder.
+    """
+    if folder := os.environ.get("FAIRWAY_FOLDER"):
+        os.chdir(folder)
     options = given or RunOptions()
     named = {name: os.environ.get(f"FAIRWAY_{name.upper()}") for name in ("store", "remote")}
     missing = {name: value for name, value in named.items() if value and name not in options.model_fields_set}

@@ -24,6 +24,7 @@ from stages.processes.launch import guarded
 from stages.processes.locks import try_lock
 from stages.processes.process_tree import end_trees
 from stages.processes.surroundings import (
+    ROOT,
     for_children,
     importing_ours,
     leave_out_unusable_proxies,
@@ -54,6 +55,14 @@ _PORT_TAKEN = "address already in use"
 
 Waiting = Callable[[str], AbstractContextManager[None]]
 """Called with what is waited for; the wait is the block."""
+
+
+def served_folder() -> Path:
+    """The folder that `fairway up` serves: the checkout, or the working folder of an installed program.
+
+    It holds Prefect's files; relative paths in forms begin there.
+    """
+    return ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()
 
 
 def settings_first(home: Path) -> None:

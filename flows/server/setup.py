@@ -24,7 +24,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from prefect.states import Cancelled, Crashed
 from prefect.workers.process import ProcessWorker
 
-from flows.server.environment import SERVER_START_SECONDS, is_healthy
+from flows.server.environment import SERVER_START_SECONDS, is_healthy, served_folder
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,6 @@ TRAIN_LIMIT = "tag:train"
 AUTOMATION = "Fairway: runs whose heartbeats stop have crashed"
 _UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
 _ONLINE_SECONDS = 60.0
-_CHECKOUT = Path(__file__).resolve().parents[2]
 DEFAULT_HEARTBEAT_SECONDS = 180
 
 
@@ -56,11 +55,12 @@ def prepare(heartbeat_seconds: int) -> None:
         _lost_runs_crash(client, 3 * heartbeat_seconds)
 
 
-def worker_name(checkout: Path = _CHECKOUT) -> str:
-    """Name of a checkout's worker on this machine; two checkouts never share one, even with equal folder
-    names.
+def worker_name(folder: Path | None = None) -> str:
+    """Name of the worker of a folder (default: the served one) on this machine.
+
+    Two folders never share one, even with equal names.
     """
-    path = checkout.resolve()
+    path = (folder or served_folder()).resolve()
     return f"{platform.node()} {path.name} {hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
 
 

@@ -19,17 +19,18 @@ from flows.server.environment import (
     is_healthy,
     port_is_free,
     require_answer,
+    served_folder,
     settings_first,
     stop,
 )
 from schemas.errors import SpecError
 from stages.processes.launch import guarded
 from stages.processes.locks import holder, try_lock
-from stages.processes.surroundings import for_children, importing_ours
+from stages.processes.surroundings import ROOT, for_children, importing_ours
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
+PREFECT_FILE = Path(__file__).with_name("prefect.yaml")  # in a checkout, a link to the file at its root
 MAX_PORT = 65_534  # the reports have the next one
 WORKER_STOP_SECONDS = 25.0  # a worker ends its runs first, and a run its stage
 DEPLOY_SECONDS = 300.0
@@ -44,16 +45,14 @@ def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[st
     Everything that was started ends with the block.
 
     The reports get the port after `port`. A server that answers at PREFECT_API_URL or on `port` is used
-    unchanged. Raises SpecError if a port, the Prefect home or this checkout's worker is taken, RuntimeError
+    unchanged. Raises SpecError if a port, the Prefect home or this folder's worker is taken, RuntimeError
     if a part does not start.
     """
-    if not (ROOT / "prefect.yaml").is_file():
-        raise SpecError(
-            f"{ROOT} holds no prefect.yaml: run `fairway up` of a checkout (pip install --editable)"
-        )
-    settings_first(ROOT / ".prefect")
+    folder = served_folder()
+    settings_first(folder / ".prefect")
     home = Path(os.environ["PREFECT_HOME"]).expanduser()
     os.environ["FAIRWAY_STORE"] = str(store)
+    os.environ["FAIRWAY_FOLDER"] = str(folder)
     os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(heartbeat_seconds)
     os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")
     with ExitStack() as stack:
@@ -64,8 +63,8 @@ def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[st
             require_answer(url, "and `fairway up` starts its own")
         from flows.server.setup import POOL, mark_stale_runs, prepare, worker_name
 
-        # Settling takes this worker's running flows for left-over ones, so the same checkout works only once.
-        taken = f"PREFECT_HOME = {home}: `fairway up` of this checkout is running already"
+        # Settling takes this worker's running flows for left-over ones, so the same folder works only once.
+        taken = f"PREFECT_HOME = {home}: `fairway up` of {folder} is running already"
         stack.enter_context(_only_one(home / f"{worker_name().rpartition(' ')[2]}.lock", taken))
         answers = is_healthy(url)
         _check_ports(port, for_server=not answers and _is_local(url, port))
@@ -206,7 +205,8 @@ def _deploy(home: Path) -> None:
     """
     began = time.perf_counter()
     log.info("making the deployments of prefect.yaml, 5 to 30 s")
-    with _process("deploy", home, 10.0, ["prefect", "--no-prompt", "deploy", "--all"]) as (process, log_path):
+    command = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_FILE)]
+    with _process("deploy", home, 10.0, command) as (process, log_path):
         try:
             status = process.wait(DEPLOY_SECONDS)
         except subprocess.TimeoutExpired:

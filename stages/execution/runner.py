@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,7 +27,7 @@ from schemas.runtime import Progress, RunOptions
 from schemas.stages import STAGES, Stage
 from stages.store.keys import stage_key
 from stages.store.machine import precision_note, resolve_precision, this_machine
-from stages.store.source import code_digest, library_versions
+from stages.store.source import code_digest, fairway_version, library_versions
 from stages.store.store import Store
 from stages.store.workspace import Workspace, no_progress
 
@@ -166,7 +165,7 @@ def _compute(
         created_at=created_at.isoformat(timespec="seconds"),
         seconds=time.perf_counter() - started,
         host=platform.node(),
-        fairway_version=version("fairway"),
+        fairway_version=fairway_version(),
         code_sha256=code_digest(stage.code_roots, stage.ships_source),
         libraries=library_versions(stage.code_roots, stage.libraries),
         machine=this_machine(compute),

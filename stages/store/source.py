@@ -8,6 +8,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+DISTRIBUTION = "fairway-lm"  # `fairway` on the package index is another project
 OUR_PACKAGES = ("schemas", "presets", "stages", "flows")
 NUMERIC_LIBRARIES = {
     "torch": "torch",
@@ -162,6 +163,11 @@ def _leave_out_words(call: ast.Call) -> None:
 
 def _is_text(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def fairway_version() -> str:
+    """The version of the installed distribution `fairway-lm`; `absent` in a checkout that is not installed."""
+    return library_version(DISTRIBUTION)
 
 
 def library_version(library: str) -> str:

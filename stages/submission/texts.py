@@ -14,6 +14,7 @@ from schemas.submission import INFO_NAME, REQUIREMENTS_NAME, RuleResult, Submiss
 from stages.core.scoring import score_line
 from stages.core.trainer import StepMetrics, step_line
 from stages.report.rows import markdown_table
+from stages.store.source import fairway_version
 
 SCRIPT_PACKAGES = ("torch", "numpy", "sentencepiece", "zstandard")
 LOG_STEP_LINES = 200
@@ -105,7 +106,7 @@ def readme(info: SubmissionInfo, report: PipelineReport, rules: Sequence[RuleRes
     sections = {
         f"# {info.name}": (
             f"{info.blurb}\n\nBy {info.author} ({info.github_id}), {info.date}. Made "
-            f"with Fairway {version('fairway')}."
+            f"with Fairway {fairway_version()}."
         ),
         "## Figures": markdown_table(["figure", "value", "what it is"], figures),
         "## Seeds": _seeds(info),

@@ -40,11 +40,13 @@ class _Patient(httpx.HTTPTransport):
 
 @dataclass
 class Served:
-    """A running `fairway up`."""
+    """A running `fairway up`; without `home`, Prefect's files lie where it puts them by itself."""
 
     port: int
-    home: Path
+    home: Path | None
     store: Path
+    program: Path = FAIRWAY
+    working_folder: Path = ROOT
     process: Any = None
     api: httpx.Client = field(init=False)
 
@@ -62,7 +64,7 @@ class Served:
         }
         return {
             **clean,
-            "PREFECT_HOME": str(self.home),
+            **({} if self.home is None else {"PREFECT_HOME": str(self.home)}),
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
         }
 
@@ -70,7 +72,7 @@ class Served:
         """Bring everything up; returns the seconds that took."""
         began = time.monotonic()
         command = [
-            str(FAIRWAY),
+            str(self.program),
             "up",
             "--port",
             str(self.port),
@@ -81,7 +83,12 @@ class Served:
             "--json",
         ]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=self.environment, start_new_session=True
+            command,
+            cwd=self.working_folder,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+            start_new_session=True,
         )
         said = ""
         for line in self.process.stdout:
@@ -176,7 +183,7 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    port = _free_pair_of_ports()
+    port = free_pair_of_ports()
     folder = tmp_path_factory.mktemp("served")
     running = Served(port, folder / "home", folder / "store")
     running.start()
@@ -198,7 +205,7 @@ def two_runs(served: Served) -> tuple[dict[str, Any], dict[str, Any]]:
     return first, second
 
 
-def _free_pair_of_ports() -> int:
+def free_pair_of_ports() -> int:
     """The first of two neighbouring free ports: pages and reports."""
     while True:
         with socket.socket() as first, socket.socket() as second:

@@ -40,7 +40,7 @@ def test_help_needs_nothing_heavy() -> None:
 
 
 def test_the_version_is_the_installed_one() -> None:
-    assert fairway("--version").stdout == f"fairway {version('fairway')}\n"
+    assert fairway("--version").stdout == f"fairway {version('fairway-lm')}\n"
 
 
 def test_completion_knows_commands_and_their_options() -> None:
