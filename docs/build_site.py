@@ -62,6 +62,8 @@ def place(path: str, source: str) -> str | None:
         return DECISIONS
     if file == "docs/README.md":
         return HOME
+    if PurePosixPath(file).name in NO_PAGES:
+        return None
     return file.removeprefix("docs/") if file.startswith("docs/") else None
 
 
