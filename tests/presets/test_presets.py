@@ -14,7 +14,13 @@ from stages.store.machine import resolve_precision
 
 
 @pytest.mark.parametrize(
-    ("preset", "first_loss"), [("record", 6.93), ("reference", 6.93), ("winner", 9.01), ("winner-1gpu", 9.01)]
+    ("preset", "first_loss"),
+    [
+        ("record", 6.93),
+        ("reference", 6.93),
+        pytest.param("winner", 9.01, marks=pytest.mark.slow),
+        ("winner-1gpu", 9.01),
+    ],
 )
 def test_the_big_presets_take_steps_on_a_cpu(
     preset: str, first_loss: float, tiny_tokens: TokenizedCorpus
