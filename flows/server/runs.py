@@ -89,10 +89,11 @@ def change_tags(run_id: str, tags: Sequence[str], remove: bool = False) -> None:
 
     with get_client(sync_client=True) as client:
         try:
-            others = [tag for tag in client.read_flow_run(UUID(run_id)).tags if tag not in tags]
-        except ObjectNotFound:
+            served = client.read_flow_run(UUID(run_id))
+        except (ObjectNotFound, ValueError):  # or its id is none of a server's
             return
-        client.update_flow_run(UUID(run_id), tags=others if remove else [*others, *tags])
+        others = [tag for tag in served.tags if tag not in tags]
+        client.update_flow_run(served.id, tags=others if remove else [*others, *tags])
 
 
 def task_rows(run_id: str) -> list[Row]:

@@ -22,6 +22,7 @@ from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
 from schemas.seeds import Ledger, SeedEntry
 from schemas.stages import STAGES
+from stages.core.checksummed import write_checksummed
 from stages.seeds.ledger import open_locked, write_ledger
 from stages.store.housekeeping import StoreInUseError, find_damage, find_forgotten, find_unneeded, forget
 from stages.store.notes import add_note, add_tags, load_notes, pin
@@ -43,7 +44,10 @@ def store(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> Store:
         folder = Path("stages", stage.stage, stage.key[:32])
         shutil.copytree(smoke_store / folder, root / folder)
         if stage.stage == "package":
-            shutil.copytree(root / folder, root / "stages" / "package" / OTHER[:32])
+            copied = root / "stages" / "package" / OTHER[:32]
+            shutil.copytree(root / folder, copied)
+            record = (copied / "record.json").read_text(encoding="utf-8").replace(stage.key, OTHER)
+            write_checksummed(copied / "record.json", record.replace(stage.key[:32], OTHER[:32]).encode())
     save_report(root, report)
     keys = tuple(stage.derive(key=OTHER) if stage.stage == "package" else stage for stage in report.stages)
     package = report.package.model_dump()
@@ -65,9 +69,9 @@ def _paths(items: list[Any], store: Store) -> set[str]:
 def test_notes_tags_and_pin_by_command(store: Store) -> None:
     place = ("--store", store.root, "--json")
     fairway("note", "last", "the first", *place)
-    fairway("note", "other", "-- the second: größer", *place)
+    fairway("note", "other", "the second: größer", *place)
     told = json.loads(fairway("note", "other", "--remove", 1, *place).stdout)
-    assert [note["text"] for note in told["notes"]] == ["-- the second: größer"]
+    assert [note["text"] for note in told["notes"]] == ["the second: größer"]
     assert json.loads(fairway("tag", "other", "a", "b", *place).stdout)["tags"] == ["a", "b"]
     assert json.loads(fairway("tag", "other", "a", "--remove", *place).stdout)["tags"] == ["b"]
     assert json.loads(fairway("pin", "other", *place).stdout)["pinned"] is True
