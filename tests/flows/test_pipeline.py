@@ -81,6 +81,7 @@ def test_a_run_shows_tables_and_the_loss_curve(smoke_run: Any) -> None:
         "bpb-decomposition",
         "loss-curve",
         "techniques",
+        "training",
     }
     assert Path(smoke_run.report.published.html.path).name in by_key["report"]
     assert f"{smoke_run.report.val_bpb_quantized:.5f}" in by_key["result"]

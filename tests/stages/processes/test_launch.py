@@ -269,7 +269,7 @@ def test_torchrun_starts_several_processes_and_none_leaves_a_file(
     folder.mkdir()
     (tmp_path / "rank.py").write_text(
         "import os\nunder = 'under torchrun' if 'TORCHELASTIC_RUN_ID' in os.environ else 'alone'\n"
-        "print(os.environ.get('WORLD_SIZE', '1'), under)"
+        "os.write(1, f\"{os.environ.get('WORLD_SIZE', '1')} {under}\\n\".encode())"  # whole lines
     )
     assert run_ranks([str(tmp_path / "rank.py")], folder, compute, no_progress, None)[-1] == told
     assert list(folder.iterdir()) == []

@@ -52,7 +52,8 @@ def test_a_stage_is_keyed_by_the_modules_it_reaches_and_no_others(
 
 LIBRARIES = {
     "tokenize_corpus": {"numpy", "pyarrow", "sentencepiece", "zstandard"},
-    "train": {"numpy", "pyarrow", "safetensors", "torch", "triton"},
+    # sentencepiece: the bytes of held-out text, where it is scored on the way
+    "train": {"numpy", "pyarrow", "safetensors", "sentencepiece", "torch", "triton"},
     "merge": {"numpy", "safetensors", "sentencepiece", "torch"},
     "quantize": {"numpy", "safetensors", "torch", "zstandard"},
     "package": {"numpy", "sentencepiece", "torch", "triton", "zstandard"},
