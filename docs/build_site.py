@@ -62,7 +62,8 @@ def place(path: str, source: str) -> str | None:
         return DECISIONS
     if file == "docs/README.md":
         return HOME
-    return file.removeprefix("docs/") if file.startswith("docs/") else None
+    page = file.removeprefix("docs/")
+    return page if file.startswith("docs/") and page not in NO_PAGES else None
 
 
 def inside(markdown: str, source: str) -> str:

@@ -31,6 +31,7 @@ def site() -> Any:
         ("docs/decisions/0001-x.md", "[a](../log.md)", "[a](../log.md)"),
         ("docs/decisions/0001-x.md", "[a](../README.md)", "[a](../index.md)"),
         ("docs/gpu.md", "[the code](../stages/train.py)", "the code"),
+        ("docs/README.md", "[the index's text](package.md)", "the index's text"),
         ("docs/gpu.md", "[a](https://docs.prefect.io) [b](#here)", "[a](https://docs.prefect.io) [b](#here)"),
         ("README.md", "[![p](docs/images/p.png)](docs/gpu.md)", "[![p](images/p.png)](gpu.md)"),
         ("README.md", "```\n[a](docs/gpu.md)\n```", "```\n[a](docs/gpu.md)\n```"),
