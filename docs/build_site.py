@@ -62,8 +62,9 @@ def place(path: str, source: str) -> str | None:
         return DECISIONS
     if file == "docs/README.md":
         return HOME
-    page = file.removeprefix("docs/")
-    return page if file.startswith("docs/") and page not in NO_PAGES else None
+    if PurePosixPath(file).name in NO_PAGES:
+        return None
+    return file.removeprefix("docs/") if file.startswith("docs/") else None
 
 
 def inside(markdown: str, source: str) -> str:

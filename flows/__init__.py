@@ -13,4 +13,5 @@ FLOW_NAMES = (
     "sample",
     "seed-validation",
     "export",
+    "export-hf",
 )

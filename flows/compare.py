@@ -12,14 +12,14 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.inputs.form import Options, with_empty_fields
 from flows.inputs.specs import run_options
-from flows.results.compared import compare_runs, tables
+from flows.results.compared import compare_runs, find_runs, tables
 from flows.results.compared_page import page, read_curves, write_file
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stream_logs
 from schemas.compare import ComparedRuns
 from stages.report.curves_plot import curves_svg
 from stages.report.rows import markdown_table
-from stages.store.runs import choose_run, list_reports
+from stages.store.runs import list_reports
 from stages.store.store import open_store
 from stages.training.metrics import Columns
 
@@ -45,9 +45,8 @@ def compare(
     """
     stream_logs()
     store = open_store(run_options(options))
-    root = store.runs_root()
-    finished = list_reports(root)
-    reports = [choose_run(root, finished, run) for run in runs]
+    finished = list_reports(store.runs_root())
+    reports = find_runs(store, finished, runs)
     found = compare_runs(store, reports, finished)
     curves = read_curves(store, found, reports)
     name = "-".join(run.run_id[:8] for run in found.runs)

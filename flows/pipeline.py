@@ -5,7 +5,9 @@
 A stage whose result is in the store already shows as `Cached` and is not run.
 """
 
+import logging
 from datetime import UTC, datetime
+from pathlib import Path
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -16,13 +18,17 @@ from flows.inputs.form import (
     FormValue,
     Options,
     Preset,
+    StageName,
     with_empty_fields,
     with_setting_fields,
 )
-from flows.inputs.specs import Plan, check_quantizer, plan_run, run_options
+from flows.inputs.held_out import plan_held_out
+from flows.inputs.own_text import refuse_small_text
+from flows.inputs.specs import Plan, check_quantizer, plan_run, run_file_of, run_options
 from flows.results.run_report import over_limit_message, publish_artifacts, publish_spec, stage_summaries
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import StageRunner, stage_runner
+from flows.tasks.training import train
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.pipeline import PipelineReport
@@ -30,7 +36,10 @@ from schemas.results import RunResults
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import TrainingResult
 from stages.corpora import locate
-from stages.store.runs import save_report
+from stages.processes.hosts import check_launcher
+from stages.store.runs import save_report, save_run_file
+
+log = logging.getLogger(__name__)
 
 
 def _run_name() -> str:
@@ -48,6 +57,7 @@ def pipeline(
     preset: Preset = "demo",
     *,
     overrides: tuple[Assignment, ...] = (),
+    again: tuple[StageName, ...] = (),
     options: Options = None,
     **fields: FormValue,
 ) -> PipelineReport:
@@ -56,25 +66,33 @@ def pipeline(
     Args:
         preset: What to start from: smoke (seconds), demo and medium (minutes on two cores), record,
             reference and winner (eight GPUs), or winner-1gpu (one).
+        text: Your own text: a file, folder or pattern of the machine that runs it, or owner/dataset on the
+            Hugging Face hub. Empty: the preset's.
         bits: Format of the matrices, in training under QAT and in the blob. "as it is": the preset's (int6).
         edge_bits: The same for the matrices of the first and last blocks. "as it is": the preset's (int8).
         embedding_format: The same for the token embedding. "as it is": the preset's (fp16).
         clip_candidates: Clip ratios above 0 up to 1 that gptq_lite tries for each row, with commas, as 1.0,
             0.95, 0.9. Empty: the preset's (eleven from 1.0 to 0.7).
         overrides: Any other setting, one an entry, as dotted.name=value; `fairway describe PRESET` lists all.
+        again: Stages that are computed even if their results are stored. An equal result leaves the later
+            stages stored; another one ends the run with an error.
         options: Where and how the stages run; never changes a result.
     """
     plan, options = plan_run(preset, overrides, fields), run_options(options)
-    run = stage_runner(options, plan.label, [])
+    refuse_small_text(plan.spec)
+    run = stage_runner(options, plan.label, [], again)
     spec, store = plan.spec, run.store
+    check_launcher(spec.train.compute, options)
+    held_out = plan_held_out(options, spec, store)
     tokenized = run(
         "tokenize_corpus",
         spec.tokenize,
         manifest=locate(spec.tokenize, store.hashes, store.root / "cache" / "hub"),
     )
     check_quantizer(plan, tokenized)
-    trained = run("train", spec.train, tokenized=tokenized)
+    trained = train(run, plan, held_out, tokenized)
     merged = run("merge", spec.merge, trained=trained, tokenized=tokenized)
+    run.training.add_score("merged model", merged.score)
     return ship(plan, run, tokenized, trained, merged)
 
 
@@ -90,6 +108,7 @@ def ship(
     package = run("package", spec.package_spec(), packed=packed)
     size = run("check_size", spec.check_size, package=package, packed=packed)
     evaluation = run("evaluate", spec.evaluate, package=package, tokenized=tokenized)
+    run.training.add_score("quantized model", evaluation.non_overlapping)
     results = RunResults(
         tokenized=tokenized,
         trained=trained,
@@ -116,8 +135,18 @@ def ship(
     save_report(run.store.root, report)
     run.store.share_report(report)
     run.store.bring((report.package, report.published))  # what the run is about, whoever made it
+    _write_run_file(plan, report, run.store.root)
     with only_shown("the artifacts of the run"):
         publish_artifacts(report, run.store.root)
     if not size.fits:
         raise StageError(over_limit_message(size))
     return report
+
+
+def _write_run_file(plan: Plan, report: PipelineReport, store: Path) -> None:
+    try:
+        text = run_file_of(plan, f"The run {plan.label}")
+    except SpecError as error:  # its preset has changed since the run that it goes on from
+        log.warning("no run file is written: %s", error)
+        return
+    save_run_file(store, report, text)

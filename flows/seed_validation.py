@@ -20,7 +20,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.inputs.form import Assignment, Options, Preset, number_field, with_empty_fields
-from flows.inputs.specs import Plan, plan_run, run_options
+from flows.inputs.specs import Plan, as_overrides, plan_run, run_options
 from flows.pipeline import pipeline
 from flows.results.seeds import conclusions, mark_line, publish_seeds, seed_figures
 from flows.tasks.showing import only_shown
@@ -90,6 +90,7 @@ def seed_validation(
     options = run_options(options)
     store = open_store(options)
     plan = plan_run(preset, overrides)
+    overrides = overrides if preset == plan.preset else as_overrides(plan)
     _refuse_seed(plan)
     # Seed 0, so that the seed counts for nothing in the configuration's fingerprint.
     configuration = plan.with_seed(0).spec

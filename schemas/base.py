@@ -81,7 +81,9 @@ def identity(value: Any) -> Any:
     if isinstance(value, Schema):
         return value.identity()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: identity(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: identity(getattr(value, f.name)) for f in dataclasses.fields(value) if _counts(f, value)
+        }
     if isinstance(value, Mapping):
         return {
             str(key): identity(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))
@@ -97,6 +99,11 @@ def identity(value: Any) -> Any:
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     raise TypeError(f"{type(value).__name__} has no stable identity; give it one in schemas.base.identity")
+
+
+def _counts(field: dataclasses.Field, value: Any) -> bool:
+    """Whether a field is part of the identity: not where it was added later and has its default."""
+    return not field.metadata.get("later") or getattr(value, field.name) != field.default
 
 
 def fingerprint(value: Any) -> str:

@@ -30,6 +30,10 @@ class StageError(FairwayError):
     """
 
 
+class StoppedError(StageError):
+    """A rule of the user's ended the training: the score of held-out text was too bad."""
+
+
 class StorageError(OSError):
     """The store cannot be written: no space, too large a file, no permission.
 

@@ -39,6 +39,10 @@ def only_scores(compute: ComputeSettings) -> ComputeSettings:
             raise ValueError(
                 f"{name} = true: only training does that, scoring never; leave {name} false here"
             )
+    if compute.num_nodes > 1:
+        raise ValueError(
+            f"num_nodes = {compute.num_nodes}: only training uses several machines; leave num_nodes 1 here"
+        )
     return compute
 
 

@@ -74,6 +74,7 @@ def find_setting(root: type, dotted: str) -> Child:
     return found
 
 
+@cache
 def every_setting(root: type) -> dict[str, Child]:
     """Every setting that a spec of this type can have by its dotted name: of a union those of all variants,
     the first one's where several have it.

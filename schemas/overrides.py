@@ -67,6 +67,22 @@ def foreign_settings(spec: PipelineSpec, overrides: Sequence[str]) -> dict[str, 
     return {text: why for text, why in found.items() if why}
 
 
+def as_override(name: str, value: Any) -> str:
+    """The setting with this value (plain JSON types) as `apply_overrides` takes it: dotted.name=value.
+
+    None gives an empty value. A text that would read as something else stands in quotes.
+    """
+    if value is None:
+        return f"{name}="
+    if not isinstance(value, str):
+        return f"{name}={json.dumps(value)}"
+    try:
+        reads_as_text = not isinstance(json.loads(value), str)
+    except (ValueError, RecursionError):
+        reads_as_text = True
+    return f"{name}={value if reads_as_text else json.dumps(value)}"
+
+
 def explain(error: ValidationError, tree: Any) -> str:
     """The findings of pydantic as lines `dotted.name = value: what is allowed`.
 

@@ -42,9 +42,11 @@ def changed_to(kind: type[Q], settings: QuantizerSettings, **changes: Any) -> Q:
 
 
 def quantize_compute(spec: QuantizerSettings) -> ComputeSettings:
-    """What quantization computes with: the CPU, in float32."""
+    """What quantization computes with, in float32: the CPU, or the device that reads the calibration text."""
     calibration = spec.calibration if isinstance(spec, CalibratedSettings) else CalibrationSettings()
-    return ComputeSettings(threads_per_process=calibration.threads, precision="float32")
+    return ComputeSettings(
+        device=calibration.device, threads_per_process=calibration.threads, precision="float32"
+    )
 
 
 class ClipShare(Schema):

@@ -36,6 +36,9 @@ class CalibrationSettings(Settings):
     seed: int = setting(
         0, "which sequences, and the targets drawn from the model's predictions", minimum=0, maximum=2**63 - 1
     )
+    device: Literal["cpu", "cuda"] = setting(
+        "cpu", "where the model reads the text and its matrices are rounded"
+    )
     threads: int = setting(2, "CPU threads of the quantization", minimum=1, maximum=256)
 
     def sequences_in(self, num_tokens: int) -> int:

@@ -371,7 +371,8 @@ class ComputeSettings(Settings):
     """
 
     device: Literal["cpu", "cuda"] = setting("cpu", "where the model runs")
-    num_processes: int = setting(1, "torchrun processes on this machine", minimum=1, maximum=8)
+    num_processes: int = setting(1, "processes on each machine", minimum=1, maximum=8)
+    num_nodes: int = setting(1, "machines that train together", minimum=1, maximum=256, later=True)
     threads_per_process: int = setting(2, "CPU threads of each process", minimum=1, maximum=256)
     precision: Literal["auto", "bfloat16", "float32"] = setting(
         "auto",
@@ -382,6 +383,11 @@ class ComputeSettings(Settings):
     )
     compile: bool = setting(False, "torch.compile the model")
     fused_kernels: bool = setting(False, "train with our own Triton kernels; needs a Hopper GPU and bfloat16")
+
+    @property
+    def world_size(self) -> int:
+        """Processes on all machines."""
+        return self.num_nodes * self.num_processes
 
     def check(self) -> None:
         if self.fused_kernels and (self.device != "cuda" or self.precision == "float32"):
@@ -405,10 +411,13 @@ class TrainSettings(Settings):
     compute: ComputeSettings = setting(ComputeSettings(), "device and processes")
 
     def check(self) -> None:
-        if self.data.batch_sequences % self.compute.num_processes:
+        if self.data.batch_sequences % self.compute.world_size:
+            nodes = (
+                f"compute.num_nodes = {self.compute.num_nodes} times " if self.compute.num_nodes > 1 else ""
+            )
             raise ValueError(
                 f"data.batch_tokens = {self.data.batch_tokens}: its {self.data.batch_sequences} sequences "
-                f"must divide evenly over compute.num_processes = {self.compute.num_processes}"
+                f"must divide evenly over {nodes}compute.num_processes = {self.compute.num_processes}"
             )
 
 

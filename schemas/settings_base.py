@@ -26,9 +26,15 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
+    later: bool = False,
 ) -> Any:
-    """A dataclass field: default, one line of help, unit, and inclusive bounds (`above` is exclusive)."""
+    """A dataclass field: default, one line of help, unit, and inclusive bounds (`above` is exclusive).
+
+    `later`: added to settings that runs had before. Its default means what they did without it, so the
+    default is no part of an identity, and earlier runs keep their names.
+    """
     metadata = {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "above": above}
+    metadata["later"] = later
     if isinstance(default, Settings):
         return field(default_factory=lambda: default, metadata=metadata)
     return field(default=default, metadata=metadata)

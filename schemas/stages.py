@@ -91,7 +91,7 @@ _ALL = (
         ("stages.training.worker",),
         compute=_own_compute,
         resumable=True,
-        scratch=("checkpoints", "metrics.jsonl"),
+        scratch=("checkpoints", "metrics.jsonl", "nodes"),
         resumes_with=("snapshots",),
     ),
     Stage(

@@ -69,6 +69,9 @@ class TrainTimings(Schema):
     tokens_per_second: NonNegativeFloat
     snapshot_seconds: NonNegativeFloat = Field(description="time that snapshots kept the training loop")
     checkpoint_seconds: NonNegativeFloat = Field(description="time that checkpoints kept the training loop")
+    scoring_seconds: NonNegativeFloat = Field(
+        0.0, description="time that scores of held-out text took, outside the cap's clock"
+    )
     resumed_from_steps: tuple[int, ...] = Field(description="checkpoints that this run went on from")
     peak_memory_bytes: NonNegativeInt
 

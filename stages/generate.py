@@ -11,21 +11,19 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from schemas.errors import SpecError
-from schemas.files import FileRef
 from schemas.package import BLOB_NAME
 from schemas.pipeline import PipelineReport
 from schemas.printable import one_line
 from schemas.sample import Sample, SamplingSettings, Weights
 from schemas.submission import INFO_NAME
 from stages.core.blob.packing import BlobError
-from stages.core.model import GPT
 from stages.core.program import load_packed_model
 from stages.corpora.sources import ready_made_tokenizer
 from stages.sampling.generator import Generator
-from stages.store.runs import LAST, find_run, require_files
+from stages.sampling.of_run import model_of_run, tokenizer_of_run
+from stages.store.runs import LAST, find_run
 from stages.store.store import Store, open_store_at
 from stages.submission.untrusted import UnreadableError, read_bytes, read_json_object
 
@@ -78,16 +76,8 @@ def sample(generator: Generator, weights: Weights, prompt: str, settings: Sampli
 
 
 def _of_run(store: Store, report: PipelineReport, weights: Weights) -> Generator:
-    ref = report.package.blob if weights == "packed" else report.merged.weights
-    require_files(store, report, (ref, report.tokenized.tokenizer))
-    if weights == "packed":
-        model = load_packed_model(store.fetch(ref), torch.device("cpu"))
-    else:
-        model = GPT(report.merged.model)
-        model.load_state_dict(load_file(store.fetch(ref)))
-    source = report.tokenized.tokenizer
-    path = store.fetch(source) if isinstance(source, FileRef) else Path(source.path)
-    pieces = ready_made_tokenizer(path, "tokenizer")
+    model = model_of_run(store, report, weights)
+    pieces, _ = tokenizer_of_run(store, report)
     return Generator(model, pieces, report.spec.train.data.sequence_length, report.name)
 
 

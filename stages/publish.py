@@ -18,7 +18,7 @@ from stages.report import content, plots, rows
 from stages.store.workspace import Workspace
 from stages.training.metrics import Columns, read_metrics
 
-METRIC_COLUMNS = ("step", "loss", "lr_scale", "grad_norm", "qat_on", "snapshot", "muon_momentum")
+METRIC_COLUMNS = ("step", "loss", "lr_scale", "grad_norm", "qat_on", "snapshot", "muon_momentum", "val_nats")
 
 
 def publish(spec: PublishSpec, results: RunResults, audit: Audit, work: Workspace) -> PublishedReport:

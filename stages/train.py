@@ -2,12 +2,14 @@
 
     python -m stages train --spec spec.json --input tokenized=…/record.json
 
-The work happens in processes of its own (`stages.training.worker`); torchrun starts several.
+The work happens in processes of its own (`stages.training.worker`); torchrun starts several on one machine,
+`stages.processes.hosts` those of several machines.
 """
 
 from schemas.errors import SpecError
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Snapshot, TrainingResult, TrainSpec
+from stages.processes.hosts import runner_for
 from stages.processes.launch import launch_module
 from stages.store.workspace import Workspace
 from stages.training.job import TrainingJob, TrainingOutcome, WrittenSnapshot
@@ -16,7 +18,8 @@ from stages.training.job import TrainingJob, TrainingOutcome, WrittenSnapshot
 def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> TrainingResult:
     """Train `spec` on the training split. Goes on from the last sound checkpoint in the output folder.
 
-    Raises SpecError when tokens and model do not fit together, StageError when the loss diverges.
+    Raises SpecError when tokens and model do not fit together, StageError when the loss diverges,
+    StoppedError when a rule of `work.runtime` ends it.
     """
     _check(spec, tokenized)
     job = TrainingJob(
@@ -25,6 +28,11 @@ def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Train
         folder=work.out_dir,
         runtime=work.runtime,
     )
+    if work.runtime.held_out is not None:
+        job = job.derive(
+            val_shards=tuple(work.read(ref) for ref in tokenized.val_shards),
+            tokenizer=work.read(tokenized.tokenizer),
+        )
     trained = launch_module(
         "stages.training.worker",
         job,
@@ -33,6 +41,7 @@ def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Train
         spec.compute,
         work.progress,
         work.runtime.stage_timeout_seconds,
+        runner_for(spec.compute, work.runtime),
     )
     return TrainingResult(
         **dict(trained.figures),

@@ -44,6 +44,7 @@ Seed = Annotated[int | None, typer.Option(help="short for --set train.seed=…")
 Processes = Annotated[
     int | None, typer.Option(help="processes that train, merge and evaluate: sets ….compute.num_processes")
 ]
+Nodes = Annotated[int | None, typer.Option(help="machines that train together: sets train.compute.num_nodes")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda, for the same three: sets ….compute.device")]
 StoreFolder = Annotated[
     Path, typer.Option("--store", envvar="FAIRWAY_STORE", help="folder of the content-addressed store")
@@ -63,6 +64,10 @@ Json = Annotated[
     bool, typer.Option("--json", help="plain JSON on standard output; everything else goes to standard error")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="show stack traces and Prefect's own log")]
+
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="id or name of a run, the beginning of either, or 'last'")
+]
 
 DEFAULT_STORE = Path(".fairway")
 
@@ -96,9 +101,14 @@ def run_flow(flow: str, options: Any, debug: bool, *args: Any, **kwargs: Any) ->
 
 
 def option_overrides(
-    given: list[str] | None, seed: int | None, processes: int | None, device: str | None
+    given: list[str] | None,
+    seed: int | None,
+    processes: int | None,
+    device: str | None,
+    nodes: int | None = None,
 ) -> list[str]:
     short = [f"train.seed={seed}"] if seed is not None else []
+    short += [f"train.compute.num_nodes={nodes}"] if nodes is not None else []
     for name, value in (("num_processes", processes), ("device", device)):
         if value is not None:
             short += [f"{section}.compute.{name}={value}" for section in ("train", "merge", "evaluate")]

@@ -39,14 +39,13 @@ def compare(
     """Runs side by side: settings that differ, why stages ran again, figures, verdicts and curves."""
     with clear_errors(debug):
         from flows.cli.terminal import print_compared
-        from flows.results.compared import compare_runs
-        from stages.store.runs import choose_run, list_reports
+        from flows.results.compared import compare_runs, find_runs
+        from stages.store.runs import list_reports
         from stages.store.store import open_store_at
 
         opened = open_store_at(store, remote)
-        root = opened.runs_root()
-        finished = list_reports(root)
-        reports = [choose_run(root, finished, run) for run in runs]
+        finished = list_reports(opened.runs_root())
+        reports = find_runs(opened, finished, runs)
         found = compare_runs(opened, reports, finished)
         if csv is not None:
             from flows.results.compared_page import csv_text, write_file

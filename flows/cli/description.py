@@ -45,7 +45,7 @@ def describe_spec(preset: str, label: str, spec: PipelineSpec) -> dict[str, Any]
         "max_seconds": train.schedule.max_seconds,
         "batch_tokens": train.data.batch_tokens,
         "max_tokens": train.schedule.max_steps * train.data.batch_tokens,
-        "processes": train.compute.num_processes,
+        "processes": train.compute.world_size,
         "device": train.compute.device,
         "precision": train.compute.precision,
         "precision_note": precision_note(train.compute),

@@ -12,14 +12,20 @@ import typer
 import flows.cli.ablate
 import flows.cli.frontier
 import flows.cli.run
+import flows.cli.schema
+import flows.cli.plan
 import flows.cli.requantize
 import flows.cli.sample
 import flows.cli.up
 import flows.cli.validate_seeds
 import flows.cli.store
 import flows.cli.submission
+import flows.cli.export_hf
 import flows.cli.compare
-import flows.cli.show  # noqa: F401
+import flows.cli.watch
+import flows.cli.show
+import flows.cli.runs
+import flows.cli.notes  # noqa: F401
 from flows.cli.base import app
 
 # isort: on

@@ -32,10 +32,28 @@ PRESETS_HELP = "{presets}"
 """The help of an option or argument that takes a preset: their names stand there instead."""
 
 ANY_STAGE = ("store", "remote", "retries", "stage_timeout_seconds")
-TRAINING = (*ANY_STAGE, "checkpoint_every_seconds")
+HELD_OUT = ("validate_every", "validate_tokens", "stop_if", "stop_behind")
+HOSTS = ("launcher", "interface", "group_timeout_seconds")
+TRAINING = (*ANY_STAGE, "checkpoint_every_seconds", *HELD_OUT, *HOSTS)
 """Fields of RunOptions that are options of a command that trains; of one that does not, ANY_STAGE."""
 
 PresetOption = Annotated[str, typer.Option(help=PRESETS_HELP)]
+StartPreset = Annotated[str | None, typer.Option(help=PRESETS_HELP, show_default="demo")]
+FileArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[FILE]", help="a run file, as `fairway describe PRESET --toml` writes it"),
+]
+LikeOption = Annotated[
+    str | None, typer.Option(metavar="RUN", help="settings of an earlier run: its id or name, or last")
+]
+TextOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text",
+        help="your own text: a file, a folder or a pattern in quotes (may be repeated); a folder of shards; "
+        "or owner/dataset on the Hugging Face hub",
+    ),
+]
 
 
 class Terminal:
@@ -70,6 +88,13 @@ class Terminal:
     @property
     def store(self) -> Path:
         return Path(self.options.store)
+
+    @property
+    def runs_root(self) -> Path:
+        """The folder whose runs count: the store, or where the runs of the remote store are mirrored."""
+        from stages.store.store import open_store
+
+        return open_store(self.options).runs_root()
 
     def run(self, flow: str, *args: Any, **kwargs: Any) -> Any:
         """Run the flow (module:name) with `options` and the other arguments; returns the state in which it
@@ -173,9 +198,9 @@ def _option_of(field: str) -> str:
 
 def _with_presets(signature: inspect.Signature) -> inspect.Signature:
     """The signature with the presets' names in the help of an option that takes a preset."""
-    from presets import PRESETS
+    from flows.inputs.starts import preset_names
 
-    *others, last = PRESETS
+    *others, last = preset_names()
     for item in signature.parameters.values():
         for info in get_args(item.annotation):
             if isinstance(info, ParameterInfo) and info.help == PRESETS_HELP:

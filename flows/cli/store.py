@@ -39,7 +39,7 @@ def gc(
 ) -> None:
     """List what no run needs, or remove it with --remove. Removes nothing while a run is in progress."""
     with clear_errors(debug):
-        from flows.cli.terminal import print_unneeded
+        from flows.cli.terminal import print_unneeded, unneeded_json
         from stages.store.housekeeping import OLDER_THAN_HOURS, find_unneeded, remove_unneeded
         from stages.store.store import Store
 
@@ -51,13 +51,7 @@ def gc(
                 root = opened.root
                 unneeded = (remove_unneeded if remove else find_unneeded)(opened, keep_runs, hours)
         if json:
-            items = [
-                {"path": str(item.path), "num_bytes": item.num_bytes, "reason": item.reason}
-                for item in unneeded
-            ]
-            print_json(
-                {"removed": remove, "num_bytes": sum(item.num_bytes for item in unneeded), "items": items}
-            )
+            print_json(unneeded_json(unneeded, remove))
         else:
             print_unneeded(make_console(), unneeded, root, remove)
 

@@ -23,12 +23,15 @@ from rich.text import Text
 
 from flows.results.compared import tables
 from flows.results.frontier_points import PNG_NAME, frontier_rows
+from flows.results.plan_table import plan_summary, plan_table
 from flows.results.tables import Row, run_table, stage_rows
 from flows.server.environment import Waiting, say_waiting
 from flows.tasks.progress import OUR_LOGGERS, StageProgress
 from schemas.compare import ComparedRuns
 from schemas.frontier import Frontier
+from schemas.notes import RunNotes
 from schemas.pipeline import PipelineReport, PipelineSpec
+from schemas.plan import RunPlan
 from schemas.printable import printable
 from schemas.sample import Sample
 from schemas.submission import Rescored, RuleResult
@@ -189,6 +192,14 @@ def print_compared(console: Console, compared: ComparedRuns, everything: bool) -
         console.print(words(sentence), soft_wrap=True)
 
 
+def print_plan(console: Console, plan: RunPlan) -> None:
+    """Print what a run would do and take; what may not fit is yellow."""
+    console.print(drawn(plan_table(plan)))
+    console.print(words(plan_summary(plan), "dim"))
+    for warning in plan.warnings:
+        console.print(words(f"warning: {warning}", "yellow"), soft_wrap=True)
+
+
 def print_sample(console: Console, sample: Sample) -> None:
     """Print each text after its prompt; the prompt is bold."""
     for item in sample.continuations:
@@ -229,15 +240,40 @@ def print_seeds(console: Console, label: str, rows: list[Row], conclusions: list
         console.print(words(sentence.replace("**", "")), soft_wrap=True)
 
 
-def print_runs(console: Console, entries: list[dict[str, Any]]) -> None:
-    """Print one line a run, the newest last. A run without report has no figures."""
+def print_runs(console: Console, entries: list[dict[str, Any]], sorted_by: str = "") -> None:
+    """Print one line a run. A run without report has no figures. Tags and the values by which the runs are
+    sorted have columns of their own.
+    """
     names = ("name", "id", "state", "started", "quantized", "sliding", "bytes", "fits", "seconds")
     rows = [dict(zip(names, _run_cells(entry), strict=True)) for entry in entries]
+    if any(_marks(entry) for entry in entries):
+        rows = [{**row, "tags": ", ".join(_marks(entry))} for row, entry in zip(rows, entries, strict=True)]
+    if sorted_by and sorted_by not in names:
+        values = [_plain(entry.get(sorted_by)) for entry in entries]
+        rows = [{**row, sorted_by: value} for row, value in zip(rows, values, strict=True)]
+    right = {"quantized", "sliding", "bytes", "seconds", sorted_by}
+    console.print(rows_table("Runs", rows, right, columns=list(rows[0]) if rows else names, no_wrap={"name"}))
+
+
+def print_notes(console: Console, report: PipelineReport, notes: RunNotes) -> None:
+    """Print the run, its tags and its notes with their numbers; nothing if it has none."""
+    if not (marks := _marks(notes.as_json())) and not notes.notes:
+        return
     console.print(
-        rows_table(
-            "Runs", rows, {"quantized", "sliding", "bytes", "seconds"}, columns=names, no_wrap={"name"}
-        )
+        Text.assemble(words(report.name, "bold"), words(f"  {report.run_id[:8]}  {', '.join(marks)}"))
     )
+    for number, note in enumerate(notes.notes, 1):
+        console.print(words(f"{number:3}  {note.created_at}  {note.text}"), soft_wrap=True)
+
+
+def _marks(entry: Mapping[str, Any]) -> list[str]:
+    return [*(("pinned",) if entry.get("pinned") else ()), *entry.get("tags", ())]
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.5f}" if isinstance(value, float) else f"{value}"
 
 
 def _run_cells(entry: dict[str, Any]) -> Iterator[str | Text]:
@@ -279,19 +315,24 @@ def print_rescored(console: Console, folder: str, made: Rescored) -> None:
     console.print(rows_table(f"Rescored, {folder}", rows, {"value"}))
 
 
-def print_unneeded(console: Console, unneeded: list[Unneeded], store: Path, removed: bool) -> None:
-    """Print what housekeeping found or removed."""
+def print_unneeded(
+    console: Console,
+    unneeded: list[Unneeded],
+    store: Path,
+    removed: bool,
+    title: str = "No run needs",
+    command: str = "fairway gc --remove",
+) -> None:
+    """Print what housekeeping found under `title`, with the command that removes it, or what it removed."""
     names = ("path in the store", "bytes", "what it is")
     rows = [
         dict(zip(names, (str(item.path.relative_to(store)), f"{item.num_bytes:,}", item.reason), strict=True))
         for item in unneeded
     ]
-    console.print(rows_table("Removed" if removed else "No run needs", rows, {"bytes"}, columns=names))
+    console.print(rows_table("Removed" if removed else title, rows, {"bytes"}, columns=names))
     total = f"{len(unneeded)} in all, {sum(item.num_bytes for item in unneeded):,} bytes"
     console.print(
-        total
-        if removed or not unneeded
-        else f"{total}. Nothing was removed: `fairway gc --remove` removes it",
+        total if removed or not unneeded else f"{total}. Nothing was removed: `{command}` removes it",
         soft_wrap=True,
     )
 
@@ -362,6 +403,14 @@ def report_json(report: PipelineReport, store: Path) -> dict[str, Any]:
         "package_folder": str(store / report.package.folder),
     }
     return {**figures, "report": report.model_dump(mode="json")}
+
+
+def unneeded_json(unneeded: Sequence[Unneeded], removed: bool) -> dict[str, Any]:
+    """What housekeeping found or removed, as plain JSON types."""
+    items = [
+        {"path": str(item.path), "num_bytes": item.num_bytes, "reason": item.reason} for item in unneeded
+    ]
+    return {"removed": removed, "num_bytes": sum(item.num_bytes for item in unneeded), "items": items}
 
 
 def _amount(done: float, total: float, unit: str) -> str:

@@ -22,11 +22,13 @@ from typing import (
 
 from pydantic import MISSING, BeforeValidator, Field, WithJsonSchema
 
+from flows.inputs.starts import preset_names
 from presets import PRESETS
 from schemas.errors import SpecError
 from schemas.introspect import describe_fields, find_setting, number, takes
 from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
+from schemas.stages import STAGES
 from schemas.tensor_formats import FormatRule, IntegerFormat, TensorFormat
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,8 +43,11 @@ if TYPE_CHECKING:  # mypy reads no Literal that is made
     Bits: TypeAlias = str
     BitsOrNone: TypeAlias = str
     FormatOrNone: TypeAlias = str
+    StageName: TypeAlias = str
 else:
-    Preset = Literal[*PRESETS]
+    # The user's as they are when a form is made: `fairway up` offers those of its folder.
+    Preset = Literal[*preset_names()]
+    StageName = Literal[*STAGES]
     Bits = IntegerFormat
     BitsOrNone = Literal[AS_IT_IS, *get_args(Bits)]
     _TOO_COARSE = ("int2", "int3")  # for the edge blocks and the embedding
@@ -98,12 +103,28 @@ class ClipField:
         return [clip_override(value)]
 
 
+@dataclass(frozen=True)
+class TextField:
+    """The field of the user's own text, and what else a run needs to read it."""
+
+    empty: ClassVar[Any] = ""
+
+    def annotation(self) -> Any:
+        return str
+
+    def overrides(self, spec: PipelineSpec, name: str, value: Any) -> list[str]:
+        from flows.inputs.own_text import text_settings  # libraries that a form without text does not need
+
+        return text_settings([value], spec)
+
+
 _FORMATS = {
     "bits": FormatField("*.weight", BitsOrNone),
     "edge_bits": FormatField("blocks.*", FormatOrNone),
     "embedding_format": FormatField("tok_emb.*", FormatOrNone),
 }
-SETTINGS: dict[str, NumberField | FormatField | ClipField] = {
+SETTINGS: dict[str, NumberField | FormatField | ClipField | TextField] = {
+    "text": TextField(),
     "seed": NumberField(("train.seed",)),
     "max_steps": NumberField(("train.schedule.max_steps",)),
     "max_seconds": NumberField(("train.schedule.max_seconds",)),

@@ -5,10 +5,11 @@ Imports neither Prefect nor torch.
 
 import json
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from schemas.base import Schema, fingerprint, identity
+from flows.results.reasons import parts_of_record, read_figures, reasons
+from schemas.base import fingerprint
 from schemas.compare import (
     ComparedFigure,
     ComparedRun,
@@ -18,19 +19,23 @@ from schemas.compare import (
     ComparedVerdict,
 )
 from schemas.errors import SpecError
-from schemas.files import StageRecord
 from schemas.introspect import describe_fields, number
 from schemas.pipeline import PipelineReport
 from schemas.stages import STAGES, Stage
+from schemas.stopped import StoppedRun
 from stages.report.rows import Table
-from stages.store.runs import records_of, seeds_of, without_seed
+from stages.store.runs import LAST, choose_run, records_of, seeds_of, without_seed
+from stages.store.stopped import list_stopped
 from stages.store.store import Store
 
 MAX_RUNS = len(string.ascii_uppercase)
 RECORD_GONE = "its record is gone from the store"
+NOT_RUN = "did not run"
 UNKNOWN_SPREAD = "one seed each: the spread is unknown"
-_NAMED_SETTINGS = 3
 _ABSENT, _NOTHING = "–", "none"
+
+AnyRun = PipelineReport | StoppedRun
+"""A run that has a report, or one that a rule ended while it trained."""
 
 Figure = tuple[str, str, int, Callable[[PipelineReport], float | None]]
 """Name, unit, decimals, and where it is found."""
@@ -54,9 +59,15 @@ FIGURES: tuple[Figure, ...] = (
 )
 
 
-def compare_runs(
-    store: Store, reports: Sequence[PipelineReport], finished: Sequence[PipelineReport]
-) -> ComparedRuns:
+def find_runs(store: Store, finished: Sequence[PipelineReport], wanted: Iterable[str]) -> list[AnyRun]:
+    """The run that each word names, as `find_run` does, among `finished` and the runs that a rule ended."""
+    known: list[AnyRun] = [*finished, *list_stopped(store.root)]
+    known.sort(key=lambda run: run.created_at)
+    root = store.runs_root()
+    return [choose_run(root, list(finished) if word == LAST else known, word) for word in wanted]
+
+
+def compare_runs(store: Store, reports: Sequence[AnyRun], finished: Sequence[PipelineReport]) -> ComparedRuns:
     """`reports` side by side, the others against the first. `finished`: every run of the store, the newest
     last, among which other seeds are looked for.
 
@@ -81,7 +92,12 @@ def compare_runs(
         settings=_settings(reports),
         stages=_stages(store, reports),
         figures=tuple(
-            ComparedFigure(name=name, unit=unit, decimals=digits, values=tuple(map(find, reports)))
+            ComparedFigure(
+                name=name,
+                unit=unit,
+                decimals=digits,
+                values=tuple(None if isinstance(report, StoppedRun) else find(report) for report in reports),
+            )
             for name, unit, digits, find in FIGURES
         ),
         verdicts=_verdicts(reports),
@@ -194,7 +210,7 @@ def csv_rows(found: ComparedRuns, everything: bool = False) -> list[list[str]]:
     return [head, *settings, *stages, *why, *figures, *verdicts]
 
 
-def _settings(reports: Sequence[PipelineReport]) -> tuple[ComparedSetting, ...]:
+def _settings(reports: Sequence[AnyRun]) -> tuple[ComparedSetting, ...]:
     # What late QAT takes over from the quantizer is no setting that anybody chose.
     fields = [{info.name: info for info in describe_fields(run.spec.without_qat_grid())} for run in reports]
     names = dict.fromkeys(name for told in fields for name in told)
@@ -209,17 +225,24 @@ def _settings(reports: Sequence[PipelineReport]) -> tuple[ComparedSetting, ...]:
     )
 
 
-def _stages(store: Store, reports: Sequence[PipelineReport]) -> tuple[ComparedStage, ...]:
+def _stages(store: Store, reports: Sequence[AnyRun]) -> tuple[ComparedStage, ...]:
     keys = [{stage.stage: stage.key for stage in report.stages} for report in reports]
     records = [records_of(store, report) for report in reports]
 
     def why(name: str, other: int) -> tuple[str, ...]:
         if keys[0].get(name) == keys[other].get(name):
             return ()
+        if name not in keys[0] or name not in keys[other]:
+            return (NOT_RUN,)
         before, after = records[0].get(name), records[other].get(name)
         if before is None or after is None:
             return (RECORD_GONE,)
-        return tuple(_reasons(STAGES[name], before, after, reports[0], reports[other]))
+        stage = STAGES[name]
+        told = (_read_figures(stage, reports[at]) for at in (0, other))
+        parts = (
+            parts_of_record(stage, made, figures) for made, figures in zip((before, after), told, strict=True)
+        )
+        return tuple(reasons(*parts)) or ("another version of Fairway's keys",)
 
     return tuple(
         ComparedStage(
@@ -232,69 +255,16 @@ def _stages(store: Store, reports: Sequence[PipelineReport]) -> tuple[ComparedSt
     )
 
 
-def _reasons(
-    stage: Stage,
-    before: StageRecord,
-    after: StageRecord,
-    report: PipelineReport,
-    other: PipelineReport,
-) -> list[str]:
-    """Why two results of a stage have different keys: every part of a key that differs."""
-    first, second = before.provenance, after.provenance
-    found = []
-    if settings := differing(_keyed(before.spec), _keyed(after.spec)):
-        more = len(settings) - _NAMED_SETTINGS
-        named = ", ".join(settings[:_NAMED_SETTINGS]) + (f" and {more} more" if more > 0 else "")
-        found.append(f"settings ({named})")
-    if inputs := _unequal(first.inputs, second.inputs):
-        found.append(f"inputs ({', '.join(inputs)})")
-    if first.code_sha256 != second.code_sha256:
-        found.append("code")
-    if libraries := _unequal(first.libraries, second.libraries):
-        versions = (
-            f"{name} {first.libraries.get(name, _ABSENT)} → {second.libraries.get(name, _ABSENT)}"
-            for name in libraries
-        )
-        found.append(f"libraries ({', '.join(versions)})")
-    if stage.compute(before.spec) is not None and first.machine.kind != second.machine.kind:
-        found.append(f"machine ({first.machine.kind} → {second.machine.kind})")
-    return found or [_told_figures(stage, report, other)]
+def _read_figures(stage: Stage, run: AnyRun) -> dict[str, str]:
+    return {} if isinstance(run, StoppedRun) else read_figures(stage, run.by_name())
 
 
-def _told_figures(stage: Stage, report: PipelineReport, other: PipelineReport) -> str:
-    """The figures of inputs that this stage tells, where nothing but these can differ."""
-    names = [
-        f"{name}.{read}"
-        for name, reads in stage.reads.items()
-        for read in reads
-        if fingerprint(getattr(getattr(report, name), read))
-        != fingerprint(getattr(getattr(other, name), read))
-    ]
-    return f"figures of inputs ({', '.join(names)})" if names else "another version of Fairway's keys"
-
-
-def differing(one: Any, other: Any, name: str = "") -> list[str]:
-    """Dotted names of the leaves in which two values of plain JSON types differ; a list is one leaf."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return [
-            leaf
-            for key in dict.fromkeys((*one, *other))
-            for leaf in differing(one.get(key), other.get(key), f"{name}.{key}" if name else key)
-        ]
-    return [] if one == other else [name]
-
-
-def _keyed(spec: Any) -> Any:
-    return identity(spec.keyed() if isinstance(spec, Schema) else spec)
-
-
-def _unequal(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    return [name for name in dict.fromkeys((*one, *other)) if one.get(name) != other.get(name)]
-
-
-def _verdicts(reports: Sequence[PipelineReport]) -> tuple[ComparedVerdict, ...]:
-    told = [{finding.key: finding for finding in report.audit.findings} for report in reports]
-    titles = {finding.key: finding.title for report in reports for finding in report.audit.findings}
+def _verdicts(reports: Sequence[AnyRun]) -> tuple[ComparedVerdict, ...]:
+    findings = [() if isinstance(report, StoppedRun) else report.audit.findings for report in reports]
+    if sum(map(bool, findings)) < 2:
+        return ()
+    told = [{finding.key: finding for finding in found} for found in findings]
+    titles = {finding.key: finding.title for found in findings for finding in found}
     return tuple(
         ComparedVerdict(
             key=key,
@@ -308,11 +278,18 @@ def _verdicts(reports: Sequence[PipelineReport]) -> tuple[ComparedVerdict, ...]:
 def _conclusions(
     store: Store,
     labels: Iterable[str],
-    reports: Sequence[PipelineReport],
+    reports: Sequence[AnyRun],
     finished: Sequence[PipelineReport],
 ) -> Iterable[str]:
-    """A sentence for each run after the first: whether seeds tell it from the first."""
-    (first, report), *others = zip(labels, reports, strict=True)
+    """A sentence for each run that a rule ended, and for each other one after the first: whether seeds tell
+    it from the first.
+    """
+    pairs = list(zip(labels, reports, strict=True))
+    yield from (f"{label}: {run.reason}." for label, run in pairs if isinstance(run, StoppedRun))
+    whole = [(label, run) for label, run in pairs if not isinstance(run, StoppedRun)]
+    if not whole:
+        return
+    (first, report), *others = whole
     seeds = seeds_of(store, report, finished)
     for label, other in others:
         pair = f"{first} and {label}: "

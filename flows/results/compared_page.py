@@ -13,10 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import stages.report
-from flows.results.compared import csv_rows, tables
+from flows.results.compared import AnyRun, csv_rows, tables
 from schemas.compare import ComparedRuns
 from schemas.errors import SpecError
-from schemas.pipeline import PipelineReport
+from schemas.stopped import StoppedRun
 from stages.core.whole_files import write_whole
 from stages.report.curves_plot import CURVE_COLUMNS, curves_svg
 from stages.store.store import Store
@@ -27,13 +27,11 @@ log = logging.getLogger(__name__)
 _TEMPLATES = (Path(__file__).parent, Path(stages.report.__file__).parent)
 
 
-def read_curves(
-    store: Store, found: ComparedRuns, reports: Sequence[PipelineReport]
-) -> list[tuple[str, Columns]]:
+def read_curves(store: Store, found: ComparedRuns, reports: Sequence[AnyRun]) -> list[tuple[str, Columns]]:
     """Name and metrics of each run whose metrics are still there and sound; the log names the others."""
     curves = []
     for run, report in zip(found.runs, reports, strict=True):
-        ref = report.trained.metrics
+        ref = report.metrics if isinstance(report, StoppedRun) else report.trained.metrics
         if problem := next(store.problems(ref), None):
             log.warning("%s has no curve: %s", run.name, problem)
             continue
@@ -65,11 +63,14 @@ def csv_text(found: ComparedRuns, everything: bool = False) -> str:
     return text.getvalue()
 
 
-def write_file(path: Path, text: str, option: str) -> None:
-    """Write `text`, whole or not at all. Raises SpecError, naming `option`, where it cannot be written."""
+def write_file(path: Path, content: str | bytes, option: str) -> None:
+    """Write a file, whole or not at all; text as UTF-8.
+
+    Raises SpecError, naming `option`, where it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text.encode())
+        write_whole(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise SpecError(
             f"{option} = {path}: cannot be written ({error.strerror or error}). Give another path"

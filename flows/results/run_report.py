@@ -7,11 +7,10 @@ from pathlib import Path
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.results.tables import run_table, stage_rows
+from flows.results.tables import reported, run_table, stage_rows
 from schemas.check_size import SizeReport
-from schemas.introspect import describe_fields, number
 from schemas.pipeline import PipelineReport, PipelineSpec, StageSummary
-from schemas.publish import PublishSpec, ReportedSetting
+from schemas.publish import PublishSpec
 from stages.execution.runner import StageOutcome
 from stages.report.rows import (
     audit_table,
@@ -25,12 +24,7 @@ from stages.report.rows import (
 
 def publish_spec(spec: PipelineSpec, label: str, outcomes: Sequence[StageOutcome]) -> PublishSpec:
     """The report's spec: the run's settings and the provenance of each result."""
-    settings = tuple(
-        ReportedSetting(name=info.name, value=number(info.value), unit=info.unit)
-        for info in describe_fields(spec)
-    )
-    provenance = tuple(outcome.record.provenance for outcome in outcomes)
-    return PublishSpec(title=spec.publish.title, run_name=label, settings=settings, provenance=provenance)
+    return reported(spec, label, [outcome.record.provenance for outcome in outcomes])
 
 
 def stage_summaries(outcomes: Sequence[StageOutcome]) -> tuple[StageSummary, ...]:

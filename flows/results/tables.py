@@ -3,7 +3,14 @@
 `stages.report.rows` has the run's figures. It imports neither Prefect nor torch.
 """
 
-from schemas.pipeline import PipelineReport
+from collections.abc import Sequence
+from typing import Any
+
+from schemas.files import Provenance
+from schemas.introspect import describe_fields, number
+from schemas.pipeline import PipelineReport, PipelineSpec
+from schemas.publish import PublishSpec, ReportedSetting
+from schemas.stopped import StoppedRun
 from stages.report.rows import Table, result_table
 
 Row = dict[str, str]
@@ -30,6 +37,29 @@ def stage_rows(report: PipelineReport) -> list[Row]:
     ]
 
 
+def reported(spec: PipelineSpec, label: str, provenance: Sequence[Provenance]) -> PublishSpec:
+    """The spec of a run's report: all settings, and how each result came about."""
+    settings = tuple(
+        ReportedSetting(name=info.name, value=number(info.value), unit=info.unit)
+        for info in describe_fields(spec)
+    )
+    return PublishSpec(
+        title=spec.publish.title, run_name=label, settings=settings, provenance=tuple(provenance)
+    )
+
+
 def shorten(text: str) -> str:
     """`text` cut to the width of a table column."""
     return text if len(text) <= _MAX_VALUE_CHARACTERS else text[: _MAX_VALUE_CHARACTERS - 1] + "…"
+
+
+def as_server_run(run: StoppedRun) -> dict[str, Any]:
+    """A run that a rule ended, as the server tells of it, in plain JSON types."""
+    return {
+        "run_id": run.run_id,
+        "name": run.name,
+        "flow": "pipeline",
+        "state": "Failed",
+        "message": run.reason,
+        "started": run.created_at,
+    }

@@ -4,8 +4,10 @@ store.
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from flows import FLOW_NAMES
 from flows.results.tables import Row
@@ -76,6 +78,22 @@ def find_server_run(wanted: str) -> dict[str, Any] | None:
         if wanted == "last" or run["run_id"].startswith(wanted) or run["name"].startswith(wanted)
     ]
     return fitting[-1] if fitting else None
+
+
+def change_tags(run_id: str, tags: Sequence[str], remove: bool = False) -> None:
+    """Give the flow run these tags too, or take them from it. A run that the server does not know is left
+    alone.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            served = client.read_flow_run(UUID(run_id))
+        except (ObjectNotFound, ValueError):  # or its id is none of a server's
+            return
+        others = [tag for tag in served.tags if tag not in tags]
+        client.update_flow_run(served.id, tags=others if remove else [*others, *tags])
 
 
 def task_rows(run_id: str) -> list[Row]:

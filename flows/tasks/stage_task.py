@@ -6,6 +6,7 @@ retries.
 """
 
 import logging
+from collections.abc import Iterable
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,12 +27,17 @@ from flows.server.setup import TRAIN_LIMIT, training_slot_holders
 from flows.tasks.progress import OUR_LOGGERS, stage_progress
 from flows.tasks.progress_artifact import progress_artifact
 from flows.tasks.showing import only_shown
+from flows.tasks.training_artifact import TrainingArtifact
 from schemas.base import Schema
 from schemas.errors import FairwayError, first_line
 from schemas.runtime import RunOptions
+from schemas.stages import STAGES
 from stages.execution.runner import StageOutcome, is_made, run_stage
 from stages.processes.stopping import stopping
+from stages.store.keys import stage_key
+from stages.store.machine import resolve_precision
 from stages.store.store import Store, open_store
+from stages.training.metrics import LINES_NAME
 
 log = logging.getLogger(__name__)
 
@@ -54,24 +60,38 @@ class StageRunner:
     outcomes: list[StageOutcome]
     store: Store
     started: datetime
+    training: TrainingArtifact
+    again: frozenset[str] = frozenset()
+    """Stages that are computed even if the store has them."""
 
     def __call__(self, stage: str, spec: Any, **inputs: Schema) -> Any:
         """The stage's result. Raises what the stage raises."""
-        run_task = stage_task(stage, self.options)
-        if run_task.tags and is_made(self.store, stage, spec, inputs):
+        run_task, again = stage_task(stage, self.options), stage in self.again
+        if run_task.tags and not again and is_made(self.store, stage, spec, inputs):
             run_task = run_task.with_options(tags=[])  # nothing to compute: no reason to wait for a slot
         elif run_task.tags:
             _say_who_trains(stage)
-        state: Any = run_task(stage, spec, inputs, self.options, self.label, return_state=True)
+        given = (stage, spec, inputs, self.options, self.label, self.training, again)
+        state: Any = run_task(*given, return_state=True)
         outcome = state.result(raise_on_failure=True)
         self.outcomes.append(outcome)
         return outcome.record.result
 
 
-def stage_runner(options: RunOptions, label: str, outcomes: list[StageOutcome]) -> StageRunner:
+def stage_runner(
+    options: RunOptions, label: str, outcomes: list[StageOutcome], again: Iterable[str] = ()
+) -> StageRunner:
     """The runner of a run that starts now. `outcomes` holds what came before, and gets the rest."""
     stream_logs()
-    return StageRunner(options, label, outcomes, open_store(options), datetime.now(UTC))
+    return StageRunner(
+        options,
+        label,
+        outcomes,
+        open_store(options),
+        datetime.now(UTC),
+        TrainingArtifact(label),
+        frozenset(again),
+    )
 
 
 def _say_who_trains(stage: str) -> None:
@@ -127,15 +147,30 @@ def stream_logs() -> None:
 
 
 def _run_in_task(
-    stage: str, spec: Any, inputs: dict[str, Schema], options: RunOptions, label: str
+    stage: str,
+    spec: Any,
+    inputs: dict[str, Schema],
+    options: RunOptions,
+    label: str,
+    training: TrainingArtifact,
+    again: bool = False,
 ) -> State[StageOutcome]:
     listener, show = stage_progress.get(), progress_artifact(stage)
+    store = open_store(options)
+
+    def look() -> None:
+        """Nothing new to see."""
+
+    if stage == "train":
+        key = stage_key(STAGES[stage], resolve_precision(spec), inputs)
+        look = training.follow(store.work_folder(STAGES[stage], key) / LINES_NAME)
 
     stopping.get().check()
 
     def on_progress(done: float, total: float, unit: str) -> None:
         stopping.get().check()
         show(done, total, unit)
+        look()
         if listener is not None:
             listener(stage, done, total, unit)
 
@@ -143,13 +178,14 @@ def _run_in_task(
     assert context is not None
     _running[context.task_run.id] = copy_context()
     try:
-        outcome = run_stage(open_store(options), stage, spec, inputs, options, on_progress)
+        outcome = run_stage(store, stage, spec, inputs, options, on_progress, again)
     finally:
         del _running[context.task_run.id]
     key = outcome.record.provenance.key[:12]
     if outcome.cached:
         return Completed(name="Cached", message=f"found in the store: {key}", data=outcome)
-    return Completed(message=f"made in {outcome.seconds:.1f} s: {key}", data=outcome)
+    made = "computed again, the same result," if outcome.repeated else "made"
+    return Completed(message=f"{made} in {outcome.seconds:.1f} s: {key}", data=outcome)
 
 
 def _belongs_to_a_run(handler: APILogHandler, record: logging.LogRecord) -> bool:

@@ -2,11 +2,14 @@
 
 import os
 import platform
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from schemas.settings import ComputeSettings
+
+PATIENCE = timedelta(hours=2)
 
 
 def compute_dtype(settings: ComputeSettings) -> torch.dtype:
@@ -53,10 +56,22 @@ def compute_with(threads: int, deterministic: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def join_processes(settings: ComputeSettings) -> tuple[int, int, torch.device]:
-    """Set threads and device, join the process group when torchrun started several.
+def group_timeout(settings: ComputeSettings) -> timedelta:
+    """How long a process waits for one that does not answer: longer than any process compiles."""
+    return timedelta(seconds=600 if settings.device == "cuda" or settings.compile else 120)
 
-    Returns rank, world size, device.
+
+def patient_group() -> dist.ProcessGroup | None:
+    """All processes, on the CPU, for work whose length differs from one to another; None of a single one."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE) if dist.is_initialized() else None
+
+
+def join_processes(
+    settings: ComputeSettings, timeout: timedelta | None = None
+) -> tuple[int, int, torch.device]:
+    """Set threads and device, join the process group where there are several processes.
+
+    An operation of the group fails after `timeout`; None: `group_timeout`. Returns rank, world size, device.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     compute_with(settings.threads_per_process, deterministic=settings.device == "cpu")
@@ -67,11 +82,13 @@ def join_processes(settings: ComputeSettings) -> tuple[int, int, torch.device]:
     else:
         device = torch.device("cpu")
     if world > 1 and not dist.is_initialized():
+        timeout = timeout or group_timeout(settings)
         # NCCL keeps watching through its store, which a file is not made for; gloo only meets there.
         if settings.device == "cuda":
-            dist.init_process_group("cpu:gloo,cuda:nccl")
+            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout)
         elif file := os.environ.get("RENDEZVOUS_FILE"):
-            dist.init_process_group("gloo", store=dist.FileStore(file, world), rank=rank, world_size=world)
+            store = dist.FileStore(file, world)
+            dist.init_process_group("gloo", timeout=timeout, store=store, rank=rank, world_size=world)
         else:
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=timeout)
     return rank, world, device

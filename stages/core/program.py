@@ -5,6 +5,9 @@
     torchrun --standalone --nproc_per_node=N train_gpt.py          trains, merges, quantizes, packs, scores
     torchrun --standalone --nproc_per_node=N train_gpt.py --eval   scores the model.fwz beside this file
 
+On several machines torchrun takes --nnodes, --node-rank, --master-addr and --master-port instead of
+--standalone. Each machine needs the data; the first one gets the log and the blob.
+
 Needs torch, numpy, sentencepiece and zstandard only. With --eval it reads the blob, the validation shards and
 the tokenizer.
 """
@@ -28,7 +31,13 @@ from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings
 from schemas.settings_base import from_dict
 from stages.core.bits_per_byte import TokenBytes, WrongBosError, load_token_bytes
 from stages.core.blob.packing import BlobError, unpack
-from stages.core.distributed import compute_dtype, cpu_multiplies_bfloat16, join_processes, machine_in_words
+from stages.core.distributed import (
+    compute_dtype,
+    cpu_multiplies_bfloat16,
+    join_processes,
+    machine_in_words,
+    patient_group,
+)
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.packaged_recipe import MADE_ON, RECIPE
@@ -43,7 +52,12 @@ def load_packed_model(blob_path: Path, device: torch.device) -> GPT:
 
     Raises BlobError for anything that is not a sound blob.
     """
-    state, metadata = unpack(blob_path.read_bytes())
+    return model_of_blob(blob_path.read_bytes(), device)
+
+
+def model_of_blob(blob: bytes, device: torch.device) -> GPT:
+    """The same of a blob in memory."""
+    state, metadata = unpack(blob)
     try:
         settings = from_dict(ModelSettings, metadata["model"])
         with torch.device(
@@ -68,17 +82,20 @@ def evaluate_blob(
     options: argparse.Namespace, blob_path: Path, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any] | None]:
     """Scores by kind: non_overlapping, and sliding when the stride is not 0."""
+    num_nodes, num_processes = _processes()
     compute = ComputeSettings(
         device=options.device,
         threads_per_process=options.threads,
         precision=_precision(options, RECIPE.compute if RECIPE else ComputeSettings()),
-        num_processes=_world_size(),
+        num_nodes=num_nodes,
+        num_processes=num_processes,
     )
     say_machine(compute, say)
     scoring = ScoringSettings(options.sequence_length, options.stride, options.batch_tokens, options.windows)
     stream, table = TokenStream(_shards("--val", options.val)), _token_bytes(options.tokenizer)
     rank, _, device = join_processes(compute)
-    model = load_packed_model(blob_path, device)
+    model = model_of_blob(_blob_of_first(blob_path), device)
+    group = patient_group()
     scores: dict[str, dict[str, Any] | None] = {"non_overlapping": None, "sliding": None}
     for kind, stride in (("non_overlapping", scoring.sequence_length), ("sliding", scoring.stride)):
         if not stride:
@@ -89,7 +106,7 @@ def evaluate_blob(
             if rank == 0 and options.progress:
                 print(f"@progress {done} {total} {unit}, {kind}", flush=True)
 
-        sums = score(model, stream, table, scoring, stride, compute_dtype(compute), progress)
+        sums = score(model, stream, table, scoring, stride, compute_dtype(compute), progress, group)
         scored = score_as_dict(sums, time.perf_counter() - started)
         scores[kind] = scored
         say(score_line(kind, scored))
@@ -112,16 +129,18 @@ def train_blob(
             f"--tokenizer {options.tokenizer}: has {num_pieces} pieces, the model "
             f"{recipe.train.model.vocab_size}"
         )
+    num_nodes, num_processes = _processes()
     compute = replace(
         recipe.train.compute,
         device=options.device,
-        num_processes=_world_size(),
+        num_nodes=num_nodes,
+        num_processes=num_processes,
         precision=_precision(options, recipe.train.compute),
     )
     say_machine(compute, say)
     if compute != recipe.train.compute:
         meant, here = (
-            f"{item.num_processes} × {item.device} in {item.precision}"
+            f"{item.world_size} × {item.device} in {item.precision}"
             for item in (recipe.train.compute, compute)
         )
         say(f"the recipe is for {meant}, here it is {here}: the last digits will be others")
@@ -266,8 +285,27 @@ def _token_bytes(path: str) -> TokenBytes:
         raise SystemExit(f"--tokenizer {path}: {error}") from error
 
 
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def _blob_of_first(blob_path: Path) -> bytes:
+    """The blob that the first process has: another machine's disk has none, or an older one."""
+    if not dist.is_initialized():
+        return blob_path.read_bytes()
+    first = dist.get_rank() == 0
+    blob = torch.frombuffer(bytearray(blob_path.read_bytes()), dtype=torch.uint8) if first else torch.empty(0)
+    length = torch.tensor([len(blob)])
+    dist.broadcast(length, src=0)
+    if not first:
+        blob = torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(blob, src=0)
+    return blob.numpy().tobytes()
+
+
+def _processes() -> tuple[int, int]:
+    """How many machines torchrun runs on, and how many processes it started on each."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if world % here:
+        raise SystemExit(f"WORLD_SIZE = {world}: start {here} processes on each machine, as on this one")
+    return world // here, here
 
 
 def _shards(option: str, pattern: str) -> list[Path]:

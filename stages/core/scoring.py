@@ -101,9 +101,12 @@ def score(
     stride: int,
     dtype: torch.dtype,
     progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
+    group: dist.ProcessGroup | None = None,
+    share: float = 1.0,
 ) -> ScoreSums:
     """Score `tokens` with windows `stride` apart, shared by all processes; `settings.windows` says whether
-    they stay inside documents.
+    they stay inside documents. With a `share` below 1 only so many of them, evenly spaced. `group` adds up
+    the sums: processes take more or less time for their share.
 
     Raises ValueError for fewer than two tokens.
     """
@@ -114,11 +117,11 @@ def score(
     device = model.tok_emb.weight.device
     if settings.windows == "documents":
         starts = tokens.document_starts()
-        windows = plan_document_windows(starts, num_targets, settings.sequence_length, stride)
+        windows = _spaced(plan_document_windows(starts, num_targets, settings.sequence_length, stride), share)
         mine = windows[rank::world]
         batches = _padded_batches(mine, settings.batch_tokens)
     else:
-        windows = plan_windows(num_targets, settings.sequence_length, stride)
+        windows = _spaced(plan_windows(num_targets, settings.sequence_length, stride), share)
         mine = windows[len(windows) * rank // world : len(windows) * (rank + 1) // world]
         batches = _batches(mine, max(1, settings.batch_tokens // settings.sequence_length))
     sums = torch.zeros(5, dtype=torch.float64)
@@ -137,9 +140,13 @@ def score(
         done += len(batch)
         progress(done, len(mine), "windows")
     if world > 1:
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=group)
     total = sums.tolist()
     return ScoreSums(total[0], int(total[1]), int(total[2]), int(total[3]), total[4], settings.windows)
+
+
+def _spaced(windows: list[Window], share: float) -> list[Window]:
+    return [w for i, w in enumerate(windows) if math.ceil(i * share) < math.ceil((i + 1) * share)]
 
 
 def _read(tokens: TokenStream, batch: list[Window]) -> tuple[np.ndarray, np.ndarray]:

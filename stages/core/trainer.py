@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ class Trainer:
         settings, schedule = self.settings, self.settings.schedule
         warmup_seconds = self._warm_up()
         pending: list[Pending] = []
-        began = time.perf_counter() - self.clock.seconds
+        self.began = time.perf_counter() - self.clock.seconds
         while progress_at(self.clock, schedule) < 1.0:
             before = self.clock
             lr_scale = lr_scale_at(before, schedule)
@@ -177,7 +177,7 @@ class Trainer:
             figures = self._read_later(loss, grad_norm)
 
             self._wait_for_device()
-            self.clock = Clock(before.steps + 1, self._agree(time.perf_counter() - began))
+            self.clock = Clock(before.steps + 1, self._agree(time.perf_counter() - self.began))
             self._update_ema(before)
             due = snapshot_due(before, self.clock, lr_scale, schedule, settings.snapshots)
             pending.append((self._row(lr_scale, momentum, qat_on, due), figures))
@@ -356,7 +356,7 @@ class Trainer:
                 if not math.isfinite(figure):
                     raise DivergedError(f"the {name} is {figure} at step {row.step}")
             if self.rank == 0:
-                self.hooks.step(StepMetrics(**{**vars(row), "loss": loss, "grad_norm": grad_norm}))
+                self.hooks.step(replace(row, loss=loss, grad_norm=grad_norm))
 
     def _take_snapshot(self, lr_scale: float, qat_on: bool) -> None:
         self.hooks.snapshot(self.clock.steps, lr_scale, qat_on, self.weights())

@@ -5,7 +5,6 @@ bytes each time.
 import hashlib
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -22,12 +21,12 @@ from stages.core.averaging import (
 from stages.core.blob.packing import pack
 from stages.core.calibrated.whole_model import quantize_state
 from stages.core.calibrated.with_text import quantize_with_text
+from stages.core.distributed import patient_group
 from stages.core.loader import TokenStream
 from stages.core.trainer import Hooks, StepMetrics, TrainedModel, Trainer, step_line
 from stages.core.whole_files import write_whole
 
 LINES_EVERY_SECONDS = 5.0
-QUANTIZING_AT_MOST = timedelta(hours=2)
 NO_EMA = "averaging.method = ema_of_steps: training kept no such mean; set train.snapshots.ema_horizon"
 
 
@@ -58,9 +57,7 @@ def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callabl
                 f"group {group.name}: {len(group.names)} tensors, {group.optimizer}, lr "
                 f"{group.lr:g}, weight decay {group.weight_decay:g}"
             )
-    # The first process quantizes while the others wait, maybe for longer than the ten minutes of NCCL's
-    # patience.
-    waiting = dist.new_group(backend="gloo", timeout=QUANTIZING_AT_MOST) if dist.is_initialized() else None
+    waiting = patient_group()  # the first process quantizes while the others wait
     trained = trainer.run()
     if trainer.rank == 0:
         say(f"trained {trained.steps} steps in {trained.seconds:.3f} s, stopped by {trained.stopped_by}")

@@ -128,13 +128,16 @@ def bundle(
 
 
 def imported_packages(source: str) -> set[str]:
-    """First part of every module name that `source` imports, at the top or inside functions."""
+    """First part of every module name that `source` imports, at the top or inside functions.
+
+    A module beside the script, imported relatively, is ".".
+    """
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or ".").split(".")[0])
+            found.add("." if node.level else (node.module or "").split(".")[0])
     return found
 
 
@@ -173,7 +176,9 @@ def _take_apart(name: str, source: str, is_entry: bool) -> ModuleParts:
 
 
 def _sort_import(part: ModuleParts, statement: ast.Import | ast.ImportFrom) -> None:
-    module = (statement.module or "") if isinstance(statement, ast.ImportFrom) else ""
+    module = ""
+    if isinstance(statement, ast.ImportFrom):  # a relative one is of a module that lies beside the script
+        module = "." * statement.level + (statement.module or "")
     if module == "__future__":
         part.future |= {alias.name for alias in statement.names}
     elif _is_ours(statement):

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,12 +25,13 @@ import psutil
 from pydantic import ValidationError
 
 from schemas.base import Schema, invalid_field
-from schemas.errors import SpecError, StageError, StorageError, clear_storage_errors
+from schemas.errors import SpecError, StageError, StoppedError, StorageError, clear_storage_errors
 from schemas.runtime import Progress
 from schemas.settings import ComputeSettings
 from stages.core.whole_files import write_whole
 from stages.processes.child_output import ChildOutput
 from stages.processes.cores import idle_cores
+from stages.processes.meeting import refuse_stale_try
 from stages.processes.process_tree import (
     LEFT_BEHIND_SECONDS,
     end_processes,
@@ -63,10 +64,12 @@ _LOOK_SECONDS = 0.25
 _TAIL_LINES = 30
 _MEMORY = Path("/dev/shm")
 _MEETING_BYTES = 256 * 1024
-_KINDS = {"SpecError": SpecError, "StageError": StageError, "StorageError": StorageError}
+_KINDS = {kind.__name__: kind for kind in (SpecError, StoppedError, StageError, StorageError)}
 
 JobT = TypeVar("JobT", bound=Schema)
 ResultT = TypeVar("ResultT", bound=Schema)
+Runner = Callable[..., list[str]]
+"""Runs a program in the processes that its `compute` asks for: `run_ranks`, or one with its parameters."""
 
 
 class ChildFailedError(RuntimeError):
@@ -84,12 +87,13 @@ def launch_module(
     compute: ComputeSettings,
     progress: Progress,
     timeout: float | None,
+    run: Runner | None = None,
 ) -> ResultT:
-    """Run `python -m module JOB RESULT` in `compute.num_processes` processes; returns what they left.
+    """Run `python -m module JOB RESULT` by `run` (None: `run_ranks`); returns what its processes left.
 
     The module reads the job, and leaves a `result_type`, by `job_of`.
-    Raises SpecError, StageError or StorageError as the child said, ChildFailedError or TimeoutError
-    otherwise, and ValidationError for a result that is no `result_type`.
+    Raises SpecError, StageError, StoppedError or StorageError as the child said, ChildFailedError or
+    TimeoutError otherwise, and ValidationError for a result that is no `result_type`.
     """
     job_path, result_path, error_path = folder / "job.json", folder / "result.json", folder / "error.json"
     for stale in (result_path, error_path):
@@ -97,7 +101,7 @@ def launch_module(
     job_path.write_text(job.model_dump_json(), encoding="utf-8")
     try:
         program = ["-m", module, str(job_path), str(result_path)]
-        run_ranks(program, folder, compute, progress, timeout, env=importing_ours(os.environ))
+        (run or run_ranks)(program, folder, compute, progress, timeout, env=importing_ours(os.environ))
     except ChildFailedError:
         if error_path.exists():
             said = json.loads(error_path.read_text(encoding="utf-8"))
@@ -126,7 +130,7 @@ def run_ranks(
     and believes what it is told there (it unpickles it). The files lie in memory, because torch waits for
     ever when their disk is full.
     """
-    _check_gpus(compute)
+    check_gpus(compute)
     if compute.num_processes == 1:
         return run_child([sys.executable, *program], compute, progress, timeout, **options)
     meeting = _meeting_place(folder)
@@ -143,7 +147,7 @@ def run_ranks(
         shutil.rmtree(meeting, ignore_errors=True)
 
 
-def _check_gpus(compute: ComputeSettings) -> None:
+def check_gpus(compute: ComputeSettings) -> None:
     """Raise SpecError where fewer GPUs are seen than processes are to have one: their own errors would be
     tried again.
     """
@@ -158,7 +162,8 @@ def _check_gpus(compute: ComputeSettings) -> None:
         )
         raise SpecError(
             f"compute.device = cuda, compute.num_processes = {compute.num_processes}: each process needs a "
-            f"GPU, and {why}. Set compute.device=cpu, fewer processes, or CUDA_VISIBLE_DEVICES"
+            f"GPU, and {why}. Set compute.device=cpu (of a quantizer calibration.device), "
+            "fewer processes, or CUDA_VISIBLE_DEVICES"
         )
 
 
@@ -220,23 +225,25 @@ def job_of(job_type: type[JobT]) -> Iterator[tuple[JobT, Callable[[Schema], None
     job_path, result_path = Path(sys.argv[1]), Path(sys.argv[2])
 
     def leave(result: Schema) -> None:
+        refuse_stale_try()
         write_whole(result_path, result.model_dump_json().encode())
 
     try:
         with clear_storage_errors(result_path.parent):
             yield job_type.model_validate_json(job_path.read_bytes()), leave
     except tuple(_KINDS.values()) as error:
-        _leave_error(result_path, type(error).__name__, str(error))
+        leave_error(result_path.parent, error)
         raise SystemExit(1) from error
     except ValidationError as error:
         message = f"cannot be handed over between the stage and its process: {invalid_field(error)}"
-        _leave_error(result_path, StageError.__name__, message)
+        leave_error(result_path.parent, StageError(message))
         raise SystemExit(1) from error
 
 
-def _leave_error(result_path: Path, kind: str, message: str) -> None:
-    content = json.dumps({"kind": kind, "message": message}).encode()
-    write_whole(result_path.with_name("error.json"), content)
+def leave_error(folder: Path, error: Exception) -> None:
+    """In a child: tell the parent, whose job lies in `folder`, the named error that ends the work."""
+    content = json.dumps({"kind": type(error).__name__, "message": str(error)}).encode()
+    write_whole(folder / "error.json", content)
 
 
 def say_progress(done: float, total: float, unit: str) -> None:
@@ -256,14 +263,7 @@ def run_child(
 
     Returns the last lines. Raises ChildFailedError on a non-zero exit, TimeoutError after `timeout` seconds.
     """
-    given = for_children(options.pop("env", os.environ))
-    environment = {
-        **MEMORY,
-        **({} if {*SPIN_BRIEFLY, *WAIT} & {*given} else waiting(compute)),
-        **given,
-        "OMP_NUM_THREADS": str(compute.threads_per_process),
-        "PYTHONUNBUFFERED": "1",
-    }
+    environment = child_environment(options.pop("env", os.environ), compute)
     mark = environment[_MARK] = str(uuid.uuid4())
     command = [*guarded("SIGTERM")[:-1], *command]
     process = subprocess.Popen(
@@ -291,6 +291,18 @@ def run_child(
             f"the stage's process ended with {ending}; its last lines:\n" + "\n".join(tail)
         )
     return list(tail)
+
+
+def child_environment(environment: Mapping[str, str], compute: ComputeSettings) -> dict[str, str]:
+    """`environment` for a process that computes, with memory and threads as they run best here."""
+    given = for_children(environment)
+    return {
+        **MEMORY,
+        **({} if {*SPIN_BRIEFLY, *WAIT} & {*given} else waiting(compute)),
+        **given,
+        "OMP_NUM_THREADS": str(compute.threads_per_process),
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def waiting(compute: ComputeSettings) -> dict[str, str]:

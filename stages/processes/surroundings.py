@@ -13,8 +13,12 @@ ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 UNUSABLE_PROXY = "FAIRWAY_UNUSABLE_PROXY"
-# Users set these two on purpose (docs/decisions/0007-threads-spin-or-wait.md).
-_KEPT = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+# Users set the first two on purpose (docs/decisions/0007-threads-spin-or-wait.md). By the others srun finds
+# the cluster, and the allocation in which it is to start a training on several machines.
+_KEPT = {
+    *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
+    *("SLURM_CONF", "SLURM_JOB_ID", "SLURM_ACCOUNT", "SLURM_PARTITION", "SLURM_QOS", "SLURM_RESERVATION"),
+}
 _OF_A_SCHEDULER = re.compile(
     r"(SLURM|PET|TORCHELASTIC|PMI|PMIX|OMPI|OMP|GOMP|KMP)_\w+"
     r"|(LOCAL_|GROUP_|ROLE_|NODE_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|ROLE_NAME"

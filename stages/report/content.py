@@ -140,6 +140,11 @@ def training_rows(trained: TrainingResult, provenance: Sequence[Provenance] = ()
             f"{overhead:.2f} s",
             f"{overhead / max(timings.training_seconds, 1e-9):.2%} of the time",
         ],
+        *(
+            [["scores of held-out text", f"{timings.scoring_seconds:.2f} s", "outside the training time"]]
+            if timings.scoring_seconds
+            else []
+        ),
         ["peak memory", f"{timings.peak_memory_bytes / 1e9:.2f} GB", "of the first process"],
         ["resumed from", ", ".join(map(str, timings.resumed_from_steps)) or "–", "steps"],
     ]

@@ -8,11 +8,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from schemas.printable import printable
-from stages.report.plots import COLOURS, MARKERS, running_mean, thin, to_svg
+from stages.report.plots import COLOURS, MARKERS, thin, to_svg
+from stages.report.smoothing import running_mean
 from stages.training.metrics import Columns
 
 AXES = (("step", "optimizer step"), ("seconds", "seconds of training"), ("tokens", "tokens, millions"))
-CURVE_COLUMNS = ("step", "seconds", "tokens", "loss")
+CURVE_COLUMNS = ("step", "seconds", "tokens", "loss", "val_nats")
 _MARKS = 8
 """Markers on each curve."""
 _SHOWN_FROM = 0.05
@@ -20,7 +21,8 @@ _SHOWN_FROM = 0.05
 
 
 def curves_svg(curves: Sequence[tuple[str, Columns]], themed: bool) -> str:
-    """Running mean of the training loss in nats a token; a curve for each (name, metrics).
+    """Running mean of the training loss in nats a token; a curve for each (name, metrics), and a dotted one
+    of its held-out text where that was scored.
 
     The metrics have CURVE_COLUMNS. Raises ValueError for no curve.
     """
@@ -32,7 +34,7 @@ def curves_svg(curves: Sequence[tuple[str, Columns]], themed: bool) -> str:
         for axes, (column, label) in zip(panels, AXES, strict=True):
             for index, (name, metrics) in enumerate(curves):
                 values = metrics[column] / 1e6 if column == "tokens" else metrics[column]
-                _curve(axes, index, name, values, running_mean(metrics["loss"]))
+                _curve(axes, index, name, values, metrics)
             axes.set_xlabel(label)
         panels[0].set_ylabel("training loss, nats a token")
         panels[0].set_ylim(*_range(curves))
@@ -44,11 +46,11 @@ def curves_svg(curves: Sequence[tuple[str, Columns]], themed: bool) -> str:
     return to_svg(draw, (10.2, 3.4 + 0.12 * len(curves)), themed)
 
 
-def _curve(axes: Axes, index: int, name: str, x: NDArray, loss: NDArray) -> None:
-    thinned = thin(x, loss)
+def _curve(axes: Axes, index: int, name: str, x: NDArray, metrics: Columns) -> None:
+    colour = COLOURS[index % len(COLOURS)]
     axes.plot(
-        *thinned,
-        color=COLOURS[index % len(COLOURS)],
+        *thin(x, running_mean(metrics["loss"])),
+        color=colour,
         marker=MARKERS[index % len(MARKERS)],
         # Shifted from curve to curve, so that markers of equal curves do not hide one another.
         markevery=(0.1 * (index % 10) / _MARKS, 1 / _MARKS),
@@ -56,6 +58,9 @@ def _curve(axes: Axes, index: int, name: str, x: NDArray, loss: NDArray) -> None
         linewidth=1.5,
         label=printable(name),
     )
+    scored = np.isfinite(metrics["val_nats"])
+    if scored.any():
+        axes.plot(*thin(x[scored], metrics["val_nats"][scored]), color=colour, linestyle=":", linewidth=1.8)
 
 
 def _range(curves: Sequence[tuple[str, Columns]]) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from schemas.printable import printable
+from stages.report.smoothing import running_mean
 from stages.training.metrics import Columns
 
 # Okabe and Ito, Color Universal Design (2008): told apart with every kind of colour vision.
@@ -59,20 +60,57 @@ _LABELLED_SHARE = 0.015
 
 
 def loss_curve(metrics: Columns, themed: bool) -> str:
-    """Training loss in nats a token over steps, and its running mean."""
+    """Training loss in nats a token over steps, its running mean, and the loss of held-out text if scored."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        step, loss = metrics["step"], metrics["loss"]
-        axes.plot(*thin(step, loss), color=BLUE, linewidth=0.8, alpha=0.35)
-        axes.plot(*thin(step, running_mean(loss)), color=BLUE, linewidth=1.8, label="running mean")
-        _mark_phases(axes, metrics)
-        low, high = float(loss.min()), float(np.quantile(loss, 0.995))
-        axes.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
+        _loss(axes, metrics)
         axes.set(xlabel="optimizer step", ylabel="loss, nats a token")
         axes.legend(loc="upper right", ncols=3)
 
     return to_svg(draw, (8.6, 3.3), themed)
+
+
+def training_plot(metrics: Columns, marks: Sequence[tuple[str, float]]) -> str:
+    """A training so far: the loss curve, and the learning-rate scale below it.
+
+    `marks`: name and loss in nats a token of finished models, drawn at the last step.
+    """
+
+    def draw(figure: Figure) -> None:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        _loss(upper, metrics)
+        for index, (name, nats) in enumerate(marks):
+            marker = MARKERS[2 + index % (len(MARKERS) - 2)]
+            upper.plot(metrics["step"][-1:], [nats], marker, color=COLOURS[3 + index % 3], label=name)
+        upper.set(ylabel="loss, nats a token")
+        upper.legend(loc="upper right", ncols=3)
+        lower.plot(*thin(metrics["step"], metrics["lr_scale"]), color=BLUE, linewidth=1.8)
+        lower.set(xlabel="optimizer step", ylabel="learning-rate\nscale", ylim=(-0.04, 1.08))
+
+    return to_svg(draw, (8.6, 4.2), themed=False)
+
+
+def _loss(axes: Axes, metrics: Columns) -> None:
+    step, loss = metrics["step"], metrics["loss"]
+    axes.plot(*thin(step, loss), color=BLUE, linewidth=0.8, alpha=0.35)
+    axes.plot(*thin(step, running_mean(loss)), color=BLUE, linewidth=1.8, label="running mean")
+    _mark_phases(axes, metrics)
+    low, high = float(loss.min()), float(np.quantile(loss, 0.995))
+    scores = metrics.get("val_nats", np.full(len(step), np.nan))
+    scored = np.isfinite(scores)
+    if scored.any():
+        held_out = scores[scored]
+        axes.plot(
+            *thin(step[scored], held_out),
+            color=RED,
+            marker=MARKERS[1],
+            markersize=4,
+            linewidth=1.2,
+            label="held-out text",
+        )
+        low, high = min(low, float(held_out.min())), max(high, float(held_out.max()))
+    axes.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
 
 
 def timeline(metrics: Columns, themed: bool) -> str:
@@ -226,17 +264,6 @@ def seeds_plot(
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
     return to_svg(draw, (8.6, 3.0), themed=False)
-
-
-def running_mean(values: NDArray, share: float = 0.02) -> NDArray:
-    """Mean of each value and its neighbours, over a window of `share` of all values; smaller at the ends.
-    (n,) -> (n,).
-    """
-    half = max(1, int(len(values) * share / 2))
-    sums = np.concatenate(([0.0], np.cumsum(values, dtype=np.float64)))
-    index = np.arange(len(values))
-    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
 
 
 def _mark_phases(axes: Axes, metrics: Columns) -> None:

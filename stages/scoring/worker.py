@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from schemas.evaluate import Score
 from stages.core.bits_per_byte import load_token_bytes
-from stages.core.distributed import compute_dtype, join_processes
+from stages.core.distributed import compute_dtype, join_processes, patient_group
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.scoring import score, score_as_dict
@@ -18,6 +18,7 @@ from stages.scoring.job import ScoredWeights, ScoringJob
 def main() -> None:
     with job_of(ScoringJob) as (job, leave):
         rank, _, device = join_processes(job.compute)
+        group = patient_group()
         table, stream = load_token_bytes(job.tokenizer), TokenStream(list(job.shards))
         model = GPT(job.model).to(device)
         length, dtype = job.scoring.sequence_length, compute_dtype(job.compute)
@@ -30,7 +31,7 @@ def main() -> None:
 
             model.load_state_dict(load_file(path))
             started = time.perf_counter()
-            sums = score(model, stream, table, job.scoring, length, dtype, progress)
+            sums = score(model, stream, table, job.scoring, length, dtype, progress, group)
             scores[name] = Score.model_validate(score_as_dict(sums, time.perf_counter() - started))
         if rank == 0:
             leave(ScoredWeights(scores=scores))

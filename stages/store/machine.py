@@ -251,7 +251,7 @@ def this_machine(compute: ComputeSettings | None) -> Machine:
         isa=cpu.isa,
         cores=_cores(),
         precision=precision_note(compute) if compute else "",
-        processes=compute.num_processes if compute else None,
+        processes=compute.world_size if compute else None,
         threads=compute.threads_per_process if compute else None,
         gpus=gpu_names(os.environ.get("CUDA_VISIBLE_DEVICES")) if _on_gpu(compute) else (),
         cuda=build.get("cuda"),

@@ -4,6 +4,7 @@
     stages/<stage>/<key>         the record of a result, created once, after its blobs
     work/<stage>/<key>/<try>/    the newest checkpoint of an unfinished training
     runs/<run id>                the report of a run
+    notes/<run id>/<number>      the versions of a run's notes, each created once; the highest number counts
     ledgers/<label>/<number>     the versions of a ledger, each created once; the highest number counts
 
 Only blobs and files under work/ are plain. All else are documents: the sha256 of the content, a line feed,

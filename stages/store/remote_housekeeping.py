@@ -27,15 +27,17 @@ _AT_ONCE = 16
 def find_unneeded_objects(remote: Remote, keep_runs: int | None, older_than_hours: float) -> list[Unneeded]:
     """What no run needs, by name; nothing that was written in the last `older_than_hours`.
 
-    Needed are the newest `keep_runs` runs (None: all) and every run that a ledger names, their records, the
-    files that any record or checkpoint which stays names. Raises StageError for a ledger that is damaged.
+    Needed are the newest `keep_runs` runs (None: all), every pinned run and every run that a ledger names,
+    their records, the files that any record or checkpoint which stays names. Raises StageError for a ledger
+    that is damaged.
     """
     before = datetime.now(UTC) - timedelta(hours=older_than_hours)
     reports = {name: content for name, content in _contents(remote, "runs/").items() if content is not None}
     newest = sorted(reports, key=lambda name: reports[name]["created_at"])
     ledgers, in_ledgers = _ledgers(remote)
     kept = set(newest if keep_runs is None else newest[max(0, len(newest) - keep_runs) :])
-    kept |= {name for name in reports if name.removeprefix("runs/") in in_ledgers}
+    notes, pinned = _notes(remote)
+    kept |= {name for name in reports if name.removeprefix("runs/") in in_ledgers | pinned}
     needed = {name for run in kept for name in _records_of(reports[run])}
     named = {name for run in kept for name in _files_in(reports[run])}
     found = [
@@ -44,6 +46,9 @@ def find_unneeded_objects(remote: Remote, keep_runs: int | None, older_than_hour
         if item.name in reports and item.name not in kept
     ]
     found += ledgers
+    found += [
+        (item, "notes of a run that is not there") for run_id, item in notes if f"runs/{run_id}" not in kept
+    ]
     records = _contents(remote, "stages/")
     for item in remote.objects("stages/"):
         if item.name in needed or item.modified_at > before:
@@ -75,7 +80,7 @@ def find_damaged_objects(remote: Remote) -> Iterator[str]:
     that the next run uploads them again.
     """
     sizes = {item.name: item.num_bytes for item in remote.objects("blobs/")}
-    for prefix in ("stages/", "runs/", "ledgers/"):
+    for prefix in ("stages/", "runs/", "ledgers/", "notes/"):
         for item in remote.objects(prefix):
             try:
                 content = json.loads(remote.read(item.name) or b"null")
@@ -125,6 +130,21 @@ def _ledgers(remote: Remote) -> tuple[list[tuple[RemoteObject, str]], set[str]]:
             )
         runs.update(entry["run_id"] for entry in content["ledger"]["entries"])
     return old, runs
+
+
+def _notes(remote: Remote) -> tuple[list[tuple[str, RemoteObject]], set[str]]:
+    """Every version of notes with the id of its run, and the ids of all pinned runs.
+
+    A run whose newest notes cannot be read counts as pinned.
+    """
+    versions = [(item.name.split("/")[1], item) for item in remote.objects("notes/")]
+    contents = {run_id: _read(remote, item.name) for run_id, item in dict(versions).items()}
+    pinned = {
+        run_id
+        for run_id, content in contents.items()
+        if not isinstance(content, dict) or content.get("pinned") is not False
+    }
+    return versions, pinned
 
 
 def _tries(remote: Remote) -> dict[str, Sequence[RemoteObject]]:

@@ -9,19 +9,24 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from schemas.base import SCHEMA_VERSION, fingerprint
 from schemas.errors import SpecError, first_line
 from schemas.files import StageRecord
 from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.stages import STAGES
+from schemas.stopped import StoppedRun
 from stages.core.checksummed import read_checksummed, write_checksummed
+from stages.core.whole_files import write_whole
 from stages.store.store import Store
 
 log = logging.getLogger(__name__)
 
+RunT = TypeVar("RunT", bound=PipelineReport | StoppedRun)
+
 REPORT_NAME = "report.json"
+RUN_FILE_NAME = "run.toml"
 LAST = "last"
 FIGURE_STAGES = ("tokenize_corpus", "train", "merge", "quantize", "evaluate")
 """The stages whose code decides a run's scores."""
@@ -36,6 +41,17 @@ def save_report(store: Path, report: PipelineReport) -> Path:
     path = folder / REPORT_NAME
     write_checksummed(path, report.model_dump_json(indent=1).encode())
     return path
+
+
+def save_run_file(store: Path, report: PipelineReport, text: str) -> None:
+    """Write the text that repeats the run beside its report and its page, and beside the folder `package`,
+    whose bytes count.
+
+    Several runs may have one package: the last one's file stays there. Raises OSError.
+    """
+    page, package = store / report.published.html.path, store / report.package.folder
+    for folder in (store / "runs" / report.run_id, page.parent, package.parent):
+        write_whole(folder / RUN_FILE_NAME, text.encode())
 
 
 def load_report(store: Path, run_id: str) -> PipelineReport | None:
@@ -94,16 +110,18 @@ def find_run(store: Path, wanted: str, fitting: bool = False) -> PipelineReport:
     return choose_run(store, list_reports(store), wanted, fitting)
 
 
-def choose_run(
-    store: Path, reports: Sequence[PipelineReport], wanted: str, fitting: bool = False
-) -> PipelineReport:
+def choose_run(store: Path, reports: Sequence[RunT], wanted: str, fitting: bool = False) -> RunT:
     """Choose from `reports` of `store`, the newest last, as `find_run` does."""
     if exact := [report for report in reports if report.run_id == wanted]:
         return exact[0]
     if not reports:
         raise SpecError(f"RUN = {wanted}: the store {store} holds no finished run. `fairway run` makes one")
     if wanted == LAST:
-        meant = [report for report in reports if report.size.fits or not fitting]
+        meant = [
+            report
+            for report in reports
+            if not fitting or (isinstance(report, PipelineReport) and report.size.fits)
+        ]
         if not meant:
             raise SpecError(
                 f"RUN = {LAST}: no run of the store {store} is within its limit. Name a run; "
@@ -139,6 +157,19 @@ def choose_run(
     )
 
 
+def named_runs(reports: Sequence[PipelineReport], found: PipelineReport, wanted: str) -> list[PipelineReport]:
+    """The runs that `wanted` means where every run of a name is meant: `found`, or all runs of its name if
+    `wanted` is the name or its beginning.
+    """
+    if wanted == LAST or found.run_id.startswith(wanted):
+        return [found]
+    return [report for report in reports if report.name == found.name]
+
+
+def _fits(run: PipelineReport | StoppedRun) -> bool:
+    return isinstance(run, PipelineReport) and run.size.fits
+
+
 def require_files(store: Store, report: PipelineReport, needed: Any) -> None:
     """Raise SpecError if one of the files `needed` of an earlier run is missing or damaged."""
     for problem in store.problems(needed):
@@ -148,7 +179,7 @@ def require_files(store: Store, report: PipelineReport, needed: Any) -> None:
         )
 
 
-def records_of(store: Store, report: PipelineReport) -> dict[str, StageRecord]:
+def records_of(store: Store, report: PipelineReport | StoppedRun) -> dict[str, StageRecord]:
     """By stage, the records of a run that the store still holds."""
     found = {
         stage.stage: store.record(STAGES[stage.stage], stage.key)

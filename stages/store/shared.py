@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +13,7 @@ from uuid import uuid4
 from schemas.base import fingerprint
 from schemas.errors import SpecError, first_line, on_one_line
 from schemas.files import FileRef, SourceFile, StageRecord
+from schemas.notes import RunNotes
 from schemas.pipeline import PipelineReport
 from schemas.seeds import Ledger
 from schemas.stages import STAGES, Stage
@@ -26,6 +27,7 @@ from stages.seeds.ledger import (
     write_ledger,
 )
 from stages.store.checkpoints import Checkpoints
+from stages.store.notes import NOTES_NAME, Change, notes_as_json, notes_of_json, save_notes
 from stages.store.remote import DamagedObjectError, Remote, RemoteObject, blob_name
 from stages.store.runs import REPORT_NAME
 from stages.store.store import FETCHED, RECORD_NAME, Store, file_refs, rename_folder, sound_record
@@ -124,12 +126,44 @@ class SharedStore(Store):
         (mirror / "runs").mkdir(parents=True, exist_ok=True)
         with waiting_lock(mirror / "lock", f"copy of {self.remote.url}", "which brings it up to date"):
             self._mirror_runs(mirror, objects)
+            self._mirror_notes(mirror, objects.keys())
             for label in sorted({item.name.split("/")[1] for item in self.remote.objects("ledgers/")}):
                 self._mirror_ledger(mirror, label)
         return mirror
 
     def share_report(self, report: PipelineReport) -> None:
         self.remote.replace(f"runs/{report.run_id}", report.model_dump_json(indent=1).encode())
+
+    def forget_report(self, run_id: str) -> None:
+        notes = [item.name for item in self.remote.objects(f"notes/{run_id}/")]
+        self.remote.delete([f"runs/{run_id}", *notes])
+
+    def change_notes(self, run_id: str, change: Change) -> RunNotes:
+        """Change the notes that all machines have. Of two changes at once the second is made to what the
+        first left.
+        """
+        while True:
+            number, before = self._newest_notes(run_id)
+            after = change(before)
+            name = f"notes/{run_id}/{number + 1:08d}"
+            if after == before or self.remote.create(name, notes_as_json(after)):
+                return after
+
+    def _newest_notes(self, run_id: str) -> tuple[int, RunNotes]:
+        """The number of the newest version of a run's notes, and that version; 0 and empty without any."""
+        if not (versions := self.remote.objects(f"notes/{run_id}/")):
+            return 0, RunNotes()
+        name = versions[-1].name
+        return int(name.rpartition("/")[2]), self._read_notes(name)
+
+    def _read_notes(self, name: str) -> RunNotes:
+        try:
+            return notes_of_json(self.remote.read(name) or b"", f"{self.remote.url}: {name}")
+        except ValueError as error:
+            raise SpecError(
+                f"{self.remote.url}: {name}: damaged ({first_line(error)}). "
+                "Remove this object: the version before it counts then"
+            ) from None
 
     def share_ledger(self, ledger: Ledger) -> Ledger:
         """The ledger with the entries of all machines, which the remote has from now on.
@@ -174,6 +208,24 @@ class SharedStore(Store):
         if (ledger := self._newest(label)[1]) is not None:
             ledger_path(mirror, ledger).parent.mkdir(parents=True, exist_ok=True)
             write_ledger(mirror, ledger)
+
+    def _mirror_notes(self, mirror: Path, run_ids: Set[str]) -> None:
+        """Bring the newest notes of these runs; those that cannot be read are named and left out."""
+        newest = {item.name.split("/")[1]: item for item in self.remote.objects("notes/")}
+
+        def bring(run_id: str, item: RemoteObject) -> None:
+            path, stamp = mirror / "runs" / run_id / NOTES_NAME, item.modified_at.timestamp()
+            if path.exists() and abs(path.stat().st_mtime - stamp) < 0.001:
+                return
+            try:
+                save_notes(mirror, run_id, self._read_notes(item.name))
+            except SpecError as error:
+                log.warning("%s", error)
+                return
+            os.utime(path, (stamp, stamp))
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda pair: bring(*pair), [pair for pair in newest.items() if pair[0] in run_ids]))
 
     def _mirror_report(self, mirror: Path, run_id: str, item: RemoteObject) -> None:
         """Bring one report; one that is damaged is replaced by this machine's own, or named and left out."""

@@ -166,7 +166,7 @@ def _is_text(node: ast.expr) -> bool:
 
 
 def fairway_version() -> str:
-    """The version of the distribution `fairway-lm`; `absent` in a checkout that is not installed."""
+    """The version of the installed `fairway-lm`; `absent` in a checkout that is not installed."""
     return library_version(DISTRIBUTION)
 
 

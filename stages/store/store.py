@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 from schemas.errors import SpecError, on_one_line
 from schemas.files import FileRef, SourceFile, StageRecord
+from schemas.notes import RunNotes
 from schemas.pipeline import PipelineReport
 from schemas.runtime import RunOptions, remote_address
 from schemas.seeds import Ledger
@@ -31,6 +32,7 @@ from stages.core.checksummed import read_checksummed, write_checksummed
 from stages.core.whole_files import TEMPORARY_FILES, flush_to_disk
 from stages.processes.locks import alone_with, wait_for_shared, waiting_lock
 from stages.store.hashing import FileHashes
+from stages.store.notes import Change, changing, save_notes
 from stages.store.workspace import DamagedFileError
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 
 RECORD_NAME = "record.json"
 USERS_LOCK = "users.lock"
+RECHECKS = "recheck"  # results that were computed again and differ
 FETCHED = "fetched"  # beside the unfinished results: records on their way from a remote store
 _KEY_CHARACTERS = 32
 
@@ -152,6 +155,20 @@ class Store:
     def share_report(self, report: PipelineReport) -> None:
         """Let other machines know of a run whose report is saved. A local store has none to tell."""
 
+    def forget_report(self, run_id: str) -> None:
+        """Have other machines forget a run, with its notes. A local store has none to tell."""
+
+    def change_notes(self, run_id: str, change: Change) -> RunNotes:
+        """Change the notes of a run; returns what they are now.
+
+        Raises SpecError for notes that cannot be read, and what `change` raises.
+        """
+        with changing(self.root, run_id) as before:
+            after = change(before)
+            if after != before:
+                save_notes(self.root, run_id, after)
+        return after
+
     def share_ledger(self, ledger: Ledger) -> Ledger:
         """The ledger with what other machines added to it, known to them from now on."""
         return ledger
@@ -186,6 +203,20 @@ class Store:
         for name in stage.scratch:
             remove(final / name)
         return record
+
+    def set_aside(self, stage: Stage, key: str, record: StageRecord) -> Path:
+        """Keep the work folder of `key` with its record apart from the results, for a look at what differs.
+
+        Returns a folder that is laid out as a store; `fairway gc` lists it.
+        """
+        apart = self.root / RECHECKS / f"{stage.name}-{key[:12]}-{time.time_ns()}"
+        folder = apart / self.relative_folder(stage, key)
+        write_checksummed(
+            self.work_folder(stage, key) / RECORD_NAME, record.model_dump_json(indent=1).encode()
+        )
+        folder.parent.mkdir(parents=True)
+        os.rename(self.work_folder(stage, key), folder)
+        return apart
 
     @contextmanager
     def lock(self, stage: Stage, key: str) -> Iterator[None]:

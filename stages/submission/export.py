@@ -1,7 +1,6 @@
 """Export: write a finished run as a submission folder in the official form (`fairway export RUN`)."""
 
 import logging
-import os
 import shutil
 import statistics
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,9 @@ from schemas.submission import (
     SeedResult,
     SubmissionInfo,
 )
+from stages.store.runs import RUN_FILE_NAME
 from stages.store.store import Store
+from stages.store.whole_folder import refuse_used, whole_folder
 from stages.submission.rules import check_folder
 from stages.submission.texts import log_name, readme, requirements, train_log
 
@@ -45,8 +46,7 @@ def export_submission(store: Store, reports: Sequence[PipelineReport], about: Ab
     contradicts itself.
     """
     main = reports[0]
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SpecError(f"--out = {out}: is there already. Give another folder, or remove it")
+    refuse_used(out)
     needed = [main.package, *(report.trained.metrics for report in reports)]
     for problem in store.problems(needed):
         raise SpecError(
@@ -54,16 +54,8 @@ def export_submission(store: Store, reports: Sequence[PipelineReport], about: Ab
             "missing is made again"
         )
     info = _info(reports, about)
-    building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
+    with whole_folder(out) as building:
         rules = _write_folder(building, store, reports, info)
-        if out.exists():
-            out.rmdir()
-        os.rename(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     log.info(
         "%s: %s bytes, %d of %d rules pass",
         out,
@@ -86,6 +78,9 @@ def _write_folder(
     shutil.copyfile(store.fetch(main.package.blob), folder / BLOB_NAME)
     (folder / INFO_NAME).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (folder / REQUIREMENTS_NAME).write_text(requirements(), encoding="utf-8")
+    run_file = store.root / "runs" / main.run_id / RUN_FILE_NAME
+    if run_file.exists():  # not of an earlier version's run, nor of another machine's
+        shutil.copyfile(run_file, folder / RUN_FILE_NAME)
     for report in reports:
         store.fetch(report.trained.metrics)
         text = train_log(report, store.root)
@@ -127,7 +122,7 @@ def _info(reports: Sequence[PipelineReport], about: About) -> SubmissionInfo:
         bytes_code=main.package.script.num_bytes,
         blob_sha256=main.package.blob.sha256,
         code_sha256=main.package.script.sha256,
-        hardware=f"{compute.num_processes} × {compute.device}",
+        hardware=f"{compute.world_size} × {compute.device}",
         eval_sequence_length=main.spec.evaluate.scoring.sequence_length,
         eval_stride=main.spec.evaluate.scoring.stride,
         eval_windows=main.spec.evaluate.scoring.windows,

@@ -53,7 +53,7 @@ def train_log(report: PipelineReport, root: Path) -> str:
     every = max(1, len(rows) // LOG_STEP_LINES)
     lines = [
         (
-            f"{report.name}: seed {report.spec.train.seed}, {compute.num_processes} × {compute.device}, "
+            f"{report.name}: seed {report.spec.train.seed}, {compute.world_size} × {compute.device}, "
             f"{report.created_at}"
         )
     ]
@@ -143,10 +143,13 @@ def _seeds(info: SubmissionInfo) -> str:
 
 
 def _how_to_run(info: SubmissionInfo, report: PipelineReport) -> str:
-    tokenized, torchrun = (
-        report.tokenized,
-        f"torchrun --standalone --nproc_per_node={report.spec.train.compute.num_processes} {SCRIPT_NAME}",
+    tokenized, compute = report.tokenized, report.spec.train.compute
+    machines = (
+        "--standalone"
+        if compute.num_nodes == 1
+        else f"--nnodes={compute.num_nodes} --node-rank=R --master-addr=FIRST --master-port=29500"
     )
+    torchrun = f"torchrun {machines} --nproc_per_node={compute.num_processes} {SCRIPT_NAME}"
     shards = ", ".join(f"`{ref.sha256[:12]}`" for ref in tokenized.val_shards)
     return (
         "```\n"

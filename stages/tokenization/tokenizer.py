@@ -26,6 +26,14 @@ class NoTrainingTextError(ValueError):
     """There is no text to train a tokenizer on."""
 
 
+class VocabularyTooLargeError(SpecError):
+    """The text cannot carry so many pieces; it carries `most`."""
+
+    def __init__(self, message: str, most: int) -> None:
+        super().__init__(message)
+        self.most = most
+
+
 def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> bytes:
     """A serialized SentencePiece model of `spec.vocab_size` pieces from the first `spec.training_bytes`
     of `texts`.
@@ -140,9 +148,10 @@ def _training_error(spec: TokenizerSpec, error: RuntimeError) -> SpecError:
     message = str(error)
     field = f"tokenizer.vocab_size = {spec.vocab_size}"
     if most := re.search(r"set it to a value <= (\d+)", message):
-        return SpecError(
+        return VocabularyTooLargeError(
             f"{field}: the training text is too small for so many pieces. Set it to at most "
-            f"{most[1]}, or give more text"
+            f"{most[1]}, or give more text",
+            int(most[1]),
         )
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return SpecError(

@@ -6,7 +6,6 @@ one holds the finished run, so that a kill before the result is published repeat
 checkpoints and metrics.jsonl away.
 """
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -15,14 +14,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from stages.core.trainer import StepMetrics, TrainState
 from stages.core.whole_files import TEMPORARY_FILES, write_whole
+from stages.processes.meeting import refuse_stale_try
+from stages.training.held_out import metrics_row
+from stages.training.metrics import LINES_NAME, TABLE_NAME, read_lines, write_table
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class TrainingFiles:
         self.folder, self._every, self._keep = folder, checkpoint_every_seconds, keep_checkpoints
         for name in ("snapshots", "checkpoints"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        self._metrics_path = folder / "metrics.jsonl"
+        self._metrics_path = folder / LINES_NAME
         self.snapshots: list[dict[str, Any]] = []
         self.resumed_from: list[int] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
@@ -78,19 +78,11 @@ class TrainingFiles:
 
     def add_metrics(self, metrics: StepMetrics) -> None:
         with self._metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(metrics), allow_nan=False) + "\n")
+            file.write(json.dumps(metrics_row(metrics), allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows so far; a line that a kill cut in half is left out."""
-        if not self._metrics_path.exists():
-            return []
-        rows = []
-        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                log.warning("left out a broken line of %s", self._metrics_path.name)
-        return rows
+        return read_lines(self._metrics_path)
 
     def add_snapshot(self, step: int, lr_scale: float, qat_on: bool, weights: dict[str, Tensor]) -> None:
         entry = {"file": f"step-{step:08d}.safetensors", "step": step, "lr_scale": lr_scale, "qat_on": qat_on}
@@ -113,11 +105,9 @@ class TrainingFiles:
         for write in self._writes:
             write.result()
 
-    def write_parquet(self) -> Path:
-        """metrics.jsonl -> metrics.parquet (one row a step)."""
-        path = self.folder / "metrics.parquet"
-        pq.write_table(pa.Table.from_pylist(self.metrics()), path)
-        return path
+    def write_parquet(self, scored_text: dict[str, Any] | None = None) -> None:
+        """metrics.jsonl -> metrics.parquet (one row a step). `scored_text`: what `write_table` takes."""
+        write_table(self.folder / TABLE_NAME, self.metrics(), scored_text)
 
     def _submit(self, action: Any, *arguments: Any) -> None:
         finished = [write for write in self._writes if write.done()]
@@ -127,9 +117,11 @@ class TrainingFiles:
         self._writes.append(self._writer.submit(action, *arguments))
 
     def _write_snapshot(self, entry: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        refuse_stale_try()
         entry["sha256"] = write_safetensors(self.folder / "snapshots" / entry["file"], weights)
 
     def _write_checkpoint(self, state: TrainState, snapshots: list[dict[str, Any]]) -> None:
+        refuse_stale_try()
         path = self.folder / "checkpoints" / f"step-{state.steps:08d}.safetensors"
         about = {
             "sha256": write_safetensors(path, state.tensors),

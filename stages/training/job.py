@@ -11,10 +11,15 @@ from schemas.train import TrainingFigures
 
 
 class TrainingJob(Schema):
-    """Train `settings` on `shards`, in their order; all files go to `folder`."""
+    """Train `settings` on `shards`, in their order; all files go to `folder`.
+
+    `val_shards` and `tokenizer` serve the scores of held-out text that `runtime` may ask for.
+    """
 
     settings: TrainSettings
     shards: tuple[Path, ...]
+    val_shards: tuple[Path, ...] = ()
+    tokenizer: Path | None = None
     folder: Path
     runtime: RunOptions
 

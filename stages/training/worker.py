@@ -1,17 +1,19 @@
 """One process of a training run: python -m stages.training.worker JOB.json RESULT.json"""
 
 import logging
+import platform
 import resource
 import statistics
 import time
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from schemas.errors import StageError
+from schemas.errors import StageError, StoppedError
 from schemas.settings import TrainSettings
 from schemas.train import TrainingFigures, TrainTimings
-from stages.core.distributed import join_processes
+from stages.core.distributed import join_processes, machine_in_words
 from stages.core.schedule import Clock, progress_at
 from stages.core.trainer import (
     DivergedError,
@@ -25,15 +27,22 @@ from stages.core.trainer import (
 from stages.processes.launch import job_of, say_progress
 from stages.training.account import account_of_changes, account_of_groups, account_of_rows
 from stages.training.files import TrainingFiles, write_safetensors
+from stages.training.held_out import BrokenRuleError, ScoredStep, ScoringTrainer, read_held_out
 from stages.training.job import TrainingJob, TrainingOutcome, WrittenSnapshot
+from stages.training.metrics import as_columns, curve_of
 
 log = logging.getLogger("stages.train")
+
+_WORDS_BYTES = 512
 
 
 def main() -> None:
     with job_of(TrainingJob) as (job, leave):
         settings, runtime = job.settings, job.runtime
         files = TrainingFiles(job.folder, runtime.checkpoint_every_seconds, runtime.keep_checkpoints)
+        seconds = runtime.group_timeout_seconds
+        join_processes(settings.compute, None if seconds is None else timedelta(seconds=seconds))
+        _check_machines(settings)
         resume = _resume_everywhere(files, settings)
         hooks = Hooks(
             _Narrator(files, settings, runtime.log_every_seconds),
@@ -41,15 +50,14 @@ def main() -> None:
             files.checkpoint_due,
             files.add_checkpoint,
         )
-        try:
-            trainer = Trainer(settings, list(job.shards), hooks, resume)
-        except ValueError as error:  # the settings do not fit this machine or these shards
-            raise StageError(str(error)) from error
+        trainer = _trainer(job, hooks, resume, files)
         del resume
         if trainer.rank == 0:
             _announce(trainer)
         try:
             trained = trainer.run()
+        except BrokenRuleError as error:
+            raise _stopped(files, trainer, error) from error
         except DivergedError as error:
             files.close()
             checkpoints = sorted(path.stem for path in (files.folder / "checkpoints").glob("*.json"))
@@ -61,12 +69,49 @@ def main() -> None:
             raise StageError(
                 f"{error}; {last_good}. Lower the learning rates or train.optimizer.grad_clip_norm"
             ) from error
+        if isinstance(trainer, ScoringTrainer) and trainer.broken:
+            raise _stopped(files, trainer, trainer.broken)
         if trainer.rank == 0:
             files.add_checkpoint(trainer.state())
             leave(_finish(files, settings, trainer, trained))
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def _trainer(job: TrainingJob, hooks: Hooks, resume: TrainState | None, files: TrainingFiles) -> Trainer:
+    """Raises StageError where the settings do not fit this machine or the shards."""
+    settings, held_out, shards = job.settings, job.runtime.held_out, list(job.shards)
+    try:
+        if held_out is None:
+            return Trainer(settings, shards, hooks, resume)
+        assert job.tokenizer is not None
+        rows = files.metrics()
+        earlier = curve_of(as_columns(rows), settings.schedule) if rows else ()
+        text = read_held_out(held_out, job.val_shards, job.tokenizer, earlier)
+        return ScoringTrainer(settings, shards, hooks, resume, text)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+
+
+def _stopped(files: TrainingFiles, trainer: Trainer, why: object) -> StoppedError:
+    """The error that ends a training by a rule; its metrics and a checkpoint are written before.
+
+    The other processes wait for the first: torchrun ends them all once one has ended.
+    """
+    if trainer.rank == 0:
+        files.add_checkpoint(trainer.state())
+        files.close()
+        _write_metrics(files, trainer)
+    if trainer.world > 1:
+        dist.barrier()
+    return StoppedError(
+        f"training was stopped {why}. Its metrics stay; without the rule the same command goes on from there"
+    )
+
+
+def _write_metrics(files: TrainingFiles, trainer: Trainer) -> None:
+    files.write_parquet(trainer.text.asked.scored_text() if isinstance(trainer, ScoringTrainer) else None)
 
 
 def _resume_everywhere(files: TrainingFiles, settings: TrainSettings) -> TrainState | None:
@@ -82,6 +127,22 @@ def _resume_everywhere(files: TrainingFiles, settings: TrainSettings) -> TrainSt
     return files.read_checkpoint(int(step))
 
 
+def _check_machines(settings: TrainSettings) -> None:
+    """Raise StageError on a machine of another kind than the first: the result's key names only one kind."""
+    if settings.compute.num_nodes == 1:
+        return
+    here = machine_in_words(settings.compute.device)
+    words = torch.zeros(_WORDS_BYTES, dtype=torch.uint8)
+    words[: len(here.encode())] = torch.frombuffer(bytearray(here.encode()), dtype=torch.uint8)
+    dist.broadcast(words, src=0)
+    first = bytes(words.tolist()).rstrip(b"\0").decode()
+    if here != first:
+        raise StageError(
+            f"train.compute.num_nodes = {settings.compute.num_nodes}: {platform.node()} is {here}, the first "
+            f"machine {first}; train on machines of one kind"
+        )
+
+
 class _Narrator:
     """Step hook of the first process: metrics to the file, a log line now and then, progress for the bar."""
 
@@ -95,6 +156,14 @@ class _Narrator:
         now = time.monotonic()
         schedule = self._settings.schedule
         share = progress_at(Clock(metrics.step, metrics.seconds), schedule)
+        if isinstance(metrics, ScoredStep) and metrics.val_bpb is not None:
+            log.info(
+                "held-out text after step %d (%.0f %%): val_bpb %.4f, %.4f nats a token",
+                metrics.step,
+                100 * share,
+                metrics.val_bpb,
+                metrics.val_nats,
+            )
         if metrics.qat_on and not self._qat_was_on:
             log.info("late QAT is on from step %d (lr scale %.3f)", metrics.step, metrics.lr_scale)
             self._qat_was_on = True
@@ -132,7 +201,7 @@ def _finish(
         write_safetensors(files.folder / "ema.safetensors", trained.ema)
     files.close()
     rows = files.metrics()
-    files.write_parquet()
+    _write_metrics(files, trainer)
     groups = account_of_groups(trainer, [row["lr_scale"] for row in rows])
     last = WrittenSnapshot(
         file="last.safetensors",
@@ -162,7 +231,9 @@ def _finish(
         qat_grid=trained.model.qat_grid,
         groups=groups,
         changes=account_of_changes(trainer, groups, trained.initial, final),
-        timings=_timings(files, settings, trained, [row["seconds"] for row in rows]),
+        timings=_timings(files, settings, trained, [row["seconds"] for row in rows]).derive(
+            scoring_seconds=trainer.scoring_seconds if isinstance(trainer, ScoringTrainer) else 0.0
+        ),
     )
     return TrainingOutcome(last=last, ema=ema, snapshots=snapshots, figures=figures)
 

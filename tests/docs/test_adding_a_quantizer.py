@@ -23,6 +23,7 @@ def result_of(store: Path, stage: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_trains_ships_and_audits_it(changed: Path, tmp_path: Path) -> None:
     """The whole chain without Prefect, which knows nothing of quantizers."""

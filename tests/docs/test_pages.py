@@ -282,6 +282,8 @@ def _check_fairway(arguments: list[str]) -> None:
         return
     given = _parsed(command, arguments)
     preset = given.get("preset")
+    if command.name == "run" and not (preset or given["file"] or given["like"]):
+        preset = "demo"
     for word in arguments:
         assert not re.match(r"--[a-z-]+=", word), "write options and values apart"
     if preset is not None:

@@ -43,15 +43,20 @@ class Chain:
     `results` is kept by the name that later stages take it under.
     """
 
-    def __init__(self, root: Path | str, overrides: list[str], remote: str | None = None) -> None:
+    def __init__(
+        self, root: Path | str, overrides: list[str], remote: str | None = None, **options: Any
+    ) -> None:
         self.spec: PipelineSpec = resolve("smoke", overrides)
-        self.store, self._remote = open_store_at(root, remote), remote
+        self.store, self._remote, self._options = open_store_at(root, remote), remote, options
         self.results: dict[str, Any] = {"manifest": locate(self.spec.tokenize, self.store.hashes)}
 
     def run(self, stage: str) -> StageOutcome:
         """Run or serve one stage; those before it must have been run."""
         options = RunOptions(
-            store=str(self.store.root), remote=self._remote, checkpoint_every_seconds=CHECKPOINT_SECONDS
+            store=str(self.store.root),
+            remote=self._remote,
+            checkpoint_every_seconds=CHECKPOINT_SECONDS,
+            **self._options,
         )
         outcome = run_stage(self.store, stage, self._spec(stage), self._inputs(stage), options)
         self.results[result_name(stage)] = outcome.record.result

@@ -1,5 +1,7 @@
-"""Mutate blobs, records and shards and read them: python -m tests.faults.mutations FOLDER COUNT -> JSON
-on standard output.
+"""Mutate blobs, records and shards and read them: python -m tests.faults.mutations FOLDER COUNT
+[NAME=VALUE …] -> JSON on standard output.
+
+The records are those of the run with these overrides in FOLDER/store; what is not there is made.
 
 A process of its own, because the kernel holds its limits: an address space a little larger than it is now,
 and an alarm.
@@ -41,7 +43,7 @@ def main() -> None:
     generator = random.Random(6)
     sources = {
         "blobs": blob_cases(folder, generator),
-        "records": _records(folder, generator),
+        "records": _records(folder, sys.argv[3:], generator),
         "shards": _shards(folder, generator),
     }
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -92,10 +94,10 @@ class RefusedError(Exception):
 # ---- records
 
 
-def _records(folder: Path, generator: random.Random) -> Callable[[], tuple[str, Case]]:
+def _records(folder: Path, overrides: list[str], generator: random.Random) -> Callable[[], tuple[str, Case]]:
     from tests.faults.chain import Chain
 
-    chain = Chain(folder / "store", ["train.schedule.max_steps=20"])
+    chain = Chain(folder / "store", overrides)
     records = {}
     for stage in STAGES:
         record = chain.run(stage).record

@@ -36,8 +36,7 @@ def test_an_interrupted_run_leaves_no_process(
         if run.gone_after
         else f"{run.num_left} of {run.num_processes} left"
     )
-    again = start_fairway(run.store, tmp_path / "logs", *TWO_RANKS)
-    resumed = again.process.wait(300) == 0 and "going on from the checkpoint" in again.text()
+    resumed = goes_on(run.store, tmp_path / "logs")
     told += ", the next run went on from the checkpoint" if resumed else ", the next run did not go on"
     name = "Ctrl-C (SIGINT)" if how == signal.SIGINT else how.name
     expected = 130 if how == signal.SIGINT else -how
@@ -86,8 +85,7 @@ def test_a_run_cancelled_on_a_server_leaves_no_process(tmp_path: Path, figure: C
     finally:
         runner.end()
         server.end()
-    run = start_fairway(store, tmp_path / "logs", *TWO_RANKS)
-    resumed = run.process.wait(300) == 0 and "going on from the checkpoint" in run.text()
+    resumed = goes_on(store, tmp_path / "logs")
     told = f"{left} processes left after {seconds:.1f} s, Cancelled after {state:.1f} s, resumed: {resumed}"
     figure(
         "2",
@@ -95,6 +93,16 @@ def test_a_run_cancelled_on_a_server_leaves_no_process(tmp_path: Path, figure: C
         told,
         left == 0 and seconds <= WITHIN_SECONDS and state < 60 and resumed,
     )
+
+
+def goes_on(store: Path, logs: Path) -> bool:
+    """Whether the next run goes on from the checkpoint; at full size also whether it then finishes."""
+    run = start_fairway(store, logs, *TWO_RANKS)
+    try:
+        went_on = run.wait_for(lambda: "going on from the checkpoint" in run.text(), 200)
+        return bool(went_on) and (not FULL or run.process.wait(300) == 0)
+    finally:
+        run.end()
 
 
 def _of_the_run(runner: Struck) -> list[int]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,16 +16,20 @@ from pathlib import Path
 import pytest
 
 from stages.training.files import TrainingFiles
+from tests.faults.conftest import STEPS, Undisturbed
 from tests.faults.harness import FULL, ROOT
 
 pytestmark = pytest.mark.faults
 
 _READS_CODE = {"pickle", "cloudpickle", "marshal", "shelve", "dill", "joblib", "torch.load", "eval", "exec"}
-MUTATIONS = 10_000 if FULL else 600
+MUTATIONS = 10_000 if FULL else 300
 
 
-def test_mutations_of_blobs_records_and_shards(tmp_path: Path, figure: Callable[..., None]) -> None:
-    command = [sys.executable, "-m", "tests.faults.mutations", str(tmp_path), str(MUTATIONS)]
+def test_mutations_of_blobs_records_and_shards(
+    undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]
+) -> None:
+    shutil.copytree(undisturbed.store, tmp_path / "store")
+    command = [sys.executable, "-m", "tests.faults.mutations", str(tmp_path), str(MUTATIONS), STEPS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout)

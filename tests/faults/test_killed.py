@@ -31,9 +31,9 @@ KILLS = (
         "publish": 3,
     }
     if FULL
-    else {"tokenize_corpus": 1, "train": 2, "evaluate": 1}
+    else {"train": 1}
 )
-LAST_STRUCK = list(KILLS)[-1]
+LAST_STRUCK = list(KILLS)[-1] if FULL else "package"
 # A kill may come while the checkpoint that is due is being written, or in the step before it.
 WRITING_SECONDS = 0.5
 
@@ -159,6 +159,7 @@ def test_killed_anywhere_and_started_again(
         assert len(lost) >= 6
 
 
+@pytest.mark.slow
 def test_killed_between_training_and_publishing_no_step_is_repeated(
     tmp_path: Path, figure: Callable[..., None]
 ) -> None:

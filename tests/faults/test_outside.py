@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Interrupted
-from tests.faults.harness import ROOT, start_chain
+from tests.faults.harness import FULL, LAST, ROOT, start_chain
 
 pytestmark = pytest.mark.faults
 
@@ -45,6 +45,7 @@ def test_names_never_reach_a_shell_and_nothing_is_written_elsewhere(
     )
     run = start_chain(
         tmp_path / "store; touch owned", tmp_path / "logs", "train.schedule.max_steps=20", *overrides,
+        until=LAST if FULL else "package",
         HOME=str(folders["home"]), TMPDIR=str(folders["tmp"]), PYTHONDONTWRITEBYTECODE="1",
     )  # fmt: skip
     assert run.process.wait(200) == 0, run.text()[-2000:]

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.faults
 BLOB = "package"  # the stage that leaves the blob; those after it change none of it
 
 
+@pytest.mark.slow
 def test_two_equal_runs_train_once(
     undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]
 ) -> None:
@@ -50,6 +51,7 @@ def test_the_holder_of_the_lock_is_killed(
     )
 
 
+@pytest.mark.slow
 def test_two_different_runs_do_not_disturb_each_other(
     undisturbed: Undisturbed, tmp_path: Path, figure: Callable[..., None]
 ) -> None:

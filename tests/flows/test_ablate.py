@@ -18,6 +18,7 @@ from flows.results.ablation import plan_variants
 from presets import PRESETS, load_preset
 from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
+from schemas.stages import STAGES
 from schemas.techniques import TECHNIQUES, Technique, find_technique
 from stages.store.runs import save_report
 from tests.faults.chain import Chain
@@ -95,6 +96,18 @@ def test_settings_of_a_technique_that_is_left_out_are_left_out_too(technique: Te
     assert not technique.is_on(made)
 
 
+@pytest.mark.parametrize(("technique", "first"), [("swa", "merge"), ("quantizer", "quantize")])
+def test_the_store_serves_what_the_technique_does_not_touch(
+    technique: str, first: str, smoke_run: Any, smoke_store: Path
+) -> None:
+    """A variant runs no stage before the first that the technique touches."""
+    chain = Chain(smoke_store, list(find_technique(technique).off(resolve("smoke", []))))
+    for stage in list(STAGES)[: list(STAGES).index(first)]:
+        assert chain.run(stage).cached
+    assert not chain.is_made(first)
+
+
+@pytest.mark.slow
 def test_only_what_the_technique_touches_is_run_again(smoke_run: Any, smoke_store: Path) -> None:
     """A real ablation: one merge without averaging, one quantization by plain rounding."""
     rows, reports = ablate(

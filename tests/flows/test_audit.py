@@ -78,6 +78,7 @@ def test_every_technique_of_the_smoke_run_took_effect_and_every_rule_holds(smoke
     assert all(finding.figures for finding in audit.findings if finding.verdict != "off")
 
 
+@pytest.mark.slow
 def test_the_forms_that_smoke_has_off_take_effect_where_they_are_on(
     run_pipeline: Any, tmp_path: Path
 ) -> None:

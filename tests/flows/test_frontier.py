@@ -17,7 +17,7 @@ from flows.cli.main import app
 from flows.results.frontier_points import EFFICIENT, frontier_rows
 from flows.tasks.progress import stage_progress
 from schemas.errors import StageError
-from schemas.frontier import Frontier
+from schemas.frontier import Frontier, FrontierPoint
 from schemas.runtime import RunOptions
 from stages.report.frontier_plot import frontier_png, frontier_svg
 from stages.store.housekeeping import find_damage
@@ -43,6 +43,7 @@ def found(
     return Frontier.model_validate(told), folder
 
 
+@pytest.mark.slow
 def test_every_scheme_is_a_package_that_was_scored(found: tuple[Frontier, Path], smoke_run: Any) -> None:
     frontier, report = found[0], smoke_run.report
     assert [point.scheme for point in frontier.points] == list(SCHEMES)
@@ -58,6 +59,7 @@ def test_every_scheme_is_a_package_that_was_scored(found: tuple[Frontier, Path],
     assert frontier.shipped.total_bytes == report.size.total_bytes
 
 
+@pytest.mark.slow
 def test_the_plot_is_a_picture_with_every_quantizer_on_it(found: tuple[Frontier, Path]) -> None:
     frontier, folder = found
     pixels = _pixels(folder / "frontier.png")
@@ -76,6 +78,7 @@ def test_the_plot_is_a_picture_with_every_quantizer_on_it(found: tuple[Frontier,
     assert frontier_png(frontier) == (folder / "frontier.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_second_call_computes_nothing_and_gives_the_same(
     found: tuple[Frontier, Path], smoke_run: Any, smoke_store: Path
 ) -> None:
@@ -100,13 +103,9 @@ def test_a_second_call_computes_nothing_and_gives_the_same(
     assert "data:image/svg+xml;base64," in artifacts["frontier-plot"]
 
 
-def test_a_scheme_that_fails_takes_no_other_with_it(
-    found: tuple[Frontier, Path],
-    smoke_run: Any,
-    smoke_store: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+@pytest.fixture
+def gptq_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage of the scheme gptq:int5 fails."""
     real = module.stage_runner
 
     def broken(options: RunOptions, label: str, outcomes: list[Any]) -> Any:
@@ -116,6 +115,12 @@ def test_a_scheme_that_fails_takes_no_other_with_it(
         return fail if label.endswith("gptq:int5") else real(options, label, outcomes)
 
     monkeypatch.setattr(module, "stage_runner", broken)
+
+
+@pytest.mark.usefixtures("gptq_fails")
+def test_a_scheme_that_fails_takes_no_other_with_it(
+    smoke_run: Any, smoke_store: Path, tmp_path: Path
+) -> None:
     asked = [
         smoke_run.report.run_id,
         "--scheme",
@@ -131,15 +136,41 @@ def test_a_scheme_that_fails_takes_no_other_with_it(
     assert result.exit_code == 1
     told = json.loads(result.stdout)
     assert [point["scheme"] for point in told["points"]] == ["reference"]
+    [point] = told["points"]
+    assert point["total_bytes"] == point["model_bytes"] + point["code_bytes"]
+    assert point["gap_bpb"] == point["bpb"] - smoke_run.report.val_bpb_merged
+    assert min(_pixels(tmp_path / "frontier.png").shape[:2]) > 600
     assert told["failed"] == {"gptq:int5": "quantize: no such luck"}
     assert result.stderr.splitlines()[-1] == "gptq:int5"
     assert "failed: quantize: no such luck" in fairway(*asked).stdout
     assert fairway(*asked[:3], *asked[5:]).exit_code == 1  # no point at all
 
 
-def test_points_that_nothing_beats_are_marked(found: tuple[Frontier, Path]) -> None:
-    frontier = found[0]
-    smallest = min(frontier.points, key=lambda point: point.total_bytes)
+def test_points_that_nothing_beats_are_marked() -> None:
+    smallest = FrontierPoint(
+        scheme="reference",
+        method="gptq_lite",
+        model_bytes=400,
+        code_bytes=600,
+        total_bytes=1_000,
+        bits_per_parameter=0.1,
+        bpb=2.7,
+        gap_bpb=0.1,
+        quantize_seconds=1.0,
+    )
+    shipped = smallest.derive(scheme="", total_bytes=1_500, bpb=2.65)
+    frontier = Frontier(
+        run_id="1",
+        run_name="smoke",
+        unquantized_bpb=2.6,
+        limit_bytes=16_000_000,
+        num_targets=100,
+        sequence_length=64,
+        precision="float32",
+        shipped=shipped,
+        points=(smallest,),
+        failed={},
+    )
     worse = smallest.derive(scheme="worse", total_bytes=smallest.total_bytes + 1, bpb=smallest.bpb + 0.1)
     over = smallest.derive(scheme="over", bpb=frontier.unquantized_bpb - 1)
     rows = {

@@ -111,6 +111,7 @@ def test_a_third_machine_shows_and_lists_the_runs(machines: Machines, tmp_path: 
     assert invoke("verify", "--shared", *place) == {"store": machines.url, "damage": []}
 
 
+@pytest.mark.slow
 def test_another_machine_quantizes_the_last_run_again(machines: Machines, tmp_path: Path, api: str) -> None:
     options = RunOptions(store=str(tmp_path / "third"), remote=machines.url, retries=0)
     state = requantize("last", bits=("int4",), options=options, return_state=True)

@@ -121,6 +121,7 @@ def test_the_program_alone_makes_the_same_bytes_and_the_same_score(
     ]
 
 
+@pytest.mark.slow
 def test_the_program_alone_meets_the_limit_with_the_same_bytes(
     fitted: Any, smoke_store: Path, tmp_path: Path
 ) -> None:
@@ -135,6 +136,7 @@ def test_the_program_alone_meets_the_limit_with_the_same_bytes(
     assert 0.999 * fitted.limit_bytes <= shipped <= fitted.limit_bytes
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_model(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> None:
     folder = tmp_path / "seed 7"
     run_alone(folder, smoke_run.report, smoke_store, "--seed", "7", "--stride", "0")
@@ -181,6 +183,7 @@ def test_the_folder_has_the_official_shape_and_its_figures_are_the_records(
         "README.md",
         "model.fwz",
         "requirements.txt",
+        "run.toml",
         "submission.json",
         "train_gpt.py",
         "train_seed1337.log",

@@ -1,8 +1,12 @@
+from typing import Literal
+
 import pytest
 
 from presets import load_preset
 from schemas.errors import SpecError
 from schemas.overrides import apply_overrides
+from schemas.quantize import quantize_compute
+from schemas.quantizer_settings import CalibrationSettings, Ecsq
 
 
 def test_figures_of_two_kinds_of_windows_are_not_compared() -> None:
@@ -16,3 +20,9 @@ def test_figures_of_two_kinds_of_windows_are_not_compared() -> None:
 def test_a_mean_that_training_does_not_keep_is_refused_before_it() -> None:
     with pytest.raises(SpecError, match=r"train\.snapshots\.ema_horizon is empty"):
         apply_overrides(load_preset("smoke"), ["merge.averaging.method=ema_of_steps"])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_quantizer_computes_where_it_reads_its_text(device: Literal["cpu", "cuda"]) -> None:
+    compute = quantize_compute(Ecsq(calibration=CalibrationSettings(device=device, threads=3)))
+    assert (compute.device, compute.threads_per_process, compute.precision) == (device, 3, "float32")

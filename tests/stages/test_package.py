@@ -95,7 +95,16 @@ def test_the_folder_holds_the_script_and_a_true_copy_of_the_blob(
     assert made.modules[-1] == "stages.core.program"
 
 
-@pytest.mark.parametrize("either", [GptqLite(), CODED], indirect=True, ids=["gptq_lite", "ecsq"])
+@pytest.mark.parametrize(
+    "either",
+    [
+        # By default, the program of a run of `smoke` shows it.
+        pytest.param(GptqLite(), marks=pytest.mark.slow),
+        CODED,
+    ],
+    indirect=True,
+    ids=["gptq_lite", "ecsq"],
+)
 def test_the_script_alone_scores_the_blob_like_the_modules_do(
     either: PackedModel, make_workspace: MakeWorkspace, validation: Path, tmp_path: Path
 ) -> None:

@@ -1,20 +1,31 @@
 """Training through torchrun in real processes, and the loop inside this one."""
 
+import base64
+import hashlib
 import json
 import math
+import pickle
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import sentencepiece
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 
-from schemas.errors import SpecError, StageError
-from schemas.settings import TrainSettings
+from schemas.errors import SpecError, StageError, StoppedError
+from schemas.files import SourceFile
+from schemas.held_out import HeldOut, StopRule
+from schemas.settings import ScoringSettings, TrainSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import TrainingResult
 from stages.core.model import GPT
@@ -82,21 +93,120 @@ def test_a_run_leaves_a_full_account(
     ]
 
 
-def test_two_processes_train_like_one(
-    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+def with_tokenizer(tokens: TokenizedCorpus, folder: Path) -> TokenizedCorpus:
+    """The same shards with a tokenizer that can be read, for scores in bits per byte."""
+    text = (f"The state of the Union, {n} times: über alle Maßen strong." for n in range(300))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=text,
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=300,
+        model_type="bpe",
+        byte_fallback=True,
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    path = folder / "tokenizer.model"
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    return tokens.derive(
+        tokenizer=SourceFile(path=str(path), num_bytes=len(content), sha256=sha256), tokenizer_sha256=sha256
+    )
+
+
+def scoring(work: Workspace, **changes: Any) -> Workspace:
+    """The workspace of a run that scores all of the held-out text after each half."""
+    windows = ScoringSettings(sequence_length=64, stride=32, batch_tokens=512)
+    held_out = HeldOut(every=0.5, tokens=0, scoring=windows, **changes)
+    return replace(work, runtime=work.runtime.derive(held_out=held_out))
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def write_pickles(out_dir: Path, created: Path, written: list[str]) -> None:
+    """Reach the rendezvous of a training and put pickles under every key that it has, and torchrun's own."""
+    deadline = time.monotonic() + 120
+    metrics = out_dir / "metrics.jsonl"
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.01)
+    [first] = (out_dir / "nodes").glob("*-0.node")
+    told = json.loads(first.read_text())
+    store = dist.TCPStore(told["address"], told["port"], is_master=False, timeout=timedelta(seconds=60))
+    payload = pickle.dumps(Payload(created))
+    for key in (*store.list_keys(), "torch.rendezvous.none", f"torch.rendezvous.{first.stem[:32]}"):
+        store.set(key, base64.b64encode(payload))
+        store.set(key, payload)
+        written.append(key)
+
+
+def test_two_processes_train_and_score_like_one_on_two_machines_too_where_a_pickle_at_their_port_runs_nothing(
+    smoke_training: TrainSettings,
+    tiny_tokens: TokenizedCorpus,
+    make_workspace: MakeWorkspace,
+    tmp_path: Path,
 ) -> None:
+    tokens = with_tokenizer(tiny_tokens, tmp_path)
     compute = replace(smoke_training.compute, precision="float32")
     one, weights_one, rows_one = run(
-        replace(smoke_training, compute=compute), tiny_tokens, make_workspace("one")
+        replace(smoke_training, compute=compute), tokens, scoring(make_workspace("one"))
     )
     two, weights_two, rows_two = run(
-        replace(smoke_training, compute=replace(compute, num_processes=2)), tiny_tokens, make_workspace("two")
+        replace(smoke_training, compute=replace(compute, num_processes=2)),
+        tokens,
+        scoring(make_workspace("two")),
     )
+    points = [
+        {row["step"]: row["val_bpb"] for row in rows if row["val_bpb"] is not None}
+        for rows in (rows_one, rows_two)
+    ]
+    assert list(points[0]) == [6, 12]
+    assert points[0] == pytest.approx(points[1], rel=2e-4)
     assert two.tokens_seen == one.tokens_seen
     for a, b in zip(rows_one, rows_two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-4)
     for name, tensor in weights_one.items():
         torch.testing.assert_close(tensor, weights_two[name], rtol=0, atol=5e-3)
+
+    machines, created, written = make_workspace("machines"), tmp_path / "created", list[str]()
+    intruder = threading.Thread(target=write_pickles, args=(machines.out_dir, created, written))
+    intruder.start()
+    _, weights, rows = run(
+        replace(smoke_training, compute=replace(compute, num_nodes=2)), tiny_tokens, machines
+    )
+    intruder.join()
+    assert len(written) > 2
+    assert not created.exists()
+    assert not (machines.out_dir / "nodes").exists()
+    assert [row["loss"] for row in rows] == [row["loss"] for row in rows_two]
+    assert all(torch.equal(tensor, weights_two[name]) for name, tensor in weights.items())
+    pickle.loads(pickle.dumps(Payload(created)))
+    assert created.exists()  # the payload works
+
+
+@pytest.mark.slow
+def test_a_rule_ends_both_of_two_processes_and_leaves_metrics_and_a_checkpoint(
+    smoke_training: TrainSettings,
+    tiny_tokens: TokenizedCorpus,
+    make_workspace: MakeWorkspace,
+    tmp_path: Path,
+) -> None:
+    two = replace(smoke_training, compute=replace(smoke_training.compute, num_processes=2))
+    work = scoring(make_workspace(), rules=(StopRule(figure="val_bpb", limit=0.01, at=0.5),))
+    with pytest.raises(StoppedError, match=r"stopped at step 6 \(50%\): val_bpb is"):
+        train(two, with_tokenizer(tiny_tokens, tmp_path), work)
+    assert pq.read_table(work.out_dir / "metrics.parquet").num_rows == 6
+    assert [path.stem for path in (work.out_dir / "checkpoints").glob("*.json")] == ["step-00000006"]
 
 
 def test_a_run_is_bitwise_reproducible_and_another_seed_is_another_run(

@@ -26,6 +26,7 @@ def bare() -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_completes_among_all_of_it_at_once(tmp_path: Path) -> None:
     here, home, theirs = tmp_path / "cwd", tmp_path / "home", tmp_path / "path"
     for folder in (here, home / ".prefect", theirs):

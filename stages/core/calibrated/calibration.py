@@ -21,7 +21,10 @@ from stages.core.quantizers.quantized import QuantizedModel
 
 @dataclass(frozen=True)
 class MatrixStatistics:
-    """`hessian` float64 (C, C) and `row_weights` float64 (R,), per token, in nats over squared weights."""
+    """`hessian` float64 (C, C) and `row_weights` float64 (R,), per token, in nats over squared weights.
+
+    On the device of the model that read the text.
+    """
 
     hessian: Tensor
     row_weights: Tensor
@@ -84,7 +87,7 @@ def collect_statistics(
         module.register_forward_hook(_watch(sums, name), with_kwargs=True) for module, name in names.items()
     ]
     look_ups = {module: _watched_look_up(sums, name, module) for module, name in names.items()}
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     num_tokens = 0
     try:
         for module, look_up in look_ups.items():
@@ -145,7 +148,7 @@ def _watched_look_up(
         def with_gradient(gradient: Tensor) -> None:
             delta = gradient.detach().reshape(-1, gradient.size(-1))
             squares = delta.square().sum(dim=1)
-            rows = torch.zeros(len(module.weight)).index_add_(0, ids.flatten(), squares)
+            rows = torch.zeros(len(module.weight), device=ids.device).index_add_(0, ids.flatten(), squares)
             _add(sums, (name, "look-up"), _Sums(delta.T @ delta, squares.sum(dtype=torch.float64), rows))
 
         output.register_hook(with_gradient)

@@ -62,7 +62,8 @@ class CodedPlan:
         for name, tensor in self.state.items():
             if name in self.matrices:
                 codes, grid = quantize_coded(self.matrices[name], self.own_multiplier(name, multiplier))
-                tensors.append(QuantizedTensor(name, "coded", codes, grid=grid))
+                grid = replace(grid, rows=grid.rows.cpu(), columns=grid.columns.cpu())
+                tensors.append(QuantizedTensor(name, "coded", codes.cpu(), grid=grid))
             else:
                 tensors.append(store_as_float(name, tensor, self.settings))
         return QuantizedModel(self.settings.method, tuple(tensors))

@@ -45,7 +45,11 @@ class PreparedMatrix:
 
 
 def prepare(weight: Tensor, statistics: MatrixStatistics, damping: float) -> PreparedMatrix:
-    """`weight` float32 (R, C) with its steps for c = 1. Raises ValueError as `inverse_factor` does."""
+    """`weight` float32 (R, C) with its steps for c = 1, on the device of `statistics`.
+
+    Raises ValueError as `inverse_factor` does.
+    """
+    weight = weight.to(statistics.hessian.device)
     factor = inverse_factor(statistics.hessian, damping)
     row_weights = statistics.row_weights + _ROW_WEIGHT_FLOOR * statistics.row_weights.mean()
     row_steps, row_mean = _to_quarters(row_weights.rsqrt())

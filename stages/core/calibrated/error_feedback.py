@@ -24,7 +24,9 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
         raise ValueError(
             "has a Hessian that is not finite or is zero: its inputs never varied in the calibration text"
         )
-    lower = torch.linalg.cholesky(values + damping * mean * torch.eye(len(values), dtype=torch.float64))
+    lower = torch.linalg.cholesky(
+        values + damping * mean * torch.eye(len(values), dtype=torch.float64, device=values.device)
+    )
     return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
 
 
@@ -39,7 +41,7 @@ def round_with_feedback(weight: Tensor, factor: Tensor, limit: int) -> Tensor:
     columns = left.size(1)
     for first in range(0, columns, _COLUMNS_AT_ONCE):
         after = min(first + _COLUMNS_AT_ONCE, columns)
-        block, errors = left[:, first:after], torch.empty(len(left), after - first)
+        block, errors = left[:, first:after], torch.empty(len(left), after - first, device=left.device)
         for j in range(first, after):
             column = block[:, j - first]
             rounded[:, j] = column.round().clamp_(-limit, limit)

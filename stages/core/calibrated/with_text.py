@@ -59,10 +59,14 @@ def quantize_with_text(
     if not isinstance(quantizer, TextQuantizer):
         raise ValueError(f"method {settings.method} reads no text")
     calibration = settings.calibration
-    compute_with(calibration.threads, deterministic=True)
+    compute_with(calibration.threads, deterministic=calibration.device == "cpu")
+    device = torch.device(calibration.device)
+    if calibration.device == "cuda":
+        torch.set_float32_matmul_precision("high")
     model = GPT(model_settings)
     model.load_state_dict(state)
-    batches = calibration_batches(stream, calibration)
+    model.to(device)
+    batches = [batch.to(device) for batch in calibration_batches(stream, calibration)]
     total = 2 * len(batches) + 1  # the quantizer's own work counts as much as the calibration
     statistics = collect_statistics(model, batches, calibration.seed, lambda done: progress(done, total))
     num_sequences = sum(len(batch) for batch in batches)

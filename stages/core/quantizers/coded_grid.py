@@ -28,7 +28,9 @@ class CodedGrid:
         """Float32 (R, C) from codes int16 (R, C): exact products of stored numbers, so equal on every
         machine.
         """
-        row_steps = quarter_octaves(self.rows) * torch.tensor(self.step, dtype=torch.float32)
+        row_steps = quarter_octaves(self.rows) * torch.tensor(
+            self.step, dtype=torch.float32, device=self.rows.device
+        )
         return codes.float() * row_steps.unsqueeze(1) * quarter_octaves(self.columns)
 
 
@@ -38,6 +40,6 @@ def quarter_octaves(exponents: Tensor) -> Tensor:
     """
     whole = exponents.to(torch.int64)
     return torch.ldexp(
-        torch.tensor(_QUARTERS)[whole % STEPS_PER_OCTAVE],
+        torch.tensor(_QUARTERS, device=exponents.device)[whole % STEPS_PER_OCTAVE],
         torch.div(whole, STEPS_PER_OCTAVE, rounding_mode="floor"),
     )

@@ -54,7 +54,7 @@ def test_completion_knows_commands_and_their_options() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "requantize", "frontier", "validate-seeds", "up", "describe", "show", "runs"]
+    "command", ["run", "plan", "requantize", "frontier", "validate-seeds", "up", "describe", "show", "runs"]
 )
 def test_every_command_has_help_and_takes_json(command: str) -> None:
     result = fairway(command, "--help")
@@ -141,6 +141,15 @@ def test_describe_for_people_names_parts_and_limit() -> None:
         (["run", "--preset", "smoke", "--set", "train.seed=-1"], ["train.seed", "-1", "at least 0"]),
         (["run", "--preset", "smoke", "--set", "nonsense"], ["nonsense", "dotted.name=value"]),
         (["run", "--preset", "smoke", "--processes", "99"], ["num_processes", "99", "at most 8"]),
+        (
+            ["run", "--preset", "smoke", "--launcher", "slurm"],
+            ["launcher = slurm", "num_nodes = 1", "--nodes"],
+        ),
+        (["run", "--preset", "smoke", "--nodes", "3"], ["batch_tokens", "num_nodes = 3", "num_processes"]),
+        (
+            ["run", "--preset", "smoke", "--set", "merge.compute.num_nodes=2"],
+            ["num_nodes = 2", "only training"],
+        ),
         (["run", "--preset", "smoke", "--device", "tpu"], ["device", "tpu", "cuda"]),
         (["run", "--preset", "smoke", "--retries", "-1"], ["retries", "-1"]),
         (["run", "--preset", "smoke", "--timeout", "0"], ["timeout", "0"]),
@@ -179,9 +188,12 @@ def test_debug_lets_the_stack_trace_through(tmp_path: Path) -> None:
 
 
 def test_run_gives_pure_json_and_says_the_rest_on_standard_error(smoke_run: Any, smoke_store: Path) -> None:
-    result = fairway("run", "--preset", "smoke", "--store", smoke_store, "--json")
+    """By the run file that lies beside the report: the same run, so every stage is stored."""
+    run_file = smoke_store / "runs" / smoke_run.report.run_id / "run.toml"
+    result = fairway("run", run_file, "--store", smoke_store, "--json")
     assert result.exit_code == 0
     told = json.loads(result.stdout)
+    assert told["name"] == smoke_run.report.name
     assert told["val_bpb_quantized"] == smoke_run.report.val_bpb_quantized
     assert len(told["cached_stages"]) == 9
     assert Path(told["report_html"]).is_file()
@@ -189,7 +201,7 @@ def test_run_gives_pure_json_and_says_the_rest_on_standard_error(smoke_run: Any,
 
 
 def test_run_ends_with_the_table(smoke_run: Any, smoke_store: Path) -> None:
-    output = fairway("run", "--preset", "smoke", "--store", smoke_store).stdout
+    output = fairway("run", "--like", smoke_run.report.run_id, "--store", smoke_store).stdout
     report = smoke_run.report
     sliding = f"{report.val_bpb_quantized_sliding:.5f}"
     for figure in (
@@ -235,3 +247,49 @@ def test_runs_lists_every_finished_run(smoke_run: Any, smoke_store: Path) -> Non
     listed = json.loads(fairway("runs", "--store", smoke_store, "--json").stdout)
     assert smoke_run.report.run_id in [entry["run_id"] for entry in listed]
     assert smoke_run.report.name in fairway("runs", "--store", smoke_store).stdout
+
+
+def test_run_files_lie_beside_report_page_and_package(smoke_run: Any, smoke_store: Path) -> None:
+    """The folder of the package itself holds only what counts against the limit."""
+    report = smoke_run.report
+    package = smoke_store / report.package.folder
+    text = (smoke_store / "runs" / report.run_id / "run.toml").read_text(encoding="utf-8")
+    assert text == f'# The run {report.name}\npreset = "smoke"\n'
+    assert (smoke_store / report.published.html.path).with_name("run.toml").is_file()
+    assert (package.parent / "run.toml").is_file()
+    assert sorted(path.name for path in package.iterdir()) == ["model.fwz", "train_gpt.py"]
+
+
+def test_describe_writes_a_run_file_and_reads_it(tmp_path: Path) -> None:
+    changed = ("smoke", "--set", "train.seed=7", "--set", "quantize.method=gptq")
+    path = tmp_path / "my.toml"
+    path.write_text(fairway("describe", *changed, "--toml").stdout, encoding="utf-8")
+    told = [json.loads(fairway("describe", *given, "--json").stdout) for given in ((path,), changed)]
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("books/1.txt", "books/2.txt", "--preset", "demo"), "needs quotes: --text 'books/*.txt'"),
+        (("books/1.txt",), "needs quotes: --text 'books/*.txt'"),
+        (("demo",), "FILE = demo: is the name of a preset. Write --preset demo"),
+        (("my.toml", "--preset", "demo"), "FILE and --preset: each names what the run starts from"),
+        (("--like", "last", "--preset", "demo"), "--preset and --like: each names"),
+        (("--like", "last"), "holds no finished run"),
+        (("my.toml",), "my.toml: there is no such file. `fairway describe demo --toml > my.toml` writes one"),
+        (("--text", "books/*.txt"), "corpus.paths = books/*.txt: matches no file"),
+    ],
+)
+def test_run_says_what_is_wrong_with_what_it_starts_from(
+    arguments: tuple[str, ...], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = fairway("run", *arguments, "--store", tmp_path / "store")
+    assert result.exit_code == 2
+    assert named in result.stderr
+
+
+def test_schema_is_json_for_editors() -> None:
+    told = json.loads(fairway("schema").stdout)
+    assert told["required"] == ["preset"]

@@ -22,6 +22,10 @@ OPTION_OF = {
     "retries": "--retries",
     "stage_timeout_seconds": "--timeout",
     "checkpoint_every_seconds": "--checkpoint-every",
+    "validate_every": "--validate-every",
+    "validate_tokens": "--validate-tokens",
+    "stop_if": "--stop-if",
+    "stop_behind": "--stop-behind",
 }
 COMMANDS = {
     "run": TRAINING,
@@ -66,7 +70,13 @@ def test_a_preset_is_chosen_of_those_there_are(command: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value", "bound"),
-    [("--retries", "21", "less than or equal to 20"), ("--checkpoint-every", "0.0", "greater than 0")],
+    [
+        ("--retries", "21", "less than or equal to 20"),
+        ("--checkpoint-every", "0.0", "greater than 0"),
+        ("--validate-every", "5", "give one from 0.1% to 100%"),
+        ("--stop-if", "val_bpb at 20%", "write one as 'val_bpb > 2.4 at 20%'"),
+        ("--stop-behind", "last", "write RUN:MARGIN"),
+    ],
 )
 def test_the_models_bounds_are_the_options(option: str, value: str, bound: str, tmp_path: Path) -> None:
     asked = ["run", "--preset", "smoke", "--store", str(tmp_path), option, value]

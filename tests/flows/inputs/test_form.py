@@ -196,7 +196,7 @@ def requantize_overrides(base: list[str]) -> None:
 
 
 def test_the_pipelines_form_is_made_of_the_table() -> None:
-    asked = ["preset", *SETTINGS, "overrides", "options"]
+    asked = ["preset", *SETTINGS, "overrides", "again", "options"]
     assert list(parameter_schema(pipeline).properties) == asked
     # What is called has the fields as well, each with what stands for empty.
     called = inspect.signature(pipeline.fn).parameters
@@ -243,7 +243,7 @@ def test_every_field_is_optional_described_and_flat(flow: object) -> None:
         assert len(field["description"]) > 20, name
         assert "type" in field, name
     options = schema.properties["options"]["properties"]
-    assert set(options) == set(RunOptions.model_fields)
+    assert set(options) == set(RunOptions.model_fields) - {"held_out"}  # made of the others by the flow
     for name, field in options.items():
         assert field["type"] in ("string", "integer", "number"), name
         assert "Empty: " in field["description"], name

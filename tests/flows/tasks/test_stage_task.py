@@ -27,7 +27,8 @@ def test_lines_from_the_stage_and_its_threads_are_stored_under_the_task_run(
         thread = threading.Thread(target=logger.info, args=("from a thread of it",))
         thread.start()
         thread.join()
-        arguments[-1](1.0, 2.0, "tokens")
+        *_, on_progress, _ = arguments
+        on_progress(1.0, 2.0, "tokens")
         return real(*arguments)
 
     @flow

@@ -11,7 +11,7 @@ import pytest
 
 from schemas.frontier import Frontier, FrontierPoint
 from stages.report.frontier_plot import frontier_png, frontier_svg
-from stages.report.plots import COLOURS, MARKERS, budget, seeds_plot, tradeoff
+from stages.report.plots import COLOURS, MARKERS, budget, loss_curve, seeds_plot, tradeoff
 
 NAMES = [r"publish.title=a $\frac$", "a $x$ b", "costs 5 $", r"\$a$b$", "a\x00b\x1b[2J"]
 
@@ -130,3 +130,11 @@ def test_series_are_told_apart_without_colour() -> None:
     texts = _texts(budget(parts, 20_000, themed=False))
     assert [text for text in texts if text.isdigit()] == [str(index + 1) for index in range(9)]
     assert "9  part 8 1,000" in texts
+
+
+def test_the_loss_plot_shows_held_out_text_where_it_was_scored() -> None:
+    steps = np.arange(1, 9)
+    plain = {"step": steps, "loss": 4.0 - steps / 8, "qat_on": steps > 9, "snapshot": steps > 9}
+    unscored, scored = np.full(8, np.nan), np.where(steps % 4 == 0, 3.5, np.nan)
+    assert "held-out text" in _texts(loss_curve({**plain, "val_nats": scored}, themed=True))
+    assert loss_curve({**plain, "val_nats": unscored}, True) == loss_curve(plain, True)

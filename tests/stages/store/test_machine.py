@@ -244,17 +244,18 @@ def score_here(root: Path, tokenized: TokenizedCorpus, script: Path) -> str:
 
 
 def test_the_chain_runs_as_on_a_cpu_without_bfloat16(tmp_path: Path) -> None:
-    """The whole chain in processes that see AVX2 alone: in float32, keyed apart from a run on this CPU as
-    it is.
+    """The chain up to the scores in processes that see AVX2 alone: in float32, keyed apart from a run on
+    this CPU as it is.
     """
     environment = {name: value for name, value in os.environ.items() if name not in CPU_CAPS} | AS_AVX2
-    command = [sys.executable, "-m", "tests.faults.chain", str(tmp_path), "train.schedule.max_steps=20"]
+    command = [sys.executable, "-m", "tests.faults.chain", str(tmp_path), "--until", "evaluate"]
+    command.append("train.schedule.max_steps=20")
     told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert told.returncode == 0, told.stderr
     records = {
         path.parts[-3]: json.loads(path.read_text()) for path in tmp_path.glob("stages/*/*/record.json")
     }
-    assert set(records) == set(STAGES)
+    assert set(records) == set(STAGES) - {"audit", "publish"}
     for name in ("train", "merge", "evaluate"):
         assert records[name]["spec"]["compute"]["precision"] == "float32"
         assert (
