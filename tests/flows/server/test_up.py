@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.main import app
-from flows.server import up
+from flows.inputs.specs import run_options
+from flows.server import environment, up
 from flows.server.environment import port_is_free
 from schemas.errors import SpecError
 
@@ -73,3 +74,26 @@ def test_a_port_without_a_next_one_is_refused() -> None:
     assert answer.exit_code == 2
     assert "65534" in answer.output
     assert not port_is_free(65_536)
+
+
+def test_an_installed_program_serves_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert environment.served_folder() == environment.ROOT  # of a checkout
+    monkeypatch.setattr(environment, "ROOT", tmp_path / "site-packages")
+    monkeypatch.chdir(tmp_path)
+    assert environment.served_folder() == tmp_path
+
+
+def test_a_run_of_the_worker_finds_relative_paths_in_the_served_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setenv("FAIRWAY_FOLDER", str(tmp_path))
+    run_options(None)
+    assert Path.cwd() == tmp_path
+
+
+def test_the_deployments_lie_beside_the_program() -> None:
+    """Where a wheel has them, too."""
+    assert up.PREFECT_FILE.read_bytes() == (environment.ROOT / "prefect.yaml").read_bytes()
