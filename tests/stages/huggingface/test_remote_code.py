@@ -69,7 +69,8 @@ def test_padding_at_either_end_changes_no_logit(loaded: Callable[[str], Any]) ->
         last = read(ids, attention_mask=mask, logits_to_keep=2).logits
     for index, (row, place) in enumerate(zip(rows, places, strict=True)):
         torch.testing.assert_close(logits[index, place], logits_of(model, row[None])[0], atol=1e-5, rtol=0)
-    assert last.equal(logits[:, -2:])
+    # A product of fewer rows may round otherwise.
+    torch.testing.assert_close(last, logits[:, -2:], atol=1e-6, rtol=0)
 
 
 def test_a_mask_with_holes_and_embeddings_are_refused(loaded: Callable[[str], Any]) -> None:
