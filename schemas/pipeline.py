@@ -12,7 +12,7 @@ from schemas.evaluate import EvaluateSpec
 from schemas.merge import MergeSpec
 from schemas.package import PackageOptions, PackageSpec
 from schemas.publish import PublishedReport, PublishOptions
-from schemas.quantize import QuantizeSpec
+from schemas.quantize import QuantizeSpec, quantize_compute
 from schemas.quantizer_settings import GptqLite, QuantizerSettings
 from schemas.recipe import Recipe
 from schemas.results import RunResults
@@ -105,6 +105,12 @@ class PipelineSpec(Schema):
             raise ValueError(
                 "merge.averaging.method = ema_of_steps and train.snapshots.ema_horizon is empty: training "
                 "would keep no such mean; set the horizon, for example 0.06"
+            )
+        # Found now, and not after a training without a GPU.
+        if quantize_compute(self.quantize).device == "cuda" and self.train.compute.device == "cpu":
+            raise ValueError(
+                "quantize.calibration.device = cuda and train.compute.device = cpu: set "
+                "quantize.calibration.device=cpu, or train on cuda too"
             )
         return self
 

@@ -117,11 +117,7 @@ def choose_run(store: Path, reports: Sequence[RunT], wanted: str, fitting: bool 
     if not reports:
         raise SpecError(f"RUN = {wanted}: the store {store} holds no finished run. `fairway run` makes one")
     if wanted == LAST:
-        meant = [
-            report
-            for report in reports
-            if not fitting or (isinstance(report, PipelineReport) and report.size.fits)
-        ]
+        meant = [report for report in reports if not fitting or _fits(report)]
         if not meant:
             raise SpecError(
                 f"RUN = {LAST}: no run of the store {store} is within its limit. Name a run; "

@@ -22,6 +22,14 @@ def test_a_mean_that_training_does_not_keep_is_refused_before_it() -> None:
         apply_overrides(load_preset("smoke"), ["merge.averaging.method=ema_of_steps"])
 
 
+def test_a_quantizer_on_a_gpu_that_the_training_does_without_is_refused_before_the_run() -> None:
+    on_the_cpu = ["train.compute.device=cpu", "train.compute.fused_kernels=false"]
+    with pytest.raises(SpecError, match=r"set quantize\.calibration\.device=cpu"):
+        apply_overrides(load_preset("winner-1gpu"), on_the_cpu)
+    spec = apply_overrides(load_preset("winner-1gpu"), [*on_the_cpu, "quantize.calibration.device=cpu"])
+    assert quantize_compute(spec.quantize).device == "cpu"
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_quantizer_computes_where_it_reads_its_text(device: Literal["cpu", "cuda"]) -> None:
     compute = quantize_compute(Ecsq(calibration=CalibrationSettings(device=device, threads=3)))
