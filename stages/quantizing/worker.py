@@ -15,7 +15,7 @@ from torch import Tensor
 from schemas.errors import SpecError, StageError
 from schemas.quantize import FitTry
 from schemas.quantizer_settings import CalibratedSettings
-from stages.core.calibrated.coded_model import LimitTooSmallError
+from stages.core.calibrated.fit import LimitTooSmallError
 from stages.core.calibrated.with_text import CalibratedModel, quantize_with_text
 from stages.core.loader import TokenStream
 from stages.core.quantizers.by_rules import FormatRuleError
