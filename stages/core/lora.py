@@ -52,9 +52,9 @@ class AdaptedSums:
 class DocumentLoras:
     """A LoRA for each of B documents at each target of each pass of `model`, and AdamW for all of them.
 
-    `attached` adds x Aᵀ Bᵀ · alpha/rank to what a target gives, by hooks, so that there is one forward pass
-    only. A (B, r, in) begins uniform in ±1/sqrt(in), B (B, out, r) as 0: at the start nothing changes. They
-    have the weights' type.
+    `attached` adds x into out · alpha/rank to what a target gives, by hooks, so that there is one forward
+    pass. `into` (B, in, r) begins uniform in ±1/sqrt(in), `out` (B, r, rows) as 0: at the start nothing
+    changes. Both have the weights' type.
     """
 
     def __init__(self, model: GPT, settings: LoraSettings, num_documents: int) -> None:
@@ -64,11 +64,15 @@ class DocumentLoras:
         generator = torch.Generator().manual_seed(_LORA_SEED)
         for place, (rows, columns) in self._shapes().items():
             bound = columns**-0.5
-            begin = torch.empty(settings.rank, columns, dtype=weight.dtype)
+            begin = torch.empty(columns, settings.rank, dtype=weight.dtype)
             begin.uniform_(-bound, bound, generator=generator)
             into = begin.to(weight.device).expand(num_documents, -1, -1).clone()
-            out = torch.zeros(num_documents, rows, settings.rank, dtype=weight.dtype, device=weight.device)
+            out = torch.zeros(num_documents, settings.rank, rows, dtype=weight.dtype, device=weight.device)
             self._pairs[place] = nn.Parameter(into), nn.Parameter(out)
+        self._begin_steps()
+
+    def _begin_steps(self) -> None:
+        settings = self._settings
         self.parameters = [param for pair in self._pairs.values() for param in pair]
         self._adamw = torch.optim.AdamW(
             self.parameters,
@@ -125,19 +129,22 @@ class DocumentLoras:
 
     def learn(self, loss: Tensor) -> None:
         """One step of AdamW on a sum over documents: each LoRA sees its own document's part only."""
-        gradients = torch.autograd.grad(loss, self.parameters)
-        for param, gradient in zip(self.parameters, gradients, strict=True):
-            param.grad = gradient
+        loss.backward()  # type: ignore[no-untyped-call]
         self._adamw.step()
         self._adamw.zero_grad()
 
     def keep_first(self, num_documents: int) -> None:
         """Forget all documents but the first ones: those have ended."""
-        for param in self.parameters:
-            param.data = param.data[:num_documents]
-            state = self._adamw.state[param]
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = state[name][:num_documents]
+        states = [self._adamw.state[param] for param in self.parameters]
+        # New parameters, because autograd knows the shape of one that it has seen.
+        self._pairs = {
+            place: (nn.Parameter(into.detach()[:num_documents]), nn.Parameter(out.detach()[:num_documents]))
+            for place, (into, out) in self._pairs.items()
+        }
+        self._begin_steps()
+        for param, state in zip(self.parameters, states, strict=True):
+            kept = {name: state[name][:num_documents] for name in ("exp_avg", "exp_avg_sq")}
+            self._adamw.state[param] = {"step": state["step"], **kept}
 
     def _next_pass(self, module: nn.Module, given: Any) -> None:
         self._pass += 1
@@ -148,7 +155,7 @@ class DocumentLoras:
         def add(module: nn.Module, given: Any, result: Tensor) -> Tensor:
             into, out = self._pairs[self._pass, name]
             x = given[0][:, -result.size(1) :]
-            product = torch.bmm(torch.bmm(x, into.mT.to(x.dtype)) * scale, out.mT.to(x.dtype))
+            product = torch.bmm(torch.bmm(x, into.to(x.dtype)) * scale, out.to(x.dtype))
             # Attention and MLP scale what they give, by their last and second argument.
             row_scale = {"o": 3, "mlp": 1}.get(name)
             return result + (product if row_scale is None else given[row_scale].to(x.dtype) * product)
