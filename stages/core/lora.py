@@ -102,7 +102,7 @@ class DocumentLoras:
         """While it lasts, the model's forward passes have the LoRAs, one for each row of ids."""
         hooks = [block.register_forward_pre_hook(self._next_pass) for block in self._model.blocks]
         for block in self._model.blocks:
-            parts = {"o": block.attn, "mlp": block.mlp}
+            parts: dict[str, Any] = {"o": block.attn, "mlp": block.mlp}
             parts |= {name: getattr(block.attn, name) for name in ("q", "k", "v")}
             for name in self._settings.targets:
                 if name != "head":
@@ -129,7 +129,7 @@ class DocumentLoras:
 
     def learn(self, loss: Tensor) -> None:
         """One step of AdamW on a sum over documents: each LoRA sees its own document's part only."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._adamw.step()
         self._adamw.zero_grad()
 
