@@ -32,6 +32,10 @@ from stages.core.scoring import ScoreSums, as_score, score, target_sums
 _LORA_SEED = 0
 """Of the input matrices at their start, the same in every document."""
 
+ROUNDED_TO = {"cpu": 1, "cuda": 256}
+"""Windows have a multiple of so many tokens, with zeros at the end, which no earlier position sees. With a
+new length at each step, a GPU would ask for new memory at each step."""
+
 
 @dataclass(frozen=True)
 class AdaptedSums:
@@ -290,8 +294,10 @@ def _score_documents(
             if begin and alive < len(loras.parameters[0]):
                 loras.keep_first(alive)
             first = max(0, begin + settings.chunk_tokens - window) if begin else 0
+            later = -(end - first) % ROUNDED_TO[device.type]
+            seen = F.pad(ids[:alive, first:end], (0, later))
             with torch.set_grad_enabled(going_on > 0):
-                hidden = loras.hidden(ids[:alive, first:end], dtype, end - begin)
+                hidden = loras.hidden(seen, dtype, end + later - begin)[:, : end - begin]
                 chunk = _nats(loras.logits(hidden), ids[:alive, begin + 1 : end + 1])
             nll[:alive, begin:end] = chunk.detach()
             if going_on:

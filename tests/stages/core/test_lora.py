@@ -14,7 +14,7 @@ from schemas.lora_settings import LoraSettings
 from schemas.settings import ModelSettings, ScoringSettings
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream
-from stages.core.lora import AdaptedSums, DocumentLoras, chunk_ends, score_learning
+from stages.core.lora import ROUNDED_TO, AdaptedSums, DocumentLoras, chunk_ends, score_learning
 from stages.core.model import GPT, attend_causally, exclude_own_value, rms_norm, rotary_angles, rotate_partly
 from stages.core.scoring import score
 from stages.core.shards import BOS_ID, ShardWriter
@@ -194,11 +194,22 @@ def documents(ids: np.ndarray) -> list[np.ndarray]:
     return sorted((ids[begin : end + 1] for begin, end in zip(STARTS, ends, strict=True)), key=len)[::-1]
 
 
-@pytest.mark.parametrize("beta1", [0.0, 0.9])
-@pytest.mark.parametrize("batch_documents", [64, 2])
+@pytest.mark.parametrize(
+    ("batch_documents", "beta1", "rounded_to"),
+    [(64, 0.0, 1), (2, 0.9, 1), (64, 0.0, 8)],
+    ids=["all at once", "two by two, with a mean", "windows rounded up, as on a GPU"],
+)
 def test_each_document_is_scored_as_by_a_slow_reference(
-    model: GPT, ids: np.ndarray, stream_of: MakeStream, told: Nats, batch_documents: int, beta1: float
+    model: GPT,
+    ids: np.ndarray,
+    stream_of: MakeStream,
+    told: Nats,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_documents: int,
+    beta1: float,
+    rounded_to: int,
 ) -> None:
+    monkeypatch.setitem(ROUNDED_TO, "cpu", rounded_to)
     settings = LORA.derive(batch_documents=batch_documents, beta1=beta1)
     sums = run(model, stream_of(ids), settings)
     expected = [PlainLora(model, settings).nats(document) for document in documents(ids)]
