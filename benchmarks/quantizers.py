@@ -32,7 +32,8 @@ from schemas.settings import ComputeSettings, ScoringSettings
 from stages.core.bits_per_byte import TokenBytes, load_token_bytes
 from stages.core.blob.packing import pack, unpack
 from stages.core.calibrated.calibration import collect_statistics
-from stages.core.calibrated.coded_model import COARSEST_LOSS_NATS, CodedPlan, fit_multiplier, plan_coded
+from stages.core.calibrated.coded_model import COARSEST_LOSS_NATS, CodedPlan, plan_coded
+from stages.core.calibrated.fit import fit_multiplier
 from stages.core.calibrated.gptq import gptq_model
 from stages.core.calibrated.whole_model import quantize_state
 from stages.core.calibrated.with_text import calibration_batches

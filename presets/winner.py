@@ -52,7 +52,7 @@ def winner() -> PipelineSpec:
             scalar_lr=0.02,
             scalar_weight_decay=0.02,
         ),
-        schedule=base.train.schedule.derive(warmdown_fraction=0.75, min_lr_scale=0.1),
+        schedule=base.train.schedule.derive(warmdown_fraction=0.75, min_lr_scale=0.1, reserve_seconds=30.0),
         snapshots=SnapshotSettings(start_lr_scale=0.0, ema_horizon=0.06),
     )
     return base.derive(
@@ -77,17 +77,23 @@ def winner() -> PipelineSpec:
 
 
 def winner_1gpu() -> PipelineSpec:
-    """The same on one GPU, for a text that is read several times: 196,608 tokens a step, so that minutes hold
-    enough steps, and more weight decay against learning the text by heart.
+    """The same on one GPU, for a text that is read several times: 98,304 tokens a step, so that minutes hold
+    enough steps, rates for that batch, and more weight decay against learning the text by heart.
     """
     base = winner()
     one = base.train.compute.derive(num_processes=1)
-    schedule: ScheduleSettings = base.train.schedule.derive(max_seconds=300.0)
+    schedule: ScheduleSettings = base.train.schedule.derive(max_seconds=300.0, reserve_seconds=0.0)
     return base.derive(
         train=base.train.derive(
-            optimizer=base.train.optimizer.derive(muon_weight_decay=0.25, embedding_weight_decay=0.2),
+            optimizer=base.train.optimizer.derive(
+                muon_lr=0.0184,
+                embedding_lr=0.021,
+                scalar_lr=0.014,
+                muon_weight_decay=0.2,
+                embedding_weight_decay=0.155,
+            ),
             schedule=schedule,
-            data=DataSettings(batch_tokens=196_608, sequence_length=2048, micro_batch_sequences=48),
+            data=DataSettings(batch_tokens=98_304, sequence_length=2048, micro_batch_sequences=48),
             compute=one,
         ),
         merge=base.merge.derive(compute=base.merge.compute.derive(num_processes=1)),

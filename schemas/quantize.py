@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from schemas.base import Schema
+from schemas.base import Schema, Volatile
 from schemas.files import FileRef
 from schemas.introspect import inherited_by_both
 from schemas.quantizer_settings import (
@@ -104,6 +104,10 @@ class PackedModel(Schema):
             "Kullback-Leibler divergence on training text from the merged model, nats a "
             "token; of methods that read text"
         ),
+    )
+    text_seconds: Volatile[float | None] = Field(
+        None,
+        description="from the first read of training text to the finished codes; of methods that read text",
     )
     step_multiplier: float | None = Field(
         None, description="what all steps were multiplied by, of a method that chooses its steps (ecsq)"

@@ -239,6 +239,12 @@ class ScheduleSettings(Settings):
     max_seconds: float | None = setting(
         None, "training time at most, evaluation and warm-up excluded; empty: no cap", unit="seconds", above=0
     )
+    reserve_seconds: float = setting(
+        0.0,
+        "seconds of max_seconds kept for a quantizer that reads training text; steps end so much earlier",
+        unit="seconds",
+        minimum=0,
+    )
     warmdown_fraction: float | None = setting(
         0.5,
         "last share of progress over which the learning rate falls to 0",
@@ -265,6 +271,16 @@ class ScheduleSettings(Settings):
 
     def check(self) -> None:
         _exactly_one(self, "warmdown_fraction", "warmdown_steps")
+        if self.reserve_seconds and (self.max_seconds is None or self.reserve_seconds >= self.max_seconds):
+            raise ValueError(
+                f"reserve_seconds = {self.reserve_seconds:g}: must be less than max_seconds = "
+                f"{self.max_seconds}; it is a part of it"
+            )
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Seconds in which steps are taken at most; None without a cap."""
+        return None if self.max_seconds is None else self.max_seconds - self.reserve_seconds
 
 
 Windows = Literal["stream", "documents"]

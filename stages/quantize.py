@@ -92,6 +92,7 @@ def _quantized_and_packed(
         blob_bytes=len(blob),
         blob_bytes_round_to_nearest=len(plain_job.result()),
         divergence_nats=calibrated.divergence_nats if calibrated else None,
+        text_seconds=calibrated.text_seconds if calibrated else None,
         step_multiplier=calibrated.multiplier if calibrated else None,
         fit_tries=tuple(FitTry(step_multiplier=step, package_bytes=size) for step, size in calibrated.tries)
         if calibrated

@@ -125,6 +125,6 @@ def _last_step(metrics: "Columns", schedule: "ScheduleSettings | None") -> float
     steps, seconds = float(metrics["step"][-1]), float(metrics["seconds"][-1])
     if schedule is None:
         return steps
-    if schedule.max_seconds is None or seconds <= 0:
+    if schedule.step_seconds is None or seconds <= 0:
         return float(schedule.max_steps)
-    return min(float(schedule.max_steps), max(steps, steps * schedule.max_seconds / seconds))
+    return min(float(schedule.max_steps), max(steps, steps * schedule.step_seconds / seconds))

@@ -30,7 +30,7 @@ def training_findings(evidence: Evidence) -> list[Finding]:
         make(evidence, _BY_KEY[key]) if _BY_KEY[key].is_on(spec) else off(_BY_KEY[key])
         for key, make in switched.items()
     ]
-    return [_parameters(evidence), *_optimizers(evidence), *findings, _cap(evidence)]
+    return [_parameters(evidence), *_optimizers(evidence), *findings, _cap(evidence), _text_in_time(evidence)]
 
 
 def _parameters(evidence: Evidence) -> Finding:
@@ -292,7 +292,7 @@ def _averaging(evidence: Evidence, technique: Technique) -> Finding:
 
 def _cap(evidence: Evidence) -> Finding:
     """Training may finish the step in which the time ran out, and no later one."""
-    trained, cap = evidence.results.trained, evidence.spec.train.schedule.max_seconds
+    trained, cap = evidence.results.trained, evidence.spec.train.schedule.step_seconds
     if cap is None:
         return Finding(key="cap", title="time cap kept", verdict="off", evidence="no cap was set", figures={})
     seconds = trained.timings.training_seconds
@@ -305,4 +305,28 @@ def _cap(evidence: Evidence) -> Finding:
         evidence=f"{seconds:.3f} s of training, the cap is {cap:g} s"
         + (f": over by {seconds - cap:.3f} s, which its last step took" if seconds > cap else ""),
         figures={"training_seconds": seconds, "cap_seconds": cap},
+    )
+
+
+def _text_in_time(evidence: Evidence) -> Finding:
+    """Whoever reads training text learns from it: the contest counts a calibration as training."""
+    schedule, read = evidence.spec.train.schedule, evidence.results.packed.text_seconds
+    key, title = "text_in_time", "training text read within the cap"
+    if schedule.max_seconds is None or read is None:
+        why = "no cap was set" if schedule.max_seconds is None else "only training reads text"
+        return Finding(key=key, title=title, verdict="off", evidence=why, figures={})
+    trained = evidence.results.trained.timings.training_seconds
+    text = (
+        f"{trained:.1f} s of training and {read:.1f} s from the first calibration text to the last code; "
+        f"the cap is {schedule.max_seconds:g} s"
+    )
+    within = trained + read <= schedule.max_seconds
+    if not schedule.reserve_seconds:
+        text += "; train.schedule.reserve_seconds would keep a part of it for calibration"
+    return Finding(
+        key=key,
+        title=title,
+        verdict=("holds" if within else "broken") if schedule.reserve_seconds else "off",
+        evidence=text,
+        figures={"training_seconds": trained, "text_seconds": read, "cap_seconds": schedule.max_seconds},
     )

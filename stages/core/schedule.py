@@ -21,8 +21,8 @@ class Clock:
 def progress_at(clock: Clock, settings: ScheduleSettings) -> float:
     """Share of the run that is done, 0 to 1: of steps or of seconds, whichever is further."""
     share = clock.steps / settings.max_steps
-    if settings.max_seconds is not None:
-        share = max(share, clock.seconds / settings.max_seconds)
+    if settings.step_seconds is not None:
+        share = max(share, clock.seconds / settings.step_seconds)
     return min(share, 1.0)
 
 
@@ -41,9 +41,9 @@ def _warmdown_at(clock: Clock, settings: ScheduleSettings) -> float:
     if settings.warmdown_steps == 0:
         return 1.0
     scale = (settings.max_steps - clock.steps) / settings.warmdown_steps
-    if settings.max_seconds is not None and clock.steps:
+    if settings.step_seconds is not None and clock.steps:
         warmdown_seconds = settings.warmdown_steps * clock.seconds / clock.steps
-        scale = min(scale, (settings.max_seconds - clock.seconds) / max(warmdown_seconds, 1e-9))
+        scale = min(scale, (settings.step_seconds - clock.seconds) / max(warmdown_seconds, 1e-9))
     return min(1.0, max(0.0, scale))
 
 

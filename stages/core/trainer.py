@@ -244,7 +244,7 @@ class Trainer:
 
     def _result(self, warmup_seconds: float) -> TrainedModel:
         schedule = self.settings.schedule
-        capped = schedule.max_seconds is not None and self.clock.seconds >= schedule.max_seconds
+        capped = schedule.step_seconds is not None and self.clock.seconds >= schedule.step_seconds
         return TrainedModel(
             model=self.model,
             groups=self.groups,

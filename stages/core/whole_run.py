@@ -64,9 +64,11 @@ def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callabl
         merged = _merge(recipe, snapshots, trained)
         metadata = {"model": recipe.train.model.as_metadata(), "method": recipe.quantizer.method}
         if isinstance(recipe.quantizer, CalibratedSettings):
-            quantized = quantize_with_text(
+            calibrated = quantize_with_text(
                 merged, recipe.train.model, TokenStream(shards), recipe.quantizer, metadata, say
-            ).model
+            )
+            quantized = calibrated.model
+            say(f"training text was read and used for {calibrated.text_seconds:.1f} s after training")
         else:
             quantized = quantize_state(merged, recipe.quantizer)
         blob = pack(quantized, metadata, recipe.quantizer.zstd_level)

@@ -105,7 +105,7 @@ def num_snapshots(schedule: ScheduleSettings, snapshots: SnapshotSettings, steps
     if snapshots.start_lr_scale == 0:
         return 0
     # At most `steps` of them are taken: under a cap of seconds the clock runs as fast as the steps.
-    second = (schedule.max_seconds or 0.0) / steps
+    second = (schedule.step_seconds or 0.0) / steps
     clocks = [Clock(step, step * second) for step in range(steps + 1)]
     return sum(
         snapshot_due(before, after, lr_scale_at(before, schedule), schedule, snapshots)

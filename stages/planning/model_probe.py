@@ -15,7 +15,7 @@ from torch import Tensor
 from schemas.quantize import changed_to, quantize_compute
 from schemas.quantizer_settings import CalibratedSettings, FitSettings, FittingSettings, RoundToNearest
 from schemas.settings_base import Settings
-from stages.core.blob.packing import pack
+from stages.core.blob.packing import estimated_blob_bytes, pack
 from stages.core.calibrated.calibration import Calibration, collect_statistics
 from stages.core.calibrated.table import QUANTIZERS, TextQuantizer
 from stages.core.calibrated.whole_model import quantize_state
@@ -78,9 +78,12 @@ def _quantize(job: ModelProbeJob, model: GPT) -> float:
         fixed, chosen, seconds = _by_text(job, model, part)
     else:
         chosen, seconds = _timed(lambda: quantize_state(part, job.quantizer))
-    _, packing = _timed(lambda: pack(chosen, {"method": chosen.method}, job.quantizer.zstd_level))
-    tries = TYPICAL_FIT_TRIES if job.quantizer.limit_bytes is not None else 0
-    growing = plain_seconds + seconds + _COMPRESSIONS * packing + tries * (seconds + packing)
+    metadata = {"method": chosen.method}
+    _, packing = _timed(lambda: pack(chosen, metadata, job.quantizer.zstd_level))
+    growing = plain_seconds + seconds + _COMPRESSIONS * packing
+    if job.quantizer.limit_bytes is not None:
+        _, counting = _timed(lambda: estimated_blob_bytes(chosen, metadata, job.quantizer.zstd_level))
+        growing += TYPICAL_FIT_TRIES * (seconds + counting) + packing
     return fixed + times_larger * growing
 
 

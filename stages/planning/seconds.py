@@ -126,7 +126,7 @@ def by_probe(stage: str, spec: PipelineSpec, size: TextSize, probed: Probed) -> 
 def _trained(spec: PipelineSpec, measured: StepProbe, start: float) -> Estimate:
     schedule = spec.train.schedule
     whole = schedule.max_steps * measured.step_seconds
-    seconds = whole if schedule.max_seconds is None else min(whole, schedule.max_seconds)
+    seconds = whole if schedule.step_seconds is None else min(whole, schedule.step_seconds)
     details = f"{measured.steps} steps of {1000 * measured.step_seconds:.0f} ms"
     return Estimate(start + measured.warmup_seconds + seconds, "probe", details, seconds / whole)
 

@@ -91,7 +91,7 @@ def work_of(stage: str, spec: PipelineSpec, size: TextSize, train_tokens: int | 
     if stage == "train":
         schedule = spec.train.schedule
         tokens = train_tokens or schedule.max_steps * spec.train.data.batch_tokens
-        return Work(training_operations(spec.train, tokens), schedule.max_seconds)
+        return Work(training_operations(spec.train, tokens), schedule.step_seconds)
     if stage == "merge":
         scoring = spec.merge.scoring
         return Work(2 * scoring_operations(model, size.val_tokens, scoring, scoring.sequence_length))

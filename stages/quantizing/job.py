@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 
 from schemas.base import Schema
 from schemas.quantize import FitTry, QuantizeSpec
@@ -37,6 +37,7 @@ class QuantizingOutcome(Schema):
 
     tensors: tuple[TensorEntry, ...]
     divergence_nats: float
+    text_seconds: NonNegativeFloat
     multiplier: PositiveFloat | None
     divergences: dict[str, float]
     tries: tuple[FitTry, ...]

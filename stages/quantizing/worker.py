@@ -15,7 +15,7 @@ from torch import Tensor
 from schemas.errors import SpecError, StageError
 from schemas.quantize import FitTry
 from schemas.quantizer_settings import CalibratedSettings
-from stages.core.calibrated.coded_model import LimitTooSmallError
+from stages.core.calibrated.fit import LimitTooSmallError
 from stages.core.calibrated.with_text import CalibratedModel, quantize_with_text
 from stages.core.loader import TokenStream
 from stages.core.quantizers.by_rules import FormatRuleError
@@ -61,6 +61,7 @@ def _outcome(found: CalibratedModel) -> QuantizingOutcome:
             for tensor in found.model.tensors
         ),
         divergence_nats=found.divergence_nats,
+        text_seconds=found.text_seconds,
         multiplier=found.multiplier,
         divergences=dict(found.divergences),
         tries=tuple(FitTry(step_multiplier=step, package_bytes=size) for step, size in found.tries),
@@ -101,6 +102,7 @@ def read_calibrated(method: str, folder: Path, outcome: QuantizingOutcome) -> Ca
     return CalibratedModel(
         QuantizedModel(method, tuple(tensors)),
         outcome.divergence_nats,
+        outcome.text_seconds,
         outcome.multiplier,
         tuple(outcome.divergences.items()),
         tuple((tried.step_multiplier, tried.package_bytes) for tried in outcome.tries),

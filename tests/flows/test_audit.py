@@ -319,6 +319,24 @@ def test_a_cap_is_kept_when_the_time_ran_out_in_the_last_step(evidence: Evidence
     assert _verdict(evidence, "cap", spec=with_cap(9.0), trained=took, metrics=metrics)[0] == "broken"
 
 
+def test_text_that_a_quantizer_reads_after_training_counts_against_the_cap(evidence: Evidence) -> None:
+    spec, trained = evidence.spec, evidence.results.trained
+    took = trained.derive(timings=trained.timings.derive(training_seconds=90.0))
+    packed = evidence.results.packed.derive(text_seconds=9.0)
+
+    def judged(reserve: float, read: Any = packed) -> tuple[str, str]:
+        schedule = replace(spec.train.schedule, max_seconds=100.0, reserve_seconds=reserve)
+        changed = spec.derive(train=replace(spec.train, schedule=schedule))
+        return _verdict(evidence, "text_in_time", spec=changed, trained=took, packed=read)
+
+    verdict, said = judged(10.0)
+    assert (verdict, "90.0 s of training and 9.0 s" in said) == ("holds", True)
+    assert judged(10.0, packed.derive(text_seconds=10.5))[0] == "broken"
+    verdict, said = judged(0.0)
+    assert (verdict, "train.schedule.reserve_seconds" in said) == ("off", True)
+    assert judged(10.0, packed.derive(text_seconds=None)) == ("off", "only training reads text")
+
+
 def test_schedules_that_did_nothing_are_found_out(evidence: Evidence) -> None:
     metrics, count = evidence.metrics, len(evidence.metrics["step"])
     flat = {

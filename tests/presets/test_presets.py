@@ -83,7 +83,7 @@ def test_the_winners_are_one_model_and_are_fitted_to_the_limit() -> None:
     assert (eight.train.data.batch_tokens, eight.train.compute.num_processes) == (786_432, 8)
     data, compute = one.train.data, one.train.compute
     assert data.batch_sequences == 2 * data.micro_batch_sequences
-    assert (data.batch_tokens, compute.num_processes) == (196_608, 1)
+    assert (data.batch_tokens, compute.num_processes) == (98_304, 1)
     decayed = one.train.optimizer.derive(muon_weight_decay=0.095, embedding_weight_decay=0.085)
     assert replace(
         one.train, data=eight.train.data, compute=eight.train.compute, optimizer=decayed

@@ -28,7 +28,13 @@ import zstandard
 from torch import Tensor
 
 from schemas.tensor_formats import StoredFormat
-from stages.core.blob.coded_section import CodedSectionError, coded_from_bytes, coded_to_bytes
+from stages.core.blob.coded_section import (
+    CodedSectionError,
+    coded_from_bytes,
+    coded_to_bytes,
+    coded_without_stream,
+)
+from stages.core.quantizers.coded_grid import CodedGrid
 from stages.core.quantizers.grid import dequantize_rows, max_level
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor, bits_of
 
@@ -40,6 +46,7 @@ CONTENT_RATIO_LIMIT = 64
 # Weights repeat nothing over longer distances: a window of one zstd block gives the same size in a fraction
 # of the time.
 BLOB_WINDOW_LOG = 17
+_BLOCK_HEADER_BYTES = 3
 BLOB_FORMATS: tuple[StoredFormat, ...] = get_args(StoredFormat)
 
 
@@ -70,15 +77,33 @@ def pack(model: QuantizedModel, metadata: dict[str, Any], level: int) -> bytes:
     return seal(header, payload, level)
 
 
+def estimated_blob_bytes(model: QuantizedModel, metadata: dict[str, Any], level: int) -> int:
+    """The bytes that `pack` would make of `model`, to a few in ten thousand; coded matrices are counted and
+    not coded. Raises as `pack` does.
+    """
+    tensors = sorted(model.tensors, key=_place_in_blob)
+    section, stream_bytes = coded_without_stream(_coded(tensors))
+    # zstandard stores the stream as it is. Its first window stands in a block with the tables before it.
+    beginning = min(stream_bytes, 1 << BLOB_WINDOW_LOG)
+    stand_in = np.random.default_rng(0).bytes(beginning)
+    blob = seal(_header(tensors, metadata), _plain_payload(tensors) + section + stand_in, level)
+    rest = stream_bytes - beginning
+    return len(blob) + rest + _BLOCK_HEADER_BYTES * (rest >> BLOB_WINDOW_LOG)
+
+
 def serialize(model: QuantizedModel, metadata: dict[str, Any]) -> tuple[bytes, bytes]:
     """Header and payload, uncompressed. Raises as `pack` does."""
     tensors = sorted(model.tensors, key=_place_in_blob)
+    return _header(tensors, metadata), payload_of(tensors)
+
+
+def _header(tensors: list[QuantizedTensor], metadata: dict[str, Any]) -> bytes:
     entries = [[tensor.name, tensor.format, list(tensor.values.shape)] for tensor in tensors]
     header = json.dumps(
         {"metadata": metadata, "tensors": entries}, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
     _parse_header(header)
-    return header, payload_of(tensors)
+    return header
 
 
 def _place_in_blob(tensor: QuantizedTensor) -> tuple[int, str, str]:
@@ -88,18 +113,19 @@ def _place_in_blob(tensor: QuantizedTensor) -> tuple[int, str, str]:
 
 def payload_of(tensors: list[QuantizedTensor]) -> bytes:
     """The payload's bytes of `tensors`, in their order."""
+    return _plain_payload(tensors) + coded_to_bytes(_coded(tensors))
+
+
+def _coded(tensors: list[QuantizedTensor]) -> list[tuple[np.ndarray, CodedGrid]]:
+    return [(tensor.values.numpy(), tensor.grid) for tensor in tensors if tensor.grid is not None]
+
+
+def _plain_payload(tensors: list[QuantizedTensor]) -> bytes:
     codes = b"".join(tensor.values.numpy().tobytes() for tensor in tensors if tensor.scales is not None)
     scales = [tensor.scales for tensor in tensors if tensor.scales is not None]
     halves = [tensor.values for tensor in tensors if tensor.format == "fp16"]
     floats = [tensor.values for tensor in tensors if tensor.format == "fp32"]
-    coded = [(tensor.values.numpy(), tensor.grid) for tensor in tensors if tensor.grid is not None]
-    return (
-        codes
-        + _to_planes(scales, "<f2")
-        + _to_planes(halves, "<f2")
-        + _to_planes(floats, "<f4")
-        + coded_to_bytes(coded)
-    )
+    return codes + _to_planes(scales, "<f2") + _to_planes(halves, "<f2") + _to_planes(floats, "<f4")
 
 
 def seal(header: bytes, payload: bytes, level: int) -> bytes:

@@ -88,6 +88,13 @@ def lane_count(num_symbols: int) -> int:
     return max(1, num_symbols // _SYMBOLS_PER_LANE)
 
 
+def end_bytes(num_symbols: int) -> int:
+    """What the lanes of a stream cost beside its symbols, on average: a final state has 32 bits, of which 16
+    stood there at the beginning and 8 are room that the symbols leave.
+    """
+    return lane_count(num_symbols) * 3
+
+
 def _lookup_tables(frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each slot of each model, flat (K·TOTAL,): the symbol, its frequency, and the slot's distance
     from its start.

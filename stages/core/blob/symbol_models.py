@@ -52,9 +52,28 @@ def spread_classes(codes: np.ndarray) -> SpreadClasses:
     return SpreadClasses(rows, columns)
 
 
-def fit_tables(matrices: list[tuple[np.ndarray, SpreadClasses]]) -> tuple[int, np.ndarray]:
-    """Lowest class, and the frequencies int64 (K, MAX_SYMBOLS) of the classes from there on, for codes
-    int16 (R, C) with their classes.
+@dataclass(frozen=True)
+class CodeTables:
+    """The lowest class that has a table, the frequencies int64 (K, MAX_SYMBOLS) of the classes from there
+    on, and how many codes of each magnitude fall to each table, int64 (K, LARGEST_CODE + 1).
+    """
+
+    lowest: int
+    frequencies: np.ndarray
+    counts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.frequencies)
+
+    def code_bytes(self) -> float:
+        """What all codes cost under their tables, without an end of the stream."""
+        one_sided = self.frequencies[:, _ZERO:]
+        occurs = self.counts > 0
+        return float((self.counts[occurs] * np.log2(TOTAL / one_sided[occurs])).sum()) / 8
+
+
+def fit_tables(matrices: list[tuple[np.ndarray, SpreadClasses]]) -> CodeTables:
+    """Tables for codes int16 (R, C) with their classes.
 
     Classes at both ends with too few codes to pay for a table share the next one's. The symbol of a code is
     code + MAX_SYMBOLS / 2.
@@ -65,13 +84,14 @@ def fit_tables(matrices: list[tuple[np.ndarray, SpreadClasses]]) -> tuple[int, n
         place = summed * (LARGEST_CODE + 1) + np.abs(codes.astype(np.int64))
         counts += np.bincount(place.reshape(-1), minlength=counts.size).reshape(counts.shape)
     if not counts.any():
-        return 0, np.empty((0, MAX_SYMBOLS), np.int64)
+        return CodeTables(0, np.empty((0, MAX_SYMBOLS), np.int64), counts[:0])
     so_far = np.cumsum(counts.sum(axis=1))
     lowest = int(np.searchsorted(so_far, min(_SYMBOLS_WORTH_A_TABLE, so_far[-1])))
     highest = max(lowest, int(np.searchsorted(so_far, max(so_far[-1] - _SYMBOLS_WORTH_A_TABLE, 1))))
     counts[lowest] += counts[:lowest].sum(axis=0)
     counts[highest] += counts[highest + 1 :].sum(axis=0)
-    return lowest, np.stack([_two_sided(_one_sided(row)) for row in counts[lowest : highest + 1]])
+    counts = counts[lowest : highest + 1]
+    return CodeTables(lowest, np.stack([_two_sided(_one_sided(row)) for row in counts]), counts)
 
 
 def tables_to_bytes(frequencies: np.ndarray) -> bytes:

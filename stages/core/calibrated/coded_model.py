@@ -12,30 +12,17 @@ from torch import Tensor
 
 from schemas.quantizer_settings import Ecsq
 from schemas.tensor_formats import format_for
-from stages.core.blob.packing import pack
+from stages.core.blob.packing import estimated_blob_bytes, pack
 from stages.core.calibrated.calibration import Calibration, MatrixStatistics, QuantizedByText
-from stages.core.calibrated.ecsq import PreparedMatrix, prepare, quantize_coded
+from stages.core.calibrated.ecsq import PreparedMatrix, prepare, quantize_alike, quantize_coded
+from stages.core.calibrated.fit import MAX_FIT_TRIES, fit_with_estimates
 from stages.core.model import GPT
 from stages.core.quantizers.by_rules import integer_bits, store_as_float
+from stages.core.quantizers.coded_grid import CodedGrid
 from stages.core.quantizers.quantized import QuantizedModel, QuantizedTensor
 
 COARSEST_LOSS_NATS = 1.0
-# Four or five do, but the bytes of a model of a few kilobytes jump between neighbouring steps.
-MAX_FIT_TRIES = 16
 _SHARE_LIMIT = 2.0
-
-
-class LimitTooSmallError(ValueError):
-    """No steps make a package within the limit.
-
-    The message begins with the setting's name and says what is the smallest.
-    """
-
-    def __init__(self, limit_bytes: int, smallest_bytes: int) -> None:
-        super().__init__(
-            f"fit.limit_bytes = {limit_bytes}: cannot be met: the smallest possible is "
-            f"{smallest_bytes:,} bytes, script included"
-        )
 
 
 @dataclass(frozen=True)
@@ -58,15 +45,33 @@ class CodedPlan:
 
     def quantized(self, multiplier: float) -> QuantizedModel:
         """Every tensor of the model. Raises ValueError, naming the tensor, as `store_as_float` does."""
+        coded = self._coded(multiplier)
         tensors = []
         for name, tensor in self.state.items():
-            if name in self.matrices:
-                codes, grid = quantize_coded(self.matrices[name], self.own_multiplier(name, multiplier))
+            if name in coded:
+                codes, grid = coded[name]
                 grid = replace(grid, rows=grid.rows.cpu(), columns=grid.columns.cpu())
                 tensors.append(QuantizedTensor(name, "coded", codes.cpu(), grid=grid))
             else:
                 tensors.append(store_as_float(name, tensor, self.settings))
         return QuantizedModel(self.settings.method, tuple(tensors))
+
+    def _coded(self, multiplier: float) -> dict[str, tuple[Tensor, CodedGrid]]:
+        """Codes and grid of every matrix; those of one shape together on a GPU, each by itself on a CPU."""
+        alike = dict[object, list[str]]()
+        for name, matrix in self.matrices.items():
+            alike.setdefault(tuple(matrix.weight.shape) if matrix.weight.is_cuda else name, []).append(name)
+        coded = dict[str, tuple[Tensor, CodedGrid]]()
+        for names in alike.values():
+            matrices = [self.matrices[name] for name in names]
+            multipliers = [self.own_multiplier(name, multiplier) for name in names]
+            found = (
+                quantize_alike(matrices, multipliers)
+                if len(names) > 1
+                else [quantize_coded(matrices[0], multipliers[0])]
+            )
+            coded |= zip(names, found, strict=True)
+        return coded
 
     def own_multiplier(self, name: str, multiplier: float) -> float:
         """The multiplier of one matrix: its share, no more than its floor allows."""
@@ -102,14 +107,23 @@ def _fit(
     assert fit.limit_bytes is not None
     start = plan.multiplier_for(settings.loss_budget_nats)
 
-    def num_bytes(multiplier: float) -> int:
-        blob = pack(plan.quantized(multiplier), text.metadata, settings.zstd_level)
-        tries.append((multiplier, len(blob) + (fit.code_bytes or 0)))
-        text.say(f"steps × {multiplier / start:.3g}: {tries[-1][1]:,} bytes")
-        return tries[-1][1]
+    def size_by(blob_bytes: Callable[[QuantizedModel], int], how: str) -> Callable[[float], int]:
+        def size(multiplier: float) -> int:
+            tries.append((multiplier, blob_bytes(plan.quantized(multiplier)) + (fit.code_bytes or 0)))
+            text.say(f"steps × {multiplier / start:.3g}: {how}{tries[-1][1]:,} bytes")
+            return tries[-1][1]
 
-    coarsest = plan.multiplier_for(COARSEST_LOSS_NATS)
-    return fit_multiplier(num_bytes, start, coarsest, fit.limit_bytes, fit.tolerance_fraction, progress)
+        return size
+
+    return fit_with_estimates(
+        size_by(lambda model: estimated_blob_bytes(model, text.metadata, settings.zstd_level), "about "),
+        size_by(lambda model: len(pack(model, text.metadata, settings.zstd_level)), ""),
+        start,
+        plan.multiplier_for(COARSEST_LOSS_NATS),
+        fit.limit_bytes,
+        fit.tolerance_fraction,
+        progress,
+    )
 
 
 def plan_coded(
@@ -183,61 +197,3 @@ def divergence(expected: list[Tensor], found: list[Tensor]) -> float:
         float((a.exp() * (a - b)).sum(dtype=torch.float64)) for a, b in zip(expected, found, strict=True)
     )
     return total / sum(a.shape[0] * a.shape[1] for a in expected)
-
-
-def fit_multiplier(
-    num_bytes: Callable[[float], int],
-    start: float,
-    coarsest: float,
-    limit_bytes: int,
-    tolerance_fraction: float,
-    progress: Callable[[int], None] = lambda done: None,
-) -> float:
-    """The multiplier whose `num_bytes` is at most `limit_bytes` and within the tolerance of it; at most
-    MAX_FIT_TRIES sizes are made.
-
-    Bytes fall nearly linearly with the multiplier's logarithm: false position on that, halving when it
-    stalls. Ends early with the finest that fits where finer steps no longer make more bytes. Raises
-    LimitTooSmallError when `coarsest` is too large.
-    """
-    wanted = limit_bytes * (1 - tolerance_fraction / 2)
-    fits: tuple[float, int] | None = None
-    over: tuple[float, int] | None = None
-    multiplier = min(start, coarsest)
-    for tries in range(1, MAX_FIT_TRIES + 1):
-        size = num_bytes(multiplier)
-        progress(tries)
-        if size > limit_bytes:
-            if multiplier >= coarsest:
-                raise LimitTooSmallError(limit_bytes, size)
-            over = multiplier, size
-        else:
-            if fits is not None and over is None and size <= fits[1]:
-                break
-            fits = multiplier, size
-            if size >= limit_bytes * (1 - tolerance_fraction):
-                break
-        multiplier = _next_multiplier(fits, over, wanted, coarsest, bisect=tries % 4 == 0)
-    if fits is None:
-        size = num_bytes(coarsest)
-        if size > limit_bytes:
-            raise LimitTooSmallError(limit_bytes, size)
-        return coarsest
-    return fits[0]
-
-
-def _next_multiplier(
-    fits: tuple[float, int] | None,
-    over: tuple[float, int] | None,
-    wanted: float,
-    coarsest: float,
-    bisect: bool,
-) -> float:
-    if fits is None:
-        assert over is not None
-        return min(over[0] * 4, coarsest)
-    if over is None:
-        return fits[0] / 4
-    low, high = math.log2(over[0]), math.log2(fits[0])
-    share = 0.5 if bisect else (over[1] - wanted) / (over[1] - fits[1])
-    return 2.0 ** (low + (high - low) * min(max(share, 0.02), 0.98))

@@ -63,14 +63,31 @@ def quantize_coded(matrix: PreparedMatrix, multiplier: float) -> tuple[Tensor, C
     A row whose largest weight would need a code beyond CODE_LIMIT gets coarser steps, no other one is
     clipped.
     """
+    scaled, factor, grid = _in_steps(matrix, multiplier)
+    return round_with_feedback(scaled, factor, CODE_LIMIT).to(torch.int16), grid
+
+
+def quantize_alike(
+    matrices: list[PreparedMatrix], multipliers: list[float]
+) -> list[tuple[Tensor, CodedGrid]]:
+    """`quantize_coded` of matrices of one shape, together: a GPU takes hardly longer for all than for one.
+
+    The codes can differ from those of one alone where a sum is rounded otherwise.
+    """
+    scaled, factors, grids = zip(*map(_in_steps, matrices, multipliers), strict=True)
+    codes = round_with_feedback(torch.stack(scaled), torch.stack(factors), CODE_LIMIT).to(torch.int16)
+    return list(zip(codes, grids, strict=True))
+
+
+def _in_steps(matrix: PreparedMatrix, multiplier: float) -> tuple[Tensor, Tensor, CodedGrid]:
+    """Weight (R, C) and factor (C, C) in units of the steps, and the grid of those."""
     step = float(torch.tensor(matrix.step * multiplier, dtype=torch.float32))
     scaled = matrix.weight / quarter_octaves(matrix.columns)
     largest = scaled.abs().amax(dim=1) / (quarter_octaves(matrix.rows) * step)
     raised = torch.ceil(STEPS_PER_OCTAVE * torch.log2((largest / _ROOM).clamp_min(1.0))).to(torch.int8)
     grid = CodedGrid(step, matrix.rows + raised, matrix.columns)
     scaled = scaled / (quarter_octaves(grid.rows) * step).unsqueeze(1)
-    codes = round_with_feedback(scaled, matrix.factor / quarter_octaves(matrix.columns).double(), CODE_LIMIT)
-    return codes.to(torch.int16), grid
+    return scaled, matrix.factor / quarter_octaves(matrix.columns).double(), grid
 
 
 def _to_quarters(values: Tensor) -> tuple[Tensor, float]:

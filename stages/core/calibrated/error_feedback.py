@@ -31,22 +31,24 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
 
 
 def round_with_feedback(weight: Tensor, factor: Tensor, limit: int) -> Tensor:
-    """`weight` (R, C), in units of the steps, rounded to integers within ±limit; float32 (R, C).
+    """`weight` (…, R, C), in units of the steps, rounded to integers within ±limit; float32 (…, R, C).
 
-    `factor` as of `inverse_factor`, in the same units: for steps s_j of the columns its column j is divided
-    by s_j.
+    `factor` (…, C, C) as of `inverse_factor`, in the same units: for steps s_j of the columns its column j is
+    divided by s_j.
     """
     left, factor = weight.float().clone(), factor.float()
     rounded = torch.empty_like(left)
-    columns = left.size(1)
+    columns = left.size(-1)
     for first in range(0, columns, _COLUMNS_AT_ONCE):
         after = min(first + _COLUMNS_AT_ONCE, columns)
-        block, errors = left[:, first:after], torch.empty(len(left), after - first, device=left.device)
+        block = left[..., first:after]
+        errors = torch.empty_like(block)
         for j in range(first, after):
-            column = block[:, j - first]
-            rounded[:, j] = column.round().clamp_(-limit, limit)
-            error = (column - rounded[:, j]) / factor[j, j]
-            errors[:, j - first] = error
-            block[:, j - first + 1 :] -= error.unsqueeze(1) * factor[j, j + 1 : after]
-        left[:, after:] -= errors @ factor[first:after, after:]
+            column = block[..., j - first]
+            rounded[..., j] = column.round().clamp_(-limit, limit)
+            error = (column - rounded[..., j]) / factor[..., j, j].unsqueeze(-1)
+            errors[..., j - first] = error
+            later = factor[..., j, j + 1 : after].unsqueeze(-2)
+            block[..., j - first + 1 :] -= error.unsqueeze(-1) * later
+        left[..., after:] -= errors @ factor[..., first:after, after:]
     return rounded

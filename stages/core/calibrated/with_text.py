@@ -4,6 +4,7 @@ predictions move.
 The quantize stage and the program that ships run this same code, so that both make the same blob.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,11 +30,13 @@ MEASURED_SEQUENCES = 32
 class CalibratedModel:
     """A quantized model and what was measured on the way.
 
-    `divergence_nats` a token of all tensors together, on training text; the others as in QuantizedByText.
+    `divergence_nats` a token of all tensors together, on training text. `text_seconds` from the first read of
+    that text to the finished codes, which depend on it. The others as in QuantizedByText.
     """
 
     model: QuantizedModel
     divergence_nats: float
+    text_seconds: float
     multiplier: float | None = None
     divergences: tuple[tuple[str, float], ...] = ()
     tries: tuple[tuple[float, int], ...] = ()
@@ -66,6 +69,7 @@ def quantize_with_text(
     model = GPT(model_settings)
     model.load_state_dict(state)
     model.to(device)
+    began = time.perf_counter()
     batches = [batch.to(device) for batch in calibration_batches(stream, calibration)]
     total = 2 * len(batches) + 1  # the quantizer's own work counts as much as the calibration
     statistics = collect_statistics(model, batches, calibration.seed, lambda done: progress(done, total))
@@ -78,12 +82,13 @@ def quantize_with_text(
 
     text = Calibration(model, statistics, checks, metadata, say, own_progress)
     found = quantizer.function(state, settings, text)
+    text_seconds = time.perf_counter() - began
     expected = predictions(model, checks)
     model.load_state_dict({tensor.name: tensor.dequantized() for tensor in found.model.tensors})
     moved = divergence(expected, predictions(model, checks))
     say(f"on training text the predictions move by {moved:.5f} nats a token")
     progress(total, total)
-    return CalibratedModel(found.model, moved, found.multiplier, found.divergences, found.tries)
+    return CalibratedModel(found.model, moved, text_seconds, found.multiplier, found.divergences, found.tries)
 
 
 def calibration_batches(stream: TokenStream, settings: CalibrationSettings) -> list[Tensor]:

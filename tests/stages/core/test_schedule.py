@@ -26,6 +26,15 @@ def test_progress_is_steps_or_seconds_whichever_is_further() -> None:
     assert progress_at(Clock(5, 61.0), TIMED) == 1.0
 
 
+def test_a_reserve_ends_the_steps_so_much_earlier() -> None:
+    reserved = replace(TIMED, reserve_seconds=12.0)
+    assert progress_at(Clock(0, 24.0), reserved) == 0.5
+    assert lr_scale_at(Clock(0, 48.0), reserved) == 0.0
+    for wrong in (replace(STEPS, reserve_seconds=1.0), replace(TIMED, reserve_seconds=60.0)):
+        with pytest.raises(ValueError, match="reserve_seconds = .* must be less than max_seconds"):
+            wrong.check()
+
+
 def test_loops_begin_at_their_share_of_progress() -> None:
     settings = replace(TIMED, loop_start_fraction=0.5)
     assert [loops_on_at(clock, settings) for clock in (Clock(0, 0.0), Clock(400, 29.9), Clock(3, 30.0))] == [

@@ -19,6 +19,7 @@ from stages.core.blob.packing import (
     BLOB_MAGIC,
     CONTENT_BYTES_FLOOR,
     BlobError,
+    estimated_blob_bytes,
     pack,
     payload_of,
     seal,
@@ -171,6 +172,15 @@ def test_a_reader_written_from_the_layout_alone_finds_every_number() -> None:
         )
         assert np.array_equal(np.frombuffer(interleaved, dtype), expected)
     assert rest == b""
+
+
+@pytest.mark.parametrize("rows", [30, 300, 1_500])
+def test_the_estimate_is_the_bytes_to_a_few_in_ten_thousand(rows: int) -> None:
+    coded = [coded_tensor(f"c{seed}.weight", seed, rows, 400) for seed in range(3)]
+    model = QuantizedModel("ecsq", (*coded, *small_model().tensors))
+    size = len(pack(model, METADATA, 19))
+    assert abs(estimated_blob_bytes(model, METADATA, 19) - size) <= 10 + size // 2_000
+    assert estimated_blob_bytes(small_model(), METADATA, 22) == len(SMALL)
 
 
 def test_equal_models_give_equal_bytes_whatever_the_order_of_their_tensors() -> None:

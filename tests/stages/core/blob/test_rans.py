@@ -95,7 +95,8 @@ def codes_of(seed: int, rows: int, columns: int) -> np.ndarray:
 def test_tables_hold_every_code_and_come_back(seed: int, rows: int, columns: int) -> None:
     codes = codes_of(seed, rows, columns)
     spread = spread_classes(codes)
-    lowest, tables = fit_tables([(codes, spread)])
+    found = fit_tables([(codes, spread)])
+    lowest, tables = found.lowest, found.frequencies
     assert (tables.sum(axis=1) == TOTAL).all()
     assert (
         tables[spread.models(lowest, len(tables)), codes.reshape(-1).astype(int) + MAX_SYMBOLS // 2] > 0
@@ -109,7 +110,8 @@ def test_tables_hold_every_code_and_come_back(seed: int, rows: int, columns: int
 def test_tables_by_spread_cost_less_than_one_for_the_matrix() -> None:
     codes = codes_of(0, 300, 300)
     spread = spread_classes(codes)
-    lowest, tables = fit_tables([(codes, spread)])
+    found = fit_tables([(codes, spread)])
+    lowest, tables = found.lowest, found.frequencies
     symbols = codes.reshape(-1).astype(int) + MAX_SYMBOLS // 2
     shares = np.bincount(symbols) / symbols.size
     one_table = -(shares[shares > 0] * np.log2(shares[shares > 0])).sum()

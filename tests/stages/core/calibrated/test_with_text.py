@@ -11,7 +11,7 @@ from schemas.settings import ModelSettings
 from schemas.tensor_formats import FormatRule
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.blob.packing import pack
-from stages.core.calibrated.coded_model import LimitTooSmallError
+from stages.core.calibrated.fit import LimitTooSmallError
 from stages.core.calibrated.with_text import CalibratedModel, quantize_with_text
 from stages.core.loader import TokenStream
 from stages.core.program import knowing_its_code
