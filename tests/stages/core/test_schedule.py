@@ -31,7 +31,7 @@ def test_a_reserve_ends_the_steps_so_much_earlier() -> None:
     assert progress_at(Clock(0, 24.0), reserved) == 0.5
     assert lr_scale_at(Clock(0, 48.0), reserved) == 0.0
     for wrong in (replace(STEPS, reserve_seconds=1.0), replace(TIMED, reserve_seconds=60.0)):
-        with pytest.raises(ValueError, match="reserve_seconds = .* must be less than max_seconds"):
+        with pytest.raises(ValueError, match=r"reserve_seconds = .* must be less than max_seconds"):
             wrong.check()
 
 
