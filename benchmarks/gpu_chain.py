@@ -98,6 +98,14 @@ def figures(results: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any
     }
     if "evaluation" in results:
         evaluation = results["evaluation"]
+        if learned := evaluation.test_time_training:
+            row |= {
+                "bpb_ttt": learned.adapted.bpb if learned.adapted else None,
+                "bpb_without_ttt": learned.without.bpb,
+                "ttt_seconds": learned.seconds,
+                "ttt_steps": learned.num_steps,
+                "ttt_done_share": learned.done_share,
+            }
         row |= {
             "bpb_quantized": evaluation.non_overlapping.bpb,
             "bpb_sliding": evaluation.sliding.bpb if evaluation.sliding else None,

@@ -1,8 +1,11 @@
 """Evaluation: the package and the validation shards in; bits per byte of what ships out."""
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator
+from typing import Any
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from schemas.base import Schema, Volatile
+from schemas.lora_settings import LoraSettings
 from schemas.settings import ComputeSettings, ScoringSettings, Windows
 
 
@@ -52,7 +55,47 @@ class EvaluateSpec(Schema):
         default_factory=ComputeSettings, description="where the package is scored"
     )
 
+    test_time_training: LoraSettings = Field(
+        default_factory=LoraSettings, description="a score with a LoRA for each document"
+    )
+
     _scores_only = field_validator("compute")(only_scores)
+
+    @model_validator(mode="after")
+    def _chunks_fit(self) -> "EvaluateSpec":
+        lora, length = self.test_time_training, self.scoring.sequence_length
+        if lora.on and lora.chunk_tokens > length:
+            raise ValueError(
+                f"test_time_training.chunk_tokens = {lora.chunk_tokens}: must be at most "
+                f"scoring.sequence_length = {length}"
+            )
+        return self
+
+    def identity(self) -> Any:
+        """Without test-time training where it is off: earlier runs keep their names."""
+        known = super().identity()
+        if not self.test_time_training.on:
+            del known["test_time_training"]
+        return known
+
+
+class LoraScores(Schema):
+    """Scores with and without a LoRA for each document that learns from what is scored already.
+
+    Both are of the same windows: inside documents, `chunk_tokens` apart.
+    """
+
+    adapted: Score | None = Field(description="None: the clock ran out")
+    without: Score
+    num_documents: PositiveInt
+    num_steps: NonNegativeInt = Field(description="steps of all documents together")
+    done_share: float = Field(description="share of the targets scored; 1, unless the clock ran out")
+    seconds: Volatile[NonNegativeFloat]
+
+    @property
+    def gain_bpb(self) -> float | None:
+        """Bits per byte with it minus without; None where the clock ran out."""
+        return None if self.adapted is None else self.adapted.bpb - self.without.bpb
 
 
 class Evaluation(Schema):
@@ -60,6 +103,9 @@ class Evaluation(Schema):
 
     non_overlapping: Score
     sliding: Score | None
+    test_time_training: LoraScores | None = Field(
+        None, description="a figure of its own, not comparable with the others; None: off"
+    )
     text_utf8_bytes: NonNegativeInt | None = Field(
         description="validation text as it came; None for ready-made shards"
     )
@@ -67,3 +113,8 @@ class Evaluation(Schema):
         description="the same after the tokenizer's normalisation"
     )
     byte_account: str = Field(description="how the token bytes compare with the text")
+
+    @property
+    def test_time_training_seconds(self) -> float | None:
+        """Seconds on its clock; None where it is off."""
+        return self.test_time_training.seconds if self.test_time_training else None

@@ -4,10 +4,13 @@ from pydantic import Field
 
 from schemas.base import Schema
 from schemas.files import FileRef, Sha256, StorePath
+from schemas.lora_settings import LoraRecipe
 from schemas.recipe import Recipe
 
 SCRIPT_NAME = "train_gpt.py"
 BLOB_NAME = "model.fwz"
+LORA_MODULE = "stages.core.lora"
+"""Of `Package.modules`, where the script can train at test time."""
 ALLOWED_PACKAGES = frozenset({"torch", "numpy", "sentencepiece", "zstandard"})
 
 
@@ -23,7 +26,7 @@ class PackageOptions(Schema):
 class PackageSpec(PackageOptions):
     """The script's content; the pipeline fills in its own settings."""
 
-    recipe: Recipe | None = Field(
+    recipe: Recipe | LoraRecipe | None = Field(
         None, description="settings of the whole run, which the script repeats; None: it only scores"
     )
 

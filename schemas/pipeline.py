@@ -9,6 +9,7 @@ from schemas.base import SCHEMA_VERSION, Schema, SchemaVersion, Volatile
 from schemas.check_size import CheckSizeSpec
 from schemas.errors import SpecError
 from schemas.evaluate import EvaluateSpec
+from schemas.lora_settings import LoraRecipe
 from schemas.merge import MergeSpec
 from schemas.package import PackageOptions, PackageSpec
 from schemas.publish import PublishedReport, PublishOptions
@@ -40,9 +41,10 @@ class PipelineSpec(Schema):
 
     def recipe(self) -> Recipe:
         """What the program that ships repeats: everything from token shards to scores."""
-        return Recipe(
-            self.train, self.merge.averaging, self.quantize, self.evaluate.scoring, self.evaluate.compute
-        )
+        evaluate = self.evaluate
+        parts = (self.train, self.merge.averaging, self.quantize, evaluate.scoring, evaluate.compute)
+        lora = evaluate.test_time_training
+        return LoraRecipe(*parts, lora) if lora.on else Recipe(*parts)
 
     def audit_compute(self) -> ComputeSettings:
         """What the audit computes with: the CPU, in float32, with as many threads as a process that

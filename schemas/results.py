@@ -55,3 +55,11 @@ class RunResults(Schema):
     def val_bpb_quantized_sliding(self) -> float | None:
         """The same with sliding windows; None where they were not scored."""
         return self.evaluation.sliding.bpb if self.evaluation.sliding else None
+
+    @property
+    def val_bpb_test_time_training(self) -> float | None:
+        """Bits per byte inside documents with test-time training; None where it is off or its clock ran
+        out.
+        """
+        learned = self.evaluation.test_time_training
+        return learned.adapted.bpb if learned and learned.adapted else None

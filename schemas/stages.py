@@ -79,7 +79,11 @@ def _own_compute(spec: Any) -> ComputeSettings:
 
 
 # What findings and figures are made of, beside what identifies the results.
-_READ_BY_AUDIT = {"trained": ("metrics", "timings"), "merged": ("last", "score")}
+_READ_BY_AUDIT = {
+    "trained": ("metrics", "timings"),
+    "merged": ("last", "score"),
+    "evaluation": ("test_time_training_seconds",),
+}
 
 _ALL = (
     Stage("tokenize_corpus", TokenizeSpec, TokenizedCorpus, {"manifest": CorpusManifest}),

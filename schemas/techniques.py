@@ -125,6 +125,7 @@ TECHNIQUES = (
         "windows over the stream",
     ),
     Technique("sliding", "sliding windows", _set("evaluate.scoring.stride=0")),
+    Technique("test-time-training", "test-time training", _set("evaluate.test_time_training.on=false")),
 )
 
 

@@ -390,6 +390,7 @@ def report_json(report: PipelineReport, store: Path) -> dict[str, Any]:
         "val_bpb_merged": report.val_bpb_merged,
         "val_bpb_quantized": report.val_bpb_quantized,
         "val_bpb_quantized_sliding": report.val_bpb_quantized_sliding,
+        "val_bpb_test_time_training": report.val_bpb_test_time_training,
         "num_parameters": report.packed.num_parameters,
         "total_bytes": report.size.total_bytes,
         "limit_bytes": report.size.limit_bytes,

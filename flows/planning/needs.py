@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from flows.inputs.specs import Plan
+from schemas.evaluate import EvaluateSpec
 from schemas.settings import ComputeSettings
 from schemas.stages import STAGES
 from stages.planning.counts import count_parameters
@@ -15,6 +16,7 @@ from stages.planning.memory import (
     PROCESS_BYTES,
     TrainingMemory,
     audit_memory,
+    evaluation_memory,
     micro_batch,
     quantizing_memory,
     scoring_memory,
@@ -55,9 +57,8 @@ class Needs:
         weights = 4 * count_parameters(model).total
         measured = self.probed.steps.peak_bytes if self.probed and self.probed.steps else None
         peak = training_memory(spec.train).peak(micro_batch(spec.train))
-        merged, evaluated = (
-            scoring_memory(model, part.scoring, part.compute) for part in (spec.merge, spec.evaluate)
-        )
+        merged = scoring_memory(model, spec.merge.scoring, spec.merge.compute)
+        evaluated = evaluation_memory(model, spec.evaluate)
         small = Need(PROCESS_BYTES, 0, _SMALL_FILES)
         found = {
             "tokenize_corpus": Need(PROCESS_BYTES, 0, 2 * (self.size.train_tokens + self.size.val_tokens)),
@@ -114,12 +115,13 @@ def _remedy(plan: Plan, stage: str, there: int) -> str:
     if stage == "train":
         return _smaller_micro_batch(plan, there)
     if stage in ("merge", "evaluate"):
-        part = spec.merge if stage == "merge" else spec.evaluate
+        merge = EvaluateSpec(scoring=spec.merge.scoring, compute=spec.merge.compute)
+        part = merge if stage == "merge" else spec.evaluate
         fewer = part.scoring.batch_tokens
         while fewer > part.scoring.sequence_length:
             fewer //= 2
-            scoring = part.scoring.derive(batch_tokens=fewer)
-            if scoring_memory(spec.train.model, scoring, part.compute) <= USABLE * there:
+            smaller = part.derive(scoring=part.scoring.derive(batch_tokens=fewer))
+            if evaluation_memory(spec.train.model, smaller) <= USABLE * there:
                 return f"{stage}.scoring.batch_tokens={fewer} fits"
         return f"{stage}.scoring.batch_tokens does not make it fit: take a smaller model"
     if stage == "quantize" and hasattr(spec.quantize, "calibration"):

@@ -79,7 +79,8 @@ def _row(variant: Variant, whole: dict[int, PipelineReport]) -> Row:
     }
     if not variant.changes or not both:
         return row | {"finding": "" if reports else "no seed completed"}
-    ours, theirs = [_score(reports[seed]) for seed in both], [_score(whole[seed]) for seed in both]
+    pairs = [_beside(reports[seed], whole[seed], variant.changes) for seed in both]
+    ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     nats_per_bpb = 1 / nats_to_bpb(1.0, *_text(whole[both[0]]))
     mean = fmean(ours) - fmean(theirs)
     row |= {"difference": f"{mean:+.5f}", "nats a token": f"{mean * nats_per_bpb:+.5f}"}
@@ -105,6 +106,16 @@ def _finding(mean: float, std: float, is_shown: bool) -> str:
 def _score(report: PipelineReport) -> float:
     """Bits per byte of the packaged model, by sliding windows if they were scored."""
     return report.val_bpb_quantized_sliding or report.val_bpb_quantized
+
+
+def _beside(report: PipelineReport, whole: PipelineReport, changes: tuple[str, ...]) -> tuple[float, float]:
+    """The variant's bits per byte and those of the run itself. Test-time training has a score of its own,
+    which says what the same windows give without.
+    """
+    learned = whole.evaluation.test_time_training
+    if learned and learned.adapted and changes == find_technique("test-time-training").off(whole.spec):
+        return learned.without.bpb, learned.adapted.bpb
+    return _score(report), _score(whole)
 
 
 def _text(report: PipelineReport) -> tuple[int, int]:

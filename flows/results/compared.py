@@ -37,6 +37,9 @@ _ABSENT, _NOTHING = "–", "none"
 AnyRun = PipelineReport | StoppedRun
 """A run that has a report, or one that a rule ended while it trained."""
 
+TEST_TIME = "val_bpb test-time training"
+"""The figure that a comparison has only where a run has it."""
+
 Figure = tuple[str, str, int, Callable[[PipelineReport], float | None]]
 """Name, unit, decimals, and where it is found."""
 
@@ -45,6 +48,7 @@ FIGURES: tuple[Figure, ...] = (
     ("val_bpb merged", "bits per byte", 5, lambda run: run.val_bpb_merged),
     ("val_bpb quantized", "bits per byte", 5, lambda run: run.val_bpb_quantized),
     ("val_bpb quantized, sliding", "bits per byte", 5, lambda run: run.val_bpb_quantized_sliding),
+    (TEST_TIME, "bits per byte", 5, lambda run: run.val_bpb_test_time_training),
     ("gap quantized − merged", "bits per byte", 5, lambda run: run.val_bpb_quantized - run.val_bpb_merged),
     ("training loss, last tenth", "nats a token", 4, lambda run: run.trained.final_train_loss),
     ("parameters", "", 0, lambda run: run.packed.num_parameters),
@@ -99,6 +103,7 @@ def compare_runs(store: Store, reports: Sequence[AnyRun], finished: Sequence[Pip
                 values=tuple(None if isinstance(report, StoppedRun) else find(report) for report in reports),
             )
             for name, unit, digits, find in FIGURES
+            if name != TEST_TIME or any(find(run) for run in reports if isinstance(run, PipelineReport))
         ),
         verdicts=_verdicts(reports),
         conclusions=tuple(_conclusions(store, labels, reports, finished)),

@@ -46,6 +46,7 @@ _COLUMNS: dict[str, tuple[pa.DataType, Read]] = {
     "val_bpb_merged": (pa.float64(), lambda run, _: run.val_bpb_merged),
     "val_bpb_quantized": (pa.float64(), lambda run, _: run.val_bpb_quantized),
     "val_bpb_quantized_sliding": (pa.float64(), lambda run, _: run.val_bpb_quantized_sliding),
+    "val_bpb_test_time_training": (pa.float64(), lambda run, _: run.val_bpb_test_time_training),
     "final_train_loss": (pa.float64(), lambda run, _: run.trained.final_train_loss),
     "num_parameters": (pa.int64(), lambda run, _: run.packed.num_parameters),
     "model_bytes": (pa.int64(), lambda run, _: run.size.model_bytes),

@@ -15,9 +15,14 @@ _SAME_ERROR = 1e-5
 
 
 def shipping_findings(evidence: Evidence) -> list[Finding]:
-    """The quantizer and sliding windows, then the rules."""
+    """The quantizer, windows and test-time training, then the rules."""
     spec = evidence.spec
-    switched = {"quantizer": _quantizer, "document-windows": _document_windows, "sliding": _sliding}
+    switched = {
+        "quantizer": _quantizer,
+        "document-windows": _document_windows,
+        "sliding": _sliding,
+        "test-time-training": _test_time_training,
+    }
     findings = [
         make(evidence, _BY_KEY[key]) if _BY_KEY[key].is_on(spec) else off(_BY_KEY[key])
         for key, make in switched.items()
@@ -154,6 +159,41 @@ def _document_windows(evidence: Evidence, technique: Technique) -> Finding:
             "comparable with figures over the stream"
         ),
         figures={"inner_document_starts": float(starts)},
+    )
+
+
+def _test_time_training(evidence: Evidence, technique: Technique) -> Finding:
+    """The score beside that of the same windows without it, and what it took."""
+    settings, learned = (
+        evidence.spec.evaluate.test_time_training,
+        evidence.results.evaluation.test_time_training,
+    )
+    clock = f" of {settings.max_seconds:g}" if settings.max_seconds else ""
+    if learned is None:
+        text, gain = "the packaged program left no score with it", None
+    elif (gain := learned.gain_bpb) is None:
+        text = (
+            f"no score: its clock of {settings.max_seconds:g} s ran out at {learned.done_share:.1%} of the "
+            "targets; give it more with evaluate.test_time_training.max_seconds"
+        )
+    else:
+        text = (
+            f"{gain:+.5f} bpb against the same windows without it: "
+            f"{count_of(learned.num_steps, 'step', 'steps')} on "
+            f"{count_of(learned.num_documents, 'document', 'documents')} in {learned.seconds:.1f}{clock} s"
+        )
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict="took effect" if gain else "no effect",
+        evidence=text,
+        figures={}
+        if gain is None or learned is None
+        else {
+            "bpb_against_without": gain,
+            "steps": float(learned.num_steps),
+            "seconds": learned.seconds,
+        },
     )
 
 
@@ -306,7 +346,13 @@ def _fit(evidence: Evidence) -> Finding:
 def _scores(evidence: Evidence) -> dict[str, Score]:
     merged, evaluation = evidence.results.merged, evidence.results.evaluation
     scores = {"last iterate": merged.last, "merged": merged.score, "quantized": evaluation.non_overlapping}
-    return {**scores, "quantized, sliding": evaluation.sliding} if evaluation.sliding else scores
+    learned = evaluation.test_time_training
+    more = {
+        "quantized, sliding": evaluation.sliding,
+        "without test-time training": learned and learned.without,
+        "with test-time training": learned and learned.adapted,
+    }
+    return scores | {name: score for name, score in more.items() if score}
 
 
 def _same(reported: float | None, measured: float | None) -> bool:

@@ -311,7 +311,7 @@ def _cap(evidence: Evidence) -> Finding:
 def _text_in_time(evidence: Evidence) -> Finding:
     """Whoever reads training text learns from it: the contest counts a calibration as training."""
     schedule, read = evidence.spec.train.schedule, evidence.results.packed.text_seconds
-    key, title = "text_in_time", "training text read within the cap"
+    key, title = "text-in-time", "training text read within the cap"
     if schedule.max_seconds is None or read is None:
         why = "no cap was set" if schedule.max_seconds is None else "only training reads text"
         return Finding(key=key, title=title, verdict="off", evidence=why, figures={})

@@ -39,6 +39,7 @@ from stages.core.distributed import (
     patient_group,
 )
 from stages.core.loader import TokenStream
+from stages.core.lora_option import add_lora_option, lora_scores
 from stages.core.model import GPT
 from stages.core.packaged_recipe import MADE_ON, RECIPE
 from stages.core.scoring import score, score_as_dict, score_line
@@ -81,7 +82,9 @@ def model_of_blob(blob: bytes, device: torch.device) -> GPT:
 def evaluate_blob(
     options: argparse.Namespace, blob_path: Path, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any] | None]:
-    """Scores by kind: non_overlapping, and sliding when the stride is not 0."""
+    """Scores by kind: non_overlapping, sliding when the stride is not 0, and test_time_training where it is
+    on.
+    """
     num_nodes, num_processes = _processes()
     compute = ComputeSettings(
         device=options.device,
@@ -96,20 +99,23 @@ def evaluate_blob(
     rank, _, device = join_processes(compute)
     model = model_of_blob(_blob_of_first(blob_path), device)
     group = patient_group()
+    dtype, text = compute_dtype(compute), (stream, table)
+
+    def progress(kind: str) -> Callable[[float, float, str], None]:
+        if rank or not options.progress:
+            return lambda done, total, unit: None
+        return lambda done, total, unit: print(f"@progress {done} {total} {unit}, {kind}", flush=True)
+
     scores: dict[str, dict[str, Any] | None] = {"non_overlapping": None, "sliding": None}
     for kind, stride in (("non_overlapping", scoring.sequence_length), ("sliding", scoring.stride)):
         if not stride:
             continue
         started = time.perf_counter()
-
-        def progress(done: float, total: float, unit: str, kind: str = kind) -> None:
-            if rank == 0 and options.progress:
-                print(f"@progress {done} {total} {unit}, {kind}", flush=True)
-
-        sums = score(model, stream, table, scoring, stride, compute_dtype(compute), progress, group)
+        sums = score(model, *text, scoring, stride, dtype, progress(kind), group)
         scored = score_as_dict(sums, time.perf_counter() - started)
         scores[kind] = scored
         say(score_line(kind, scored))
+    scores |= lora_scores(options, model, text, scoring, dtype, progress, group, say)
     if rank == 0 and options.json:
         Path(options.json).write_text(json.dumps(scores), encoding="utf-8")
     return scores
@@ -241,6 +247,7 @@ def submission_parser(recipe: Recipe | None) -> argparse.ArgumentParser:
         default=compute.threads_per_process,
         help="CPU threads of each process that scores",
     )
+    add_lora_option(parser, recipe)
     parser.add_argument("--log-file", help="also write the log's lines to this file")
     parser.add_argument("--json", help="also write the scores to this file")
     parser.add_argument("--progress", action="store_true", help="print machine-readable progress lines")

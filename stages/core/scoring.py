@@ -130,19 +130,31 @@ def score(
         rows, scored = _read(tokens, batch)
         num_last = rows.shape[1] - 1 - int(scored.any(axis=0).argmax())
         nll = _nll(model, torch.from_numpy(rows).to(device), num_last, dtype).double().cpu()
-        scored, previous, targets = scored[:, -num_last:], rows[:, -num_last - 1 : -1], rows[:, -num_last:]
-        nll = nll.masked_fill(torch.from_numpy(~scored), 0.0)
-        is_bos = torch.from_numpy((targets == BOS_ID) & scored)
-        num_bytes = int((count_bytes(table, previous, targets) * scored).sum())
-        sums += torch.tensor(
-            [nll.sum(), scored.sum(), num_bytes, is_bos.sum(), nll[is_bos].sum()], dtype=torch.float64
-        )
+        sums += target_sums(table, rows[:, -num_last - 1 :], scored[:, -num_last:], nll)
         done += len(batch)
         progress(done, len(mine), "windows")
     if world > 1:
         dist.all_reduce(sums, group=group)
+    return as_score(sums, settings.windows)
+
+
+def target_sums(table: TokenBytes, ids: np.ndarray, scored: np.ndarray, nll: Tensor) -> Tensor:
+    """The sums of a score (5,) float64: nats, targets, bytes, BOS and their nats.
+
+    ids (B, T+1) int64; scored (B, T) bool says which targets count, and nll (B, T) float64 has their nats.
+    """
+    nll = nll.masked_fill(torch.from_numpy(~scored), 0.0)
+    is_bos = torch.from_numpy((ids[:, 1:] == BOS_ID) & scored)
+    num_bytes = int((count_bytes(table, ids[:, :-1], ids[:, 1:]) * scored).sum())
+    return torch.tensor(
+        [nll.sum(), scored.sum(), num_bytes, is_bos.sum(), nll[is_bos].sum()], dtype=torch.float64
+    )
+
+
+def as_score(sums: Tensor, windows: Windows) -> ScoreSums:
+    """What `target_sums` adds up to."""
     total = sums.tolist()
-    return ScoreSums(total[0], int(total[1]), int(total[2]), int(total[3]), total[4], settings.windows)
+    return ScoreSums(total[0], int(total[1]), int(total[2]), int(total[3]), total[4], windows)
 
 
 def _spaced(windows: list[Window], share: float) -> list[Window]:

@@ -26,6 +26,7 @@ SHIPPED_MODULES = (
     "schemas.settings",
     "schemas.quantizer_settings",
     "schemas.recipe",
+    "schemas.lora_settings",
 )
 _LINE_LENGTH = 140
 
@@ -90,13 +91,14 @@ def bundle(
     """Source text of the script, and the names of the modules in it, in order.
 
     With `keep_comments` the modules' text stays as it is and module docstrings become comments; without it
-    only the code stays. `written` has other text for some of the modules than their files. Raises StageError,
-    naming the place, for what cannot be put into one script without changing its meaning.
+    only the code stays. `written` has other text for some of the modules than their files, or none for those
+    to leave out. Raises StageError, naming the place, for what cannot be put into one script without changing
+    its meaning.
     """
     paths = {
         name: path
         for name, path in reachable_modules([entry_module]).items()
-        if path.name != "__init__.py" or _has_code(path)
+        if (path.name != "__init__.py" or _has_code(path)) and (written or {}).get(name) != ""
     }
     for name in paths:
         if not name.startswith(SHIPPED_PREFIX) and name not in (*SHIPPED_MODULES, entry_module):

@@ -9,7 +9,8 @@ import sys
 from typing import Any
 
 from schemas.errors import StageError
-from schemas.package import ALLOWED_PACKAGES, SCRIPT_NAME, PackageOptions
+from schemas.lora_settings import LoraRecipe
+from schemas.package import ALLOWED_PACKAGES, LORA_MODULE, SCRIPT_NAME, PackageOptions
 from schemas.recipe import Recipe
 from stages.packaging.bundle import bundle, imported_packages
 from stages.store.machine import machine_in_words
@@ -31,6 +32,23 @@ def use_fused_kernels(model: Any, device: Any) -> None:
         "package the run with them"
     )
 '''
+
+_NO_LORA = {
+    "schemas.lora_settings": "",
+    LORA_MODULE: "",
+    "stages.core.lora_option": '''"""No test-time training here: the run's settings do not ask for it."""
+
+from typing import Any
+
+
+def add_lora_option(parser: Any, recipe: Any) -> None:
+    pass
+
+
+def lora_scores(*given: Any) -> dict[str, Any]:
+    return {}
+''',
+}
 
 # In linecache the unpacked source is found by compilers of kernels, which ask inspect for it.
 _UNPACKER = '''"""The submission's program, xz-compressed: `python train_gpt.py --source` prints it."""
@@ -54,6 +72,8 @@ def program(options: PackageOptions, recipe: Recipe | None) -> tuple[str, tuple[
         packages = packages | {"triton"}
     else:
         written[KERNELS_MODULE] = _NO_KERNELS
+    if not isinstance(recipe, LoraRecipe):
+        written |= _NO_LORA
     source, modules = bundle(ENTRY_MODULE, options.keep_comments, written)
     check_imports(source, packages)
     return source, modules

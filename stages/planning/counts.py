@@ -6,6 +6,7 @@ the real model.
 
 from dataclasses import dataclass
 
+from schemas.lora_settings import LoraSettings
 from schemas.settings import ModelSettings, ScheduleSettings, ScoringSettings, SnapshotSettings, TrainSettings
 from stages.core.schedule import Clock, lr_scale_at, snapshot_due
 
@@ -46,6 +47,16 @@ def count_parameters(model: ModelSettings) -> Parameters:
     return Parameters(blocks, embeddings, others)
 
 
+def lora_parameters(model: ModelSettings, lora: LoraSettings) -> int:
+    """Parameters of the LoRAs of one document, as `stages.core.lora.DocumentLoras` has them."""
+    dim, kv_dim, passes = model.model_dim, model.num_kv_heads * model.head_dim, len(model.layer_order())
+    rows = {"k": passes * kv_dim, "v": passes * kv_dim, "head": model.vocab_size}
+    columns = {"head": dim}
+    return lora.rank * sum(
+        rows.get(target, passes * dim) + columns.get(target, passes * dim) for target in lora.targets
+    )
+
+
 def operations_a_token(model: ModelSettings, sequence_length: int, looped_share: float = 1.0) -> float:
     """Floating-point operations of a forward pass for each token: 2 a parameter of a matrix product, and
     2·T·D a layer for causal attention, T the sequence length.
@@ -78,6 +89,15 @@ def scoring_operations(model: ModelSettings, num_tokens: int, scoring: ScoringSe
     if not stride:
         return 0.0
     return scored_tokens(num_tokens, scoring, stride) * operations_a_token(model, scoring.sequence_length)
+
+
+def learning_operations(
+    model: ModelSettings, num_tokens: int, scoring: ScoringSettings, lora: LoraSettings
+) -> float:
+    """Operations of test-time training, and of the same windows without: a window's forward pass, and twice
+    as many backward. All windows count as whole ones.
+    """
+    return 4 * scoring_operations(model, num_tokens, scoring, lora.chunk_tokens) if lora.on else 0.0
 
 
 def num_snapshots(schedule: ScheduleSettings, snapshots: SnapshotSettings, steps: int) -> int:

@@ -6,10 +6,11 @@ compares the sums with measured peaks.
 
 from dataclasses import dataclass
 
+from schemas.evaluate import EvaluateSpec
 from schemas.pipeline import PipelineSpec
 from schemas.quantizer_settings import CalibratedSettings, Ecsq
 from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings, TrainSettings
-from stages.planning.counts import count_parameters, num_snapshots
+from stages.planning.counts import count_parameters, lora_parameters, num_snapshots
 
 PROCESS_BYTES = 550 * 2**20
 """Main memory of a Python process that has imported PyTorch and computed something."""
@@ -95,6 +96,23 @@ def scoring_memory(model: ModelSettings, scoring: ScoringSettings, compute: Comp
     skips = len(model.layer_order()) // 2 if model.unet_skips else 0
     hidden = width * (model.model_dim * (8 + skips) + 2 * model.mlp_hidden)
     return _FLOAT * count_parameters(model).total + rows * (hidden + 3 * _FLOAT * model.vocab_size)
+
+
+def evaluation_memory(model: ModelSettings, spec: EvaluateSpec) -> int:
+    """The same of the stage `evaluate`. Test-time training keeps, for documents side by side, what autograd
+    needs of their windows, the logits of their chunks, and weights, gradients and two states of their LoRAs.
+    """
+    scoring, lora = spec.scoring, spec.test_time_training
+    plain = scoring_memory(model, scoring, spec.compute)
+    if not lora.on:
+        return plain
+    length = scoring.sequence_length
+    documents = min(lora.batch_documents, max(1, scoring.batch_tokens // length))
+    kept = _kept_a_token(model, spec.compute, length) - 4 * _FLOAT * model.vocab_size
+    logits = lora.chunk_tokens * 4 * _FLOAT * model.vocab_size
+    loras = 4 * _FLOAT * lora_parameters(model, lora)
+    weights = _FLOAT * count_parameters(model).total
+    return max(plain, weights + documents * round(length * kept + logits + loras))
 
 
 def quantizing_memory(spec: PipelineSpec, quantizer: object) -> int:

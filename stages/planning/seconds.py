@@ -6,7 +6,7 @@ its work.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from schemas.files import Machine, StageRecord
@@ -75,7 +75,9 @@ def _growing_seconds(stage: str, record: StageRecord) -> float:
     if stage == "merge":
         return float(result.last.seconds + result.score.seconds)
     if stage == "evaluate":
-        return float(sum(score.seconds for score in (result.non_overlapping, result.sliding) if score))
+        learned = result.test_time_training
+        scores = (result.non_overlapping, result.sliding, learned and learned.without, learned)
+        return float(sum(score.seconds for score in scores if score))
     return 0.0 if stage in ASSUMED_SECONDS else float(record.provenance.seconds)
 
 
@@ -107,7 +109,10 @@ def by_probe(stage: str, spec: PipelineSpec, size: TextSize, probed: Probed) -> 
     if stage in ("merge", "evaluate") and probed.steps is not None:
         part = spec.merge if stage == "merge" else spec.evaluate
         comparable = _like_the_probe(spec, part.compute) and part.scoring == spec.evaluate.scoring
-        return _scored(stage, part.scoring, size, probed.steps, start) if comparable else None
+        if not comparable:
+            return None
+        found = _scored(stage, part.scoring, size, probed.steps, start)
+        return _with_learning(found, spec, size, probed.steps) if stage == "evaluate" else found
     if stage == "quantize" and probed.model is not None:
         own_process = start if isinstance(spec.quantize, CalibratedSettings) else 0.0
         seconds = own_process + probed.model.quantize_seconds
@@ -136,6 +141,20 @@ def _scored(
         return Estimate(start + 2 * whole * window, "probe", details)
     seconds = whole * window + num_windows(size.val_tokens, scoring, scoring.stride) * sliding
     return Estimate(start + seconds, "probe", f"{details}, sliding {1000 * sliding:.1f} ms")
+
+
+def _with_learning(found: Estimate, spec: PipelineSpec, size: TextSize, measured: StepProbe) -> Estimate:
+    """With test-time training, if it is on: as many windows as chunks, three times as long with their
+    gradients, and once without.
+    """
+    lora = spec.evaluate.test_time_training
+    if not lora.on or found.seconds is None:
+        return found
+    windows = num_windows(size.val_tokens, spec.evaluate.scoring, lora.chunk_tokens)
+    seconds = 4 * windows * measured.window_seconds
+    return replace(
+        found, seconds=found.seconds + seconds, details=f"{found.details}, test-time training {seconds:.0f} s"
+    )
 
 
 def _like_the_probe(spec: PipelineSpec, compute: ComputeSettings) -> bool:

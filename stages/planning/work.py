@@ -12,7 +12,13 @@ from schemas.tokenize_corpus import (
     TokenizedCorpus,
     TokenizeSpec,
 )
-from stages.planning.counts import count_parameters, scored_tokens, scoring_operations, training_operations
+from stages.planning.counts import (
+    count_parameters,
+    learning_operations,
+    scored_tokens,
+    scoring_operations,
+    training_operations,
+)
 
 _BYTES_A_TOKEN = 0.27
 """Bytes of text a token for each bit of the vocabulary: 2.7 for 1,024 pieces of English."""
@@ -92,7 +98,9 @@ def work_of(stage: str, spec: PipelineSpec, size: TextSize, train_tokens: int | 
     if stage == "evaluate":
         scoring = spec.evaluate.scoring
         strides = (scoring.sequence_length, scoring.stride)
-        return Work(sum(scoring_operations(model, size.val_tokens, scoring, stride) for stride in strides))
+        plain = sum(scoring_operations(model, size.val_tokens, scoring, stride) for stride in strides)
+        lora = spec.evaluate.test_time_training
+        return Work(plain + learning_operations(model, size.val_tokens, scoring, lora))
     if stage == "audit":
         return Work(parameters * audited_tokens(spec))
     if stage == "quantize" and isinstance(spec.quantize, CalibratedSettings):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from schemas.audit import Audit
 from schemas.check_size import SizeReport, TensorGroup
-from schemas.evaluate import Score
+from schemas.evaluate import LoraScores, Score
 from schemas.quantize import PackedModel, TensorReport
 from schemas.results import RunResults
 from schemas.tokenize_corpus import SplitCounts
@@ -68,6 +68,7 @@ def result_table(results: RunResults, title: str, stride: str) -> Table:
             _bpb_or_dash(sliding),
             f"stride {stride}{results.evaluation.non_overlapping.mode}" if stride else "",
         ),
+        *_learned_rows(results.evaluation.test_time_training),
         ("gap quantized − merged", f"{gap:+.5f}", "bpb, the same windows"),
         *(
             (f"{name} on the validation text", bpb(value), "bits per byte, for comparison")
@@ -81,34 +82,49 @@ def result_table(results: RunResults, title: str, stride: str) -> Table:
     return Table(title, ("figure", "value", "note"), rows, ("figure", "note"), marks)
 
 
+def _learned_rows(learned: LoraScores | None) -> list[tuple[str, str, str]]:
+    """The figure with test-time training, if there is one, and its gain."""
+    if learned is None:
+        return []
+    name, score, gain = "val_bpb test-time training", learned.adapted, learned.gain_bpb
+    if score is None or gain is None:
+        return [(name, "–", f"its clock ran out at {learned.done_share:.1%}")]
+    return [(name, bpb(score.bpb), f"windows{score.mode}; {gain:+.5f} by it")]
+
+
 def score_steps(results: RunResults) -> list[tuple[str, Score]]:
     """The scores in the order of the chain."""
     merged, evaluation = results.merged, results.evaluation
+    learned = evaluation.test_time_training
     steps = [
         ("last iterate", merged.last),
         (f"merged ({merged.averaged})", merged.score),
         (f"quantized ({results.packed.method})", evaluation.non_overlapping),
+        ("quantized, sliding", evaluation.sliding),
+        ("quantized, sliding in chunks", learned and learned.without),
+        ("the same, test-time training", learned and learned.adapted),
     ]
-    return [*steps, ("quantized, sliding", evaluation.sliding)] if evaluation.sliding else steps
+    return [(name, score) for name, score in steps if score]
 
 
 def score_table(results: RunResults) -> Table:
     """The score after each stage and its change by that stage."""
     rows: list[tuple[str, ...]] = []
-    before = None
+    before: Score | None = None
     for name, score in score_steps(results):
         rows.append(
             (
                 name + score.mode,
                 bpb(score.bpb),
-                "" if before is None else f"{score.bpb - before:+.5f}",
+                # Windows of two modes do not compare.
+                "" if before is None or before.windows != score.windows else f"{score.bpb - before.bpb:+.5f}",
                 f"{score.loss:.5f}",
                 f"{score.num_targets:,}",
                 f"{score.num_bytes:,}",
                 bpb(score.bos_nats_sum / NATS_PER_BIT / score.num_bytes),
             )
         )
-        before = score.bpb
+        before = score
     columns = ("step", "val_bpb", "change", "nats a target", "targets", "bytes", "BOS share, bpb")
     return Table("Bits per byte, step by step", columns, tuple(rows), ("step",))
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from schemas.base import invalid_field
 from schemas.errors import StageError, first_line
-from schemas.evaluate import Score
+from schemas.evaluate import LoraScores, Score
 from schemas.runtime import Progress
 from schemas.settings import ComputeSettings, ScoringSettings
 from stages.processes.launch import run_ranks
@@ -24,6 +24,7 @@ class Scores:
 
     non_overlapping: Score
     sliding: Score | None
+    test_time_training: LoraScores | None = None
 
 
 def score_isolated(
@@ -35,8 +36,9 @@ def score_isolated(
     work_dir: Path,
     progress: Progress,
     timeout: float | None,
+    more_options: Sequence[str] = (),
 ) -> Scores:
-    """Run `script --eval` on the blob beside it.
+    """Run `script --eval` on the blob beside it, with `more_options` too.
 
     `work_dir` holds its scratch files, which are taken away again.
 
@@ -63,6 +65,7 @@ def score_isolated(
         f"--threads={compute.threads_per_process}",
         f"--json={scores_path}",
         "--progress",
+        *more_options,
     ]
     isolated = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     run_ranks(command, work_dir, compute, progress, timeout, env=isolated, cwd=empty)
@@ -73,10 +76,15 @@ def score_isolated(
 
 
 def read_scores(path: Path) -> Scores:
-    """What a script left. Raises StageError for anything that is no pair of scores."""
+    """What a script left. Raises StageError for anything that is no scores."""
     try:
         told = json.loads(path.read_bytes())
-        return Scores(Score(**told["non_overlapping"]), Score(**told["sliding"]) if told["sliding"] else None)
+        learned = told.get("test_time_training")
+        return Scores(
+            Score(**told["non_overlapping"]),
+            Score(**told["sliding"]) if told["sliding"] else None,
+            LoraScores(**learned) if learned else None,
+        )
     except ValidationError as error:
         raise StageError(
             f"{path.name}: the script left scores that are none: {invalid_field(error)}"

@@ -14,9 +14,10 @@ from flows.ablate import ablate
 from flows.cli.main import app
 from flows.inputs.ignored import without_ignored
 from flows.inputs.specs import resolve, settings_between
-from flows.results.ablation import plan_variants
+from flows.results.ablation import Variant, ablation_rows, plan_variants
 from presets import PRESETS, load_preset
 from schemas.errors import SpecError, StageError
+from schemas.evaluate import LoraScores
 from schemas.runtime import RunOptions
 from schemas.stages import STAGES
 from schemas.techniques import TECHNIQUES, Technique, find_technique
@@ -37,6 +38,7 @@ FORMS = (
     "train.data.windows=documents",
     "merge.scoring.windows=documents",
     "evaluate.scoring.windows=documents",
+    "evaluate.test_time_training.on=true",
 )
 """What turns on the techniques that `smoke` has off."""
 
@@ -127,6 +129,23 @@ def test_only_what_the_technique_touches_is_run_again(smoke_run: Any, smoke_stor
     assert quantizer.packed.method == "round_to_nearest"
     assert rows[1]["difference"] == f"{swa.val_bpb_quantized_sliding - whole.val_bpb_quantized_sliding:+.5f}"
     assert "one seed" in rows[1]["finding"]
+
+
+def test_test_time_training_is_compared_on_its_own_windows(smoke_run: Any) -> None:
+    off = find_technique("test-time-training").off(smoke_run.report.spec)
+    score = smoke_run.report.evaluation.non_overlapping
+    learned = LoraScores(
+        adapted=score.derive(bpb=3.0),
+        without=score.derive(bpb=3.25),
+        num_documents=1,
+        num_steps=9,
+        done_share=1.0,
+        seconds=1.0,
+    )
+    whole = smoke_run.report.derive(evaluation=smoke_run.report.evaluation.derive(test_time_training=learned))
+    variants = [Variant("the run", (), {1: whole}), Variant("without", off, {1: smoke_run.report})]
+    assert ablation_rows(variants)[1]["difference"] == "+0.25000"
+    assert ablation_rows([variants[0], Variant("other", ("x=1",), {1: whole})])[1]["difference"] == "+0.00000"
 
 
 def test_a_technique_of_the_model_is_trained_without(smoke_run: Any, smoke_store: Path) -> None:

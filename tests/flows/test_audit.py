@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from flows.cli.main import app
 from schemas.audit import Audit
+from schemas.evaluate import LoraScores, Score
+from schemas.overrides import apply_overrides
 from schemas.quantize import FitTry, changed_to
 from schemas.quantizer_settings import Gptq
 from schemas.results import RunResults
@@ -118,6 +120,29 @@ def test_documents_that_were_asked_for_and_not_heeded_are_found_out(evidence: Ev
     verdict, said = _verdict(evidence, "document-windows", spec=asked, **one_document)
     assert verdict == "no effect"
     assert "no window crosses the 0 document starts" in said
+
+
+def test_test_time_training_is_told_with_its_gain_steps_and_clock(evidence: Evidence) -> None:
+    evaluation = evidence.results.evaluation
+    spec = apply_overrides(evidence.spec, ["evaluate.test_time_training.on=true"])
+    without = evaluation.non_overlapping.derive(windows="documents", bpb=3.5)
+
+    def found(adapted: Score | None, done_share: float) -> tuple[str, str]:
+        counts = {"num_documents": 1, "num_steps": 254, "done_share": done_share, "seconds": 5.5}
+        learned = LoraScores(adapted=adapted, without=without, **counts)
+        changed = evaluation.derive(test_time_training=learned)
+        assert _verdict(evidence, "targets", spec=spec, evaluation=changed)[0] == "holds"
+        return _verdict(evidence, "test-time-training", spec=spec, evaluation=changed)
+
+    verdict, said = found(without.derive(bpb=3.25), 1.0)
+    assert verdict == "took effect"
+    assert said == (
+        "-0.25000 bpb against the same windows without it: 254 steps on 1 document in 5.5 of 600 s"
+    )
+    verdict, said = found(None, 0.4)
+    assert verdict == "no effect"
+    assert said.startswith("no score: its clock of 600 s ran out at 40.0% of the targets; give it more with")
+    assert _verdict(evidence, "test-time-training", spec=spec)[0] == "no effect"
 
 
 def test_loops_that_no_training_step_had_are_found_out(evidence: Evidence) -> None:

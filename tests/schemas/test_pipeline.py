@@ -3,10 +3,13 @@ from typing import Literal
 import pytest
 
 from presets import load_preset
+from schemas.base import fingerprint
 from schemas.errors import SpecError
 from schemas.overrides import apply_overrides
 from schemas.quantize import quantize_compute
 from schemas.quantizer_settings import CalibrationSettings, Ecsq
+from schemas.recipe import Recipe
+from schemas.techniques import find_technique
 
 
 def test_figures_of_two_kinds_of_windows_are_not_compared() -> None:
@@ -15,6 +18,32 @@ def test_figures_of_two_kinds_of_windows_are_not_compared() -> None:
         apply_overrides(smoke, ["evaluate.scoring.windows=documents"])
     both = apply_overrides(smoke, ["evaluate.scoring.windows=documents", "merge.scoring.windows=documents"])
     assert both.recipe().scoring.windows == "documents"
+
+
+def test_test_time_training_that_is_off_leaves_a_run_its_name() -> None:
+    smoke = load_preset("smoke")
+    assert type(smoke.recipe()) is Recipe
+    assert "test_time_training" not in smoke.evaluate.identity()
+    unused = apply_overrides(smoke, ["evaluate.test_time_training.rank=8"])
+    assert fingerprint(unused) == fingerprint(smoke)
+    on = apply_overrides(smoke, ["evaluate.test_time_training.on=true"])
+    assert fingerprint(on) != fingerprint(smoke)
+    assert find_technique("test-time-training").without(on) == smoke
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("chunk_tokens=65", r"chunk_tokens = 65: must be at most scoring\.sequence_length = 64"),
+        ('targets=["k", "k"]', r"targets = \('k', 'k'\): name at least one target, and each once"),
+        ('targets=["up"]', r"targets"),
+        ("rank=0", r"rank = 0: must be at least 1"),
+    ],
+)
+def test_settings_of_test_time_training_that_cannot_be_are_named(setting: str, message: str) -> None:
+    overrides = ["evaluate.test_time_training.on=true", f"evaluate.test_time_training.{setting}"]
+    with pytest.raises(SpecError, match=message):
+        apply_overrides(load_preset("smoke"), overrides)
 
 
 def test_a_mean_that_training_does_not_keep_is_refused_before_it() -> None:

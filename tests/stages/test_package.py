@@ -10,25 +10,30 @@ import pytest
 import sentencepiece
 import torch
 
-from schemas.errors import StageError
+from schemas.errors import SpecError, StageError
+from schemas.evaluate import EvaluateSpec, LoraScores
+from schemas.lora_settings import LoraRecipe, LoraSettings
 from schemas.merge import MergedModel
-from schemas.package import PackageSpec
+from schemas.package import Package, PackageSpec
 from schemas.quantize import PackedModel
 from schemas.quantizer_settings import CalibrationSettings, Ecsq, GptqLite
-from schemas.settings import ScoringSettings
+from schemas.settings import ComputeSettings, ScoringSettings, TrainSettings
 from schemas.tensor_formats import FormatRule
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.loader import TokenStream
+from stages.core.lora import score_learning
 from stages.core.program import load_packed_model
 from stages.core.scoring import score
 from stages.core.shards import ShardWriter
+from stages.evaluate import evaluate
 from stages.package import package
 from stages.packaging.script import check_imports
 from stages.quantize import quantize
 from stages.store.workspace import DamagedFileError, Workspace
 
 MakeWorkspace = Callable[..., Workspace]
+LORA = LoraSettings(on=True, rank=4, chunk_tokens=32)
 CODED = Ecsq(
     rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")),
     calibration=CalibrationSettings(num_sequences=16, sequence_length=32, batch_sequences=8),
@@ -109,7 +114,14 @@ def test_the_script_alone_scores_the_blob_like_the_modules_do(
     either: PackedModel, make_workspace: MakeWorkspace, validation: Path, tmp_path: Path
 ) -> None:
     work = make_workspace("package")
-    made = package(PackageSpec(keep_comments=False), either, work)
+    # Its own recipe says that it trains at test time.
+    recipe = LoraRecipe(
+        train=TrainSettings(compute=ComputeSettings(precision="float32")),
+        quantizer=CODED if either.method == CODED.method else GptqLite(),
+        compute=ComputeSettings(precision="float32"),
+        test_time_training=LORA,
+    )
+    made = package(PackageSpec(keep_comments=False, recipe=recipe), either, work)
     elsewhere = tmp_path / "somewhere else"
     shutil.copytree(work.root / made.folder, elsewhere)
     command = [
@@ -152,6 +164,15 @@ def test_the_script_alone_scores_the_blob_like_the_modules_do(
         sums = score(model, stream, table, ScoringSettings(32, 16, 256), stride, torch.float32)
         assert scores[kind]["bpb"] == pytest.approx(sums.bpb, rel=1e-6)
         assert scores[kind]["num_targets"] == sums.num_targets == len(stream) - 1
+    told = LoraScores(**scores["test_time_training"])
+    learned = score_learning(model, stream, table, ScoringSettings(32, 16, 256), LORA, torch.float32)
+    assert told.adapted is not None
+    assert learned.adapted is not None
+    assert told.adapted.bpb == pytest.approx(learned.adapted.bpb, rel=1e-4)
+    assert told.without.bpb == pytest.approx(learned.without.bpb, rel=1e-6)
+    assert told.gain_bpb == told.adapted.bpb - told.without.bpb != 0
+    assert (told.num_steps, told.num_documents, told.done_share) == (learned.num_steps, 1, 1)
+    assert (told.adapted.windows, told.adapted.num_targets) == ("documents", len(stream) - 1)
 
 
 def test_a_script_that_needs_more_than_a_reviewer_has_is_refused() -> None:
@@ -163,6 +184,23 @@ def test_a_script_that_needs_more_than_a_reviewer_has_is_refused() -> None:
     ):
         with pytest.raises(StageError, match="would import"):
             check_imports(statement)
+
+
+def test_a_package_without_the_code_cannot_train_at_test_time(
+    packed: PackedModel, tiny_tokens: TokenizedCorpus, make_workspace: MakeWorkspace
+) -> None:
+    made = Package(
+        folder="package",
+        script=packed.blob,
+        blob=packed.blob,
+        modules=("stages.core.program",),
+        source_sha256=packed.blob.sha256,
+    )
+    spec = EvaluateSpec(test_time_training=LORA)
+    with pytest.raises(
+        SpecError, match=r"test_time_training\.on = true: the package was made without its code"
+    ):
+        evaluate(spec, made, tiny_tokens, make_workspace("evaluate"))
 
 
 def test_a_damaged_blob_is_not_packaged(packed: PackedModel, make_workspace: MakeWorkspace) -> None:

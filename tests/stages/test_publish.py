@@ -16,7 +16,7 @@ from presets import load_preset
 from schemas.audit import Audit, Finding
 from schemas.check_size import SizePart, SizeReport, TensorGroup
 from schemas.errors import StageError
-from schemas.evaluate import Evaluation, Score
+from schemas.evaluate import Evaluation, LoraScores, Score
 from schemas.files import FileRef, Machine, Provenance
 from schemas.merge import MergedModel
 from schemas.package import Package
@@ -301,6 +301,42 @@ def test_the_page_shows_every_score_and_what_each_step_did(published: Callable[.
         assert figure in page
     assert "0.02000" in page  # the share of BOS: 20 bits over 1000 bytes
     assert "2.3762" in page  # zstd: 8·300 bits over the 1,010 bytes of the text as it came
+
+
+def test_test_time_training_has_rows_of_its_own() -> None:
+    results = RunResults.model_validate(
+        {name: value for name, value in _results(_ref("metrics")).items() if name != "audit"}
+    )
+    inside = _score(1.83).derive(windows="documents")
+    learned = LoraScores(
+        adapted=inside.derive(bpb=1.8),
+        without=inside,
+        num_documents=3,
+        num_steps=9,
+        done_share=1.0,
+        seconds=2.0,
+    )
+
+    def shown(learned: LoraScores | None) -> dict[str, dict[str, str]]:
+        changed = results.derive(evaluation=results.evaluation.derive(test_time_training=learned))
+        return {row["figure"]: row for row in rows.result_table(changed, "run", "64").dicts()} | {
+            row["step"]: row for row in rows.score_table(changed).dicts()
+        }
+
+    name, step = "val_bpb test-time training", "the same, test-time training inside documents"
+    assert shown(learned)[name] == {
+        "figure": name,
+        "value": "1.80000",
+        "note": "windows inside documents; -0.03000 by it",
+    }
+    # Nothing is said about the difference of two modes.
+    assert shown(learned)["quantized, sliding in chunks inside documents"]["change"] == ""
+    assert shown(learned)[step]["change"] == "-0.03000"
+    late = shown(learned.derive(adapted=None, done_share=0.25))
+    assert (late[name]["value"], late[name]["note"]) == ("–", "its clock ran out at 25.0%")
+    assert step not in late
+    assert name not in shown(None)
+    assert shown(None)["val_bpb quantized"] == shown(learned)["val_bpb quantized"]
 
 
 def test_each_part_of_the_account_is_there(published: Callable[..., str]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from presets import PRESETS, load_preset
-from schemas.package import PackageOptions, PackageSpec
+from schemas.overrides import apply_overrides
+from schemas.package import LORA_MODULE, PackageOptions, PackageSpec
 from schemas.recipe import Recipe
 from schemas.settings import ComputeSettings
 from stages.core import program as submission
@@ -27,6 +28,24 @@ def test_the_settings_in_the_script_are_those_of_the_run(preset: str) -> None:
     lines = recipe_source(recipe).splitlines()
     assert f"        seed={recipe.train.seed}," in lines
     assert max(map(len, lines[lines.index("RECIPE: Recipe | None = Recipe(") :])) <= 140
+
+
+def test_only_a_run_with_test_time_training_ships_its_code() -> None:
+    plain = resolve_precision(load_preset("smoke"))
+    learning = apply_overrides(plain, ["evaluate.test_time_training.on=true"])
+    space: dict = {}
+    exec(recipe_source(learning.recipe()), space)
+    assert space["RECIPE"] == learning.recipe()
+    assert space["RECIPE"].test_time_training.on
+    source, modules = program(PackageOptions(), plain.recipe())
+    assert LORA_MODULE not in modules
+    assert not re.search(r"class (LoraSettings|DocumentLoras)", source)
+    longer, modules = program(PackageOptions(), learning.recipe())
+    assert LORA_MODULE in modules
+    assert "class DocumentLoras" in longer
+    assert len(longer) - len(source) < 20_000
+    again = PackageSpec.model_validate_json(learning.package_spec().model_dump_json())
+    assert again == learning.package_spec()
 
 
 def test_a_script_without_recipe_only_scores(tmp_path: Path) -> None:

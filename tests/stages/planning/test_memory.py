@@ -6,9 +6,19 @@ import pytest
 import torch
 
 from presets import PRESETS
+from schemas.lora_settings import LoraSettings
 from schemas.settings import ComputeSettings, DataSettings, ModelSettings, QatSettings, TrainSettings
+from stages.core.lora import DocumentLoras
 from stages.core.model import GPT
-from stages.planning.memory import PROCESS_BYTES, micro_batch, quantizing_memory, training_memory
+from stages.planning.counts import lora_parameters
+from stages.planning.memory import (
+    PROCESS_BYTES,
+    evaluation_memory,
+    micro_batch,
+    quantizing_memory,
+    scoring_memory,
+    training_memory,
+)
 
 GIB = 2**30
 SMALL = ModelSettings(vocab_size=64, value_embedding_dim=16)
@@ -87,6 +97,21 @@ def test_what_autograd_keeps_is_what_the_estimate_lists(form: dict[str, float]) 
         loss = network(ids[:, :-1], ids[:, 1:])
     assert loss.requires_grad
     assert 8 * training_memory(settings).a_sequence == pytest.approx(sum(kept.values()), rel=0.2)
+
+
+def test_test_time_training_counts_what_it_keeps_for_each_document() -> None:
+    """The LoRAs as they are made; fewer documents side by side need less."""
+    spec = PRESETS["winner-1gpu"]()
+    on = spec.evaluate.derive(test_time_training=LoraSettings(on=True))
+    model = replace(SMALL, num_layers=3, loop_passes=2, loop_layers=(1,), value_embedding_dim=0, xsa_layers=0)
+    for lora in (LoraSettings(rank=4), LoraSettings(rank=3, targets=("q", "v", "mlp"))):
+        made = DocumentLoras(GPT(model), lora, 2).parameters
+        assert 2 * lora_parameters(model, lora) == sum(param.numel() for param in made)
+    plain, learning = (evaluation_memory(spec.train.model, each) for each in (spec.evaluate, on))
+    assert plain == scoring_memory(spec.train.model, spec.evaluate.scoring, spec.evaluate.compute)
+    assert 40 * GIB < learning < 80 * GIB
+    fewer = on.derive(scoring=on.scoring.derive(batch_tokens=on.scoring.batch_tokens // 2))
+    assert evaluation_memory(spec.train.model, fewer) == pytest.approx(learning / 2, rel=0.05)
 
 
 def test_a_quantizer_that_reads_text_needs_memory_for_every_hessian() -> None:
