@@ -2,9 +2,9 @@
 
     python -m stages train --spec spec.json --input tokenized=…/record.json
 
-The work happens in processes of its own (`stages.training.worker`, or `scoring_worker` where held-out text is
-scored on the way, which changes neither key nor weights); torchrun starts several on one machine,
-`stages.processes.hosts` those of several machines.
+The work happens in processes of its own (`stages.training.worker`). torchrun starts several on one machine,
+`stages.processes.hosts` those of several machines. Where held-out text is scored,
+`stages.training.scoring_worker` takes the worker's place; it changes neither key nor weights.
 """
 
 from schemas.errors import SpecError

@@ -1,8 +1,11 @@
 """The report: complete, self-contained, escaped, the same bytes for the same results."""
 
+import base64
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -278,12 +281,23 @@ class _Collector(HTMLParser):
         ]
 
 
-def test_the_page_asks_for_nothing_outside_and_runs_nothing(published: Callable[..., str]) -> None:
+def test_the_page_asks_for_nothing_outside_and_runs_only_the_scripts_that_its_policy_names(
+    published: Callable[..., str],
+) -> None:
     page = published()
     parser = _Collector()
     parser.feed(page)
     assert all(address.startswith("#") for address in parser.addresses)
-    assert not {"script", "link", "img", "iframe", "object", "embed"} & set(parser.tags)
+    assert not {"link", "img", "iframe", "object", "embed"} & set(parser.tags)
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert len(scripts) == parser.tags.count("script") == 2
+    [policy] = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', page)
+    sources = dict(part.split(maxsplit=1) for part in unescape(policy).split("; "))
+    assert sources["default-src"] == "'none'"
+    assert sources["script-src"].split() == [
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
+    ]
     assert not re.search(r"@import|url\((?!#)", page)
 
 
@@ -291,7 +305,7 @@ def test_text_from_results_and_settings_is_escaped(published: Callable[..., str]
     page = published(
         PublishSpec(title=HOSTILE, run_name=HOSTILE, settings=(ReportedSetting(name=HOSTILE, value=HOSTILE),))
     )
-    assert "<script" not in page
+    assert HOSTILE not in page
     assert page.count("&lt;script&gt;") >= 5
 
 
@@ -471,9 +485,13 @@ def test_a_method_that_gains_nothing_is_said_to_gain_nothing() -> None:
 def test_the_pages_template_is_part_of_the_stages_code() -> None:
     modules = reachable_modules(["stages.publish"])
     assert [path.name for path in templates(modules.values())] == [
+        "hover.css",
+        "hover.js",
         "page.html",
         "style.html",
         "tables.html",
+        "uPlot.iife.min.js",
+        "uPlot.min.css",
     ]
     assert templates(reachable_modules(["stages.quantize"]).values()) == []
 
