@@ -1,4 +1,4 @@
-"""Whether a training has broken a rule about its scores of held-out text."""
+"""Rules about the scores of held-out text, and the first that a training has broken."""
 
 from schemas.held_out import CurvePoint, HeldOut
 
