@@ -68,6 +68,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="show stack traces and Pref
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="id or name of a run, the beginning of either, or 'last'")
 ]
+NewestRun = Annotated[
+    str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")
+]
 
 DEFAULT_STORE = Path(".fairway")
 
