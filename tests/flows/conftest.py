@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from flows.server.environment import check_settings, prefect_api, settings_first
+from flows.server.environment import prefect_api
+from flows.server.settings import check_settings, settings_first
 
 # Prefect reads its environment once, when it is first imported. Here it is ours; inside a test it would be
 # that of the test, and stay so for the tests after it.
