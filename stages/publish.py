@@ -60,6 +60,7 @@ def render(spec: PublishSpec, results: RunResults, audit: Audit, metrics: Column
         hover_scripts=scripts,
         policy=policy,
         figures=rows.result_table(results, "", _setting(spec, "evaluate.scoring.stride")),
+        averaged=rows.averaged(results),
         audited=rows.audit_table(audit),
         written=content.written_texts(audit),
         sampling=REPORT_SAMPLING,

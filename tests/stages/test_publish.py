@@ -461,6 +461,17 @@ def test_a_themed_plot_takes_its_colours_from_the_page_and_an_unthemed_one_bring
     assert "var(--" not in alone
 
 
+def test_the_merged_model_says_how_many_of_its_snapshots_or_steps_were_under_qat() -> None:
+    every = _results(_ref("metrics.parquet"))
+    results = RunResults.model_validate({name: every[name] for name in RunResults.types()})
+    merged = results.merged
+    words = f"{merged.averaged}, {merged.num_with_qat} under QAT"
+    assert words in {row[2] for row in rows.result_table(results, "", "64").rows}
+    ema = merged.derive(method="ema_of_steps", steps=(20,), num_with_qat=1)
+    of_steps = results.derive(merged=ema, trained=results.trained.derive(qat_steps=7))
+    assert rows.averaged(of_steps) == "EMA of 20 steps, 7 under QAT"
+
+
 def test_the_running_mean_is_the_mean_of_the_window() -> None:
     values = np.random.default_rng(0).normal(size=300)
     smooth = plots.running_mean(values, share=0.1)
