@@ -20,32 +20,27 @@ import json
 import math
 import statistics
 import time
-from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from benchmarks.common import circumstances
+from benchmarks.qat_schemes import GRIDS, QUANTIZED_WITHOUT, Scheme
+from benchmarks.qat_tables import WITHOUT, show
 from presets import load_preset
-from schemas.pipeline import PipelineSpec, on_grid_of
+from schemas.pipeline import PipelineSpec
 from schemas.quantizer_settings import (
-    AnyQuantizer,
     CalibratedSettings,
     CalibrationSettings,
     Ecsq,
-    FittingSettings,
     Gptq,
-    GptqLite,
     Reference,
-    RoundToNearest,
 )
-from schemas.settings import QatSettings, TrainSettings
-from schemas.tensor_formats import FormatRule, TensorFormat
+from schemas.settings import AveragingSettings, QatSettings, SnapshotSettings, TrainSettings
 from stages.core.averaging import average_states, averaging_weights, choose_snapshots
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.blob.packing import pack, unpack
@@ -62,49 +57,6 @@ from stages.core.trainer import Hooks, Trainer, TrainState
 from stages.store.machine import resolve_precision
 
 State = dict[str, Tensor]
-WITHOUT = "without QAT"
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """A quantization; the embedding is int8 in all."""
-
-    quantizer: type[AnyQuantizer]
-    bits: TensorFormat
-
-    @property
-    def name(self) -> str:
-        method = self.quantizer.method
-        return method if issubclass(self.quantizer, FittingSettings) else f"{method} {self.bits}"
-
-    def settings(self) -> AnyQuantizer:
-        rules = (
-            FormatRule("tok_emb.weight", "int8"),
-            FormatRule("*.weight", self.bits),
-            FormatRule("*", "fp32"),
-        )
-        return self.quantizer(rules=rules)
-
-    def qat(self, start_lr_scale: float) -> QatSettings:
-        settings = self.settings()
-        return on_grid_of(settings, QatSettings(start_lr_scale, settings.rules))
-
-
-INT6, INT5, CLIPPED = (
-    Scheme(RoundToNearest, "int6"),
-    Scheme(RoundToNearest, "int5"),
-    Scheme(GptqLite, "int6"),
-)
-GPTQ6, GPTQ5, CODED = Scheme(Gptq, "int6"), Scheme(Gptq, "int5"), Scheme(Ecsq, "int8")
-QUANTIZED_WITHOUT = (INT6, INT5, CLIPPED, GPTQ6, GPTQ5, CODED)
-GRIDS: dict[Scheme, tuple[Scheme, ...]] = {
-    INT6: (INT6, GPTQ6, CLIPPED),
-    INT5: (INT5, GPTQ5),
-    CLIPPED: (CLIPPED, INT6),
-}
-"""What training rounds to -> what its weights are quantized by: gptq has plain rounding's grid, and the
-last one of int6 is another.
-"""
 
 
 @dataclass(frozen=True)
@@ -139,10 +91,21 @@ def find_texts(folder: Path | None) -> Texts:
 
 
 def spec_for(preset: str, seed: int, device: str, threads: int, quick: bool) -> PipelineSpec:
-    """The preset without QAT; quick: a model and a training that take seconds."""
+    """The preset without QAT, its learning rate falling to 0 and its snapshots below a tenth averaged.
+
+    quick: a model and a training that take seconds.
+    """
     spec = resolve_precision(load_preset(preset))
     compute = replace(spec.train.compute, device=device, threads_per_process=threads)
-    train = replace(spec.train, seed=seed, compute=compute, qat=replace(spec.train.qat, start_lr_scale=0.0))
+    every = spec.train.snapshots.every_steps if spec.train.snapshots.start_lr_scale else 4
+    train = replace(
+        spec.train,
+        seed=seed,
+        compute=compute,
+        qat=replace(spec.train.qat, start_lr_scale=0.0),
+        schedule=replace(spec.train.schedule, min_lr_scale=0.0),
+        snapshots=SnapshotSettings(start_lr_scale=0.1, every_steps=every),
+    )
     if quick:
         small = load_preset("smoke").train
         model = replace(small.model, vocab_size=train.model.vocab_size)
@@ -153,7 +116,8 @@ def spec_for(preset: str, seed: int, device: str, threads: int, quick: bool) -> 
             data=small.data,
             snapshots=replace(train.snapshots, every_steps=1),
         )
-    return spec.derive(train=train)
+    averaging = AveragingSettings(start_lr_scale=0.1)
+    return spec.derive(train=train, merge=spec.merge.derive(averaging=averaging))
 
 
 def first_step_under_qat(settings: TrainSettings, start_lr_scale: float) -> int:
@@ -306,61 +270,6 @@ def judge_run(judge: Judge, run: Run, training: str, schemes: tuple[Scheme, ...]
             )
 
 
-def show(console: Console, rows: list[dict[str, Any]]) -> None:
-    """A table for each preset: mean and standard deviation over seeds, and differences from the training
-    without QAT, seed by seed.
-    """
-    cells: dict[tuple[str, str, str], dict[str, dict[int, dict[str, Any]]]] = defaultdict(
-        lambda: defaultdict(dict)
-    )
-    for row in rows:
-        cells[row["preset"], row["weights"], row["scheme"]][row["training"]][row["seed"]] = row
-    for preset in sorted({preset for preset, _, _ in cells}):
-        table = Table(
-            title=f"{preset}: mean ± standard deviation over seeds; differences by seed", title_justify="left"
-        )
-        for name in ("weights", "quantizer", "training", "seeds", "unquantized", "quantized", "gap", "bytes"):
-            table.add_column(
-                name, justify="left" if name in ("weights", "quantizer", "training") else "right"
-            )
-        table.add_column("quantized, against without", justify="right")
-        table.add_column("bytes, against without", justify="right")
-        for (owner, which, scheme), trainings in cells.items():
-            if owner != preset:
-                continue
-            plain = trainings.get(WITHOUT, {})
-            for training, by_seed in trainings.items():
-                both = sorted(set(by_seed) & set(plain)) if training != WITHOUT else []
-                differences = [by_seed[seed]["bpb"] - plain[seed]["bpb"] for seed in both]
-                lighter = [by_seed[seed]["num_bytes"] / plain[seed]["num_bytes"] - 1 for seed in both]
-                columns = ("bpb_unquantized", "bpb", "gap_bpb")
-                figures = [
-                    spread([row[column] for row in by_seed.values()], signed=column == "gap_bpb")
-                    for column in columns
-                ]
-                mean_bytes = f"{statistics.fmean(row['num_bytes'] for row in by_seed.values()):,.0f}"
-                against = (
-                    (
-                        f"{spread(differences, signed=True)} ({sum(d < 0 for d in differences)} of "
-                        f"{len(both)} better)"
-                    )
-                    if both
-                    else ""
-                )
-                fewer = f"{statistics.fmean(lighter):+.2%}" if both else ""
-                table.add_row(
-                    which, scheme, training, str(len(by_seed)), *figures, mean_bytes, against, fewer
-                )
-            table.add_section()
-        console.print(table)
-
-
-def spread(values: list[float], signed: bool) -> str:
-    """`1.51566 ± 0.00120`; one value has no deviation."""
-    text = f"{statistics.fmean(values):+.5f}" if signed else f"{statistics.fmean(values):.5f}"
-    return f"{text} ± {statistics.stdev(values):.5f}" if len(values) > 1 else text
-
-
 def cost(spec: PipelineSpec, texts: Texts, rounds: int) -> list[dict[str, Any]]:
     """Milliseconds of a step and of the rounding before it: processor time on the CPU, wall clock on a
     GPU; medians of `rounds` in turn.
@@ -377,7 +286,7 @@ def cost(spec: PipelineSpec, texts: Texts, rounds: int) -> list[dict[str, Any]]:
             if trainer.settings.qat.start_lr_scale:
                 trainer.model.update_qat()
             between = now(trainer.device)
-            trainer._step(step, 1.0, 0.95)
+            trainer._step(step, 1.0, 0.95, False)  # what is rounded has been updated
             times[name].append((between - began, now(trainer.device) - between))
     for trainer in trainers.values():
         trainer.loader.close()

@@ -58,13 +58,17 @@ def demo() -> PipelineSpec:
             # A short run: momentum with the horizon of a run of thousands of steps would average over a fifth
             # of it (docs/log.md).
             optimizer=OptimizerSettings(muon_lr=0.05, muon_momentum=0.9, muon_momentum_start=0.85),
-            schedule=ScheduleSettings(max_steps=440, warmdown_fraction=0.8),
+            # A learning rate that falls to 0 leaves a mean of steps nothing to gain; one that ends at a tenth
+            # does not (docs/log.md).
+            schedule=ScheduleSettings(max_steps=440, warmdown_fraction=0.8, min_lr_scale=0.1),
             data=DataSettings(batch_tokens=2_048, sequence_length=256, micro_batch_sequences=8),
-            snapshots=SnapshotSettings(start_lr_scale=0.1, every_steps=4),
+            snapshots=SnapshotSettings(start_lr_scale=0.0, ema_horizon=0.06),
             qat=QatSettings(start_lr_scale=0.2, rules=DEMO_RULES),
             compute=TWO_CORES,
         ),
-        merge=MergeSpec(averaging=AveragingSettings(start_lr_scale=0.1), scoring=scoring, compute=TWO_CORES),
+        merge=MergeSpec(
+            averaging=AveragingSettings(method="ema_of_steps"), scoring=scoring, compute=TWO_CORES
+        ),
         quantize=GptqLite(rules=DEMO_RULES),
         evaluate=EvaluateSpec(scoring=scoring, compute=TWO_CORES),
         publish=PublishOptions(title="Fairway: demo preset"),
@@ -97,7 +101,7 @@ def smoke() -> PipelineSpec:
         optimizer=OptimizerSettings(),
         schedule=ScheduleSettings(max_steps=40, warmdown_fraction=0.6),
         data=DataSettings(batch_tokens=1_024, sequence_length=64, micro_batch_sequences=8),
-        snapshots=base.train.snapshots.derive(start_lr_scale=0.2, every_steps=1),
+        snapshots=SnapshotSettings(start_lr_scale=0.2, every_steps=1),
         qat=base.train.qat.derive(rules=rules),
     )
     return base.derive(

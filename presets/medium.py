@@ -6,6 +6,7 @@ from presets.demo import demo
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
 from schemas.settings import (
+    AveragingSettings,
     DataSettings,
     ModelSettings,
     OptimizerSettings,
@@ -45,6 +46,7 @@ def medium() -> PipelineSpec:
     )
     return base.derive(
         train=train,
+        merge=base.merge.derive(averaging=AveragingSettings(start_lr_scale=0.1)),
         quantize=base.quantize.derive(rules=rules),
         publish=PublishOptions(title="Fairway: medium preset"),
     )

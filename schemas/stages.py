@@ -25,8 +25,9 @@ from schemas.train import TrainingResult, TrainSpec
 class Stage:
     """`inputs` maps each parameter of the stage function to the type of the result it takes.
 
-    `child_modules` run in processes of their own, so imports do not lead to them; `libraries` are used by
-    what runs without being imported here. `compute` says with what a stage of this spec computes: if not
+    `child_modules` run in processes of their own, so imports do not lead to them. `unkeyed_modules` run in
+    place of one and leave the same result, so that the key does not cover them. `libraries` are used by what
+    runs without being imported here. `compute` says with what a stage of this spec computes: if not
     None, its result depends on the kind of machine and is keyed by it. `reads` names volatile fields of
     inputs that count here, because the result tells them. A resumable stage finds the files of an interrupted
     try in its output folder; what only serves that (`scratch`) is not published, and its result has folders
@@ -39,6 +40,7 @@ class Stage:
     result_type: type[Schema]
     inputs: dict[str, type[Schema]]
     child_modules: tuple[str, ...] = ()
+    unkeyed_modules: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
     compute: Callable[[Any], ComputeSettings | None] = lambda spec: None
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -93,6 +95,7 @@ _ALL = (
         TrainingResult,
         {"tokenized": TokenizedCorpus},
         ("stages.training.worker",),
+        ("stages.training.scoring_worker",),
         compute=_own_compute,
         resumable=True,
         scratch=("checkpoints", "metrics.jsonl", "nodes"),

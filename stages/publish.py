@@ -14,7 +14,7 @@ from schemas.audit import Audit
 from schemas.publish import PublishedReport, PublishSpec
 from schemas.results import RunResults
 from schemas.sample import REPORT_SAMPLING
-from stages.report import content, plots, rows
+from stages.report import content, hover, plots, rows
 from stages.store.workspace import Workspace
 from stages.training.metrics import Columns, read_metrics
 
@@ -34,11 +34,16 @@ def render(spec: PublishSpec, results: RunResults, audit: Audit, metrics: Column
     """The whole page. Text from results and settings is escaped; only our own plots go in as markup."""
     steps = [(name, score.bpb) for name, score in rows.score_steps(results)]
     pictures = {
-        "loss": plots.loss_curve(metrics, themed=True),
-        "timeline": plots.timeline(metrics, themed=True),
+        "loss": hover.hoverable(
+            plots.loss_curve(metrics, themed=True), [hover.loss_chart(metrics)], sync="steps"
+        ),
+        "timeline": hover.hoverable(
+            plots.timeline(metrics, themed=True), hover.schedule_charts(metrics), sync="steps"
+        ),
         "decomposition": plots.decomposition(steps, rows.compressors(results.tokenized.val), themed=True),
         "budget": plots.budget(rows.budget_parts(results.size), results.size.limit_bytes, themed=True),
     }
+    style, scripts, policy = hover.assets()
     changes = content.change_rows(results.trained)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("report")),
@@ -50,8 +55,12 @@ def render(spec: PublishSpec, results: RunResults, audit: Audit, metrics: Column
         **results.by_name(),
         audit=audit,
         spec=spec,
-        plots={name: Markup(svg) for name, svg in pictures.items()},
+        plots={name: Markup(picture) for name, picture in pictures.items()},
+        hover_style=style,
+        hover_scripts=scripts,
+        policy=policy,
         figures=rows.result_table(results, "", _setting(spec, "evaluate.scoring.stride")),
+        averaged=rows.averaged(results),
         audited=rows.audit_table(audit),
         written=content.written_texts(audit),
         sampling=REPORT_SAMPLING,

@@ -2,8 +2,9 @@
 
     python -m stages train --spec spec.json --input tokenized=…/record.json
 
-The work happens in processes of its own (`stages.training.worker`); torchrun starts several on one machine,
-`stages.processes.hosts` those of several machines.
+The work happens in processes of its own (`stages.training.worker`). torchrun starts several on one machine,
+`stages.processes.hosts` those of several machines. Where held-out text is scored,
+`stages.training.scoring_worker` takes the worker's place; it changes neither key nor weights.
 """
 
 from schemas.errors import SpecError
@@ -22,19 +23,20 @@ def train(spec: TrainSpec, tokenized: TokenizedCorpus, work: Workspace) -> Train
     StoppedError when a rule of `work.runtime` ends it.
     """
     _check(spec, tokenized)
+    scores = work.runtime.held_out is not None
     job = TrainingJob(
         settings=spec,
         shards=tuple(work.read(ref) for ref in tokenized.train_shards),
         folder=work.out_dir,
         runtime=work.runtime,
     )
-    if work.runtime.held_out is not None:
+    if scores:
         job = job.derive(
             val_shards=tuple(work.read(ref) for ref in tokenized.val_shards),
             tokenizer=work.read(tokenized.tokenizer),
         )
     trained = launch_module(
-        "stages.training.worker",
+        "stages.training.scoring_worker" if scores else "stages.training.worker",
         job,
         TrainingOutcome,
         work.out_dir,

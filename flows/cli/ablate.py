@@ -4,16 +4,14 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.base import app
+from flows.cli.base import NewestRun, app
 from flows.cli.options import TRAINING, OnDemand, Terminal, with_run_options
 
 
 @app.command(cls=OnDemand)
 @with_run_options(*TRAINING)
 def ablate(
-    run: Annotated[
-        str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")
-    ] = "last",
+    run: NewestRun = "last",
     off: Annotated[
         list[str] | None,
         typer.Option(

@@ -68,6 +68,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="show stack traces and Pref
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="id or name of a run, the beginning of either, or 'last'")
 ]
+NewestRun = Annotated[
+    str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")
+]
 
 DEFAULT_STORE = Path(".fairway")
 
@@ -77,7 +80,7 @@ def run_flow(flow: str, options: Any, debug: bool, *args: Any, **kwargs: Any) ->
 
     Returns the state in which it ended.
     """
-    from flows.cli.terminal import live_output, waiting_on
+    from flows.cli.live import live_output, waiting_on
     from flows.server.environment import prefect_api
     from flows.tasks.progress import stage_progress
     from stages.processes.own_process import hangup_interrupts
@@ -146,8 +149,8 @@ def clear_errors(debug: bool) -> Iterator[None]:
 
 
 def make_console(stderr: bool = False) -> Any:
+    from flows.cli.live import is_screen
     from flows.cli.narrow import FittingConsole
-    from flows.cli.terminal import is_screen
 
     # Nothing in a text is a command to the console: a value or a path may hold `[/b]` or `:bug:`.
     console = FittingConsole(stderr=stderr, highlight=False, markup=False, emoji=False)

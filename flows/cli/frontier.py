@@ -5,16 +5,14 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.base import app
+from flows.cli.base import NewestRun, app
 from flows.cli.options import ANY_STAGE, OnDemand, Terminal, with_run_options
 
 
 @app.command(cls=OnDemand)
 @with_run_options(*ANY_STAGE)
 def frontier(
-    run: Annotated[
-        str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")
-    ] = "last",
+    run: NewestRun = "last",
     scheme: Annotated[
         list[str] | None,
         typer.Option(

@@ -1,25 +1,16 @@
 """Commands of the run book: fairway note | tag | pin | forget."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from flows.cli.base import (
-    DEFAULT_STORE,
-    Debug,
-    Json,
-    RemoteStore,
-    RunName,
-    StoreFolder,
-    app,
-    clear_errors,
-    make_console,
-    print_json,
-)
+from flows.cli.base import RunName, app
+from flows.cli.options import STORE, OnDemand, Terminal, with_run_options
 
 
-@app.command()
+@app.command(cls=OnDemand)
+@with_run_options(*STORE)
 def note(
     run: RunName,
     text: Annotated[
@@ -28,67 +19,61 @@ def note(
     remove: Annotated[
         int | None, typer.Option(metavar="NUMBER", help="remove the note of this number")
     ] = None,
-    store: StoreFolder = DEFAULT_STORE,
-    remote: RemoteStore = None,
-    json: Json = False,
-    debug: Debug = False,
+    *,
+    terminal: Terminal,
 ) -> None:
     """Add a note to a run, or show its notes."""
-    with clear_errors(debug):
-        from stages.store.notes import add_note, load_notes, remove_note
+    from stages.store.notes import add_note, load_notes, remove_note
 
-        opened, report = _find(store, remote, run)
-        if remove is not None:
-            remove_note(opened, report, remove)
-        if text is not None:
-            add_note(opened, report, text)
-        _tell(report, load_notes(opened.runs_root(), report.run_id), json)
+    opened, report = _find(terminal, run)
+    if remove is not None:
+        remove_note(opened, report, remove)
+    if text is not None:
+        add_note(opened, report, text)
+    _tell(terminal, report, load_notes(opened.runs_root(), report.run_id))
 
 
-@app.command()
+@app.command(cls=OnDemand)
+@with_run_options(*STORE)
 def tag(
     run: RunName,
     tags: Annotated[list[str], typer.Argument(metavar="TAG…", help="one or more words")],
     remove: Annotated[bool, typer.Option("--remove", help="take these tags away")] = False,
-    store: StoreFolder = DEFAULT_STORE,
-    remote: RemoteStore = None,
-    json: Json = False,
-    debug: Debug = False,
+    *,
+    terminal: Terminal,
 ) -> None:
     """Give tags to a run, or take them away. `fairway runs --tag TAG` lists the runs with a tag."""
-    with clear_errors(debug):
-        from stages.store.notes import add_tags, remove_tags
+    from stages.store.notes import add_tags, remove_tags
 
-        opened, report = _find(store, remote, run)
-        served = _is_served(opened)
-        notes = (remove_tags if remove else add_tags)(opened, report, tags)
-        if served:
-            _show_on_server(report, tags, remove)
-        _tell(report, notes, json)
+    opened, report = _find(terminal, run)
+    served = _is_served(opened)
+    notes = (remove_tags if remove else add_tags)(opened, report, tags)
+    if served:
+        _show_on_server(report, tags, remove)
+    _tell(terminal, report, notes)
 
 
-@app.command()
+@app.command(cls=OnDemand)
+@with_run_options(*STORE)
 def pin(
     run: RunName,
     remove: Annotated[bool, typer.Option("--remove", help="unpin the run")] = False,
-    store: StoreFolder = DEFAULT_STORE,
-    remote: RemoteStore = None,
-    json: Json = False,
-    debug: Debug = False,
+    *,
+    terminal: Terminal,
 ) -> None:
     """Pin a run: `fairway gc` and `fairway forget` then leave it and its results alone."""
-    with clear_errors(debug):
-        from stages.store import notes
+    from stages.store import notes
 
-        opened, report = _find(store, remote, run)
-        served = _is_served(opened)
-        changed = notes.pin(opened, report, pinned=not remove)
-        if served:
-            _show_on_server(report, [notes.PINNED], remove)
-        _tell(report, changed, json)
+    opened, report = _find(terminal, run)
+    served = _is_served(opened)
+    changed = notes.pin(opened, report, pinned=not remove)
+    if served:
+        _show_on_server(report, [notes.PINNED], remove)
+    _tell(terminal, report, changed)
 
 
-@app.command()
+@app.command(cls=OnDemand)
+@with_run_options(*STORE)
 def forget(
     runs: Annotated[
         list[str],
@@ -99,33 +84,27 @@ def forget(
     remove: Annotated[
         bool, typer.Option("--remove", help="remove it; without this option forget only lists it")
     ] = False,
-    store: StoreFolder = DEFAULT_STORE,
-    remote: RemoteStore = None,
-    json: Json = False,
-    debug: Debug = False,
+    *,
+    terminal: Terminal,
 ) -> None:
     """List what only these runs need, or remove it with the runs. Removes nothing while a run is in
     progress.
     """
-    with clear_errors(debug):
-        from flows.cli.terminal import print_unneeded, unneeded_json
-        from stages.store.housekeeping import find_forgotten
-        from stages.store.housekeeping import forget as forget_runs
-        from stages.store.runs import choose_run, list_reports, named_runs
-        from stages.store.store import open_store_at
+    from flows.cli.terminal import print_unneeded, unneeded_json
+    from stages.store.housekeeping import find_forgotten
+    from stages.store.housekeeping import forget as forget_runs
+    from stages.store.runs import choose_run, list_reports, named_runs
 
-        with open_store_at(store, remote) as opened:
-            place = opened.runs_root()
-            reports = list_reports(place)
-            found = [(choose_run(place, reports, wanted), wanted) for wanted in runs]
-            meant = {run.run_id: run for pair in found for run in named_runs(reports, *pair)}
-            items = (forget_runs if remove else find_forgotten)(opened, list(meant.values()))
-            names = {run.name for run in meant.values()}
-            same = sum(report.name in names and report.run_id not in meant for report in reports)
-        if json:
-            print_json(unneeded_json(items, remove))
-            return
-        console = make_console()
+    with terminal.opened as opened:
+        place = opened.runs_root()
+        reports = list_reports(place)
+        found = [(choose_run(place, reports, wanted), wanted) for wanted in runs]
+        meant = {run.run_id: run for pair in found for run in named_runs(reports, *pair)}
+        items = (forget_runs if remove else find_forgotten)(opened, list(meant.values()))
+        names = {run.name for run in meant.values()}
+        same = sum(report.name in names and report.run_id not in meant for report in reports)
+
+    def show(console: Console) -> None:
         title = f"What only {len(meant)} run{'s need' if len(meant) > 1 else ' needs'}"
         print_unneeded(console, items, opened.root, remove, title, "fairway forget --remove")
         if same:
@@ -135,14 +114,14 @@ def forget(
                 soft_wrap=True,
             )
 
+    terminal.tell(lambda: unneeded_json(items, remove), show)
 
-def _find(store: Path, remote: str | None, run: str) -> tuple[Any, Any]:
+
+def _find(terminal: Terminal, run: str) -> tuple[Any, Any]:
     """The store and the run's report."""
     from stages.store.runs import find_run
-    from stages.store.store import open_store_at
 
-    opened = open_store_at(store, remote)
-    return opened, find_run(opened.runs_root(), run)
+    return terminal.opened, find_run(terminal.runs_root, run)
 
 
 def _is_served(store: Any) -> bool:
@@ -161,10 +140,10 @@ def _show_on_server(report: Any, tags: list[str], remove: bool) -> None:
         change_tags(report.run_id, tags, remove)
 
 
-def _tell(report: Any, notes: Any, json: bool) -> None:
-    if json:
-        print_json({"name": report.name, "run_id": report.run_id, **notes.as_json()})
-        return
+def _tell(terminal: Terminal, report: Any, notes: Any) -> None:
     from flows.cli.terminal import print_notes
 
-    print_notes(make_console(), report, notes)
+    terminal.tell(
+        lambda: {"name": report.name, "run_id": report.run_id, **notes.as_json()},
+        lambda console: print_notes(console, report, notes),
+    )

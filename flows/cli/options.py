@@ -19,11 +19,17 @@ from typer.models import ParameterInfo
 from flows.cli.base import (
     DEFAULT_STORE,
     Debug,
+    Device,
     Json,
+    Nodes,
+    Overrides,
+    Processes,
     RemoteStore,
+    Seed,
     StoreFolder,
     clear_errors,
     make_console,
+    option_overrides,
     print_json,
     run_flow,
 )
@@ -31,11 +37,14 @@ from flows.cli.base import (
 PRESETS_HELP = "{presets}"
 """The help of an option or argument that takes a preset: their names stand there instead."""
 
-ANY_STAGE = ("store", "remote", "retries", "stage_timeout_seconds")
+STORE = ("store", "remote")
+ANY_STAGE = (*STORE, "retries", "stage_timeout_seconds")
 HELD_OUT = ("validate_every", "validate_tokens", "stop_if", "stop_behind")
 HOSTS = ("launcher", "interface", "group_timeout_seconds")
 TRAINING = (*ANY_STAGE, "checkpoint_every_seconds", *HELD_OUT, *HOSTS)
-"""Fields of RunOptions that are options of a command that trains; of one that does not, ANY_STAGE."""
+"""Fields of RunOptions that are options of a command that trains. One that runs other stages has ANY_STAGE,
+and one that runs none has STORE.
+"""
 
 PresetOption = Annotated[str, typer.Option(help=PRESETS_HELP)]
 StartPreset = Annotated[str | None, typer.Option(help=PRESETS_HELP, show_default="demo")]
@@ -45,6 +54,9 @@ FileArgument = Annotated[
 ]
 LikeOption = Annotated[
     str | None, typer.Option(metavar="RUN", help="settings of an earlier run: its id or name, or last")
+]
+WeightsOption = Annotated[
+    str, typer.Option(help="packed: the model of the package; merged: before quantization")
 ]
 TextOption = Annotated[
     list[str] | None,
@@ -85,6 +97,13 @@ class Terminal:
             )
             raise SpecError("; ".join(messages)) from error
 
+    @cached_property
+    def opened(self) -> Any:
+        """The Store, which has the remote store behind it if there is one."""
+        from stages.store.store import open_store
+
+        return open_store(self.options)
+
     @property
     def store(self) -> Path:
         return Path(self.options.store)
@@ -92,9 +111,8 @@ class Terminal:
     @property
     def runs_root(self) -> Path:
         """The folder whose runs count: the store, or where the runs of the remote store are mirrored."""
-        from stages.store.store import open_store
-
-        return open_store(self.options).runs_root()
+        runs_root: Path = self.opened.runs_root()
+        return runs_root
 
     def run(self, flow: str, *args: Any, **kwargs: Any) -> Any:
         """Run the flow (module:name) with `options` and the other arguments; returns the state in which it
@@ -130,6 +148,44 @@ def with_run_options(*fields: str) -> Callable[[Callable[..., None]], Callable[.
         return call
 
     return decorate
+
+
+def with_run_choice(command: Callable[..., None]) -> Callable[..., None]:
+    """Give the command the options that choose a run; it gets the Plan of that run as `chosen`."""
+    own, choice = inspect.signature(command), inspect.signature(_chosen_run)
+    names = [name for name in choice.parameters if name != "terminal"]
+
+    @wraps(command)
+    def call(terminal: Terminal, **given: Any) -> None:
+        chosen = _chosen_run(terminal, **{name: given.pop(name) for name in names})
+        command(**given, chosen=chosen, terminal=terminal)
+
+    parameters = [choice.parameters[name] for name in names]
+    parameters += [item for name, item in own.parameters.items() if name not in ("chosen", "terminal")]
+    last = inspect.Parameter.KEYWORD_ONLY
+    call.__signature__ = own.replace(  # type: ignore[attr-defined]
+        parameters=[item.replace(kind=last) for item in parameters]
+    )
+    return call
+
+
+def _chosen_run(
+    terminal: Terminal,
+    file: FileArgument = None,
+    preset: StartPreset = None,
+    like: LikeOption = None,
+    text: TextOption = None,
+    set_: Overrides = None,
+    seed: Seed = None,
+    processes: Processes = None,
+    device: Device = None,
+    nodes: Nodes = None,
+) -> Any:
+    """Raises SpecError as `start_of_run` and `chosen_plan` do."""
+    from flows.cli.chosen import chosen_plan, start_of_run
+
+    start = start_of_run(file or [], preset, like, lambda: terminal.runs_root)
+    return chosen_plan(start, option_overrides(set_, seed, processes, device, nodes), text)
 
 
 class OnDemand(TyperCommand):

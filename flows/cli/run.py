@@ -1,35 +1,19 @@
 """Command `fairway run`: run the whole chain."""
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from flows.cli.base import Device, Nodes, Overrides, Processes, Seed, app, option_overrides
-from flows.cli.options import (
-    TRAINING,
-    FileArgument,
-    LikeOption,
-    OnDemand,
-    StartPreset,
-    Terminal,
-    TextOption,
-    with_run_options,
-)
+from flows.cli.base import app
+from flows.cli.options import TRAINING, OnDemand, Terminal, with_run_choice, with_run_options
 
 
 @app.command(cls=OnDemand)
 @with_run_options(*TRAINING)
+@with_run_choice
 def run(
-    file: FileArgument = None,
-    preset: StartPreset = None,
-    like: LikeOption = None,
-    text: TextOption = None,
-    set_: Overrides = None,
-    seed: Seed = None,
-    processes: Processes = None,
-    device: Device = None,
-    nodes: Nodes = None,
+    chosen: Any,
     again: Annotated[
         list[str] | None,
         typer.Option(metavar="STAGE", help="compute this stage even if it is stored; may be repeated"),
@@ -38,18 +22,17 @@ def run(
     terminal: Terminal,
 ) -> None:
     """Run the whole chain. Stages whose results are stored do not run again."""
-    from flows.cli.chosen import chosen_plan, start_of_run
     from flows.cli.terminal import print_report, report_json
     from flows.inputs.specs import as_overrides, known_stages
     from stages.processes.hosts import check_launcher
     from stages.store.runs import load_report
 
-    # All of it refuses bad input before anything is started.
-    start = start_of_run(file or [], preset, like, lambda: terminal.runs_root)
-    plan = chosen_plan(start, option_overrides(set_, seed, processes, device, nodes), text)
-    check_launcher(plan.spec.train.compute, terminal.options)
+    # Both refuse bad input before anything is started.
+    check_launcher(chosen.spec.train.compute, terminal.options)
     stages = known_stages(again or (), "--again")
-    state = terminal.run("flows.pipeline:pipeline", plan.preset, overrides=as_overrides(plan), again=stages)
+    state = terminal.run(
+        "flows.pipeline:pipeline", chosen.preset, overrides=as_overrides(chosen), again=stages
+    )
     store = terminal.store
     report = load_report(store, str(state.state_details.flow_run_id))
     if report is not None:

@@ -1,27 +1,20 @@
 """The command fairway sample."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.base import (
-    DEFAULT_STORE,
-    Debug,
-    Json,
-    RemoteStore,
-    StoreFolder,
-    app,
-    clear_errors,
-    make_console,
-    print_json,
-)
+from flows.cli.base import app
+from flows.cli.options import STORE, OnDemand, Terminal, WeightsOption, with_run_options
 
 if TYPE_CHECKING:
     from schemas.sample import SamplingSettings
 
 
-@app.command()
+@app.command(cls=OnDemand)
+@with_run_options(*STORE)
 def sample(
     source: Annotated[
         str,
@@ -40,43 +33,34 @@ def sample(
         int, typer.Option(help="random numbers of the first text; the next have the seeds after it")
     ] = 1,
     count: Annotated[int, typer.Option(help="texts to write")] = 1,
-    weights: Annotated[
-        str, typer.Option(help="packed: the model of the package; merged: before quantization")
-    ] = "packed",
+    weights: WeightsOption = "packed",
     tokenizer: Annotated[
         Path | None, typer.Option(help="SentencePiece model of a FOLDER; a run has its own")
     ] = None,
-    store: StoreFolder = DEFAULT_STORE,
-    remote: RemoteStore = None,
-    json: Json = False,
-    debug: Debug = False,
+    *,
+    terminal: Terminal,
 ) -> None:
     """Let a run's model, or the model of a package, continue a text. Nothing of a folder is run."""
-    with clear_errors(debug):
-        from flows.cli.terminal import print_sample
-        from schemas.errors import SpecError
+    from flows.cli.terminal import print_sample
+    from schemas.errors import SpecError
 
-        settings = _settings(
-            tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, count=count
-        )  # refuses bad input before torch is imported
-        if weights not in ("packed", "merged"):
-            raise SpecError(f"--weights = {weights}: must be packed or merged")
-        from stages.generate import load
-        from stages.generate import sample as write
+    settings = _settings(
+        tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, count=count
+    )  # refuses bad input before torch is imported
+    if weights not in ("packed", "merged"):
+        raise SpecError(f"--weights = {weights}: must be packed or merged")
+    from stages.generate import load
+    from stages.generate import sample as write
 
-        root = store.expanduser().resolve()
-        generator = load(
-            source,
-            store=root,
-            remote=remote,
-            weights=weights,  # type: ignore[arg-type]
-            tokenizer=tokenizer,
-        )
-        made = write(generator, weights, prompt, settings)  # type: ignore[arg-type]
-        if json:
-            print_json(made.model_dump(mode="json"))
-        else:
-            print_sample(make_console(), made)
+    generator = load(
+        source,
+        store=terminal.store,
+        remote=terminal.options.remote,
+        weights=weights,  # type: ignore[arg-type]
+        tokenizer=tokenizer,
+    )
+    made = write(generator, weights, prompt, settings)  # type: ignore[arg-type]
+    terminal.tell(lambda: made.model_dump(mode="json"), partial(print_sample, sample=made))
 
 
 def _settings(**given: float) -> "SamplingSettings":

@@ -9,6 +9,7 @@ from flows.cli.base import (
     Debug,
     Device,
     Json,
+    NewestRun,
     Overrides,
     Processes,
     RemoteStore,
@@ -57,9 +58,7 @@ def describe(
 
 @app.command()
 def show(
-    run: Annotated[
-        str, typer.Argument(help="id or name of a run, the beginning of either, or 'last' for the newest")
-    ] = "last",
+    run: NewestRun = "last",
     store: StoreFolder = DEFAULT_STORE,
     remote: RemoteStore = None,
     json: Json = False,

@@ -45,7 +45,8 @@ def export(
     broken.
     """
     with clear_errors(debug):
-        from flows.cli.terminal import log_to, print_rules
+        from flows.cli.live import log_to
+        from flows.cli.terminal import print_rules
         from stages.store.store import open_store_at
         from stages.submission.inputs import about_of, write_submission
 
@@ -127,7 +128,8 @@ def rescore(
 ) -> None:
     """Score a folder's model again, in fresh processes, and compare with the claimed score."""
     with clear_errors(debug):
-        from flows.cli.terminal import live_output, print_rescored
+        from flows.cli.live import live_output
+        from flows.cli.terminal import print_rescored
         from schemas.printable import one_line
         from stages.submission.inputs import compute_of, shards_of, tokenizer_beside
         from stages.submission.rescore import rescore as score_again

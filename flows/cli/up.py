@@ -47,7 +47,7 @@ def up(
     with clear_errors(debug):
         from rich.console import Console
 
-        from flows.cli.terminal import log_to
+        from flows.cli.live import log_to
         from flows.server.up import everything_up, one_interrupt, wait_for_the_end
         from schemas.printable import printable
         from stages.store.store import open_store_at

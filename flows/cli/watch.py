@@ -51,7 +51,8 @@ def _follow(root: Any, once: bool) -> None:
 
     from rich.live import Live
 
-    from flows.cli.terminal import is_screen, words
+    from flows.cli.live import is_screen
+    from flows.cli.terminal import words
     from schemas.errors import SpecError
     from stages.training.metrics import as_columns, read_lines
     from stages.training.unfinished import unfinished_trainings

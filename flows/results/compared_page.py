@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 import stages.report
 from flows.results.compared import AnyRun, csv_rows, tables
@@ -18,6 +17,7 @@ from schemas.compare import ComparedRuns
 from schemas.errors import SpecError
 from schemas.stopped import StoppedRun
 from stages.core.whole_files import write_whole
+from stages.report import hover
 from stages.report.curves_plot import CURVE_COLUMNS, curves_svg
 from stages.store.store import Store
 from stages.training.metrics import Columns, read_metrics
@@ -47,11 +47,17 @@ def page(found: ComparedRuns, curves: Sequence[tuple[str, Columns]], everything:
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
+    style, scripts, policy = hover.assets()
     return environment.get_template("compare.html").render(
         title=f"{len(found.runs)} runs compared",
         names=[f"{run.label} {run.name}" for run in found.runs],
         conclusions=found.conclusions,
-        curves=Markup(curves_svg(curves, themed=True)) if curves else "",
+        curves=hover.hoverable(curves_svg(curves, themed=True), [hover.curves_chart(curves)])
+        if curves
+        else "",
+        hover_style=style,
+        hover_scripts=scripts,
+        policy=policy,
         tables=tables(found, everything),
     )
 

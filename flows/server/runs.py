@@ -11,7 +11,8 @@ from uuid import UUID
 
 from flows import FLOW_NAMES
 from flows.results.tables import Row
-from flows.server.environment import check_settings, require_answer, settings_first
+from flows.server.environment import require_answer
+from flows.server.settings import check_settings, settings_first
 from schemas.errors import first_line
 from stages.processes.own_process import private_folder
 

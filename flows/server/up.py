@@ -14,15 +14,14 @@ from typing import Any
 
 from flows.server.environment import (
     SERVER_START_USUAL,
-    check_settings,
     comes_up,
     is_healthy,
     port_is_free,
     require_answer,
     served_folder,
-    settings_first,
     stop,
 )
+from flows.server.settings import check_settings, settings_first
 from schemas.errors import SpecError
 from stages.processes.launch import guarded
 from stages.processes.locks import holder, try_lock

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from schemas.audit import Finding, Verdict
+from schemas.merge import MergedModel
 from schemas.techniques import TECHNIQUES, Technique
 from stages.auditing.evidence import Evidence, learned
 from stages.auditing.model_findings import count_of, learning_text, names_of, off
@@ -223,14 +224,9 @@ def _qat(evidence: Evidence, technique: Technique) -> Finding:
     if not qat_on.any():
         text = "no step had QAT: the learning-rate scale never fell so far"
     else:
-        first, averaged = int(steps[qat_on.argmax()]), len(results.merged.steps)
+        first = int(steps[qat_on.argmax()])
         text = f"{count_of(int(qat_on.sum()), 'step')} from step {first} on, {len(bits)} tensors"
-        text += f"; {saw_it} of {averaged} averaged snapshots had it"
-        text += (
-            f", after {min(filter(None, under), default=0)} to {max(under)} of its steps"
-            if saw_it
-            else f": the last one is of step {max(results.merged.steps)}, so the package has nothing of it"
-        )
+        text += _averaged_under_qat(results.merged, under)
     if other_grid:
         text += (
             f"; {len(other_grid)} tensors are stored on another grid than they were trained on: "
@@ -251,6 +247,16 @@ def _qat(evidence: Evidence, technique: Technique) -> Finding:
             "tensors_on_another_grid": float(len(other_grid)),
         },
     )
+
+
+def _averaged_under_qat(merged: MergedModel, under: list[int]) -> str:
+    """How much of QAT the merged model holds. `under`: steps with QAT before each averaged snapshot."""
+    if merged.method == "ema_of_steps" and merged.num_with_qat:
+        return "; the mean of the steps holds them"
+    text = f"; {merged.num_with_qat} of {len(merged.steps)} averaged snapshots had it"
+    if merged.num_with_qat:
+        return f"{text}, after {min(filter(None, under), default=0)} to {max(under)} of its steps"
+    return f"{text}: the last one is of step {max(merged.steps)}, so the package has nothing of it"
 
 
 def _other_quantizer(evidence: Evidence) -> str:

@@ -37,7 +37,7 @@ def curves_svg(curves: Sequence[tuple[str, Columns]], themed: bool) -> str:
                 _curve(axes, index, name, values, metrics)
             axes.set_xlabel(label)
         panels[0].set_ylabel("training loss, nats a token")
-        panels[0].set_ylim(*_range(curves))
+        panels[0].set_ylim(*shown_range(curves))
         handles, names = panels[0].get_legend_handles_labels()
         legend = figure.legend(handles, names, loc="outside lower left", ncols=2)
         for text in legend.get_texts():
@@ -63,7 +63,7 @@ def _curve(axes: Axes, index: int, name: str, x: NDArray, metrics: Columns) -> N
         axes.plot(*thin(x[scored], metrics["val_nats"][scored]), color=colour, linestyle=":", linewidth=1.8)
 
 
-def _range(curves: Sequence[tuple[str, Columns]]) -> tuple[float, float]:
+def shown_range(curves: Sequence[tuple[str, Columns]]) -> tuple[float, float]:
     """Lowest and highest loss to show, with a margin."""
     smooth = [running_mean(metrics["loss"]) for _, metrics in curves]
     later = np.concatenate([loss[int(_SHOWN_FROM * len(loss)) :] for loss in smooth])

@@ -96,21 +96,33 @@ def _loss(axes: Axes, metrics: Columns) -> None:
     axes.plot(*thin(step, loss), color=BLUE, linewidth=0.8, alpha=0.35)
     axes.plot(*thin(step, running_mean(loss)), color=BLUE, linewidth=1.8, label="running mean")
     _mark_phases(axes, metrics)
-    low, high = float(loss.min()), float(np.quantile(loss, 0.995))
-    scores = metrics.get("val_nats", np.full(len(step), np.nan))
-    scored = np.isfinite(scores)
+    scored = _scored(metrics)
     if scored.any():
-        held_out = scores[scored]
         axes.plot(
-            *thin(step[scored], held_out),
+            *thin(step[scored], metrics["val_nats"][scored]),
             color=RED,
             marker=MARKERS[1],
             markersize=4,
             linewidth=1.2,
             label="held-out text",
         )
+    axes.set_ylim(*loss_range(metrics))
+
+
+def loss_range(metrics: Columns) -> tuple[float, float]:
+    """Lowest and highest loss to show, with a margin: the first steps' highest losses are left out."""
+    loss, scored = metrics["loss"], _scored(metrics)
+    low, high = float(loss.min()), float(np.quantile(loss, 0.995))
+    if scored.any():
+        held_out = metrics["val_nats"][scored]
         low, high = min(low, float(held_out.min())), max(high, float(held_out.max()))
-    axes.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
+    margin = 0.05 * (high - low + 1e-9)
+    return low - margin, high + margin
+
+
+def _scored(metrics: Columns) -> NDArray:
+    """Whether a step has a score of held-out text, (steps,)."""
+    return np.isfinite(metrics.get("val_nats", np.full(len(metrics["step"]), np.nan)))
 
 
 def timeline(metrics: Columns, themed: bool) -> str:

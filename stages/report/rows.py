@@ -51,17 +51,23 @@ def bpb(value: float) -> str:
     return f"{value:.5f}"
 
 
+def averaged(results: RunResults) -> str:
+    """What the merged model is the mean of, and how much of that was under QAT."""
+    merged = results.merged
+    of_steps = merged.method == "ema_of_steps"
+    return f"{merged.averaged}, {results.trained.qat_steps if of_steps else merged.num_with_qat} under QAT"
+
+
 def result_table(results: RunResults, title: str, stride: str) -> Table:
     """The main figures of a run. `stride` is that of the sliding windows; empty if unknown."""
     merged, sliding, size = results.merged, results.val_bpb_quantized_sliding, results.size
-    averaged = f"{merged.averaged}, {merged.num_with_qat} under QAT"
     gap = results.val_bpb_quantized - results.val_bpb_merged
     files = f"{size.model_bytes:,} model + {size.code_bytes:,} code"
     side = "to spare" if size.fits else "OVER"
     margin = f"{abs(size.margin_bytes):,} bytes {side}"
     rows = (
         ("val_bpb last iterate", bpb(results.val_bpb_last), f"non-overlapping windows{merged.last.mode}"),
-        ("val_bpb merged", bpb(results.val_bpb_merged), averaged),
+        ("val_bpb merged", bpb(results.val_bpb_merged), averaged(results)),
         ("val_bpb quantized", bpb(results.val_bpb_quantized), f"{results.packed.method}, in the package"),
         (
             "val_bpb quantized, sliding",

@@ -26,6 +26,7 @@ _WORDS: dict[str, tuple[int | None, str | None]] = {
     "Field": (None, "description"),
     **{f"log.{level}": (0, None) for level in ("debug", "info", "warning", "error")},
 }
+_TEMPLATES = (".html", ".css", ".js")
 _NEVER_TRUE_HERE = ("TYPE_CHECKING", "typing.TYPE_CHECKING", "__name__ == '__main__'")
 
 
@@ -70,7 +71,7 @@ def code_digest(roots: Iterable[str], to_the_letter: bool = False) -> str:
 def templates(modules: Iterable[Path]) -> list[Path]:
     """Files other than Python that are part of a result, in the packages among `modules`."""
     folders = sorted({path.parent for path in modules if path.name == "__init__.py"})
-    return [path for folder in folders for path in sorted(folder.glob("*.html"))]
+    return [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in _TEMPLATES]
 
 
 def library_versions(roots: Iterable[str], declared: Iterable[str] = ()) -> dict[str, str]:

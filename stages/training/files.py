@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from torch import Tensor
 from stages.core.trainer import StepMetrics, TrainState
 from stages.core.whole_files import TEMPORARY_FILES, write_whole
 from stages.processes.meeting import refuse_stale_try
-from stages.training.held_out import metrics_row
 from stages.training.metrics import LINES_NAME, TABLE_NAME, read_lines, write_table
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class TrainingFiles:
 
     def add_metrics(self, metrics: StepMetrics) -> None:
         with self._metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics_row(metrics), allow_nan=False) + "\n")
+            file.write(json.dumps(asdict(metrics), allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows so far; a line that a kill cut in half is left out."""

@@ -5,6 +5,9 @@ from the clock that they agree on. Every process gets the same sums. So all of t
 
 A score is that of the weights as they are: by a second model without QAT, kernels of our own and compiler,
 because `merge` scores the last iterate so. Its windows are those of `merge`. It draws no random number.
+
+The key of a training does not cover this module: a trainer that scores leaves the weights of one that does
+not, bit for bit (tests/stages/training/test_held_out.py).
 """
 
 import logging
@@ -12,7 +15,7 @@ import math
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,14 +23,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from schemas.errors import StageError
-from schemas.held_out import CurvePoint, HeldOut, broken_rule
+from schemas.held_out import CurvePoint, HeldOut
 from schemas.settings import TrainSettings
 from stages.core.bits_per_byte import TokenBytes, load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.schedule import loops_on_at, progress_at
 from stages.core.scoring import score
-from stages.core.trainer import Hooks, Pending, StepMetrics, Trainer, TrainState
+from stages.core.trainer import Hooks, Pending, StepMetrics, TrainedModel, Trainer, TrainState
+from stages.training.job import BrokenRuleError
+from stages.training.stop_rules import broken_rule
 
 log = logging.getLogger("stages.train")
 
@@ -66,15 +71,11 @@ def read_held_out(
         raise StageError(f"validate_every: the validation split cannot be scored: {error}") from error
 
 
-class BrokenRuleError(Exception):
-    """A rule ended the training. The message says which one and at which step."""
-
-
 class ScoringTrainer(Trainer):
     """A trainer that scores held-out text at shares of the run and after the last step.
 
-    The clock stands still meanwhile. Raises BrokenRuleError before the next step once a rule is broken; what
-    that step was to leave, its metrics and its snapshot, is left before.
+    The clock stands still meanwhile. Once a rule is broken, `run` raises BrokenRuleError before the next step
+    or at its end; what the scored step was to leave, its metrics and its snapshot, is left before.
     """
 
     def __init__(
@@ -87,11 +88,17 @@ class ScoringTrainer(Trainer):
     ) -> None:
         super().__init__(settings, shards, hooks, resume)
         self.text, self.points = text, text.earlier
-        self.scoring_seconds = 0.0
+        self.hook_seconds["scoring"] = 0.0
         self._judge = GPT(settings.model).to(self.device)
         self._marks = _marks(text.asked)
         self._passed = self._marks_passed()
         self.broken = broken_rule(text.asked, self.points)
+
+    def run(self) -> TrainedModel:
+        trained = super().run()
+        if self.broken:
+            raise BrokenRuleError(self.broken)
+        return trained
 
     def _row(self, lr_scale: float, momentum: float, qat_on: bool, snapshot: bool) -> StepMetrics:
         row = super()._row(lr_scale, momentum, qat_on, snapshot)
@@ -141,10 +148,13 @@ class ScoringTrainer(Trainer):
         self._wait_for_device(everything=True)
         seconds = time.perf_counter() - stopped
         self.began += seconds
-        self.scoring_seconds += seconds
+        self.hook_seconds["scoring"] += seconds
         if not (math.isfinite(nats) and math.isfinite(bpb)):
             return None
         done = progress_at(self.clock, schedule)
+        if self.rank == 0:
+            words = "held-out text after step %d (%.0f %%): val_bpb %.4f, %.4f nats a token"
+            log.info(words, self.clock.steps, 100 * done, bpb, nats)
         return CurvePoint(step=self.clock.steps, share=done, val_nats=nats, val_bpb=bpb)
 
     def _same_everywhere(self, *figures: float) -> list[float]:
@@ -153,11 +163,6 @@ class ScoringTrainer(Trainer):
         if self.world > 1:
             dist.broadcast(told, src=0)
         return told.tolist()
-
-
-def metrics_row(metrics: StepMetrics) -> dict[str, object]:
-    """A step as a row of the metrics, with the columns of the held-out score whether or not it has one."""
-    return asdict(metrics if isinstance(metrics, ScoredStep) else ScoredStep(**vars(metrics)))
 
 
 def _marks(asked: HeldOut) -> list[float]:

@@ -1,6 +1,7 @@
-"""Job of the worker processes of `train`, and the result of the first."""
+"""Job of the worker processes of `train`, the result of the first, and the end by a rule."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import NonNegativeFloat, PositiveInt
 
@@ -22,6 +23,14 @@ class TrainingJob(Schema):
     tokenizer: Path | None = None
     folder: Path
     runtime: RunOptions
+
+    def scored_text(self) -> dict[str, Any] | None:
+        """Which held-out text the training scores; None where it scores none."""
+        return self.runtime.held_out.scored_text() if self.runtime.held_out else None
+
+
+class BrokenRuleError(Exception):
+    """A rule ended the training. The message says which one and at which step."""
 
 
 class WrittenSnapshot(Schema):

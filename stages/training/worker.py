@@ -1,10 +1,15 @@
-"""One process of a training run: python -m stages.training.worker JOB.json RESULT.json"""
+"""One process of a training run: python -m stages.training.worker JOB.json RESULT.json
+
+The key of the training covers what this module imports. So scores of held-out text, which change no weight,
+have a worker of their own (`stages.training.scoring_worker`), which hands its trainer to `main`.
+"""
 
 import logging
 import platform
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -27,16 +32,24 @@ from stages.core.trainer import (
 from stages.processes.launch import job_of, say_progress
 from stages.training.account import account_of_changes, account_of_groups, account_of_rows
 from stages.training.files import TrainingFiles, write_safetensors
-from stages.training.held_out import BrokenRuleError, ScoredStep, ScoringTrainer, read_held_out
-from stages.training.job import TrainingJob, TrainingOutcome, WrittenSnapshot
-from stages.training.metrics import as_columns, curve_of
+from stages.training.job import BrokenRuleError, TrainingJob, TrainingOutcome, WrittenSnapshot
 
 log = logging.getLogger("stages.train")
 
 _WORDS_BYTES = 512
 
+MakeTrainer = Callable[[TrainingJob, TrainingFiles, Hooks, TrainState | None], Trainer]
+"""Makes the trainer of a job, which goes on from the state if there is one. Raises ValueError where the job's
+settings do not fit this machine or the shards.
+"""
 
-def main() -> None:
+
+def plain_trainer(job: TrainingJob, files: TrainingFiles, hooks: Hooks, resume: TrainState | None) -> Trainer:
+    return Trainer(job.settings, list(job.shards), hooks, resume)
+
+
+def main(make: MakeTrainer = plain_trainer) -> None:
+    """Train the job of this process by the trainer of `make`, and leave its outcome."""
     with job_of(TrainingJob) as (job, leave):
         settings, runtime = job.settings, job.runtime
         files = TrainingFiles(job.folder, runtime.checkpoint_every_seconds, runtime.keep_checkpoints)
@@ -50,14 +63,17 @@ def main() -> None:
             files.checkpoint_due,
             files.add_checkpoint,
         )
-        trainer = _trainer(job, hooks, resume, files)
+        try:
+            trainer = make(job, files, hooks, resume)
+        except ValueError as error:
+            raise StageError(str(error)) from error
         del resume
         if trainer.rank == 0:
             _announce(trainer)
         try:
             trained = trainer.run()
         except BrokenRuleError as error:
-            raise _stopped(files, trainer, error) from error
+            raise _stopped(job, files, trainer, error) from error
         except DivergedError as error:
             files.close()
             checkpoints = sorted(path.stem for path in (files.folder / "checkpoints").glob("*.json"))
@@ -69,32 +85,15 @@ def main() -> None:
             raise StageError(
                 f"{error}; {last_good}. Lower the learning rates or train.optimizer.grad_clip_norm"
             ) from error
-        if isinstance(trainer, ScoringTrainer) and trainer.broken:
-            raise _stopped(files, trainer, trainer.broken)
         if trainer.rank == 0:
             files.add_checkpoint(trainer.state())
-            leave(_finish(files, settings, trainer, trained))
+            leave(_finish(job, files, trainer, trained))
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
-def _trainer(job: TrainingJob, hooks: Hooks, resume: TrainState | None, files: TrainingFiles) -> Trainer:
-    """Raises StageError where the settings do not fit this machine or the shards."""
-    settings, held_out, shards = job.settings, job.runtime.held_out, list(job.shards)
-    try:
-        if held_out is None:
-            return Trainer(settings, shards, hooks, resume)
-        assert job.tokenizer is not None
-        rows = files.metrics()
-        earlier = curve_of(as_columns(rows), settings.schedule) if rows else ()
-        text = read_held_out(held_out, job.val_shards, job.tokenizer, earlier)
-        return ScoringTrainer(settings, shards, hooks, resume, text)
-    except ValueError as error:
-        raise StageError(str(error)) from error
-
-
-def _stopped(files: TrainingFiles, trainer: Trainer, why: object) -> StoppedError:
+def _stopped(job: TrainingJob, files: TrainingFiles, trainer: Trainer, why: BrokenRuleError) -> StoppedError:
     """The error that ends a training by a rule; its metrics and a checkpoint are written before.
 
     The other processes wait for the first: torchrun ends them all once one has ended.
@@ -102,16 +101,12 @@ def _stopped(files: TrainingFiles, trainer: Trainer, why: object) -> StoppedErro
     if trainer.rank == 0:
         files.add_checkpoint(trainer.state())
         files.close()
-        _write_metrics(files, trainer)
+        files.write_parquet(job.scored_text())
     if trainer.world > 1:
         dist.barrier()
     return StoppedError(
         f"training was stopped {why}. Its metrics stay; without the rule the same command goes on from there"
     )
-
-
-def _write_metrics(files: TrainingFiles, trainer: Trainer) -> None:
-    files.write_parquet(trainer.text.asked.scored_text() if isinstance(trainer, ScoringTrainer) else None)
 
 
 def _resume_everywhere(files: TrainingFiles, settings: TrainSettings) -> TrainState | None:
@@ -156,14 +151,6 @@ class _Narrator:
         now = time.monotonic()
         schedule = self._settings.schedule
         share = progress_at(Clock(metrics.step, metrics.seconds), schedule)
-        if isinstance(metrics, ScoredStep) and metrics.val_bpb is not None:
-            log.info(
-                "held-out text after step %d (%.0f %%): val_bpb %.4f, %.4f nats a token",
-                metrics.step,
-                100 * share,
-                metrics.val_bpb,
-                metrics.val_nats,
-            )
         if metrics.qat_on and not self._qat_was_on:
             log.info("late QAT is on from step %d (lr scale %.3f)", metrics.step, metrics.lr_scale)
             self._qat_was_on = True
@@ -192,16 +179,17 @@ def _announce(trainer: Trainer) -> None:
 
 
 def _finish(
-    files: TrainingFiles, settings: TrainSettings, trainer: Trainer, trained: TrainedModel
+    job: TrainingJob, files: TrainingFiles, trainer: Trainer, trained: TrainedModel
 ) -> TrainingOutcome:
     """Write the last iterate and the metrics; all that the record will say."""
+    settings = job.settings
     final = trainer.weights()
     write_safetensors(files.folder / "last.safetensors", final)
     if trained.ema is not None:
         write_safetensors(files.folder / "ema.safetensors", trained.ema)
     files.close()
     rows = files.metrics()
-    _write_metrics(files, trainer)
+    files.write_parquet(job.scored_text())
     groups = account_of_groups(trainer, [row["lr_scale"] for row in rows])
     last = WrittenSnapshot(
         file="last.safetensors",
@@ -231,9 +219,7 @@ def _finish(
         qat_grid=trained.model.qat_grid,
         groups=groups,
         changes=account_of_changes(trainer, groups, trained.initial, final),
-        timings=_timings(files, settings, trained, [row["seconds"] for row in rows]).derive(
-            scoring_seconds=trainer.scoring_seconds if isinstance(trainer, ScoringTrainer) else 0.0
-        ),
+        timings=_timings(files, settings, trained, [row["seconds"] for row in rows]),
     )
     return TrainingOutcome(last=last, ema=ema, snapshots=snapshots, figures=figures)
 
@@ -255,6 +241,7 @@ def _timings(
         tokens_per_second=trained.steps * settings.data.batch_tokens / max(trained.seconds, 1e-9),
         snapshot_seconds=trained.hook_seconds["snapshot"],
         checkpoint_seconds=trained.hook_seconds["checkpoint"],
+        scoring_seconds=trained.hook_seconds.get("scoring", 0.0),
         resumed_from_steps=tuple(files.resumed_from),
         peak_memory_bytes=peak,
     )

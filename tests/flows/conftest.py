@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
-from flows.server.environment import prefect_api, settings_first
+from flows.server.environment import prefect_api
+from flows.server.settings import check_settings, settings_first
 
-# Before any test module imports Prefect, which reads its environment once.
+# Prefect reads its environment once, when it is first imported. Here it is ours; inside a test it would be
+# that of the test, and stay so for the tests after it.
 os.environ.pop("PREFECT_API_URL", None)
 _HOME = tempfile.TemporaryDirectory(prefix="fairway-prefect-", ignore_cleanup_errors=True)
 os.environ["PREFECT_HOME"] = _HOME.name
 settings_first(Path(os.environ["PREFECT_HOME"]))
+check_settings()
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,8 @@ def test_the_page_asks_nobody_and_follows_light_and_dark(
     assert result.exit_code == 0, result.output
     text = html.read_text(encoding="utf-8")
     # Names of XML namespaces are no addresses that a browser asks.
-    assert re.findall(r"<(?:script|link|img|iframe)\b|@import|url\((?!#)", text) == []
+    assert re.findall(r"<(?:link|img|iframe)\b|<script .|@import|url\((?!#)", text) == []
+    assert "default-src &#39;none&#39;; script-src &#39;sha256-" in text
     assert re.findall(r"(?:src|href)=[\"'](?!#)", text) == []
     assert "@media (prefers-color-scheme: dark)" in text
     drawn = text[text.index("<svg") : text.index("</svg>")]

@@ -1,8 +1,11 @@
 """The report: complete, self-contained, escaped, the same bytes for the same results."""
 
+import base64
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -278,12 +281,23 @@ class _Collector(HTMLParser):
         ]
 
 
-def test_the_page_asks_for_nothing_outside_and_runs_nothing(published: Callable[..., str]) -> None:
+def test_the_page_asks_for_nothing_outside_and_runs_only_the_scripts_that_its_policy_names(
+    published: Callable[..., str],
+) -> None:
     page = published()
     parser = _Collector()
     parser.feed(page)
     assert all(address.startswith("#") for address in parser.addresses)
-    assert not {"script", "link", "img", "iframe", "object", "embed"} & set(parser.tags)
+    assert not {"link", "img", "iframe", "object", "embed"} & set(parser.tags)
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert len(scripts) == parser.tags.count("script") == 2
+    [policy] = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', page)
+    sources = dict(part.split(maxsplit=1) for part in unescape(policy).split("; "))
+    assert sources["default-src"] == "'none'"
+    assert sources["script-src"].split() == [
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
+    ]
     assert not re.search(r"@import|url\((?!#)", page)
 
 
@@ -291,7 +305,7 @@ def test_text_from_results_and_settings_is_escaped(published: Callable[..., str]
     page = published(
         PublishSpec(title=HOSTILE, run_name=HOSTILE, settings=(ReportedSetting(name=HOSTILE, value=HOSTILE),))
     )
-    assert "<script" not in page
+    assert HOSTILE not in page
     assert page.count("&lt;script&gt;") >= 5
 
 
@@ -483,6 +497,17 @@ def test_a_themed_plot_takes_its_colours_from_the_page_and_an_unthemed_one_bring
     assert "var(--" not in alone
 
 
+def test_the_merged_model_says_how_many_of_its_snapshots_or_steps_were_under_qat() -> None:
+    every = _results(_ref("metrics.parquet"))
+    results = RunResults.model_validate({name: every[name] for name in RunResults.types()})
+    merged = results.merged
+    words = f"{merged.averaged}, {merged.num_with_qat} under QAT"
+    assert words in {row[2] for row in rows.result_table(results, "", "64").rows}
+    ema = merged.derive(method="ema_of_steps", steps=(20,), num_with_qat=1)
+    of_steps = results.derive(merged=ema, trained=results.trained.derive(qat_steps=7))
+    assert rows.averaged(of_steps) == "EMA of 20 steps, 7 under QAT"
+
+
 def test_the_running_mean_is_the_mean_of_the_window() -> None:
     values = np.random.default_rng(0).normal(size=300)
     smooth = plots.running_mean(values, share=0.1)
@@ -507,9 +532,13 @@ def test_a_method_that_gains_nothing_is_said_to_gain_nothing() -> None:
 def test_the_pages_template_is_part_of_the_stages_code() -> None:
     modules = reachable_modules(["stages.publish"])
     assert [path.name for path in templates(modules.values())] == [
+        "hover.css",
+        "hover.js",
         "page.html",
         "style.html",
         "tables.html",
+        "uPlot.iife.min.js",
+        "uPlot.min.css",
     ]
     assert templates(reachable_modules(["stages.quantize"]).values()) == []
 

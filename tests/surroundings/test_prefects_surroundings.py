@@ -19,7 +19,7 @@ import httpx
 import pytest
 import yaml
 
-from flows.server import environment
+from flows.server import environment, settings
 from schemas.errors import SpecError
 from schemas.tokenize_corpus import HuggingFaceCorpus
 from stages.corpora import huggingface
@@ -94,7 +94,7 @@ def test_loopback_is_reached_without_a_proxy_whatever_no_proxy_says(
 
 def test_every_use_of_prefect_begins_with_a_way_to_loopback(tmp_path: Path) -> None:
     os.environ["HTTP_PROXY"] = PROXY
-    environment.settings_first(tmp_path)
+    settings.settings_first(tmp_path)
     assert urllib.request.proxy_bypass("127.0.0.1")
     assert "127.0.0.1" in environment.server_environment(tmp_path)["NO_PROXY"]
 
@@ -182,7 +182,7 @@ def test_a_broken_file_of_profiles_is_left_out(
     (tmp_path / "home" / ".prefect" / "profiles.toml").write_bytes(content)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("PREFECT_HOME")
-    environment.settings_first(tmp_path / "ours")
+    settings.settings_first(tmp_path / "ours")
     assert not Path(os.environ["PREFECT_PROFILES_PATH"]).exists()
 
 
@@ -194,7 +194,7 @@ def test_an_empty_file_of_profiles_and_a_home_that_is_none_are_no_trouble(
     monkeypatch.delenv("PREFECT_HOME")
     for home in (tmp_path, tmp_path / "nowhere"):
         monkeypatch.setenv("HOME", str(home))
-        environment.settings_first(tmp_path / "ours")
+        settings.settings_first(tmp_path / "ours")
         monkeypatch.delenv("PREFECT_HOME")
     assert os.environ["PREFECT_PROFILES_PATH"] == str(tmp_path / ".prefect" / "profiles.toml")
 
@@ -203,7 +203,7 @@ def test_a_prefect_home_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyP
     (tmp_path / "file").touch()
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(SpecError, match=r"PREFECT_HOME = .*file/home: .*Set it to one that you may write"):
-        environment.settings_first(tmp_path)
+        settings.settings_first(tmp_path)
 
 
 def test_a_prefect_setting_that_prefect_refuses_is_named_by_its_variable(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_temporary_server_takes_nothing_from_settings_for_another(
         monkeypatch.setenv(name, value)
     told = environment.server_environment(tmp_path)
     assert not theirs.items() & told.items()
-    assert environment.SETTINGS.items() <= told.items()
+    assert settings.SETTINGS.items() <= told.items()
     assert told["PREFECT_HOME"] == str(tmp_path)
     assert not Path(told["PREFECT_PROFILES_PATH"]).exists()
 

@@ -12,8 +12,9 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
+from flows.cli.live import is_screen
 from flows.cli.narrow import FittingConsole
-from flows.cli.terminal import is_screen, rows_table
+from flows.cli.terminal import rows_table
 
 ROOT = Path(__file__).parents[3]
 ROWS = [

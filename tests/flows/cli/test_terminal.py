@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flows.cli import terminal
+from flows.cli import live, terminal
 from flows.cli.main import app
 from schemas.submission import RuleResult
 from stages.store.housekeeping import Unneeded
@@ -72,7 +72,7 @@ def test_log_lines_show_text_as_it_is(is_terminal: bool) -> None:
     console = Console(
         file=io.StringIO(), width=200, markup=False, force_terminal=is_terminal, color_system=None
     )
-    with terminal.log_to(console):
+    with live.log_to(console):
         logging.getLogger("stages").info("reads %s", HOSTILE)
     assert SHOWN in _said(console)
     assert "\x07" not in _said(console)

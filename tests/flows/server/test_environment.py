@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.cli.terminal import live_output, waiting_on
-from flows.server import environment
+from flows.cli.live import live_output, waiting_on
+from flows.server import environment, settings
 from schemas.errors import SpecError
 
 ROOT = Path(__file__).parents[3]
@@ -38,20 +38,20 @@ def test_prefect_toml_says_the_same_as_the_command_line() -> None:
 
     told = flat(tomllib.loads((ROOT / "prefect.toml").read_text()), "PREFECT")
     assert told.pop("PREFECT_HOME") == ".prefect"
-    assert told == environment.SETTINGS
+    assert told == settings.SETTINGS
 
 
 def test_prefect_knows_every_setting_by_this_name() -> None:
     from prefect.settings import Settings
     from prefect.settings.models.root import _get_settings_accessors
 
-    assert set(environment.SETTINGS) <= set(_get_settings_accessors(Settings))
+    assert set(settings.SETTINGS) <= set(_get_settings_accessors(Settings))
 
 
 def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "mine"))
     monkeypatch.setenv("PREFECT_SERVER_UI_V2_ENABLED", "true")
-    environment.settings_first(tmp_path / "ours")
+    settings.settings_first(tmp_path / "ours")
     assert os.environ["PREFECT_HOME"] == str(tmp_path / "mine")
     assert os.environ["PREFECT_SERVER_UI_V2_ENABLED"] == "true"
     assert not (tmp_path / "ours").exists()
