@@ -101,6 +101,8 @@ class Confirmation(Schema):
     seeds: tuple[NonNegativeInt, ...]
     base_runs: tuple[str, ...] = Field(description="run ids, a run a seed")
     trial_runs: tuple[str, ...] = Field(description="run ids, a run a seed")
+    figures: tuple[float, ...] = Field(description="of the objective, a run a seed")
+    base_figures: tuple[float, ...]
     comparison: Comparison
 
     @property

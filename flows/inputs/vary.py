@@ -12,12 +12,13 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flows.inputs.specs import Plan, plan_from
 from flows.inputs.starts import Start, start_of_preset
 from schemas.errors import SpecError
 from schemas.introspect import takes
-from schemas.overrides import check_value
+from schemas.overrides import as_override, check_value
 from schemas.pipeline import PipelineSpec
 from schemas.sweep import Choices, ObjectiveName, Range, Variation
 
@@ -64,6 +65,11 @@ class SweepPlan:
     def base(self) -> Plan:
         """The run without any variation."""
         return plan_from(self.start, self.overrides)
+
+    def base_values(self) -> tuple[str, ...]:
+        """What the base has, for each variation, as text."""
+        tree = self.base().spec.model_dump(mode="json")
+        return tuple(_value_in(tree, variation.settings[0]) for variation in self.variations)
 
     def with_values(self, values: Sequence[str]) -> Plan:
         """The run of a trial. Raises SpecError for values that do not go together."""
@@ -224,6 +230,12 @@ def _off_target(preset: str, target: PipelineSpec, base: PipelineSpec) -> Iterat
             f"{'; '.join(differing)}. The best learning rates, decays and schedules depend on devices, "
             f"batch and steps, so what wins here may lose in {preset}"
         )
+
+
+def _value_in(tree: Any, dotted: str) -> str:
+    for name in dotted.split("."):
+        tree = tree[int(name)] if isinstance(tree, list) else tree[name]
+    return as_override("", tree).removeprefix("=")
 
 
 def _value(value: object) -> str:
