@@ -87,9 +87,9 @@ def _verdict(sweep: Sweep) -> list[str]:
     sign = "<" if test.passed else "≥"
     low, high = (_number(test.objective, value) for value in (result.low, result.high))
     measured = (
-        f"With {len(test.seeds)} other seeds each ({test.seeds[0]} to {test.seeds[-1]}) trial {test.trial} is "
-        f"{_amount(test.objective, abs(result.better_by))} {side} on average than the base; 95 % interval of "
-        f"the gain {low} to {high}. Welch's one-sided test: p = {result.p_value:.3g} {sign} {result.alpha:g}."
+        f"With {len(test.seeds)} other seeds each ({test.seeds[0]} to {test.seeds[-1]}) trial {test.trial} "
+        f"is {_amount(test.objective, abs(result.better_by))} {side} on average than the base; 95 % interval "
+        f"of the gain {low} to {high}. Welch's one-sided test: p = {result.p_value:.3g} {sign} {result.alpha:g}."
     )
     if not test.passed:
         return [measured, f"That is not shown. Nothing is announced. {power_note(test)}".strip()]
