@@ -86,10 +86,11 @@ def _verdict(sweep: Sweep) -> list[str]:
     side = "better" if result.better_by >= 0 else "worse"
     sign = "<" if test.passed else "≥"
     low, high = (_number(test.objective, value) for value in (result.low, result.high))
+    gain = f"{_amount(test.objective, abs(result.better_by))} {side} on average than the base"
     measured = (
         f"With {len(test.seeds)} other seeds each ({test.seeds[0]} to {test.seeds[-1]}) trial {test.trial} "
-        f"is {_amount(test.objective, abs(result.better_by))} {side} on average than the base; 95 % interval "
-        f"of the gain {low} to {high}. Welch's one-sided test: p = {result.p_value:.3g} {sign} {result.alpha:g}."
+        f"is {gain}; 95 % interval of the gain {low} to {high}. "
+        f"Welch's one-sided test: p = {result.p_value:.3g} {sign} {result.alpha:g}."
     )
     if not test.passed:
         return [measured, f"That is not shown. Nothing is announced. {power_note(test)}".strip()]
