@@ -33,7 +33,6 @@ from schemas.runtime import RunOptions
 from schemas.stopped import StoppedRun
 from schemas.sweep import Confirmation, Sweep, SweepTrial
 from stages.report.sweep_plot import sweep_svg
-from stages.seeds.statistics import MIN_SEEDS
 from stages.store.notes import add_note, add_tags, notes_of
 from stages.store.runs import FIGURE_STAGES, list_reports, load_report
 from stages.store.stopped import load_stopped
@@ -84,8 +83,7 @@ def sweep(
     """
     stream_logs()
     options = run_options(options)
-    plan = plan_sweep(preset, overrides, vary, objective)
-    check_confirm_seeds(confirm_seeds)
+    plan = plan_sweep(preset, overrides, vary, objective, confirm_seeds)
     for warning in plan.warnings:
         log.warning("%s", warning)
     store = open_store(options)
@@ -114,12 +112,6 @@ def sweep(
     if not found.complete():
         raise StageError(f"no trial is complete. The first one: {found.trials[0].reason}")
     return found
-
-
-def check_confirm_seeds(count: int) -> None:
-    """Raises SpecError for a number of seeds that no test can be made of."""
-    if 0 < count < MIN_SEEDS:
-        raise SpecError(f"confirm_seeds = {count}: a test needs {MIN_SEEDS} or more; 0 makes none")
 
 
 @dataclass(frozen=True)
@@ -225,20 +217,13 @@ def _require_outcome(state: State) -> None:
 
 def _outcome_of(report: PipelineReport, trial: SweepTrial) -> SweepTrial:
     size = report.size
-    fits = (
-        {}
-        if size.fits
-        else {
-            "state": "failed",
-            "reason": f"{-size.margin_bytes:,} bytes over the limit of {size.limit_bytes:,}",
-        }
-    )
+    over = f"{-size.margin_bytes:,} bytes over the limit of {size.limit_bytes:,}"
     return trial.derive(
         val_bpb=report.val_bpb_quantized_sliding or report.val_bpb_quantized,
         num_bytes=size.total_bytes,
         run_id=report.run_id,
         run_name=report.name,
-        **fits,
+        **({} if size.fits else {"state": "failed", "reason": over}),
     )
 
 
@@ -312,9 +297,8 @@ def _tested(
             if run.state != "complete":
                 return None, f"There is no test: {what} with seed {seed} {run.state} ({run.reason})"
         pairs.append((ours, theirs))
-    return confirm(
-        found, best, [ours for ours, _ in pairs], [theirs for _, theirs in pairs], alpha, seeds
-    ), ""
+    ours_of_all, theirs_of_all = zip(*pairs, strict=True)
+    return confirm(found, best, ours_of_all, theirs_of_all, alpha, seeds), ""
 
 
 def _publish(found: Sweep) -> None:

@@ -50,7 +50,7 @@ def sweep(
     from flows.inputs.vary import plan_sweep
 
     # Refuses bad input before anything is started.
-    plan_sweep(preset, set_ or (), vary or (), objective)
+    plan_sweep(preset, set_ or (), vary or (), objective, confirm_seeds)
     state = terminal.run(
         "flows.sweep:sweep",
         preset,

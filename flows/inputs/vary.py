@@ -76,13 +76,18 @@ class SweepPlan:
         return plan_from(self.start, (*self.overrides, *assignments(self.variations, values)))
 
 
-def plan_sweep(preset: str, overrides: Sequence[str], vary: Sequence[str], objective: str) -> SweepPlan:
+def plan_sweep(
+    preset: str, overrides: Sequence[str], vary: Sequence[str], objective: str, confirm_seeds: int = 0
+) -> SweepPlan:
     """The plan of a sweep.
 
     Raises SpecError where Optuna is missing, for an unknown setting with the nearest one, for a value
-    outside of the setting's range, and where none of the combinations tried is a run.
+    outside of the setting's range, where none of the combinations tried is a run, and for one seed, of which
+    no test can be made.
     """
     require_optuna()
+    if confirm_seeds == 1:
+        raise SpecError("confirm_seeds = 1: a test needs 2 or more; 0 makes none")
     start, given = start_of_preset(preset), tuple(overrides)
     base = plan_from(start, given)
     if not vary:
