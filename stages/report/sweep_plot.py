@@ -38,7 +38,7 @@ def sweep_svg(sweep: Sweep) -> str:
             _against_bytes(shown[panels - 1], sweep)
         shown[0].set_ylabel(LABELS[sweep.objectives[0]])
         handles, names = shown[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower left", ncols=4)
+        figure.legend(handles, names, loc="outside lower left", ncols=5)
 
     return to_svg(draw, (3.4 * min(_ACROSS, panels), 0.5 + 2.7 * rows), themed=False)
 
@@ -68,6 +68,9 @@ def _over_setting(axes: Axes, sweep: Sweep, index: int, variation: Variation) ->
     else:
         if variation.log:
             axes.set_xscale("log")
+            ticks = [variation.low * (variation.high / variation.low) ** (n / 3) for n in range(4)]
+            axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+            axes.set_xticks([], minor=True)
         _dots(axes, sweep, [float(value) for value in values])
     axes.axhline(sweep.base.figure(sweep.objectives[0]), color=GREY, linestyle="--", linewidth=1.3)
     axes.set_xlabel(variation.short, parse_math=False)

@@ -4,9 +4,9 @@
         while (asked := search.ask(trials)) is not None:
             search.tell(asked, outcome)
 
-A suggestion depends on the seed and on the outcomes so far, never on when the process was started: each trial
-has a sampler of its own, seeded by the sweep's seed and the trial's number. A killed process leaves a trial
-without outcome; the next one asks for the same trial again.
+A suggestion depends on the seed and on the outcomes so far, never on when the process was started. Each trial
+has a sampler of its own, seeded by the sweep's seed and the number of outcomes. A killed process leaves a
+trial without outcome; the next one asks for the same trial again.
 """
 
 import itertools

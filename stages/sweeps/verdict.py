@@ -1,4 +1,4 @@
-"""Whether the best trial of a sweep is announced: Welch's test of runs with seeds that no trial had.
+"""Test that decides whether the best trial of a sweep is announced: Welch's, with seeds that no trial had.
 
 The best of many trials is partly luck of its seed. So that seed does not count in the test.
 """
