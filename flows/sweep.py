@@ -105,8 +105,6 @@ def sweep(
             front=search.front(),
         )
     found = _concluded(found, plan, runs, confirm_seeds, alpha)
-    for sentence in found.conclusions:
-        log.info("%s", sentence.replace("**", ""))
     with only_shown("table and plot of the sweep"):
         _publish(found)
     if not found.complete():
