@@ -37,7 +37,9 @@ def sweep(
         int,
         typer.Option(min=0, max=100, help="further seeds of base and best trial, for the test; 0: no test"),
     ] = 3,
-    alpha: Annotated[float, typer.Option(help="the best trial is announced if p is below it")] = 0.05,
+    alpha: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="the best trial is announced if p is below it")
+    ] = 0.05,
     set_: Overrides = None,
     csv: Annotated[Path | None, typer.Option(help="write the trials for spreadsheets and pandas")] = None,
     *,
