@@ -145,6 +145,7 @@ class SweepRuns:
             return _outcome_of(report, trial), _curve(self.store, report)
         stopped = load_stopped(self.store.root / "runs" / run_id)
         reason = first_line(stopped.reason if stopped else state.message or state.name or "failed")
+        reason = reason.partition(". Its metrics stay")[0]  # the advice is for a run that goes on alone
         outcome = {"state": "pruned" if stopped else "failed", "reason": reason, "run_id": run_id}
         return trial.derive(**outcome, run_name=plan.label), _curve(self.store, stopped) if stopped else []
 
