@@ -22,7 +22,7 @@ WORKDIR /opt/fairway
 COPY pyproject.toml requirements.lock ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > libraries.txt \
-    && pip install --no-cache-dir --requirement libraries.txt --constraint requirements.lock "obstore>=0.12,<0.13"
+    && pip install --no-cache-dir --requirement libraries.txt --constraint requirements.lock "obstore>=0.12,<0.13" "optuna>=5,<6"
 COPY LICENSE prefect.yaml ./
 COPY docs/package.md docs/
 COPY flows flows

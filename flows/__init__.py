@@ -9,6 +9,7 @@ FLOW_NAMES = (
     "requantized",
     "frontier",
     "ablate",
+    "sweep",
     "compare",
     "sample",
     "seed-validation",

@@ -4,6 +4,7 @@ that can be set.
 
 import difflib
 import json
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,12 @@ RENAMED = {
 }
 """Settings that had other names in an earlier version -> what they are called now."""
 _NAMES_WHAT_IS_NOT_THERE = ("extra_forbidden", "missing", "unexpected_keyword_argument")
+_LIMITS = {
+    "ge": ("at least", operator.ge),
+    "gt": ("above", operator.gt),
+    "le": ("at most", operator.le),
+    "lt": ("below", operator.lt),
+}
 _PAIRED_ENDINGS = (("_fraction", "_steps"), ("_steps", "_fraction"))
 
 
@@ -65,6 +72,34 @@ def foreign_settings(spec: PipelineSpec, overrides: Sequence[str]) -> dict[str, 
     tree = chosen.model_dump(mode="json")
     found = {text: _where_it_belongs(tree, _split(text)[0]) for text in overrides}
     return {text: why for text, why in found.items() if why}
+
+
+def check_value(spec: PipelineSpec, dotted: str, text: str) -> Child:
+    """The setting as declared, if its type and limits allow the value that `text` stands for.
+
+    Other settings do not count. Raises SpecError for an unknown setting, with the nearest, and for a value
+    that the setting never has.
+    """
+    _, key, kind, child = _place(spec.model_dump(mode="json"), dotted)
+    value = _read_value(dotted, text, child)
+    if key == tag_name(kind):
+        _variant(dotted, value, kind)
+        return child
+    problem = ""
+    try:
+        TypeAdapter(child.hint).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        broken = [
+            f"{_LIMITS[bound][0]} {limit:g}"
+            for bound, limit in child.limits
+            if not _LIMITS[bound][1](value, limit)
+        ]
+        problem = problem or "".join(f"must be {limit}" for limit in broken[:1])
+    if problem:
+        raise SpecError(f"{dotted} = {text}: {problem}" + (f" ({child.summary})" if child.summary else ""))
+    return child
 
 
 def as_override(name: str, value: Any) -> str:
@@ -137,7 +172,11 @@ def _of_another(dotted: str, at: str, segment: str, hint: Any, node: Any) -> str
     )
 
 
-def _assign(tree: dict[str, Any], dotted: str, text: str, given: set[str]) -> None:
+def _place(tree: dict[str, Any], dotted: str) -> tuple[Any, str | int, Any, Child]:
+    """The section or list that holds the setting, its name there, the section's type, and the setting.
+
+    Raises SpecError where `tree` has no such setting.
+    """
     segments = dotted.split(".")
     node: Any = tree
     key: str | int = ""
@@ -159,6 +198,12 @@ def _assign(tree: dict[str, Any], dotted: str, text: str, given: set[str]) -> No
                 raise SpecError(of_another or _unknown(at, segment, level))
             child = level[segment]
         node = parent[key]
+    return parent, key, kind, child
+
+
+def _assign(tree: dict[str, Any], dotted: str, text: str, given: set[str]) -> None:
+    parent, key, kind, child = _place(tree, dotted)
+    node = parent[key]
     value = _read_value(dotted, text, child)
     if key == tag_name(kind) and value != node:
         new = _variant(dotted, value, kind)

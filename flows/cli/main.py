@@ -15,6 +15,7 @@ import flows.cli.run
 import flows.cli.schema
 import flows.cli.plan
 import flows.cli.requantize
+import flows.cli.sweep
 import flows.cli.sample
 import flows.cli.up
 import flows.cli.validate_seeds
