@@ -11,6 +11,7 @@ FLOW_NAMES = (
     "ablate",
     "compare",
     "sample",
+    "benchmark",
     "seed-validation",
     "export",
     "export-hf",
