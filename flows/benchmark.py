@@ -64,7 +64,7 @@ def benchmark(
     folder = Path(include_path) if include_path else None
     asked = Asked(tasks, limit, num_fewshot, weights, folder)
     found: Benchmark = stage(BENCHMARK, asked.spec(earlier), **asked.inputs(earlier, stage.store))
-    log.info("%s: %d tasks by lm-evaluation-harness %s", earlier.name, len(found.scores), found.harness)
+    log.info("%s: measured by %s", earlier.name, ", ".join(score.task for score in found.scores))
     with only_shown("the figures of the benchmark"):
         _publish(earlier.name, found)
     return found

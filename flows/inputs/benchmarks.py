@@ -34,7 +34,7 @@ class Asked:
         names = [name for given in self.tasks for name in given.split(",") if name.strip()]
         if not names:
             raise SpecError(
-                "tasks: none given. Name tasks of lm-evaluation-harness, with commas: hellaswag,lambada_openai"
+                "tasks: none given. Name tasks of lm-evaluation-harness, as hellaswag,lambada_openai"
             )
         scoring, compute = run.spec.evaluate.scoring, run.spec.evaluate.compute
         try:

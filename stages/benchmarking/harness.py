@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,13 @@ def load_tasks(names: Sequence[str], own: Path | None) -> list[Any]:
     """
     manager, matching = _index(names, own)
     loaded, seen = [], dict[str, str]()
-    for name in dict.fromkeys(found for name in names for found in matching[name]):
+    for name in dict.fromkeys(chain.from_iterable(matching.values())):
         for item, tasks in _load(manager, name):
             for task in tasks:
                 if task.task_name in seen:
                     raise SpecError(
-                        f"tasks = {name}: has the task {task.task_name}, which {seen[task.task_name]} has too. "
-                        "Give one of them"
+                        f"tasks = {name}: has the task {task.task_name}, as {seen[task.task_name]} has. Give "
+                        "one of them"
                     )
                 seen[task.task_name] = name
                 _refuse_unfit(task, own)
@@ -91,9 +92,9 @@ def _load(manager: TaskManager, name: str) -> Iterator[tuple[Any, list[Any]]]:
         loaded = manager.load([name])
     except ConnectionError as error:
         raise StageError(
-            f"tasks = {name}: its data set cannot be had: {on_one_line(error)}. It comes from the Hugging Face "
-            "hub, once. Run this with a network, or name the folder of a machine that has it in HF_HOME. A "
-            "task of your own with local files (include_path) needs no network"
+            f"tasks = {name}: its data set cannot be had: {on_one_line(error)}. It comes from the Hugging "
+            "Face hub, once. Run this with a network, or let HF_HOME name a folder that has it. A task of "
+            "your own with local files (include_path) needs no network"
         ) from error
     except Exception as error:
         raise SpecError(
@@ -112,11 +113,11 @@ def _load(manager: TaskManager, name: str) -> Iterator[tuple[Any, list[Any]]]:
 
 
 def _refuse_unfit(task: Any, own: Path | None) -> None:
-    """Raises SpecError for a task that runs what a model wrote, or shows pictures, or reads a file outside."""
+    """Raises SpecError for a task that runs what a model wrote, shows pictures, or reads a file outside."""
     if getattr(task, "UNSAFE_CODE", False):
         raise SpecError(
-            f"tasks = {task.task_name}: runs programs that the model writes, which Fairway does not do. Leave "
-            "it out"
+            f"tasks = {task.task_name}: runs programs that the model writes, which Fairway does not do. "
+            "Leave it out"
         )
     if getattr(task, "MULTIMODAL", False):
         raise SpecError(f"tasks = {task.task_name}: asks about pictures or sound. Leave it out")
@@ -125,8 +126,8 @@ def _refuse_unfit(task: Any, own: Path | None) -> None:
     for given in _texts((task.config.dataset_kwargs or {}).get("data_files")):
         if "://" not in given and not (own / given).resolve().is_relative_to(own):
             raise SpecError(
-                f"tasks = {task.task_name}: reads {given}, which lies outside of {own}. Move the file into the "
-                "folder: it decides the result, so its content belongs into the key"
+                f"tasks = {task.task_name}: reads {given}, which lies outside of {own}. Move the file into "
+                "that folder: it decides the result, so its content belongs into the key"
             )
 
 

@@ -30,12 +30,12 @@ def find_own_tasks(folder: Path | None, hashes: FileHashes, setting: str) -> Own
         paths.append(path)
         if len(paths) > MOST_FILES:
             raise SpecError(
-                f"{setting} = {folder}: has more than {MOST_FILES:,} files. Give a folder with nothing but your "
-                "tasks and their data"
+                f"{setting} = {folder}: has more than {MOST_FILES:,} files. Give a folder with nothing but "
+                "your tasks and their data"
             )
     if not any(path.suffix == ".yaml" for path in paths):
         raise SpecError(
-            f"{setting} = {folder}: has no *.yaml file, as a task is written. Give another folder"
+            f"{setting} = {folder}: has no *.yaml file, and tasks are such files. Give another folder"
         )
     files = (
         OwnTask(name=path.relative_to(place).as_posix(), source=source_file(path, hashes, setting))

@@ -6,7 +6,10 @@ In: a `BenchmarkJob`. Out: a `Benchmark`. The harness and its libraries are load
 import copy
 import logging
 import os
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from safetensors.torch import load_file
@@ -38,7 +41,8 @@ def main() -> None:
         # Text is written on the CPU, wherever the rest is computed.
         writer = model if device.type == "cpu" else copy.deepcopy(model).cpu()
         generator = Generator(writer, ready_made_tokenizer(job.tokenizer, "tokenizer"), spec.sequence_length)
-        scores = measure(FairwayLM(scorer, generator, say_progress), tasks, spec)
+        with _only_with_an_error():
+            scores = measure(FairwayLM(scorer, generator, say_progress), tasks, spec)
         leave(
             Benchmark(
                 weights=job.weights,
@@ -64,6 +68,25 @@ def _surroundings(job: BenchmarkJob) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     if job.own_tasks is not None:
         os.chdir(job.own_tasks)  # relative data files of a task begin there
+
+
+@contextmanager
+def _only_with_an_error() -> Iterator[None]:
+    """What comes on standard error is shown only if the block fails: progress bars, and what git says outside
+    of a repository.
+    """
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            aside.seek(0)
+            os.write(kept, aside.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _model(job: BenchmarkJob, device: torch.device) -> GPT:
