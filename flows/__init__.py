@@ -12,6 +12,8 @@ FLOW_NAMES = (
     "compare",
     "sample",
     "benchmark",
+    "label-run",
+    "forget-run",
     "seed-validation",
     "export",
     "export-hf",

@@ -26,6 +26,7 @@ from flows.inputs.held_out import plan_held_out
 from flows.inputs.own_text import refuse_small_text
 from flows.inputs.specs import Plan, check_quantizer, plan_run, run_file_of, run_options
 from flows.results.run_report import over_limit_message, publish_artifacts, publish_spec, stage_summaries
+from flows.tasks.plan_artifact import show_plan
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import StageRunner, stage_runner
 from flows.tasks.training import train
@@ -83,6 +84,7 @@ def pipeline(
     run = stage_runner(options, plan.label, [], again)
     spec, store = plan.spec, run.store
     check_launcher(spec.train.compute, options)
+    show_plan(plan, store, options)
     held_out = plan_held_out(options, spec, store)
     tokenized = run(
         "tokenize_corpus",
