@@ -33,7 +33,7 @@ def _run_name() -> str:
 @with_empty_fields
 @flow(name="forget-run", flow_run_name=_run_name, persist_result=False)
 def forget_run(run: str, confirm: str = "", options: Options = None) -> list[str]:
-    """List what only this run needs, or remove it with the run. While a run is in progress nothing is removed.
+    """List what only this run needs, or remove it with the run; never while another run is in progress.
 
     Returns the paths in the store.
 
