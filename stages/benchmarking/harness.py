@@ -98,7 +98,7 @@ def _load(manager: TaskManager, name: str) -> Iterator[tuple[Any, list[Any]]]:
         ) from error
     except Exception as error:
         raise SpecError(
-            f"tasks = {name}: cannot be loaded: {type(error).__name__}: {on_one_line(error)}. Choose another "
+            f"tasks = {name}: cannot be loaded: {_reason(error)}. Choose another "
             "task, or mend its file or data"
         ) from error
     inside = set[str]()
@@ -110,6 +110,12 @@ def _load(manager: TaskManager, name: str) -> Iterator[tuple[Any, list[Any]]]:
             inside |= {task.task_name for task in tasks}
             yield group, tasks
     yield from ((task, [task]) for key, task in loaded["tasks"].items() if key not in inside)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, StopIteration):
+        return "its data set has no document"
+    return f"{type(error).__name__}: {on_one_line(error)}"
 
 
 def _refuse_unfit(task: Any, own: Path | None) -> None:

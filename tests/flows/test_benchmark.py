@@ -1,11 +1,10 @@
 """Benchmarks of a run: by form and command, stored, shown, kept and forgotten with the run.
 
-The process with lm-evaluation-harness is replaced here, but for the slow test; tests/stages/benchmarking has it.
+The process with lm-evaluation-harness is replaced here, but for the slow test; it has tests of its own.
 """
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def root(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BenchmarkJob]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[BenchmarkJob]:
     """The jobs that the process would have got; each is answered with one figure for each task."""
     jobs = list[BenchmarkJob]()
 
@@ -56,7 +55,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BenchmarkJob]]:
 
     monkeypatch.setattr(stage, "launch_module", answer)
     monkeypatch.setattr(stage, "require_harness", lambda: None)
-    yield jobs
+    return jobs
 
 
 def test_a_form_measures_once_and_show_tells(smoke_run: Any, root: Path, asked: list[BenchmarkJob]) -> None:
