@@ -1,4 +1,4 @@
-"""What `benchmark` is asked, by a command or a form → the spec and the inputs of its stage.
+"""Requests for `benchmark`, from a command or a form → the spec and the inputs of its stage.
 
 It imports neither Prefect nor torch.
 """
