@@ -127,6 +127,23 @@ def test_a_pattern_names_several_tasks(own: Path) -> None:
     assert [task.task_name for task in load_tasks(["own_*"], own)] == ["own_ends", "own_text"]
 
 
+def test_a_group_has_its_own_figure_and_its_tasks_are_not_asked_twice(lm: FairwayLM, own: Path) -> None:
+    ends = (own / "ends.yaml").read_text(encoding="utf-8")
+    (own / "more.yaml").write_text(ends.replace("own_ends", "own_more") + "tag: own_tag\n", encoding="utf-8")
+    (own / "group.yaml").write_text(
+        "group: own_group\ntask: [own_ends, own_more]\n"
+        "aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]\n",
+        encoding="utf-8",
+    )
+    found = {item.task: item for item in measure(lm, load_tasks(["own_group"], own), spec("own_group"))}
+    assert set(found) == {"own_group", "own_ends", "own_more"}
+    whole, part = (found[name].metrics[0].value for name in ("own_group", "own_ends"))
+    assert (found["own_group"].num_documents, whole) == (None, part)
+    assert [task.task_name for task in load_tasks(["own_tag"], own)] == ["own_more"]
+    with pytest.raises(SpecError, match="has the task own_ends, as own_group has"):
+        load_tasks(["own_group", "own_ends"], own)
+
+
 def test_a_text_ends_where_the_task_says(lm: FairwayLM, model: GPT) -> None:
     def written(**how: Any) -> str:
         request = Instance("generate_until", {}, ("the state", {"until": [], **how}), 0)
