@@ -62,6 +62,7 @@ def _surroundings(job: BenchmarkJob) -> None:
         HF_DATASETS_DISABLE_PROGRESS_BARS="1",
         HF_HUB_DISABLE_PROGRESS_BARS="1",
         TOKENIZERS_PARALLELISM="false",
+        HF_HUB_VERBOSITY="error",  # each of its tries would be two lines
         TQDM_DISABLE="1",
     )
     for name in ("lm_eval", "datasets", "evaluate"):
