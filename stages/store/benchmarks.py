@@ -23,9 +23,16 @@ log = logging.getLogger(__name__)
 
 
 def benchmarks_of(root: Path, run: RunResults) -> list[Benchmark]:
-    """What is stored in `root` about the models of a run, the oldest first."""
+    """What is stored in `root` about the models of a run, the oldest first. Of several answers to one question,
+    by earlier code or another version of the library, the newest counts.
+    """
     records = [record for _, record in _of_runs(root, [run])]
-    return [record.result for record in sorted(records, key=lambda record: record.provenance.created_at)]
+    newest = dict[tuple[str, ...], StageRecord]()
+    for record in sorted(records, key=lambda record: record.provenance.created_at):
+        question = (fingerprint(record.spec), *record.provenance.inputs.values())
+        newest.pop(question, None)
+        newest[question] = record
+    return [record.result for record in newest.values()]
 
 
 def benchmark_folders(root: Path, runs: Sequence[RunResults]) -> set[str]:

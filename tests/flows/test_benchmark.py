@@ -18,6 +18,8 @@ from schemas.benchmark import Benchmark, Metric, TaskScore
 from schemas.errors import SpecError
 from schemas.runtime import RunOptions
 from stages.benchmarking.job import BenchmarkJob
+from stages.store import keys
+from stages.store.benchmarks import benchmarks_of
 from stages.store.housekeeping import find_damage, find_forgotten, find_unneeded
 from stages.store.runs import list_reports, save_report
 from stages.store.store import Store
@@ -90,6 +92,19 @@ def test_figures_stay_with_the_run_and_go_with_it(root: Path, asked: list[Benchm
     assert folder in [item.path for item in find_unneeded(store, keep_runs=0, older_than_hours=0)]
     (folder / "record.json").write_text("{}", encoding="utf-8")
     assert any(str(folder) in problem for problem in find_damage(store))
+
+
+def test_only_the_newest_answer_to_a_question_is_shown(
+    root: Path, asked: list[BenchmarkJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = RunOptions(store=str(root))
+    benchmark(tasks=("hellaswag",), options=options)
+    monkeypatch.setattr(keys, "library_versions", lambda *given: {"lm_eval": "9"})
+    benchmark(tasks=("hellaswag",), options=options)
+    benchmark(tasks=("hellaswag",), limit=5, options=options)
+    [report] = list_reports(root)
+    assert len(list(root.glob("stages/benchmark/*"))) == len(asked) == 3
+    assert [found.limit for found in benchmarks_of(root, report)] == [None, 5]
 
 
 @pytest.mark.parametrize(
