@@ -23,8 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def benchmarks_of(root: Path, run: RunResults) -> list[Benchmark]:
-    """What is stored in `root` about the models of a run, the oldest first. Of several answers to one question,
-    by earlier code or another version of the library, the newest counts.
+    """What is stored in `root` about the models of a run, the oldest first.
+
+    Of several answers to one question, by earlier code or another version of the library, the newest counts.
     """
     records = [record for _, record in _of_runs(root, [run])]
     newest = dict[tuple[str, ...], StageRecord]()
