@@ -32,6 +32,7 @@ from flows.results.run_report import (
     report_address,
     stage_summaries,
 )
+from flows.tasks.plan_artifact import show_plan
 from flows.tasks.run_end import label_run, tell_end
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import StageRunner, stage_runner
@@ -98,6 +99,7 @@ def pipeline(
     spec, store = plan.spec, run.store
     check_launcher(spec.train.compute, options)
     check_tracker(options.report_to)
+    show_plan(plan, store, options)
     held_out = plan_held_out(options, spec, store)
     tokenized = run(
         "tokenize_corpus",

@@ -6,6 +6,7 @@ from typing import Any
 
 from schemas.audit import Audit
 from schemas.base import Schema
+from schemas.benchmark import BENCHMARK, Benchmark, BenchmarkedModel, BenchmarkSpec, OwnTasks
 from schemas.check_size import CheckSizeSpec, SizeReport
 from schemas.evaluate import EvaluateSpec, Evaluation
 from schemas.files import StageRecord
@@ -156,6 +157,19 @@ _ALL = (
 )
 
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
+"""The chain."""
+
+KNOWN_STAGES = STAGES | {
+    BENCHMARK: Stage(
+        BENCHMARK,
+        BenchmarkSpec,
+        Benchmark,
+        {"model": BenchmarkedModel, "own_tasks": OwnTasks},
+        ("stages.benchmarking.worker",),
+        compute=_own_compute,
+    )
+}
+"""The chain, and what works on a finished run."""
 
 
 def result_name(stage: str) -> str:

@@ -17,6 +17,7 @@ import flows.cli.plan
 import flows.cli.requantize
 import flows.cli.sweep
 import flows.cli.sample
+import flows.cli.benchmark
 import flows.cli.up
 import flows.cli.validate_seeds
 import flows.cli.store

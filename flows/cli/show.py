@@ -66,10 +66,12 @@ def show(
 ) -> None:
     """Show the figures of a finished run, or the state of another run on the configured Prefect server."""
     with clear_errors(debug):
+        from flows.cli.benchmark import print_benchmarks
         from flows.cli.terminal import print_notes, print_report, print_server_run, report_json
         from flows.results.tables import as_server_run
         from flows.server.runs import configured_server, find_server_run, task_rows
         from schemas.errors import SpecError
+        from stages.store.benchmarks import benchmarks_of
         from stages.store.notes import notes_of
         from stages.store.runs import find_run
         from stages.store.stopped import is_called, list_stopped
@@ -96,8 +98,11 @@ def show(
         if shared:
             shared.bring((report.package, report.published))
         notes = notes_of(place, [report.run_id])[report.run_id]
+        measured = benchmarks_of(root, report)
         if json:
-            print_json(report_json(report, root) | notes.as_json())
+            benchmarks = [item.model_dump(mode="json") for item in measured]
+            print_json(report_json(report, root) | notes.as_json() | {"benchmarks": benchmarks})
         else:
             print_report(make_console(), report, root, techniques=True)
+            print_benchmarks(make_console(), measured)
             print_notes(make_console(), report, notes)

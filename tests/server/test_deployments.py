@@ -32,6 +32,10 @@ BAD_VALUES = [
     ("requantize", {"bits": ["int9"]}, "'bits[0]'", "'int9' is not one of"),
     ("requantize", {"clip_grids": ["1.0, 1.5"]}, "'clip_grids[0]'", "does not match"),
     ("export", {"author": "A", "name": "N", "github_id": "a b"}, "'github_id'", "'a b' does not match"),
+    ("benchmark", {"tasks": ["two words"]}, "'tasks[0]'", "'two words' does not match"),
+    ("benchmark", {"tasks": ["hellaswag"], "limit": 0}, "'limit'", "0 is less than the minimum of 1"),
+    ("label-run", {"tags": ["two words"]}, "'tags[0]'", "'two words' does not match"),
+    ("forget-run", {}, "", "'run' is a required property"),
     ("seed-validation", {"alpha": 1.5}, "'alpha'", "1.5 is"),
 ]
 
