@@ -193,6 +193,27 @@ class Gptq(CalibratedSettings):
     qat_grid: ClassVar[QatGrid | None] = "round_to_nearest"
 
     method: Literal["gptq"] = setting("gptq", "error feedback on calibration text")
+    row_deviations: float | None = setting(
+        None,
+        (
+            "the outermost level stands for so many standard deviations of its row (SDClip); empty: for the "
+            "row's largest value"
+        ),
+        unit="standard deviations",
+        above=0,
+    )
+    embedding_deviations: float | None = setting(
+        None,
+        "the same for the token embedding and an output head; empty: row_deviations",
+        unit="standard deviations",
+        above=0,
+    )
+
+    def deviations_for(self, name: str) -> float | None:
+        """Standard deviations for the matrix `name`; None: its rows' largest values."""
+        vocabulary = name.startswith(("tok_emb.", "head."))
+        chosen = self.embedding_deviations if vocabulary else None
+        return self.row_deviations if chosen is None else chosen
 
 
 @dataclass(frozen=True)

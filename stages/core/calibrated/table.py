@@ -56,8 +56,8 @@ QUANTIZERS: dict[type[QuantizerSettings], MatrixQuantizer | TextQuantizer] = {
     Reference: MatrixQuantizer(reference),
     Gptq: TextQuantizer(
         gptq_by_text,
-        "gptq clips nothing, and its error feedback makes up for the fp16 scales while it rounds: they are "
-        "no part of their own",
+        "gptq clips only what row_deviations asks for, and its error feedback makes up for the fp16 scales "
+        "while it rounds: they are no part of their own",
     ),
     Ecsq: TextQuantizer(
         ecsq_by_text,

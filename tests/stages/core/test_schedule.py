@@ -30,9 +30,11 @@ def test_a_reserve_ends_the_steps_so_much_earlier() -> None:
     reserved = replace(TIMED, reserve_seconds=12.0)
     assert progress_at(Clock(0, 24.0), reserved) == 0.5
     assert lr_scale_at(Clock(0, 48.0), reserved) == 0.0
-    for wrong in (replace(STEPS, reserve_seconds=1.0), replace(TIMED, reserve_seconds=60.0)):
-        with pytest.raises(ValueError, match=r"reserve_seconds = .* must be less than max_seconds"):
-            wrong.check()
+    for settings, seconds in ((STEPS, 1.0), (TIMED, 60.0)):
+        with pytest.raises(
+            ValueError, match=rf"reserve_seconds = {seconds:g}: must be less than max_seconds"
+        ):
+            replace(settings, reserve_seconds=seconds)
 
 
 def test_loops_begin_at_their_share_of_progress() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from schemas.quantizer_settings import Ecsq
+from schemas.quantizer_settings import Ecsq, Gptq
 from schemas.settings import ModelSettings
 from schemas.tensor_formats import FormatRule
 from stages.core.calibrated.calibration import MatrixStatistics, collect_statistics
@@ -23,6 +23,7 @@ from stages.core.model import GPT
 from stages.core.quantizers.coded_grid import CODE_LIMIT, quarter_octaves
 from stages.core.quantizers.grid import quantize_rows
 
+GPTQ = Gptq()
 SETTINGS = Ecsq(rules=(FormatRule("*.weight", "int8"), FormatRule("*", "fp32")))
 
 
@@ -96,11 +97,31 @@ def test_gptq_costs_less_than_plain_rounding_on_the_same_grid() -> None:
         statistics_of(40, 60),
     )
     plain = quantize_rows(weight, 4)
-    ours = gptq(weight, 4, SETTINGS, statistics)
+    ours = gptq("blocks.0.mlp.weight", weight, 4, GPTQ, statistics)
     assert torch.equal(plain.scales, ours.scales)
     assert int(ours.codes.abs().max()) <= 7
     errors = [rows.codes.float() * rows.scales.float().unsqueeze(1) - weight for rows in (plain, ours)]
     assert cost(errors[1], statistics) < 0.6 * cost(errors[0], statistics)
+
+
+def test_a_row_clip_gives_every_row_the_same_bits_whatever_its_largest_weight() -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight, statistics = torch.randn(40, 400, generator=generator), statistics_of(40, 400)
+    weight[:20, 0] = 9.0
+    settings = replace(GPTQ, row_deviations=6.0, embedding_deviations=20.0)
+    ours = gptq("blocks.0.mlp.weight", weight, 6, settings, statistics)
+    expected = 6.0 * weight.double().std(dim=1, correction=0) / 31
+    torch.testing.assert_close(ours.scales.double(), expected, rtol=1e-3, atol=0)
+    used = ours.codes[:, 1:].float().std(dim=1)
+    assert float(used.max() / used.min()) < 1.3
+    plain = gptq("blocks.0.mlp.weight", weight, 6, GPTQ, statistics).codes[:, 1:].float().std(dim=1)
+    assert float(plain.max() / plain.min()) > 2
+    assert bool((ours.clip_ratios[:20] < 1).all())
+    assert bool((ours.clip_ratios[20:] == 1).all())
+    of_embedding = gptq("tok_emb.weight", weight, 6, settings, statistics)
+    torch.testing.assert_close(of_embedding.scales.double(), expected * 20 / 6, rtol=1e-3, atol=0)
+    nothing = gptq("blocks.0.mlp.weight", torch.zeros(2, 400), 6, settings, statistics)
+    assert not nothing.codes.any()
 
 
 def test_every_weight_costs_the_same_so_the_estimate_holds() -> None:

@@ -78,6 +78,7 @@ def test_gptq_stores_on_the_same_grid_and_leaves_weights_that_lie_on_it() -> Non
     weight = fake_quantizer(qat(Gptq()))[1](matrices(1, 24, 32, seed=5), 6)[0]
     inputs = torch.randn(200, 32, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     found = gptq(
+        "blocks.0.mlp.weight",
         weight,
         6,
         Gptq(),
