@@ -327,7 +327,7 @@ def test_text_that_a_quantizer_reads_after_training_counts_against_the_cap(evide
     def judged(reserve: float, read: Any = packed) -> tuple[str, str]:
         schedule = replace(spec.train.schedule, max_seconds=100.0, reserve_seconds=reserve)
         changed = spec.derive(train=replace(spec.train, schedule=schedule))
-        return _verdict(evidence, "text_in_time", spec=changed, trained=took, packed=read)
+        return _verdict(evidence, "text-in-time", spec=changed, trained=took, packed=read)
 
     verdict, said = judged(10.0)
     assert (verdict, "90.0 s of training and 9.0 s" in said) == ("holds", True)
