@@ -20,6 +20,7 @@ from schemas.held_out import (
 
 Progress = Callable[[float, float, str], None]
 LauncherName = Literal["local", "slurm", "kubernetes"]
+TrackerName = Literal["trackio", "tensorboard", "wandb", "mlflow"]
 
 
 def remote_address(url: str) -> str:
@@ -98,6 +99,9 @@ class RunOptions(Schema):
         None,
         description="RUN:MARGIN ends a training that is so many bits per byte behind RUN; empty: never",
         json_schema_extra={"pattern": BEHIND_PATTERN},
+    )
+    report_to: TrackerName | None = Field(
+        None, description="experiment tracker that gets the figures of each training step; empty: none"
     )
     held_out: SkipJsonSchema[HeldOut | None] = Field(
         None, description="made of the four options above by the flow; no user gives it"

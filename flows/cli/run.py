@@ -41,12 +41,14 @@ def run(
     from flows.cli.chosen import chosen_plan, start_of_run
     from flows.cli.terminal import print_report, report_json
     from flows.inputs.specs import as_overrides, known_stages
+    from flows.tracking.reporting import check_tracker
     from stages.processes.hosts import check_launcher
     from stages.store.runs import load_report
 
     # All of it refuses bad input before anything is started.
     start = start_of_run(file or [], preset, like, lambda: terminal.runs_root)
     plan = chosen_plan(start, option_overrides(set_, seed, processes, device, nodes), text)
+    check_tracker(terminal.options.report_to)
     check_launcher(plan.spec.train.compute, terminal.options)
     stages = known_stages(again or (), "--again")
     state = terminal.run("flows.pipeline:pipeline", plan.preset, overrides=as_overrides(plan), again=stages)
