@@ -15,3 +15,5 @@ FLOW_NAMES = (
     "export",
     "export-hf",
 )
+TOLD_FLOWS = ("pipeline", "requantize", "frontier", "ablate", "seed-validation")
+"""Those that train or measure: the ends of their runs are told (`fairway up --notify`)."""

@@ -21,6 +21,7 @@ from flows.inputs.specs import run_options, settings_between
 from flows.pipeline import pipeline
 from flows.results.ablation import Variant, ablation_rows, plan_variants
 from flows.results.tables import Row
+from flows.tasks.run_end import tell_end
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stream_logs
 from presets import load_preset
@@ -38,7 +39,13 @@ def _run_name() -> str:
     return named_after(open_store(run_options(given["options"])).runs_root(), given["run"], "ablated")
 
 
-@flow(name="ablate", flow_run_name=_run_name, persist_result=False)
+@flow(
+    name="ablate",
+    flow_run_name=_run_name,
+    persist_result=False,
+    on_completion=[tell_end],
+    on_failure=[tell_end],
+)
 def ablate(
     run: str, off: tuple[str, ...], num_seeds: int = 3, options: RunOptions | None = None
 ) -> tuple[list[Row], list[PipelineReport]]:

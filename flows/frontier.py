@@ -24,6 +24,7 @@ from flows.inputs.form import Options, with_empty_fields
 from flows.inputs.specs import run_options
 from flows.results.frontier_points import frontier_rows, make_folder, write_frontier
 from flows.tasks.progress import stage_progress
+from flows.tasks.run_end import tell_end
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stage_runner, stream_logs
 from presets.quantizers import choose_schemes, scheme_settings
@@ -52,7 +53,13 @@ def _run_name() -> str:
 
 
 @with_empty_fields
-@flow(name="frontier", flow_run_name=_run_name, persist_result=False)
+@flow(
+    name="frontier",
+    flow_run_name=_run_name,
+    persist_result=False,
+    on_completion=[tell_end],
+    on_failure=[tell_end],
+)
 def frontier(
     run: str = "last", schemes: tuple[SchemeName, ...] = (), folder: str = "", options: Options = None
 ) -> Frontier:

@@ -25,10 +25,18 @@ from flows.inputs.form import (
 from flows.inputs.held_out import plan_held_out
 from flows.inputs.own_text import refuse_small_text
 from flows.inputs.specs import Plan, check_quantizer, plan_run, run_file_of, run_options
-from flows.results.run_report import over_limit_message, publish_artifacts, publish_spec, stage_summaries
+from flows.results.run_report import (
+    over_limit_message,
+    publish_artifacts,
+    publish_spec,
+    report_address,
+    stage_summaries,
+)
+from flows.tasks.run_end import label_run, tell_end
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import StageRunner, stage_runner
-from flows.tasks.training import train
+from flows.tasks.training import tracking_job, train
+from flows.tracking.reporting import check_tracker, reporting_to
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.pipeline import PipelineReport
@@ -51,7 +59,13 @@ def _run_name() -> str:
 
 
 @with_empty_fields
-@flow(name="pipeline", flow_run_name=_run_name, persist_result=False)
+@flow(
+    name="pipeline",
+    flow_run_name=_run_name,
+    persist_result=False,
+    on_completion=[tell_end],
+    on_failure=[tell_end],
+)
 @with_setting_fields(*SETTINGS)
 def pipeline(
     preset: Preset = "demo",
@@ -83,6 +97,7 @@ def pipeline(
     run = stage_runner(options, plan.label, [], again)
     spec, store = plan.spec, run.store
     check_launcher(spec.train.compute, options)
+    check_tracker(options.report_to)
     held_out = plan_held_out(options, spec, store)
     tokenized = run(
         "tokenize_corpus",
@@ -90,10 +105,11 @@ def pipeline(
         manifest=locate(spec.tokenize, store.hashes, store.root / "cache" / "hub"),
     )
     check_quantizer(plan, tokenized)
-    trained = train(run, plan, held_out, tokenized)
-    merged = run("merge", spec.merge, trained=trained, tokenized=tokenized)
-    run.training.add_score("merged model", merged.score)
-    return ship(plan, run, tokenized, trained, merged)
+    with reporting_to(tracking_job(run, plan, tokenized)) as reporting:
+        trained = train(run, plan, held_out, tokenized, reporting)
+        merged = run("merge", spec.merge, trained=trained, tokenized=tokenized)
+        run.training.add_score("merged model", merged.score)
+        return ship(plan, run, tokenized, trained, merged)
 
 
 def ship(
@@ -138,6 +154,13 @@ def ship(
     _write_run_file(plan, report, run.store.root)
     with only_shown("the artifacts of the run"):
         publish_artifacts(report, run.store.root)
+    sliding = report.val_bpb_quantized_sliding
+    label_run(
+        val_bpb=report.val_bpb_quantized if sliding is None else sliding,
+        bytes=size.total_bytes,
+        limit_bytes=size.limit_bytes,
+        report=report_address(report, run.store.root),
+    )
     if not size.fits:
         raise StageError(over_limit_message(size))
     return report

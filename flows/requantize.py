@@ -35,6 +35,7 @@ from flows.inputs.specs import Plan, run_options, with_changes
 from flows.pipeline import ship
 from flows.results.comparison import comparison_rows, publish_comparison
 from flows.results.tables import Row
+from flows.tasks.run_end import tell_end
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stage_runner, stream_logs
 from schemas.errors import SpecError, StageError
@@ -76,7 +77,13 @@ def _run_name() -> str:
 
 
 @with_empty_fields
-@flow(name="requantize", flow_run_name=_run_name, persist_result=False)
+@flow(
+    name="requantize",
+    flow_run_name=_run_name,
+    persist_result=False,
+    on_completion=[tell_end],
+    on_failure=[tell_end],
+)
 def requantize(
     run: str = "last",
     bits: tuple[Bits, ...] = (),

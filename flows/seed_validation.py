@@ -23,6 +23,7 @@ from flows.inputs.form import Assignment, Options, Preset, number_field, with_em
 from flows.inputs.specs import Plan, as_overrides, plan_run, run_options
 from flows.pipeline import pipeline
 from flows.results.seeds import conclusions, mark_line, publish_seeds, seed_figures
+from flows.tasks.run_end import label_run, tell_end
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stream_logs
 from presets import load_preset
@@ -49,7 +50,13 @@ def _run_name() -> str:
 
 
 @with_empty_fields
-@flow(name="seed-validation", flow_run_name=_run_name, persist_result=False)
+@flow(
+    name="seed-validation",
+    flow_run_name=_run_name,
+    persist_result=False,
+    on_completion=[tell_end],
+    on_failure=[tell_end],
+)
 def seed_validation(
     preset: Preset = "demo",
     overrides: tuple[Assignment, ...] = (),
@@ -111,6 +118,7 @@ def seed_validation(
     said = conclusions(book, other, mark_nats, margin_nats, alpha)
     with only_shown("what the seeds show"):
         publish_seeds(book, said, mark_line(other, mark_nats, margin_nats))
+    label_run(result=" ".join(said))
     _refuse_failed(book)
     return book, said
 

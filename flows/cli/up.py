@@ -17,6 +17,7 @@ from flows.cli.base import (
     make_console,
     print_json,
 )
+from flows.server.channels import VARIABLE, channels
 
 
 @app.command()
@@ -35,6 +36,16 @@ def up(
             min=30, max=86_400, help="seconds between a run's heartbeats; after three it counts as crashed"
         ),
     ] = 180,
+    notify: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            envvar=VARIABLE,
+            show_envvar=True,
+            help="where messages go when runs end: https://ntfy.sh/TOPIC or any address of Apprise; or off. "
+            "May be repeated",
+        ),
+    ] = None,
     store: StoreFolder = DEFAULT_STORE,
     remote: RemoteStore = None,
     json: Json = False,
@@ -52,13 +63,15 @@ def up(
         from schemas.printable import printable
         from stages.store.store import open_store_at
 
+        addresses = channels(notify or ())
+        os.environ.pop(VARIABLE, None)  # a secret that no process of a run needs
         root = open_store_at(store, remote).root
         if remote:
             os.environ["FAIRWAY_REMOTE"] = remote  # for the worker's runs
         messages: Console = make_console(stderr=True)
         one_interrupt()
         try:
-            with log_to(messages), everything_up(root, port, heartbeat_seconds) as url:
+            with log_to(messages), everything_up(root, port, heartbeat_seconds, addresses) as url:
                 address = url.removesuffix("/api")
                 if json:
                     print_json({"ui": address, "api": url, "store": str(root)})

@@ -54,7 +54,7 @@ def over_limit_message(size: SizeReport) -> str:
 def publish_artifacts(report: PipelineReport, store: Path) -> None:
     """Tables and the loss curve as artifacts of the present flow run."""
     create_link_artifact(
-        key="report", link=_report_address(report, store), description="the whole report, one page"
+        key="report", link=report_address(report, store), description="the whole report, one page"
     )
     create_markdown_artifact(
         key="result", markdown=_result_markdown(report, store), description="bits per byte, bytes and seconds"
@@ -82,7 +82,7 @@ def publish_artifacts(report: PipelineReport, store: Path) -> None:
     create_markdown_artifact(key="loss-curve", markdown=picture, description="training loss")
 
 
-def _report_address(report: PipelineReport, store: Path) -> str:
+def report_address(report: PipelineReport, store: Path) -> str:
     """The report's address for a browser: under FAIRWAY_REPORTS_URL if it is set, else a file of this
     machine.
     """

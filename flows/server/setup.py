@@ -24,7 +24,10 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from prefect.states import Cancelled, Crashed
 from prefect.workers.process import ProcessWorker
 
+from flows.server.channels import VARIABLE, channels
 from flows.server.environment import SERVER_START_SECONDS, is_healthy, served_folder
+from flows.server.notifications import settle_messages
+from schemas.errors import SpecError
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +181,10 @@ def _automation(within_seconds: int) -> AutomationCore:
 def main() -> None:
     """Prepare the configured server as soon as it answers."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        addresses = channels(os.environ.get(VARIABLE, "").split())
+    except SpecError as error:
+        raise SystemExit(f"{VARIABLE}: {error}") from error
     url = PREFECT_API_URL.value() or ""
     deadline = time.monotonic() + SERVER_START_SECONDS
     while not is_healthy(url):
@@ -185,5 +192,6 @@ def main() -> None:
             raise SystemExit(f"PREFECT_API_URL = {url}: no Prefect server answers there")
         time.sleep(0.5)
     mark_stale_runs()
+    settle_messages(addresses)
     prepare(PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() or DEFAULT_HEARTBEAT_SECONDS)
     log.info("work pool %r, limit %s and automation exist", POOL, TRAIN_LIMIT)

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,14 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[str]:
+def everything_up(
+    store: Path, port: int, heartbeat_seconds: int, addresses: Sequence[str] | None = None
+) -> Iterator[str]:
     """Start what is missing; yields the API's address once a worker is running.
 
     Everything that was started ends with the block.
 
+    `addresses`: where messages about the ends of runs go, of Apprise; empty: nowhere; None: as before.
     The reports get the port after `port`. A server that answers at PREFECT_API_URL or on `port` is used
     unchanged. Raises SpecError if a port, the Prefect home or this folder's worker is taken, RuntimeError
     if a part does not start.
@@ -61,6 +64,7 @@ def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[st
         check_settings()
         if not _is_local(url, port):
             require_answer(url, "and `fairway up` starts its own")
+        from flows.server.notifications import settle_messages
         from flows.server.setup import POOL, mark_stale_runs, prepare, worker_name
 
         # Settling takes this worker's running flows for left-over ones, so the same folder works only once.
@@ -77,6 +81,7 @@ def everything_up(store: Path, port: int, heartbeat_seconds: int) -> Iterator[st
             stack.enter_context(_server(home, url, port))
         mark_stale_runs()
         prepare(heartbeat_seconds)
+        settle_messages(addresses)
         _deploy(home)
         stack.callback(mark_stale_runs)  # after the worker has ended, while the server still answers
         reports = store / "stages" / "publish"

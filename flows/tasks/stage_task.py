@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from flows.server.setup import TRAIN_LIMIT, training_slot_holders
 from flows.tasks.progress import OUR_LOGGERS, stage_progress
 from flows.tasks.progress_artifact import progress_artifact
+from flows.tasks.run_end import label_run
 from flows.tasks.showing import only_shown
 from flows.tasks.training_artifact import TrainingArtifact
 from schemas.base import Schema
@@ -66,6 +67,7 @@ class StageRunner:
 
     def __call__(self, stage: str, spec: Any, **inputs: Schema) -> Any:
         """The stage's result. Raises what the stage raises."""
+        label_run(stage=stage)
         run_task, again = stage_task(stage, self.options), stage in self.again
         if run_task.tags and not again and is_made(self.store, stage, spec, inputs):
             run_task = run_task.with_options(tags=[])  # nothing to compute: no reason to wait for a slot

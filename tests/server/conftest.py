@@ -47,6 +47,7 @@ class Served:
     store: Path
     program: Path = FAIRWAY
     working_folder: Path = ROOT
+    options: tuple[str, ...] = ()
     process: Any = None
     api: httpx.Client = field(init=False)
 
@@ -81,6 +82,7 @@ class Served:
             "--heartbeat-seconds",
             "30",
             "--json",
+            *self.options,
         ]
         self.process = subprocess.Popen(
             command,

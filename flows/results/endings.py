@@ -1,0 +1,56 @@
+"""How a run ended, in words and figures: what its event says, and so what the message about it says."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FINISHED, FAILED, OVER_LIMIT = "fairway.run.finished", "fairway.run.failed", "fairway.run.over-limit"
+EVENTS = (FINISHED, FAILED, OVER_LIMIT)
+"""The events that a run gives when it ends by itself; Prefect's `Crashed` stands for a killed one."""
+
+STAGE, RESULT, VAL_BPB, TOTAL_BYTES, LIMIT_BYTES, REPORT = (
+    f"fairway.{name}" for name in ("stage", "result", "val_bpb", "bytes", "limit_bytes", "report")
+)
+"""Labels of a run on the server: the stage at work, a result in words, and the figures once they are known."""
+_WORDS = {FINISHED: "finished", FAILED: "failed", OVER_LIMIT: "is over the limit"}
+_NOISE = "Flow run encountered an exception: "
+
+
+@dataclass(frozen=True)
+class Ending:
+    """An ended run: the event's name, the message's subject and text, and the figures that are known."""
+
+    event: str
+    subject: str
+    text: str
+    figures: Mapping[str, Any]
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The event's payload."""
+        return {"subject": self.subject, "text": self.text, **self.figures}
+
+
+def ending(name: str, completed: bool, message: str, labels: Mapping[str, Any]) -> Ending:
+    """The ending of the run `name`. `message`: that of its last state; `labels`: those of the run."""
+    figures = {
+        label.removeprefix("fairway."): labels[label]
+        for label in (STAGE, RESULT, VAL_BPB, TOTAL_BYTES, LIMIT_BYTES, REPORT)
+        if label in labels
+    }
+    over = figures.get("bytes", 0) > figures.get("limit_bytes", float("inf"))
+    event = FINISHED if completed else OVER_LIMIT if over else FAILED
+    lines = []
+    if event == FAILED and "stage" in figures:
+        lines.append(f"Stage: {figures['stage']}")
+    if event != FINISHED:
+        lines.append(message.removeprefix(_NOISE))
+    if "result" in figures:
+        lines.append(figures["result"])
+    if "val_bpb" in figures:
+        lines.append(f"val_bpb: {figures['val_bpb']:.5f}")
+    if "bytes" in figures:
+        lines.append(f"Bytes: {figures['bytes']:,} of {figures['limit_bytes']:,}")
+    if "report" in figures:
+        lines.append(f"Report: {figures['report']}")
+    return Ending(event, f"Fairway: {name} {_WORDS[event]}", "\n".join(lines), figures)
