@@ -11,7 +11,7 @@ EVENTS = (FINISHED, FAILED, OVER_LIMIT)
 STAGE, RESULT, VAL_BPB, TOTAL_BYTES, LIMIT_BYTES, REPORT = (
     f"fairway.{name}" for name in ("stage", "result", "val_bpb", "bytes", "limit_bytes", "report")
 )
-"""Labels of a run on the server: the stage at work, a result in words, and the figures once they are known."""
+"""Labels of a run on the server: the stage at work, a result in words, and the figures once known."""
 _WORDS = {FINISHED: "finished", FAILED: "failed", OVER_LIMIT: "is over the limit"}
 _NOISE = "Flow run encountered an exception: "
 
