@@ -16,7 +16,8 @@ from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
 from schemas.settings import ComputeSettings
 from stages.processes import meeting as meetings
-from stages.processes.hosts import check_launcher, command_of, runner_for
+from stages.processes import slurm
+from stages.processes.hosts import check_launcher, runner_for
 from stages.processes.kubernetes import TEMPLATE, filled
 from stages.processes.launch import ChildFailedError, importing_ours, run_ranks
 from stages.processes.meeting import TRY, Arrival, Meeting, StaleTryError, refuse_stale_try
@@ -38,7 +39,7 @@ def test_srun_starts_one_task_a_machine_with_the_cores_of_its_processes(
     (tmp_path / "srun").write_text("")
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    command = command_of("slurm", TWO, meeting)
+    command = slurm.command(TWO, meeting)
     assert command[0] == str(tmp_path / "srun")  # what execs it does not look at PATH
     assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=12"} <= set(command)
     assert {"--kill-on-bad-exit=1", "--cpu-bind=none", "--mpi=none", "--input=none"} <= set(command)
