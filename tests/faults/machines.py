@@ -10,9 +10,11 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+NAMESPACES = Path("/run/netns")
 SWITCH = "fairway-switch"
 HERE = "10.77.0.254"
 """The address of this machine, which launches, on the switch."""
@@ -28,7 +30,7 @@ class Machine:
     @property
     def prefix(self) -> list[str]:
         """What starts a command there. `ip netns exec` would hide the control groups, which Slurm needs."""
-        return ["nsenter", f"--net=/run/netns/{self.name}"]
+        return ["nsenter", f"--net={NAMESPACES / self.name}"]
 
     def pids(self) -> list[int]:
         found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True)
@@ -61,6 +63,8 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
     """Make both, and remove them with all that runs there. Skips where nobody may make namespaces."""
     if shutil.which("ip") is None or shutil.which("nsenter") is None:
         pytest.skip("no `ip` or `nsenter` here: apt-get install iproute2 util-linux")
+    if there := [str(path) for machine in MACHINES if (path := NAMESPACES / machine.name).exists()]:
+        pytest.fail(f"{there[0]}: another test uses it, or one that was killed left it (`ip netns del`)")
     try:
         if not all(ip("netns", "add", machine.name) for machine in MACHINES):
             pytest.skip("this machine lets nobody make network namespaces (root is needed)")

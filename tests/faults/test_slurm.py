@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 LINE = "11"
 GROUP_TIMEOUT_SECONDS = 10.0
+BUSY_SECONDS = 20.0  # for processes to end on a machine with other work
 SHORT = ["train.schedule.max_steps=120", "train.compute.threads_per_process=1"]
 TWO_MACHINES = [*SHORT, "train.compute.num_nodes=2"]
 OPTIONS = {"launcher": "slurm", "interface": "eth0", "group_timeout_seconds": GROUP_TIMEOUT_SECONDS}
@@ -117,7 +118,7 @@ def test_a_process_is_killed(
     store = tmp_path / "store"
     gone, ended = seconds_to_the_end(store, lambda: ranks_of(store)[0].kill())
     told = f"no process left after {gone:.1f} s, the try failed after {ended:.1f} s"
-    figure(LINE, "Slurm: one of two processes killed (SIGKILL)", told, ended < 10)
+    figure(LINE, "Slurm: one of two processes killed (SIGKILL)", told, ended < BUSY_SECONDS)
     check_the_next_try(store, cluster, expected, figure, "a killed process")
 
 
@@ -129,7 +130,7 @@ def test_a_machine_is_killed(
     gone, ended = seconds_to_the_end(tmp_path / "store", cluster.machines[number].kill)
     which = ("the first machine, which has the rendezvous,", "the second machine")[number]
     told = f"no process left after {gone:.1f} s, the try failed after {ended:.1f} s"
-    met = gone < 5 and ended < launcher.WAIT_SECONDS + 10
+    met = gone < BUSY_SECONDS and ended < launcher.WAIT_SECONDS + BUSY_SECONDS
     figure(LINE, f"Slurm: {which} killed (SIGKILL to all of it)", told, met)
     check_the_next_try(tmp_path / "store", cluster, expected, figure, f"machine {number} was killed")
 
@@ -146,7 +147,7 @@ def test_a_machine_loses_its_power(
 
     gone, ended = seconds_to_the_end(tmp_path / "store", strike)
     told = f"no process left after {gone:.1f} s, the try failed after {ended:.1f} s"
-    met = ended < GROUP_TIMEOUT_SECONDS + launcher.WAIT_SECONDS + 10
+    met = ended < GROUP_TIMEOUT_SECONDS + launcher.WAIT_SECONDS + BUSY_SECONDS
     done = f"Slurm: machine {number} off without a word, --group-timeout {GROUP_TIMEOUT_SECONDS:.0f}"
     figure(LINE, done, told, met)
     check_the_next_try(tmp_path / "store", cluster, expected, figure, f"machine {number} lost its power")
@@ -158,7 +159,7 @@ def test_a_cable_is_pulled(
     gone, ended = seconds_to_the_end(tmp_path / "store", cluster.machines[0].pull_cable)
     told = f"no process left after {gone:.1f} s on either side, the try failed after {ended:.1f} s"
     done = f"Slurm: the cable of a machine pulled, --group-timeout {GROUP_TIMEOUT_SECONDS:.0f}"
-    figure(LINE, done, told, ended < GROUP_TIMEOUT_SECONDS + launcher.WAIT_SECONDS + 10)
+    figure(LINE, done, told, ended < GROUP_TIMEOUT_SECONDS + launcher.WAIT_SECONDS + BUSY_SECONDS)
     check_the_next_try(tmp_path / "store", cluster, expected, figure, "the cable was plugged in")
 
 
