@@ -2,9 +2,11 @@
 
 srun starts one task on each machine, and ends the others when one fails. After the loss of a machine it would
 wait until the cluster notices (SlurmdTimeout, by default 300 s), although nothing trains any more. So this
-program ends srun soon after a machine has told that its processes failed.
+program ends srun soon after a machine has told that its processes failed. It also gives back the allocation
+that an earlier, killed try of this training left, because the next one would wait for its machines.
 """
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -34,7 +36,7 @@ def command(compute: ComputeSettings, meeting: Meeting) -> list[str]:
         "--kill-on-bad-exit=1",
         "--mpi=none",
         "--input=none",
-        f"--job-name={_job_name(meeting)}",
+        f"--job-name={job_name(meeting.folder)}",
         *(sys.executable, "-m", "stages.processes.node", "slurm", str(meeting.folder), meeting.token),
     ]
 
@@ -47,6 +49,7 @@ def main() -> None:
         if isinstance(error, FairwayError):
             leave_error(meeting.folder, error)
         sys.exit(f"launcher = slurm: {error}")
+    _give_allocation_back(meeting.folder)
     srun = subprocess.Popen([*guarded("SIGTERM")[:-1], *command(compute, meeting)])
     sys.exit(_status_of(srun, meeting))
 
@@ -60,7 +63,7 @@ def _status_of(srun: subprocess.Popen, meeting: Meeting) -> int:
         if failed_at is not None and time.monotonic() - failed_at > WAIT_SECONDS:
             print(f"srun still waits for a machine {WAIT_SECONDS:.0f} s after another one failed: ended")
             end_trees([srun], _END_SECONDS)
-            _give_allocation_back(meeting)
+            _give_allocation_back(meeting.folder)
             return 1
     return abs(status)
 
@@ -72,14 +75,15 @@ def _ended_within(srun: subprocess.Popen, seconds: float) -> int | None:
         return None
 
 
-def _give_allocation_back(meeting: Meeting) -> None:
-    """An allocation that a killed srun had asked for would stay. That of the user has another name."""
+def job_name(folder: Path) -> str:
+    """The same for every try of the training whose files lie in `folder`, and for no other training."""
+    return f"fairway-{hashlib.sha256(bytes(folder)).hexdigest()[:16]}"
+
+
+def _give_allocation_back(folder: Path) -> None:
+    """An allocation that a killed srun had asked for would stay. One of the user's own has another name."""
     if scancel := shutil.which("scancel"):
-        subprocess.run([scancel, "--quiet", f"--name={_job_name(meeting)}"], check=False)
-
-
-def _job_name(meeting: Meeting) -> str:
-    return f"fairway-{meeting.token[:16]}"
+        subprocess.run([scancel, "--quiet", f"--name={job_name(folder)}"], check=False)
 
 
 if __name__ == "__main__":

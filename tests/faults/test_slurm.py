@@ -3,8 +3,6 @@
 The machines are network namespaces (tests/faults/machines.py), the daemons Debian's (tests/faults/slurm.py).
 """
 
-import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ import pytest
 
 from stages.processes import slurm as launcher
 from stages.processes.launch import ChildFailedError
-from tests.faults.harness import start
+from tests.faults.harness import Struck, start
 from tests.faults.machines import Machine, two_machines
 from tests.faults.nodes import checkpoints, nodes_of, wait_until, weights_of
 from tests.faults.slurm import Slurm, missing_programs, slurm_cluster
@@ -163,24 +161,46 @@ def test_a_cable_is_pulled(
     check_the_next_try(tmp_path / "store", cluster, expected, figure, "the cable was plugged in")
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_the_launcher_is_ended(
-    how: signal.Signals, cluster: Cluster, expected: str, tmp_path: Path, figure: Callable[..., None]
-) -> None:
-    """SIGKILL strikes all that runs on the launching machine, as its loss would."""
-    store = tmp_path / "store"
+def launched(store: Path, logs: Path) -> Struck:
+    """A launcher in a process of its own, once its training has written a checkpoint."""
     code = (
         "import sys; from tests.faults.test_slurm import *; "
         "weights_of(Path(sys.argv[1]), TWO_MACHINES, **OPTIONS)"
     )
-    run = start(["-c", code, str(store)], tmp_path / "logs")
+    run = start(["-c", code, str(store)], logs)
     assert run.wait_for(lambda: checkpoints(store)), run.text()[-2000:]
-    here = [psutil.Process(run.process.pid), *psutil.Process(run.process.pid).children(recursive=True)]
+    return run
+
+
+def test_the_launcher_is_asked_to_end(
+    cluster: Cluster, expected: str, tmp_path: Path, figure: Callable[..., None]
+) -> None:
+    run = launched(tmp_path / "store", tmp_path / "logs")
     began = time.monotonic()
-    for process in here if how == signal.SIGKILL else here[:1]:
-        os.kill(process.pid, how)
-    wait_until(lambda: not ranks_of(store))
+    run.process.terminate()
+    wait_until(lambda: not ranks_of(tmp_path / "store"))
     gone = time.monotonic() - began
-    run.process.wait(30)
-    figure(LINE, f"Slurm: the launcher gets {how.name}", f"no process left after {gone:.1f} s", gone < 90)
-    check_the_next_try(store, cluster, expected, figure, f"the launcher got {how.name}")
+    run.process.wait(60)
+    done = "Slurm: the launcher gets SIGTERM"
+    figure(LINE, done, f"no process left after {gone:.1f} s", gone < BUSY_SECONDS)
+    check_the_next_try(tmp_path / "store", cluster, expected, figure, "the launcher got SIGTERM")
+
+
+def test_the_launching_machine_is_lost(
+    cluster: Cluster, expected: str, tmp_path: Path, figure: Callable[..., None]
+) -> None:
+    """srun is killed too, so that Slurm's tasks run on and hold the nodes."""
+    store = tmp_path / "store"
+    run = launched(store, tmp_path / "logs")
+    here = [psutil.Process(run.process.pid), *psutil.Process(run.process.pid).children(recursive=True)]
+    for process in here:
+        process.suspend()  # none may still do anything about the end of another
+    for process in here:
+        process.kill()
+    run.process.wait(60)
+    late = ranks_of(store)
+    sha256, resumed = weights_of(store, TWO_MACHINES, **OPTIONS)
+    same = sha256 == expected
+    told = f"{len(late)} processes of the first try ran on; then from step {resumed} the same bytes: {same}"
+    met = len(late) >= 2 and same and not [process for process in late if process.is_running()]
+    figure(LINE, "Slurm: the launcher and srun killed (SIGKILL), the same run again at once", told, met)

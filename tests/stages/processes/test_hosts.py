@@ -254,7 +254,7 @@ def test_srun_that_waits_for_a_lost_machine_is_ended_and_its_allocation_given_ba
     monkeypatch.setattr(slurm, "WAIT_SECONDS", 0.2)
     monkeypatch.setattr(slurm, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(slurm, "_END_SECONDS", 0.1)
-    for name, code in (("srun", SRUN), ("scancel", f'#!/bin/sh\necho "$@" > {tmp_path}/given-back\n')):
+    for name, code in (("srun", SRUN), ("scancel", f'#!/bin/sh\necho "$@" >> {tmp_path}/given-back\n')):
         (tmp_path / name).write_text(code)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -263,4 +263,5 @@ def test_srun_that_waits_for_a_lost_machine_is_ended_and_its_allocation_given_ba
     with pytest.raises(SystemExit) as ended:
         slurm.main()
     assert (ended.value.code, time.monotonic() - began < 60) == (1, True)
-    assert (tmp_path / "given-back").read_text() == f"--quiet --name=fairway-{meeting.token[:16]}\n"
+    given_back = (tmp_path / "given-back").read_text().splitlines()
+    assert given_back == [f"--quiet --name={slurm.job_name(meeting.folder)}"] * 2  # an earlier try's too
