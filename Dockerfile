@@ -35,6 +35,8 @@ RUN pip install --no-cache-dir --no-deps . \
     && mkdir /work \
     && chown fairway /work
 
+# Prefect writes its browser pages there at the start of its server; its own folder belongs to root.
+ENV PREFECT_SERVER_UI_STATIC_DIRECTORY=/tmp/prefect-pages
 # Store, Prefect's files and texts are in the folder that is mounted here.
 WORKDIR /work
 USER 1000

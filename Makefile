@@ -1,6 +1,7 @@
 # make run    install into .venv (once), then run the preset `demo` through the Prefect flow
 # make test   install, then all tests
 # make lint   install, then ruff, mypy and the import contracts
+# make containers  check Dockerfile, compose file and Kubernetes jobs with tools of their own
 # make faults strike real runs in every way that docs/reliability.md names, and write its table
 # make bench  all benchmarks in one table, written to docs/performance.md
 # make docs   build the site of docs/ in build/docs/site; a broken link is an error
@@ -14,13 +15,14 @@ PYTHON ?= python3
 VENV := $(ROOT)/.venv
 BIN := $(VENV)/bin
 DOCS_VENV := $(ROOT)/.venv-docs
+CONTAINERS_VENV := $(ROOT)/.venv-containers
 INSTALLED := $(VENV)/.installed
 PRESET ?= demo
 # Python would look for its own library there and not start.
 unexport PYTHONHOME
 export FAIRWAY_STORE ?= $(ROOT)/.fairway
 
-.PHONY: run test lint lock faults bench docs
+.PHONY: run test lint lock faults bench docs containers
 
 run: $(INSTALLED)
 	@"$(BIN)/fairway" run --preset $(PRESET)
@@ -36,6 +38,18 @@ bench: $(INSTALLED)
 
 lint: $(INSTALLED)
 	@cd "$(ROOT)" && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
+
+containers: $(CONTAINERS_VENV)/.installed
+	@cd "$(ROOT)" && .venv-containers/bin/hadolint Dockerfile
+	@cd "$(ROOT)" && .venv-containers/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+	@cd "$(ROOT)" && .venv-containers/bin/kubernetes-validate --strict --quiet deploy/kubernetes/*.yaml
+
+# 60 MB, most of it Kubernetes' schemas.
+$(CONTAINERS_VENV)/.installed: $(ROOT)/pyproject.toml
+	"$(PYTHON)" -m venv "$(CONTAINERS_VENV)"
+	"$(CONTAINERS_VENV)/bin/python" -m pip install --quiet $$("$(CONTAINERS_VENV)/bin/python" -c 'import sys, tomllib; \
+	    print(*tomllib.load(open(sys.argv[1], "rb"))["dependency-groups"]["containers"])' "$(ROOT)/pyproject.toml")
+	@touch "$@"
 
 docs: $(DOCS_VENV)/.installed
 	@"$(DOCS_VENV)/bin/python" "$(ROOT)/docs/build_site.py" "$(ROOT)/build/docs"

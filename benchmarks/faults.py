@@ -35,7 +35,9 @@ LINES = {
     "8": "housekeeping",
     "9": "nobody gets in",
     "10": "several machines",
+    "11": "one training on several machines",
 }
+ONLY_AS_ROOT = {"11"}
 
 
 def main() -> None:
@@ -70,7 +72,7 @@ def main() -> None:
     rows.sort(key=lambda row: int(row["line"]))
     seconds = time.perf_counter() - started
     _print(rows)
-    missing = sorted(set(LINES) - {row["line"] for row in rows})
+    missing = sorted(set(LINES) - ONLY_AS_ROOT - {row["line"] for row in rows})
     met = status == 0 and not missing and all(row["met"] for row in rows)
     summary = (
         f"{len(rows)} figures, {sum(row['met'] for row in rows)} met; {seconds / 60:.1f} "

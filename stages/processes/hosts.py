@@ -67,34 +67,12 @@ def _run_on_machines(
     interface = launcher.interface or ("lo" if launcher.name == "local" else None)
     meeting = Meeting.call(folder, tuple(program), compute, interface)
     try:
-        return run_child(command_of(launcher.name, compute, meeting), compute, progress, timeout, **options)
+        return run_child(command_of(launcher.name, meeting), compute, progress, timeout, **options)
     finally:
         meeting.end()  # also where the launcher could not end its processes
 
 
-def command_of(launcher: LauncherName, compute: ComputeSettings, meeting: Meeting) -> list[str]:
+def command_of(launcher: LauncherName, meeting: Meeting) -> list[str]:
     """The command that starts `stages.processes.node` on each machine and ends when they do."""
-    arguments = [str(meeting.folder), meeting.token]
-    if launcher == "kubernetes":
-        return [sys.executable, "-m", "stages.processes.kubernetes", *arguments]
-    return [
-        *(_srun(compute) if launcher == "slurm" else []),
-        *(sys.executable, "-m", "stages.processes.node", launcher, *arguments),
-    ]
-
-
-def _srun(compute: ComputeSettings) -> list[str]:
-    """Inside of an allocation srun starts a step in it (SLURM_JOB_ID says so), outside it asks for one."""
-    return [
-        shutil.which("srun") or "srun",
-        f"--nodes={compute.num_nodes}",
-        f"--ntasks={compute.num_nodes}",
-        "--ntasks-per-node=1",
-        # Slurm would give each task one core.
-        f"--cpus-per-task={compute.num_processes * compute.threads_per_process}",
-        "--cpu-bind=none",
-        "--kill-on-bad-exit=1",
-        "--mpi=none",
-        "--input=none",
-        "--job-name=fairway",
-    ]
+    program = ["stages.processes.node", "local"] if launcher == "local" else [f"stages.processes.{launcher}"]
+    return [sys.executable, "-m", *program, str(meeting.folder), meeting.token]

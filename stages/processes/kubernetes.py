@@ -1,7 +1,8 @@
 """An Indexed Job that trains on several machines: python -m stages.processes.kubernetes FOLDER TOKEN
 
-The user's template says what only the cluster's owner knows: image, volumes with the store, resources. This
-fills in how many pods run, and what runs in them; the pod's index is the number of its machine.
+The user's template (deploy/kubernetes/nodes.yaml) says what only the cluster's owner knows: image, volumes
+with the store, resources. This fills in how many pods run, and what runs in them; the pod's index is the
+number of its machine. Other objects in the file, as a NetworkPolicy, are applied before.
 """
 
 import json
@@ -30,6 +31,22 @@ def template_path(environment: Mapping[str, str]) -> Path:
             "docs/several-machines.md"
         )
     return Path(given)
+
+
+def parts_of(shown: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The Job and the other objects in what kubectl prints for the template: JSON objects one after another.
+
+    Raises SpecError unless there is one Job.
+    """
+    objects, decoder, rest = list[dict[str, Any]](), json.JSONDecoder(), shown.strip()
+    while rest:
+        found, end = decoder.raw_decode(rest)
+        objects += found["items"] if found["kind"] == "List" else [found]
+        rest = rest[end:].lstrip()
+    jobs = [item for item in objects if item["kind"] == "Job"]
+    if len(jobs) != 1:
+        raise SpecError(f"{TEMPLATE}: has {len(jobs)} Jobs; must have one (batch/v1)")
+    return jobs[0], [item for item in objects if item is not jobs[0]]
 
 
 def filled(template: Mapping[str, Any], num_nodes: int, folder: Path, token: str) -> dict[str, Any]:
@@ -67,8 +84,12 @@ def main() -> None:
         shown = _kubectl(
             "create", "--dry-run=client", "--output=json", f"--filename={template_path(os.environ)}"
         )
+        template, others = parts_of(shown)
         order = meeting.order()
-        job = filled(json.loads(shown), order.compute.num_nodes, meeting.folder, meeting.token)
+        job = filled(template, order.compute.num_nodes, meeting.folder, meeting.token)
+        if others:
+            given = {"apiVersion": "v1", "kind": "List", "items": others}
+            _kubectl("apply", "--filename=-", given=json.dumps(given))
         _kubectl("create", "--filename=-", given=json.dumps(job))
     except FairwayError as error:
         leave_error(meeting.folder, error)

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -70,7 +71,7 @@ class Meeting:
         write_whole(_order_path(meeting._place), order.model_dump_json().encode())
         if replaced:
             time.sleep(FENCE_SECONDS)
-        for old in meeting._place.glob("*.node"):
+        for old in (*meeting._place.glob("*.node"), *meeting._place.glob("*.failed")):
             if not old.name.startswith(meeting.token):
                 old.unlink(missing_ok=True)
         return meeting
@@ -111,6 +112,17 @@ class Meeting:
             time.sleep(_POLL_SECONDS)
         return Arrival.model_validate_json(self._arrival_path(0).read_bytes())
 
+    def fail(self) -> None:
+        """Tell the launcher that this machine's processes failed, unless the try is over."""
+        with suppress(FileNotFoundError):  # the launcher ended it just now
+            if self.counts:
+                write_whole(self._failure_path, b"")
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the processes of a machine failed."""
+        return self._failure_path.exists()
+
     def end(self) -> None:
         """The try is over: whatever of it still runs on any machine ends. A newer one is left alone."""
         if self.counts:
@@ -119,6 +131,10 @@ class Meeting:
     def _check(self) -> None:
         if not self.counts:
             raise StaleTryError("this try of the training was stopped or replaced by a newer one")
+
+    @property
+    def _failure_path(self) -> Path:
+        return self._place / f"{self.token}.failed"
 
     def _arrival_path(self, node: int) -> Path:
         return self._place / f"{self.token}-{node}.node"

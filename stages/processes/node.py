@@ -44,6 +44,8 @@ def main() -> None:
     except (StaleTryError, TimeoutError) as error:
         print(f"machine {which}: {error}", flush=True)
         status = 1
+    if status:
+        meeting.fail()
     sys.exit(status)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from threading import Barrier
 
 import obstore
+import psutil
 import pytest
 
 from schemas.files import FileRef
@@ -40,6 +41,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 LINE = "10"
 WRITING_AND_SENDING_SECONDS = 1.0
 LARGE_BYTES = 200 * 10**6
+SILENT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,27 @@ def test_an_upload_that_is_killed_leaves_nothing(
     told = f"{speed} {LARGE_BYTES / back / 1e6:.0f} MB/s"
     sound = FileHashes(None).sha256(tmp_path / "back") == ref.sha256
     figure(LINE, f"the same upload, undisturbed, {s3.what}", told, sound)
+
+
+@pytest.mark.slow
+def test_the_server_answers_nothing_while_a_machine_trains(
+    undisturbed: Undisturbed, s3: Shared, tmp_path: Path, figure: Callable[..., None]
+) -> None:
+    [gateway] = [child for child in psutil.Process().children() if child.name() == "radosgw"]
+    run = start_chain(tmp_path / "store", tmp_path, STEPS, **s3.environment)
+    assert run.wait_for(lambda: newest_checkpoint(s3.remote))
+    gateway.suspend()  # connections open, and nothing comes back
+    try:
+        time.sleep(SILENT_SECONDS)
+    finally:
+        gateway.resume()
+    status = run.process.wait(300)
+    assert status == 0, run.text()[-3000:]
+    same = run.events()[-1]["sha256"] == undisturbed.sha256
+    resumed = run.events()[-1]["resumed"]
+    told = f"the run ended, the same bytes: {same}; training was begun again {len(resumed)} times"
+    done = f"{s3.what} answers nothing for {SILENT_SECONDS:.0f} s while a machine trains"
+    figure(LINE, done, told, same and not resumed and not list(find_damaged_objects(s3.remote)))
 
 
 @pytest.mark.slow

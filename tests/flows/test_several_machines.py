@@ -24,6 +24,10 @@ from stages.store.runs import find_run
 from stages.store.store import open_store_at
 
 SECRET = "a-secret-that-nobody-may-see"
+CREDENTIALS = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "GOOGLE_SERVICE_ACCOUNT_KEY"),
+    *("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN", "HF_TOKEN"),
+)
 SMALL = ("train.schedule.max_steps=12",)
 
 
@@ -43,7 +47,8 @@ def machines(run_pipeline: Callable[..., Any], tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("machines")
     url = (folder / "shared").as_uri()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        for name in CREDENTIALS:
+            patch.setenv(name, SECRET)
         made = run_pipeline(folder / "first", *SMALL, remote=url)
         served = run_pipeline(folder / "second", *SMALL, remote=url)
     return Machines(folder / "first", folder / "second", url, made, served)

@@ -16,9 +16,10 @@ from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
 from schemas.settings import ComputeSettings
 from stages.processes import meeting as meetings
+from stages.processes import slurm
 from stages.processes.hosts import check_launcher, command_of, runner_for
-from stages.processes.kubernetes import TEMPLATE, filled
-from stages.processes.launch import ChildFailedError, importing_ours, run_ranks
+from stages.processes.kubernetes import TEMPLATE, filled, parts_of
+from stages.processes.launch import ChildFailedError, importing_ours, run_child, run_ranks
 from stages.processes.meeting import TRY, Arrival, Meeting, StaleTryError, refuse_stale_try
 from stages.processes.node import interface_of
 from stages.processes.process_tree import is_running
@@ -38,7 +39,7 @@ def test_srun_starts_one_task_a_machine_with_the_cores_of_its_processes(
     (tmp_path / "srun").write_text("")
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    command = command_of("slurm", TWO, meeting)
+    command = slurm.command(TWO, meeting)
     assert command[0] == str(tmp_path / "srun")  # what execs it does not look at PATH
     assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=12"} <= set(command)
     assert {"--kill-on-bad-exit=1", "--cpu-bind=none", "--mpi=none", "--input=none"} <= set(command)
@@ -192,3 +193,75 @@ def test_bad_input_on_a_machine_is_no_reason_to_try_again(tmp_path: Path) -> Non
     told = json.loads((tmp_path / "error.json").read_text())
     assert told["kind"] == "SpecError"  # launch_module raises it
     assert "interface = ib7" in told["message"]
+
+
+KUBECTL = f"""#!{sys.executable}
+import json, sys
+from pathlib import Path
+with (Path(__file__).parent / "calls").open("a") as calls:
+    given = "" if sys.stdin.isatty() else sys.stdin.read()
+    print(json.dumps([sys.argv[1:], given]), file=calls)
+said = {{"create": SHOWN if "--dry-run=client" in sys.argv else "", "get": STATE, "logs": "a line of a pod"}}
+print(said.get(sys.argv[1], ""))
+"""
+
+
+def test_the_job_is_created_after_the_other_objects_and_deleted_at_the_end(
+    meeting: Meeting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = {"containers": [{"name": "x", "image": "fairway:1"}]}
+    template = {"kind": "Job", "metadata": {}, "spec": {"template": {"spec": pod}}}
+    policy = {"kind": "NetworkPolicy", "metadata": {"name": "p"}}
+    shown = f"{json.dumps(policy)}\n{json.dumps(template)}\n"
+    state = json.dumps({"status": {"conditions": [{"type": "Complete", "status": "True"}]}})
+    (tmp_path / "template.yaml").write_text("kubectl reads it")
+    (tmp_path / "bin").mkdir()
+    code = KUBECTL.replace("SHOWN", repr(shown)).replace("STATE", repr(state))
+    (tmp_path / "bin" / "kubectl").write_text(code)
+    (tmp_path / "bin" / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv(TEMPLATE, str(tmp_path / "template.yaml"))
+    lines = run_child(
+        command_of("kubernetes", meeting), TWO, no_progress, 60.0, env=importing_ours(os.environ)
+    )
+    assert lines == ["a line of a pod"]
+    calls = [json.loads(line) for line in (tmp_path / "bin" / "calls").read_text().splitlines()]
+    assert [words[0] for words, _ in calls] == ["create", "apply", "create", "get", "logs", "delete"]
+    assert json.loads(calls[1][1])["items"] == [policy]
+    job = json.loads(calls[2][1])
+    assert job["spec"]["completions"] == TWO.num_nodes
+    assert calls[5][0][-1] == job["metadata"]["name"]
+
+
+def test_a_template_has_one_job() -> None:
+    with pytest.raises(SpecError, match=f"{TEMPLATE}: has 0 Jobs; must have one"):
+        parts_of('{"kind": "List", "items": [{"kind": "Service"}]}')
+
+
+SRUN = f"""#!{sys.executable}
+import signal, sys, time
+from pathlib import Path
+[place] = Path(sys.argv[-2]).glob("nodes")
+(place / (sys.argv[-1] + ".failed")).touch()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(300)
+"""
+
+
+def test_srun_that_waits_for_a_lost_machine_is_ended_and_its_allocation_given_back(
+    meeting: Meeting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(slurm, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(slurm, "_END_SECONDS", 0.1)
+    for name, code in (("srun", SRUN), ("scancel", f'#!/bin/sh\necho "$@" >> {tmp_path}/given-back\n')):
+        (tmp_path / name).write_text(code)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "argv", ["slurm", str(meeting.folder), meeting.token])
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        slurm.main()
+    assert (ended.value.code, time.monotonic() - began < 60) == (1, True)
+    given_back = (tmp_path / "given-back").read_text().splitlines()
+    assert given_back == [f"--quiet --name={slurm.job_name(meeting.folder)}"] * 2  # an earlier try's too
