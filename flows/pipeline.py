@@ -28,6 +28,7 @@ from flows.inputs.specs import Plan, check_quantizer, plan_run, run_file_of, run
 from flows.results.run_report import over_limit_message, publish_artifacts, publish_spec, stage_summaries
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import StageRunner, stage_runner
+from flows.tasks.tokenizing import tokenize
 from flows.tasks.training import train
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
@@ -84,11 +85,8 @@ def pipeline(
     spec, store = plan.spec, run.store
     check_launcher(spec.train.compute, options)
     held_out = plan_held_out(options, spec, store)
-    tokenized = run(
-        "tokenize_corpus",
-        spec.tokenize,
-        manifest=locate(spec.tokenize, store.hashes, store.root / "cache" / "hub"),
-    )
+    manifest = locate(spec.tokenize, store.hashes, store.root / "cache" / "hub")
+    tokenized = tokenize(run, spec.tokenize, manifest)
     check_quantizer(plan, tokenized)
     trained = train(run, plan, held_out, tokenized)
     merged = run("merge", spec.merge, trained=trained, tokenized=tokenized)

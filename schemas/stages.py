@@ -17,7 +17,8 @@ from schemas.quantize import PackedModel, QuantizeSpec, quantize_compute
 from schemas.quantizer_settings import QuantizerSettings
 from schemas.results import RunResults
 from schemas.settings import ComputeSettings
-from schemas.tokenize_corpus import CorpusManifest, TokenizedCorpus, TokenizeSpec
+from schemas.tokenize_corpus import CorpusManifest, TokenizedCorpus, TokenizerSpec, TokenizeSpec
+from schemas.tokenize_parts import CorpusPart, PartSpec, TokenizedPart, TokenizerModel, TrainingText
 from schemas.train import TrainingResult, TrainSpec
 
 
@@ -148,7 +149,15 @@ _ALL = (
     ),
 )
 
+_STEPS = (
+    Stage("make_tokenizer", TokenizerSpec, TokenizerModel, {"text": TrainingText}),
+    Stage("tokenize_part", PartSpec, TokenizedPart, {"part": CorpusPart, "tokenizer": TokenizerModel}),
+)
+
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
+"""The chain, in its order."""
+STORED: dict[str, Stage] = STAGES | {step.name: step for step in _STEPS}
+"""The stages, and the steps of `tokenize_corpus` that are stored as stages are but belong to no chain."""
 
 
 def result_name(stage: str) -> str:

@@ -34,7 +34,7 @@ PRESETS_HELP = "{presets}"
 ANY_STAGE = ("store", "remote", "retries", "stage_timeout_seconds")
 HELD_OUT = ("validate_every", "validate_tokens", "stop_if", "stop_behind")
 HOSTS = ("launcher", "interface", "group_timeout_seconds")
-TRAINING = (*ANY_STAGE, "checkpoint_every_seconds", *HELD_OUT, *HOSTS)
+TRAINING = (*ANY_STAGE, "engine", "checkpoint_every_seconds", *HELD_OUT, *HOSTS)
 """Fields of RunOptions that are options of a command that trains; of one that does not, ANY_STAGE."""
 
 PresetOption = Annotated[str, typer.Option(help=PRESETS_HELP)]

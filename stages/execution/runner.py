@@ -24,7 +24,7 @@ from schemas.base import Schema, fingerprint, invalid_field
 from schemas.errors import SpecError, StageError, clear_storage_errors
 from schemas.files import Provenance, StageRecord
 from schemas.runtime import Progress, RunOptions
-from schemas.stages import STAGES, Stage
+from schemas.stages import STORED, Stage
 from stages.store.keys import stage_key
 from stages.store.machine import precision_note, resolve_precision, this_machine
 from stages.store.source import code_digest, fairway_version, library_versions
@@ -76,7 +76,7 @@ def run_stage(
     whatever transient error ended the stage; an interrupted resumable
     stage goes on from its last checkpoint when called again.
     """
-    stage = STAGES[stage_name]
+    stage = STORED[stage_name]
     _check_types(stage, spec, inputs)
     spec = resolve_precision(spec)
     key = stage_key(stage, spec, inputs)
@@ -101,7 +101,7 @@ def run_stage(
 
 def is_made(store: Store, stage_name: str, spec: Any, inputs: dict[str, Schema]) -> bool:
     """Whether the store has a sound record of the stage, so that running it would compute nothing."""
-    stage = STAGES[stage_name]
+    stage = STORED[stage_name]
     return store.find(stage, stage_key(stage, resolve_precision(spec), inputs)) is not None
 
 
@@ -163,7 +163,7 @@ def _compute(
         stage=stage.name,
         key=key,
         created_at=created_at.isoformat(timespec="seconds"),
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - started + (runtime.parts.seconds if runtime.parts else 0.0),
         host=platform.node(),
         fairway_version=fairway_version(),
         code_sha256=code_digest(stage.code_roots, stage.ships_source),

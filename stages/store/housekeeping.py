@@ -17,7 +17,7 @@ from pathlib import Path
 from schemas.errors import FairwayError, SpecError, StageError, on_one_line
 from schemas.files import FileRef
 from schemas.pipeline import PipelineReport
-from schemas.stages import STAGES
+from schemas.stages import STAGES, STORED
 from stages.core.checksummed import read_checksummed
 from stages.core.whole_files import TEMPORARY_FILES
 from stages.processes.locks import is_free
@@ -82,7 +82,7 @@ def find_unneeded(
         if keep_runs is not None and run.created_at < oldest
     ]
     for folder in sorted(store.root.glob("stages/*/*/")):
-        stage = STAGES.get(folder.parent.name)
+        stage = STORED.get(folder.parent.name)
         if folder.relative_to(store.root).as_posix() not in needed:
             unneeded.append((folder, "a result that no run names"))
         elif stage is not None:
@@ -183,7 +183,7 @@ def find_damage(store: Store) -> Iterator[str]:
     read_anew, checked = FileHashes(None), set()
     for folder in sorted(store.root.glob("stages/*/*/")):
         record_path = folder / RECORD_NAME
-        stage = STAGES.get(folder.parent.name)
+        stage = STORED.get(folder.parent.name)
         if stage is None:
             yield f"{folder}: there is no stage {folder.parent.name}"
             continue

@@ -16,7 +16,7 @@ from schemas.files import FileRef, SourceFile, StageRecord
 from schemas.notes import RunNotes
 from schemas.pipeline import PipelineReport
 from schemas.seeds import Ledger
-from schemas.stages import STAGES, Stage
+from schemas.stages import STORED, Stage
 from stages.core.checksummed import read_checksummed, write_checksummed
 from stages.processes.locks import waiting_lock
 from stages.seeds.ledger import (
@@ -291,7 +291,7 @@ class SharedStore(Store):
     def _keep_record_of(self, ref: FileRef) -> None:
         """Have the record beside the file here first: `verify` takes a folder without one for damaged."""
         name = "/".join(ref.path.split("/")[:3])
-        stage = STAGES.get(name.split("/")[1])
+        stage = STORED.get(name.split("/")[1])
         if stage is None or (self.root / name / RECORD_NAME).exists():
             return
         try:
