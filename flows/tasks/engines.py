@@ -1,4 +1,4 @@
-"""What tokenizes the parts of a corpus: threads of this process, or the workers of a Dask or Ray cluster."""
+"""Engines for the parts of a corpus: threads of this process, or the workers of a Dask or Ray cluster."""
 
 import sys
 from collections.abc import Iterator

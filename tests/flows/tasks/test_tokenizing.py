@@ -36,7 +36,7 @@ def write_files(folder: Path, numbers: range) -> None:
 def spec_of(folder: Path, **changes: Any) -> TokenizeSpec:
     return TokenizeSpec(
         corpus=FilesCorpus(paths=(f"{folder}/*.jsonl",)),
-        tokenizer=TokenizerSpec(vocab_size=300, training_bytes=4_000),
+        tokenizer=TokenizerSpec(vocab_size=300, training_bytes=2_500),
         split=HashFraction(val_fraction=0.3),
         shard_tokens=1_000,
         compressor_baselines=False,
@@ -138,11 +138,13 @@ def test_an_engine_that_is_not_installed_or_not_there_is_refused_with_the_remedy
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    distributed = pytest.importorskip("distributed", reason="needs the extra dask")
-    monkeypatch.setitem(distributed.config.config["distributed"]["comm"]["timeouts"], "connect", "1s")
+def test_a_scheduler_that_does_not_answer_is_named() -> None:
+    pytest.importorskip("prefect_dask", reason="needs the extra dask")
+    import dask
+
     options = RunOptions(engine="dask:127.0.0.1:9")
     with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
         pytest.raises(SpecError, match=r"engine = dask:127\.0\.0\.1:9: the cluster cannot be reached"),
         part_runner(options, 1),
     ):
