@@ -1,8 +1,8 @@
 """Step of tokenization in parts: a few neighbouring files of a corpus as two streams of tokens.
 
 CorpusPart, TokenizerModel -> TokenizedPart. `tokenize_corpus` puts the streams of all parts together and cuts
-them into shards. A part knows neither its place in the corpus nor the size of a shard. So one more file leaves
-the other parts as they are. Only splits by the text alone can be made so (`HashFraction`).
+them into shards. A part knows neither its place in the corpus nor the size of a shard. So one more file
+leaves the other parts as they are. Only splits by the text alone can be made so (`HashFraction`).
 """
 
 from contextlib import ExitStack
