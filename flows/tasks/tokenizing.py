@@ -5,6 +5,7 @@ The result and its key are those of the one stage; `stages.tokenization.parts` s
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -51,7 +52,7 @@ def tokenize(run: StageRunner, spec: TokenizeSpec, manifest: CorpusManifest) -> 
     Raises SpecError for an engine that is not installed or cannot be reached, and what the stage raises.
     """
     stage = "tokenize_corpus"
-    together: TokenizedParts | None = None
+    together, began = None, time.perf_counter()
     check_engine(run.options)
     parts = [] if stage in run.again else corpus_parts(spec, manifest)
     if is_apart(run.options) and not parts:
@@ -61,6 +62,8 @@ def tokenize(run: StageRunner, spec: TokenizeSpec, manifest: CorpusManifest) -> 
         together = _parts_of(run, spec, manifest, parts)
     options = run.options.derive(parts=together)
     result: TokenizedCorpus = replace(run, options=options)(stage, spec, manifest=manifest)
+    if together is not None:
+        run.outcomes[-1] = replace(run.outcomes[-1], seconds=time.perf_counter() - began)
     return result
 
 

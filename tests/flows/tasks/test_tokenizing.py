@@ -168,6 +168,24 @@ def test_dask_gives_the_same_bytes_though_a_worker_is_killed(in_parts: Any, tmp_
     assert sum("tokenize_part" in state for state in states) == 8
 
 
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes(in_parts: Any, tmp_path: Path) -> None:
+    pytest.importorskip("prefect_ray", reason="needs the extra ray")
+    import ray
+
+    corpus, store = tmp_path / "corpus", tmp_path / "store"
+    write_files(corpus, range(4))
+    spec = spec_of(corpus)
+    ray.init(num_cpus=2, include_dashboard=False)
+    try:
+        address = ray.get_runtime_context().gcs_address
+        result, states = in_parts(spec, store=str(store), engine=f"ray:{address}")
+    finally:
+        ray.shutdown()
+    assert result.identity() == whole(spec, tmp_path / "other").identity()
+    assert sum("tokenize_part" in state for state in states) == 4
+
+
 def kill_at_first_part(store: Path, pid: int) -> Callable[[], None]:
     """Kill the process once the store has a part; the answer waits for that and fails if it did not come."""
     from threading import Thread
