@@ -74,6 +74,7 @@ def _parts_of(
     text = training_text(spec, manifest, run.store.hashes)
     if text is None:
         return None
+    log.info("tokenize_corpus: %d parts by %s", len(parts), run.options.engine)
     steps = replace(run, outcomes=[])  # what a run reports is its stages
     tokenizer = steps("make_tokenizer", spec.tokenizer.derive(model_path=None), text=text)
     made = _tokenize_parts(run, spec, parts, tokenizer)
