@@ -36,6 +36,7 @@ from flows.tasks.plan_artifact import show_plan
 from flows.tasks.run_end import label_run, tell_end
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import StageRunner, stage_runner
+from flows.tasks.tokenizing import tokenize
 from flows.tasks.training import tracking_job, train
 from flows.tracking.reporting import check_tracker, reporting_to
 from schemas.errors import SpecError, StageError
@@ -101,11 +102,8 @@ def pipeline(
     check_tracker(options.report_to)
     show_plan(plan, store, options)
     held_out = plan_held_out(options, spec, store)
-    tokenized = run(
-        "tokenize_corpus",
-        spec.tokenize,
-        manifest=locate(spec.tokenize, store.hashes, store.root / "cache" / "hub"),
-    )
+    manifest = locate(spec.tokenize, store.hashes, store.root / "cache" / "hub")
+    tokenized = tokenize(run, spec.tokenize, manifest)
     check_quantizer(plan, tokenized)
     with reporting_to(tracking_job(run, plan, tokenized)) as reporting:
         trained = train(run, plan, held_out, tokenized, reporting)

@@ -1,5 +1,6 @@
 """Where and how stages run. Nothing here bears identity: none of it changes a number in a result."""
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from schemas.held_out import (
     parse_rules,
     parse_share,
 )
+from schemas.tokenize_parts import TokenizedParts
 
 Progress = Callable[[float, float, str], None]
 LauncherName = Literal["local", "slurm", "kubernetes"]
@@ -36,6 +38,19 @@ def remote_address(url: str) -> str:
             "without user, password or query: credentials belong into the environment"
         )
     return url.rstrip("/")
+
+
+ENGINE_PATTERN = r"^(threads|(dask|ray):\S+)$"
+
+
+def engine_name(engine: str) -> str:
+    """`engine` if it is one. Raises ValueError."""
+    if not re.fullmatch(ENGINE_PATTERN, engine):
+        raise ValueError(
+            "must be threads, dask:HOST:PORT with the address of Dask's scheduler, or ray:ray://HOST:PORT "
+            "with that of a Ray cluster"
+        )
+    return engine
 
 
 def _read_by(parse: Callable[[str], object]) -> AfterValidator:
@@ -82,6 +97,11 @@ class RunOptions(Schema):
         le=64,
         description="threads that encode text; 0: one for each core that this process may use, 4 at most",
     )
+    engine: Annotated[str, AfterValidator(engine_name)] = Field(
+        "threads",
+        description="what tokenizes the parts of a large corpus: threads, dask:ADDRESS or ray:ADDRESS",
+        json_schema_extra={"pattern": ENGINE_PATTERN},
+    )
     validate_every: Annotated[str, _read_by(parse_share)] | None = Field(
         None,
         description="share of the training between two scores of held-out text, as 5%; empty: no scores",
@@ -105,4 +125,7 @@ class RunOptions(Schema):
     )
     held_out: SkipJsonSchema[HeldOut | None] = Field(
         None, description="made of the four options above by the flow; no user gives it"
+    )
+    parts: SkipJsonSchema[TokenizedParts | None] = Field(
+        None, description="the tokenized parts of the corpus, made by the flow; no user gives them"
     )

@@ -18,7 +18,8 @@ from schemas.quantize import PackedModel, QuantizeSpec, quantize_compute
 from schemas.quantizer_settings import QuantizerSettings
 from schemas.results import RunResults
 from schemas.settings import ComputeSettings
-from schemas.tokenize_corpus import CorpusManifest, TokenizedCorpus, TokenizeSpec
+from schemas.tokenize_corpus import CorpusManifest, TokenizedCorpus, TokenizerSpec, TokenizeSpec
+from schemas.tokenize_parts import CorpusPart, PartSpec, TokenizedPart, TokenizerModel, TrainingText
 from schemas.train import TrainingResult, TrainSpec
 
 
@@ -156,20 +157,29 @@ _ALL = (
     ),
 )
 
-STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
-"""The chain."""
+_STEPS = (
+    Stage("make_tokenizer", TokenizerSpec, TokenizerModel, {"text": TrainingText}),
+    Stage("tokenize_part", PartSpec, TokenizedPart, {"part": CorpusPart, "tokenizer": TokenizerModel}),
+)
 
-KNOWN_STAGES = STAGES | {
-    BENCHMARK: Stage(
-        BENCHMARK,
-        BenchmarkSpec,
-        Benchmark,
-        {"model": BenchmarkedModel, "own_tasks": OwnTasks},
-        ("stages.benchmarking.worker",),
-        compute=_own_compute,
-    )
-}
-"""The chain, and what works on a finished run."""
+STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
+"""The chain, in its order."""
+
+KNOWN_STAGES = (
+    STAGES
+    | {step.name: step for step in _STEPS}
+    | {
+        BENCHMARK: Stage(
+            BENCHMARK,
+            BenchmarkSpec,
+            Benchmark,
+            {"model": BenchmarkedModel, "own_tasks": OwnTasks},
+            ("stages.benchmarking.worker",),
+            compute=_own_compute,
+        )
+    }
+)
+"""The chain, the steps of `tokenize_corpus` that are stored as stages are, and what works on a finished run."""
 
 
 def result_name(stage: str) -> str:

@@ -74,6 +74,20 @@ class HuggingFaceCorpus(Schema):
 Corpus = Annotated[SotuCorpus | FilesCorpus | ShardsCorpus | HuggingFaceCorpus, Field(discriminator="kind")]
 
 
+_PLACES: dict[str, dict[str, Any]] = {
+    "sotu": {"max_documents": None},
+    "files": {"paths": (), "format": "auto"},
+    "shards": {"folder": "", "tokenizer_model": ""},
+    "huggingface": {"dataset": "", "split": "train", "folder": "", "revision": "main"},
+}
+
+
+def without_places(corpus: Corpus) -> Corpus:
+    """The corpus without what only says where its files are; a manifest has their content."""
+    found: Corpus = corpus.derive(**_PLACES[corpus.kind])
+    return found
+
+
 class TokenizerSpec(Schema):
     """A SentencePiece BPE model: trained on the training documents, or reused from a file."""
 
@@ -121,13 +135,7 @@ class TokenizeSpec(Schema):
         """Without the places of files: the manifest has their content, order and format, however their
         paths are spelt.
         """
-        changes: dict[str, dict[str, Any]] = {
-            "sotu": {"max_documents": None},
-            "files": {"paths": (), "format": "auto"},
-            "shards": {"folder": "", "tokenizer_model": ""},
-            "huggingface": {"dataset": "", "split": "train", "folder": "", "revision": "main"},
-        }
-        corpus = self.corpus.derive(**changes[self.corpus.kind])
+        corpus = without_places(self.corpus)
         return self.derive(corpus=corpus, tokenizer=self.tokenizer.derive(model_path=None))
 
 

@@ -9,10 +9,9 @@ shards; memory does not grow with it. Ready-made shards are verified and used wh
 
 import hashlib
 import logging
-import shutil
 import tempfile
-import time
-from pathlib import Path
+from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import BinaryIO
 
 import numpy as np
@@ -26,45 +25,49 @@ from schemas.tokenize_corpus import (
     TokenizedCorpus,
     TokenizeSpec,
 )
+from schemas.tokenize_parts import SplitSums, TokenizedParts
 from stages.core.bits_per_byte import load_token_bytes
-from stages.core.shards import BOS_ID
+from stages.core.shards import BOS_ID, ShardWriter
 from stages.corpora import documents, shards
-from stages.corpora.sources import unchanged
 from stages.store.workspace import Workspace
+from stages.tokenization.assembly import assemble, check_parts, open_val_texts
 from stages.tokenization.fast_encode import TextEncoder, default_threads, encode_stream
-from stages.tokenization.split_writer import SplitWriter, xz_size, zstd_size
+from stages.tokenization.reading import ReadBytes
+from stages.tokenization.split_writer import SplitWriter, pieces, write_splits, xz_size, zstd_size
 from stages.tokenization.splits import refuse_empty_split, split_of
-from stages.tokenization.tokenizer import NoTrainingTextError, check_tokenizer, train_tokenizer
+from stages.tokenization.tokenizer import NoTrainingTextError
+from stages.tokenization.training_text import write_tokenizer
 
 log = logging.getLogger(__name__)
 
 # Each thread learns the words anew, which does not pay for less.
 _SHARED_FROM_BYTES = 50_000_000
-_REPORT_SECONDS = 0.5
+_TOKENIZER = "tokenizer.model"
 
 
 def tokenize_corpus(spec: TokenizeSpec, manifest: CorpusManifest, work: Workspace) -> TokenizedCorpus:
-    """Shards of both splits, their tokenizer and their counts.
+    """Shards of both splits, their tokenizer and their counts; of the parts, if the options have them.
 
     Raises SpecError for a corpus, split or vocabulary that cannot be used, with the field and the remedy, and
     StageError for the same document in both splits, a bad ready-made shard, or a file that changed since it
     was hashed.
     """
     if isinstance(spec.corpus, ShardsCorpus):
-        return shards.verify(manifest, work.hashes, _Progress(manifest, work))
-    model_path = work.out_dir / "tokenizer.model"
-    _make_tokenizer(spec, manifest, work, model_path)
-    # Unnamed, so that nothing of it is left among the results.
-    with tempfile.TemporaryFile(dir=work.out_dir) as val_text:
-        train, val, normalized_bytes = _write_splits(spec, manifest, work, model_path, val_text)
-        val_counts = _val_counts(val, normalized_bytes, val_text, spec.compressor_baselines)
+        return shards.verify(manifest, work.hashes, ReadBytes(manifest, work))
+    train = ShardWriter(work.out_dir, "train", spec.shard_tokens)
+    val = ShardWriter(work.out_dir, "val", spec.shard_tokens)
+    if (parts := work.runtime.parts) is not None:
+        check_parts(parts, manifest)
+        counts = _from_parts(spec, parts, work, train, val)
+    else:
+        counts = _from_text(spec, manifest, work, train, val)
     log.info(
         "%s: %s training and %s validation documents",
         manifest.source,
-        f"{train.num_documents:,}",
-        f"{val.num_documents:,}",
+        f"{counts[0].num_documents:,}",
+        f"{counts[1].num_documents:,}",
     )
-    tokenizer = work.ref(model_path)
+    tokenizer = work.ref(work.out_dir / _TOKENIZER)
     return TokenizedCorpus(
         tokenizer=tokenizer,
         tokenizer_sha256=tokenizer.sha256,
@@ -72,30 +75,52 @@ def tokenize_corpus(spec: TokenizeSpec, manifest: CorpusManifest, work: Workspac
         bos_id=BOS_ID,
         train_shards=tuple(work.ref(path) for path in train.paths),
         val_shards=tuple(work.ref(path) for path in val.paths),
-        train=train.counts(),
-        val=val_counts,
+        train=counts[0],
+        val=counts[1],
     )
 
 
-def _make_tokenizer(spec: TokenizeSpec, manifest: CorpusManifest, work: Workspace, model_path: Path) -> None:
-    if manifest.tokenizer_model is not None:
-        with unchanged(manifest.tokenizer_model, work.hashes) as ready_made:
-            check_tokenizer(ready_made, spec.tokenizer)
-            shutil.copyfile(ready_made, model_path)
-        return
-    texts = documents(spec.corpus, manifest, work.hashes)
-    training_texts = (
-        text for index, text in enumerate(texts) if split_of(spec.split, index, text) == "train"
-    )
-    started = time.perf_counter()
+def _from_parts(
+    spec: TokenizeSpec, parts: TokenizedParts, work: Workspace, train: ShardWriter, val: ShardWriter
+) -> tuple[SplitCounts, SplitCounts]:
+    (work.out_dir / _TOKENIZER).write_bytes(work.read(parts.tokenizer.model).read_bytes())
+    train_sums = assemble([part.train for part in parts.parts], train, work)
+    val_sums = assemble([part.val for part in parts.parts], val, work)
+    _refuse_empty(spec, train_sums, val_sums)
+    with ExitStack() as stack:
+        texts = open_val_texts(parts.parts, work, stack)
+        return _counts(train_sums), _val_counts(val_sums, texts, spec.compressor_baselines)
+
+
+def _from_text(
+    spec: TokenizeSpec, manifest: CorpusManifest, work: Workspace, train: ShardWriter, val: ShardWriter
+) -> tuple[SplitCounts, SplitCounts]:
+    model_path = work.out_dir / _TOKENIZER
     try:
-        model_path.write_bytes(train_tokenizer(spec.tokenizer, training_texts))
+        write_tokenizer(spec.tokenizer, spec.corpus, spec.split, manifest, work.hashes, model_path)
     except NoTrainingTextError:
         _explain_no_training_text(spec, manifest, work)
         raise
-    log.info(
-        "trained a tokenizer of %d pieces in %.1f s", spec.tokenizer.vocab_size, time.perf_counter() - started
-    )
+    model, table = model_path.read_bytes(), load_token_bytes(model_path)
+    texts = documents(spec.corpus, manifest, work.hashes, ReadBytes(manifest, work))
+    # Unnamed, so that nothing of it is left among the results.
+    with tempfile.TemporaryFile(dir=work.out_dir) as val_text:
+        train_sums, val_sums = write_splits(
+            encode_stream(texts, model, _num_threads(manifest, work)),
+            spec.split,
+            TextEncoder(model),
+            SplitWriter(train, table),
+            SplitWriter(val, table, val_text),
+            _CopyDetector() if isinstance(spec.split, FirstDocuments) else _ignore_written,
+        )
+        _refuse_empty(spec, train_sums, val_sums)
+        return _counts(train_sums), _val_counts(val_sums, [val_text], spec.compressor_baselines)
+
+
+def _refuse_empty(spec: TokenizeSpec, train: SplitSums, val: SplitSums) -> None:
+    num_empty = train.num_empty_documents_skipped + val.num_empty_documents_skipped
+    num_documents = train.num_documents + val.num_documents
+    refuse_empty_split(spec.split, num_documents + num_empty, train.num_documents, val.num_documents)
 
 
 def _explain_no_training_text(spec: TokenizeSpec, manifest: CorpusManifest, work: Workspace) -> None:
@@ -106,52 +131,36 @@ def _explain_no_training_text(spec: TokenizeSpec, manifest: CorpusManifest, work
     refuse_empty_split(spec.split, num_documents, 0, num_val)
 
 
-def _write_splits(
-    spec: TokenizeSpec, manifest: CorpusManifest, work: Workspace, model_path: Path, val_text: BinaryIO
-) -> tuple[SplitWriter, SplitWriter, int]:
-    """Both splits, closed, and the bytes of the normalised validation text."""
-    model = model_path.read_bytes()
-    encoder = TextEncoder(model)
-    table = load_token_bytes(model_path)
-    texts = documents(spec.corpus, manifest, work.hashes, _Progress(manifest, work))
-    copies = _CopyDetector() if isinstance(spec.split, FirstDocuments) else None
-    normalized_bytes = 0
-    with (
-        SplitWriter(work.out_dir, "train", spec.shard_tokens, table) as train,
-        SplitWriter(work.out_dir, "val", spec.shard_tokens, table, val_text) as val,
-    ):
-        for index, (text, ids) in enumerate(encode_stream(texts, model, _num_threads(manifest, work))):
-            split = split_of(spec.split, index, text)
-            written = (val if split == "val" else train).add(text, ids)
-            if written and split == "val":
-                normalized_bytes += encoder.normalized_size(text)
-            if written and copies is not None:
-                copies.check(split, index, ids)
-        num_documents = train.num_documents + train.num_empty + val.num_documents + val.num_empty
-        refuse_empty_split(spec.split, num_documents, train.num_documents, val.num_documents)
-    return train, val, normalized_bytes
+def _counts(sums: SplitSums, zstd_bytes: int | None = None, xz_bytes: int | None = None) -> SplitCounts:
+    return SplitCounts(**sums.model_dump(), zstd_bytes=zstd_bytes, xz_bytes=xz_bytes)
 
 
-def _val_counts(
-    val: SplitWriter, normalized_bytes: int, text: BinaryIO, with_compressors: bool
-) -> SplitCounts:
+def _val_counts(sums: SplitSums, texts: list[BinaryIO], with_compressors: bool) -> SplitCounts:
     if not with_compressors:
-        return val.counts(normalized_bytes)
-    num_bytes = text.tell()
-    return val.counts(normalized_bytes, zstd_size(text, num_bytes), xz_size(text))
+        return _counts(sums)
+    zstd_bytes = zstd_size(_from_start(texts), sums.utf8_bytes)
+    return _counts(sums, zstd_bytes, xz_size(_from_start(texts)))
+
+
+def _from_start(texts: list[BinaryIO]) -> Iterable[bytes]:
+    for text in texts:
+        text.seek(0)
+    return pieces(texts)
+
+
+def _ignore_written(split: str, index: int, ids: np.ndarray) -> None:
+    """Splits by hash need no look: equal texts have equal hashes."""
 
 
 class _CopyDetector:
     """Finds a document of the validation split among the training documents: same ids, so same normalised
     text.
-
-    Splits by hash need none of it: equal texts have equal hashes.
     """
 
     def __init__(self) -> None:
         self._val: dict[bytes, int] = {}
 
-    def check(self, split: str, index: int, ids: np.ndarray) -> None:
+    def __call__(self, split: str, index: int, ids: np.ndarray) -> None:
         digest = hashlib.sha256(ids.tobytes()).digest()[:16]
         if split == "val":
             self._val.setdefault(digest, index)
@@ -161,21 +170,6 @@ class _CopyDetector:
                 "validation split (counted from 0). Remove one of them, or use split.kind = hash_fraction, "
                 "which keeps equal documents together"
             )
-
-
-class _Progress:
-    """Passes the bytes read on to the workspace, a few times a second."""
-
-    def __init__(self, manifest: CorpusManifest, work: Workspace) -> None:
-        self._work, self._done, self._reported_at = work, 0, 0.0
-        self._total = sum(file.num_bytes for file in manifest.files)
-
-    def __call__(self, num_bytes: int) -> None:
-        self._done += num_bytes
-        now = time.monotonic()
-        if now - self._reported_at >= _REPORT_SECONDS or self._done >= self._total:
-            self._reported_at = now
-            self._work.report_progress(min(self._done, self._total), self._total, "bytes")
 
 
 def _num_threads(manifest: CorpusManifest, work: Workspace) -> int:

@@ -41,7 +41,7 @@ STORE = ("store", "remote")
 ANY_STAGE = (*STORE, "retries", "stage_timeout_seconds")
 HELD_OUT = ("validate_every", "validate_tokens", "stop_if", "stop_behind")
 HOSTS = ("launcher", "interface", "group_timeout_seconds")
-TRAINING = (*ANY_STAGE, "checkpoint_every_seconds", *HELD_OUT, *HOSTS, "report_to")
+TRAINING = (*ANY_STAGE, "engine", "checkpoint_every_seconds", *HELD_OUT, *HOSTS, "report_to")
 """Fields of RunOptions that are options of a command that trains. One that runs other stages has ANY_STAGE,
 and one that runs none has STORE.
 """

@@ -16,6 +16,7 @@ from schemas.tokenize_corpus import FilesCorpus, HashFraction
 from stages.corpora import locate
 from stages.corpora.contents import COMPRESSED_ENDINGS
 from stages.corpora.files import ENDINGS
+from stages.corpora.objects import is_address
 from stages.corpora.paths import find_files
 from stages.corpora.sources import ready_made_tokenizer
 from stages.tokenization.survey import READ_BYTES, SmallText, carried_vocabulary, read_small_text
@@ -44,7 +45,7 @@ def text_settings(texts: Sequence[str], spec: PipelineSpec, overrides: Sequence[
     changed = apply_overrides(spec, [*settings, *overrides])
     if changed.tokenize.corpus.kind == "shards" and VOCABULARY[1] not in chosen:
         return settings + _vocabulary_of_shards(changed)
-    if not isinstance(changed.tokenize.corpus, FilesCorpus):
+    if not isinstance(changed.tokenize.corpus, FilesCorpus) or _has_objects(changed):
         return settings
     small = _read(changed)
     if not any(name.startswith(_SPLIT) for name in chosen):
@@ -57,7 +58,8 @@ def text_settings(texts: Sequence[str], spec: PipelineSpec, overrides: Sequence[
 
 def refuse_small_text(spec: PipelineSpec) -> None:
     """Raise SpecError for files with too little text for both splits, with the smallest size that works."""
-    if isinstance(spec.tokenize.corpus, FilesCorpus) and (text := _read(spec)) is not None:
+    files = isinstance(spec.tokenize.corpus, FilesCorpus) and not _has_objects(spec)
+    if files and (text := _read(spec)) is not None:
         refuse_text(spec.tokenize, text, spec.train.data.sequence_length)
 
 
@@ -78,6 +80,12 @@ def _of_kind(kind: str, **settings: object) -> list[str]:
     return [f"{_CORPUS}kind={kind}", *own]
 
 
+def _has_objects(spec: PipelineSpec) -> bool:
+    """Whether some text lies in object storage: nothing of it is read before the run."""
+    corpus = spec.tokenize.corpus
+    return isinstance(corpus, FilesCorpus) and any(map(is_address, corpus.paths))
+
+
 def _is_here(text: str) -> bool:
     """Whether the text names something of this machine: a path whose folder exists, or a file of text."""
     path = Path(text).expanduser()
@@ -87,7 +95,7 @@ def _is_here(text: str) -> bool:
 def _paths(text: str) -> list[str]:
     """The paths and patterns of the setting; for a folder, patterns of all files of text in it."""
     folder = Path(text).expanduser()
-    if not folder.is_dir():
+    if is_address(text) or not folder.is_dir():
         return [text]
     endings = [ending + packed for ending in ENDINGS for packed in ("", *COMPRESSED_ENDINGS)]
     found = [ending for ending in endings if any(folder.rglob(f"[!.]*{ending}"))]

@@ -26,6 +26,7 @@ from stages.planning.memory import (
 from stages.planning.room import free_disk, free_main_memory, gpu_memory
 from stages.planning.work import TextSize
 from stages.store.store import Store
+from stages.tokenization.parts import PART_BYTES, why_whole
 
 USABLE = 0.9
 """Of the memory that is there: allocators leave gaps, and the estimates are about 10 % off."""
@@ -61,7 +62,7 @@ class Needs:
         evaluated = evaluation_memory(model, spec.evaluate)
         small = Need(PROCESS_BYTES, 0, _SMALL_FILES)
         found = {
-            "tokenize_corpus": Need(PROCESS_BYTES, 0, 2 * (self.size.train_tokens + self.size.val_tokens)),
+            "tokenize_corpus": Need(PROCESS_BYTES, 0, self._tokens_disk()),
             "train": self._computed(
                 spec.train.compute,
                 peak,
@@ -75,6 +76,12 @@ class Needs:
             "audit": Need(audit_memory(spec), 0, _SMALL_FILES),
         }
         return {name: found.get(name, small) for name in STAGES}
+
+    def _tokens_disk(self) -> int:
+        """Bytes of the shards, and of the parts that they are put together from."""
+        tokens = 2 * (self.size.train_tokens + self.size.val_tokens)
+        has_parts = why_whole(self.plan.spec.tokenize) is None and self.size.num_bytes >= 2 * PART_BYTES
+        return tokens * (1 + has_parts)
 
     @staticmethod
     def _computed(compute: ComputeSettings, tensors: int, disk: int, measured: int | None = None) -> Need:

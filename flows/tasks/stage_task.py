@@ -6,7 +6,7 @@ retries.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -103,13 +103,20 @@ def _say_who_trains(stage: str) -> None:
 
 
 def stage_task(stage: str, options: RunOptions) -> Task[..., Any]:
-    """The Prefect task of one stage, retried `options.retries` times with growing delays after a
-    transient error.
+    """The Prefect task of one stage, retried as `stored_task` says."""
+    return stored_task(_run_in_task, stage, "{stage}-{label}", options, RESOURCE_TAGS.get(stage, []))
+
+
+def stored_task(
+    function: Callable[..., Any], name: str, run_name: str, options: RunOptions, tags: Iterable[str] = ()
+) -> Task[..., Any]:
+    """A Prefect task whose result the store keeps, retried `options.retries` times with growing delays after
+    a transient error.
     """
     decorate = task(
-        name=stage,
-        task_run_name="{stage}-{label}",
-        tags=RESOURCE_TAGS.get(stage, []),
+        name=name,
+        task_run_name=run_name,
+        tags=tags,
         retries=options.retries,
         retry_delay_seconds=exponential_backoff(BACKOFF_SECONDS) if options.retries else 0,
         retry_jitter_factor=0.3,
@@ -117,7 +124,7 @@ def stage_task(stage: str, options: RunOptions) -> Task[..., Any]:
         cache_policy=NO_CACHE,
         persist_result=False,
     )
-    return decorate(_run_in_task)
+    return decorate(function)
 
 
 def is_transient(task: Any, task_run: TaskRun, state: State) -> bool:

@@ -16,6 +16,7 @@ from schemas.tokenize_corpus import (
     TokenizeSpec,
 )
 from stages.corpora import files, huggingface, shards, sotu
+from stages.corpora.objects import fetched, is_address
 from stages.corpora.sources import OnRead, ignore_read, source_file
 from stages.store.hashing import FileHashes
 
@@ -27,9 +28,9 @@ def locate(spec: TokenizeSpec, hashes: FileHashes = _READ_ANEW, memory: Path | N
     included.
 
     `hashes` remembers digests between runs, so that a large corpus is not hashed again. `memory` is a folder
-    for the answers of a dataset hub. Raises SpecError for a file that is missing, unreadable or of unknown
-    kind, and for a dataset that does not exist. Raises ConnectionError if the hub cannot be reached and
-    `memory` has no answer.
+    for the answers of a dataset hub and the digests of objects. Raises SpecError for a file that is missing,
+    unreadable or of unknown kind, and for a dataset that does not exist. Raises ConnectionError if the hub
+    cannot be reached and `memory` has no answer, or if object storage fails.
     """
     corpus = spec.corpus
     if isinstance(corpus, ShardsCorpus):
@@ -42,7 +43,7 @@ def locate(spec: TokenizeSpec, hashes: FileHashes = _READ_ANEW, memory: Path | N
     if isinstance(corpus, SotuCorpus):
         return sotu.locate(corpus, hashes).derive(tokenizer_model=model)
     if isinstance(corpus, FilesCorpus):
-        return files.locate(corpus, hashes).derive(tokenizer_model=model)
+        return files.locate(corpus, hashes, memory).derive(tokenizer_model=model)
     return huggingface.locate(corpus, hashes, memory).derive(tokenizer_model=model)
 
 
@@ -59,6 +60,11 @@ def documents(
         raise TypeError("ready-made shards have no text to read")
     column = "" if isinstance(corpus, SotuCorpus) else corpus.text_column
     for file, file_format in zip(manifest.files, manifest.formats, strict=True):
+        if is_address(file.path):
+            with fetched(file, hashes.folder) as path:
+                copy = file.derive(path=str(path))
+                yield from files.documents(copy, file_format, column, _READ_ANEW, on_read)
+            continue
         local = (
             huggingface.fetch(corpus, manifest, file, hashes)
             if isinstance(corpus, HuggingFaceCorpus)

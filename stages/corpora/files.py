@@ -14,6 +14,7 @@ from schemas.files import SourceFile
 from schemas.tokenize_corpus import CorpusManifest, FilesCorpus, TextFormat
 from stages.corpora import json_texts, parquet_texts
 from stages.corpora.contents import COMPRESSED_ENDINGS, decode, opened, read_whole, refuse_special
+from stages.corpora.objects import find_objects, is_address
 from stages.corpora.paths import Found, find_files
 from stages.corpora.sources import OnRead, source_file, unchanged
 from stages.store.hashing import FileHashes
@@ -29,23 +30,28 @@ ENDINGS: dict[str, TextFormat] = {
 }
 
 
-def locate(corpus: FilesCorpus, hashes: FileHashes) -> CorpusManifest:
-    """The files that match, each once, sorted by path.
+def locate(corpus: FilesCorpus, hashes: FileHashes, memory: Path | None = None) -> CorpusManifest:
+    """The files that match, each once, sorted by path; then the objects, sorted by address.
 
-    Raises SpecError if a pattern matches no file, or a file's kind is unknown by name and first bytes.
+    `memory` is a folder for digests of objects. Raises SpecError if a pattern matches no file, or a file's
+    kind is unknown by name and first bytes.
     """
     if not corpus.paths:
         raise SpecError('corpus.paths = (): give at least one file or glob, for example "data/**/*.jsonl"')
-    matches = find_files(corpus.paths)
+    addresses = [path for path in corpus.paths if is_address(path)]
+    matches = find_files(path for path in corpus.paths if not is_address(path))
+    objects = find_objects(addresses, memory) if addresses else []
     left_out = _left_out(matches)
     if left_out:
         log.info("corpus.paths: %s", left_out)
-    formats = tuple(_format(path, corpus) for path in matches.paths)
-    source = f"{len(matches.paths)} file{'s' * (len(matches.paths) != 1)}: {', '.join(corpus.paths)}"
+    found = [source_file(path, hashes, "corpus.paths") for path in matches.paths] + objects
+    formats = [_format(path, corpus) for path in matches.paths]
+    formats += [_format_by_name(item.path, corpus) for item in objects]
+    source = f"{len(found)} file{'s' * (len(found) != 1)}: {', '.join(corpus.paths)}"
     return CorpusManifest(
         source=source + (f" ({left_out})" if left_out else ""),
-        files=tuple(source_file(path, hashes, "corpus.paths") for path in matches.paths),
-        formats=formats,
+        files=tuple(found),
+        formats=tuple(formats),
         num_hidden_files=matches.num_hidden,
     )
 
@@ -116,6 +122,10 @@ def _format(path: str, corpus: FilesCorpus) -> TextFormat:
             f"corpus.format = {corpus.format}: {path} is a Parquet file. Set it to parquet or auto"
         )
     return corpus.format
+
+
+def _format_by_name(address: str, corpus: FilesCorpus) -> TextFormat:
+    return format_by_ending(address) if corpus.format == "auto" else corpus.format
 
 
 def _left_out(matches: Found) -> str:

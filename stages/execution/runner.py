@@ -163,7 +163,7 @@ def _compute(
         stage=stage.name,
         key=key,
         created_at=created_at.isoformat(timespec="seconds"),
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - started + (runtime.parts.seconds if runtime.parts else 0.0),
         host=platform.node(),
         fairway_version=fairway_version(),
         code_sha256=code_digest(stage.code_roots, stage.ships_source),

@@ -23,6 +23,11 @@ class FileHashes:
     def __init__(self, database: Path | None, remembered_from_bytes: int = REMEMBERED_FROM_BYTES) -> None:
         self._database, self._remembered_from = database, remembered_from_bytes
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the memory lies: a disk that large files may be put on; None without one."""
+        return None if self._database is None else self._database.parent
+
     def sha256(self, path: Path) -> str:
         """Hex digest of the file's content. Raises OSError when it cannot be read."""
         status = path.stat()

@@ -84,9 +84,10 @@ def find_unneeded(
         if keep_runs is not None and run.created_at < oldest
     ]
     for folder in sorted(store.root.glob("stages/*/*/")):
-        stage = STAGES.get(folder.parent.name)
+        stage = KNOWN_STAGES.get(folder.parent.name)
         if folder.relative_to(store.root).as_posix() not in needed:
-            unneeded.append((folder, "a result that no run names"))
+            is_step = stage is not None and stage.name not in STAGES
+            unneeded.append((folder, "a part of a corpus" if is_step else "a result that no run names"))
         elif stage is not None:
             unneeded += [
                 (folder / name, "left over from training")

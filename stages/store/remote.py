@@ -14,28 +14,25 @@ lock and no lease is needed. Credentials come from the environment, as obstore r
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import ObjectStore, from_url
+from obstore.store import ObjectStore
 
 from schemas.errors import SpecError
 from schemas.files import FileRef
 from stages.core.whole_files import flush_to_disk
+from stages.store.object_storage import open_objects, said_by_server
 
 _PIECE_BYTES = 32 * 2**20  # each piece is tried again by itself
 _MULTIPART_FROM_BYTES = 64 * 2**20
-_REQUEST_SECONDS = 120  # for one piece: 0.3 MB/s at least
-_RETRY_SECONDS = 60
-_SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL|SAS")
 
 
 class RemoteError(OSError):
@@ -64,26 +61,15 @@ def open_remote(url: str) -> "Remote":
     Raises SpecError for an address that is none, a server that refuses us, and one that ignores
     If-None-Match: there two machines could both publish one result.
     """
-    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
     name, first = f"probe/{uuid4().hex}", b"the first one counts"
     try:
-        if url.startswith("file:"):
-            objects: ObjectStore = from_url(url, mkdir=True)
-        else:
-            objects = from_url(
-                url,
-                client_options={
-                    "allow_http": endpoint.startswith("http://"),
-                    "timeout": timedelta(seconds=_REQUEST_SECONDS),
-                },
-                retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)},
-            )
+        objects = open_objects(url, make_folder=True)
         remote = Remote(objects, url)
         obstore.put(objects, name, first, mode="create")
     except (BaseError, OSError, ValueError) as error:
         raise SpecError(
-            f"remote = {url}: cannot be used ({_words(error)}). Check the address and the credentials in the "
-            "environment; it must be readable and writable"
+            f"remote = {url}: cannot be used ({said_by_server(error)}). Check the address and the "
+            "credentials in the environment; it must be readable and writable"
         ) from None
     try:
         if remote.create(name, b"") or bytes(obstore.get(objects, name).bytes()) != first:
@@ -215,17 +201,8 @@ class Remote:
         except AlreadyExistsError:
             raise
         except BaseError as error:
-            raise RemoteError(f"remote = {self.url}: {name}: {_words(error)}") from None
+            raise RemoteError(f"remote = {self.url}: {name}: {said_by_server(error)}") from None
 
 
 def _sealed(content: bytes) -> bytes:
     return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
-
-
-def _words(error: Exception) -> str:
-    """The error's first line; values of the environment that may be secret are left out."""
-    said = str(error).partition("\n")[0]
-    for variable, value in os.environ.items():
-        if len(value) >= 4 and _SECRET_NAME.search(variable.upper()):
-            said = said.replace(value, "***")
-    return said

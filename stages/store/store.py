@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from stages.core.whole_files import TEMPORARY_FILES, flush_to_disk
 from stages.processes.locks import alone_with, wait_for_shared, waiting_lock
 from stages.store.hashing import FileHashes
 from stages.store.notes import Change, changing, save_notes
+from stages.store.object_storage import missing_package
 from stages.store.workspace import DamagedFileError
 
 if TYPE_CHECKING:
@@ -258,12 +258,7 @@ def open_remote_at(remote: str | None) -> "Remote":
     try:
         from stages.store.remote import open_remote  # not installed unless a remote is wanted
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "obstore":
-            raise
-        raise SpecError(
-            f"remote = {url}: needs the package obstore. Install it: "
-            f"{sys.executable} -m pip install 'obstore>=0.12,<0.13'"
-        ) from None
+        raise missing_package(error, f"remote = {url}") from None
     return open_remote(url)
 
 
