@@ -23,6 +23,7 @@ from flows.results.ablation import Variant, ablation_rows, plan_variants
 from flows.results.tables import Row
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stream_logs
+from flows.tasks.tries import begin_try
 from presets import load_preset
 from schemas.errors import StageError
 from schemas.pipeline import PipelineReport
@@ -54,7 +55,7 @@ def ablate(
             names, three retries.
     """
     stream_logs()
-    options = run_options(options)
+    options = begin_try(options)
     opened = open_store(options)
     store, earlier = opened.root, find_run(opened.runs_root(), run)
     plan = plan_variants(earlier.spec, off)
