@@ -1,7 +1,7 @@
 """Runs whose machine is gone: back to the queue, a bounded number of times, with nothing left running.
 
-A run of a deployment goes back to the queue, and any worker of the pool goes on with it. Another run, from a
-terminal or started by a run, has no worker that could: it is marked as crashed. The server decides both by
+A run of our work pool goes back to the queue, and any worker of the pool goes on with it. Another run, from
+a terminal or started by a run, has no worker that could: it is marked as crashed. The server decides both by
 heartbeats that stop.
 """
 
@@ -23,7 +23,8 @@ from schemas.errors import StageError
 log = logging.getLogger(__name__)
 
 CRASH = "Fairway: runs whose heartbeats stop have crashed"
-REQUEUE = "Fairway: deployment runs whose heartbeats stop go back to the queue"
+REQUEUE = "Fairway: runs of workers whose heartbeats stop go back to the queue"
+POOL = "fairway"
 HEARTBEATS_MISSED = 3
 UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
 _LOST = "No heartbeat for"  # begins the message of a lost run, by which its losses are counted
@@ -98,7 +99,7 @@ def settle(client: SyncPrefectClient, run: FlowRun) -> None:
 
 def give_back(client: SyncPrefectClient, run: FlowRun) -> None:
     """Put an unfinished run whose worker has stopped back into the queue; settle one that was cancelled."""
-    if run.state is None or run.state.type == StateType.CANCELLING:
+    if run.state is None or run.state.type not in (StateType.RUNNING, StateType.PENDING):
         settle(client, run)
         return
     message = "Its worker has stopped; the next free worker goes on"
@@ -140,13 +141,14 @@ def _content(found: AutomationCore) -> dict[str, Any]:
 def automation(name: str, within_seconds: int) -> AutomationCore:
     """One of the two automations, by its name."""
     again = name == REQUEUE
-    # A worker that dies between taking a run and starting it leaves the run Pending, without a heartbeat.
-    begun = {"prefect.flow-run.heartbeat"} | ({"prefect.flow-run.Pending"} if again else set())
+    # A worker that dies between taking a run and starting it leaves no heartbeat.
+    taken = {"prefect.flow-run.Pending", "prefect.flow-run.Submitting"}
+    pool = {"prefect.resource.role": ["work-pool"], "prefect.resource.name": [POOL]}
     trigger = EventTrigger(
-        after=begun,
+        after={"prefect.flow-run.heartbeat", *(taken if again else ())},
         expect={"prefect.flow-run.*"},
         match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-        match_related=ResourceSpecification({"prefect.resource.role": ["deployment"]} if again else {}),
+        match_related=ResourceSpecification(pool if again else {}),
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,

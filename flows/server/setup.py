@@ -20,11 +20,10 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from prefect.workers.process import ProcessWorker
 
 from flows.server.environment import SERVER_START_SECONDS, is_healthy, served_folder
-from flows.server.lost_runs import UNFINISHED, give_back, make_automations, settle
+from flows.server.lost_runs import POOL, UNFINISHED, give_back, make_automations, settle
 
 log = logging.getLogger(__name__)
 
-POOL = "fairway"
 TRAIN_LIMIT = "tag:train"
 ONLINE_SECONDS = 60.0
 DEFAULT_HEARTBEAT_SECONDS = 180
@@ -73,15 +72,15 @@ def mark_stale_runs() -> int:
             work_pool_filter=WorkPoolFilter(name={"any_": [POOL]}),
         )
         if _another_worker_is_at_work(client):
-            end, how = give_back, "gave back to the queue"
+            end, how = give_back, "back in the queue"
             stale = [run for run in unfinished if _worker_of(run) == worker_name()]
         else:
-            end, how = settle, "set the final state of"
+            end, how = settle, "final states set"
             stale = [run for run in unfinished if _may_be_of_this_machine(_worker_of(run))]
         for run in stale:
             end(client, run)
     if stale:
-        log.info("%s %d runs that an earlier worker left unfinished", how, len(stale))
+        log.info("%d runs that a worker left unfinished: %s", len(stale), how)
     return len(stale)
 
 

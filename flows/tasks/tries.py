@@ -4,6 +4,7 @@ from prefect.context import FlowRunContext
 
 from flows.inputs.specs import run_options
 from flows.server.lost_runs import begin_next_try
+from flows.tasks.stage_task import stream_logs
 from schemas.runtime import RunOptions
 
 
@@ -12,6 +13,7 @@ def begin_try(given: RunOptions | None) -> RunOptions:
 
     Raises StageError if the run was lost more often than `options.retries` allows.
     """
+    stream_logs()
     options = run_options(given)
     context = FlowRunContext.get()
     run = context.flow_run if context else None

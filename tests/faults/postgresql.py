@@ -1,6 +1,6 @@
 """A real PostgreSQL for tests, with a user and a password, on a free port of the loopback interface.
 
-    apt-get install --no-install-recommends postgresql
+apt-get install --no-install-recommends postgresql
 """
 
 import os

@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.server.environment import SETTINGS, free_port, is_healthy
+from flows.server.addresses import free_port
+from flows.server.environment import SETTINGS, is_healthy
 from schemas.stages import STAGES
 from stages.store.runs import find_run
 from tests.faults.conftest import STEPS, Undisturbed
