@@ -1,4 +1,4 @@
-"""Whether a worker of this machine can join a Prefect server."""
+"""Checks of a Prefect server before a worker of this machine joins it."""
 
 import logging
 from datetime import UTC, datetime, timedelta
