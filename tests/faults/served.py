@@ -93,7 +93,7 @@ class Services:
             try:
                 answer = httpx.request(method, f"{self.url}/{path}", json=body or None, timeout=30)
                 if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                    return answer.raise_for_status().json()
+                    return answer.raise_for_status().json() if answer.content else None
             except httpx.TransportError:
                 pass
             time.sleep(0.5)
