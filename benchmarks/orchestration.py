@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import ROOT, Figure, Samples, alternate, parser_for, report, timed
-from flows.server.environment import comes_up, port_is_free, stop
+from flows.server.addresses import port_is_free
+from flows.server.environment import comes_up, stop
 from presets import load_preset
 from schemas.runtime import RunOptions
 from schemas.tokenize_corpus import ShardsCorpus, TokenizeSpec

@@ -24,6 +24,7 @@ from flows.results.tables import Row
 from flows.tasks.run_end import tell_end
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stream_logs
+from flows.tasks.tries import begin_try
 from presets import load_preset
 from schemas.errors import StageError
 from schemas.pipeline import PipelineReport
@@ -61,7 +62,7 @@ def ablate(
             names, three retries.
     """
     stream_logs()
-    options = run_options(options)
+    options = begin_try(options)
     opened = open_store(options)
     store, earlier = opened.root, find_run(opened.runs_root(), run)
     plan = plan_variants(earlier.spec, off)

@@ -11,11 +11,11 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.inputs.form import Options, with_empty_fields
-from flows.inputs.specs import run_options
 from flows.results.compared import compare_runs, find_runs, tables
 from flows.results.compared_page import page, read_curves, write_file
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stream_logs
+from flows.tasks.tries import begin_try
 from schemas.compare import ComparedRuns
 from stages.report.curves_plot import curves_svg
 from stages.report.rows import markdown_table
@@ -44,7 +44,7 @@ def compare(
         options: Where the store is; retries and times count for nothing here.
     """
     stream_logs()
-    store = open_store(run_options(options))
+    store = open_store(begin_try(options))
     finished = list_reports(store.runs_root())
     reports = find_runs(store, finished, runs)
     found = compare_runs(store, reports, finished)

@@ -13,9 +13,9 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.inputs.form import Options, with_empty_fields
-from flows.inputs.specs import run_options
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stream_logs
+from flows.tasks.tries import begin_try
 from schemas.errors import StageError
 from schemas.submission import GITHUB_ID, ONE_LINE
 from stages.store.store import open_store
@@ -51,7 +51,7 @@ def export(
         options: Where the store is; retries and times count for nothing here.
     """
     stream_logs()
-    store = open_store(run_options(options))
+    store = open_store(begin_try(options))
     made = write_submission(
         store, run, about_of(author, github_id, name, blurb), Path(folder) if folder else None, only_this_seed
     )

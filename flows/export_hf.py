@@ -13,6 +13,7 @@ from flows.inputs.form import Options, with_empty_fields
 from flows.inputs.specs import run_options
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stream_logs
+from flows.tasks.tries import begin_try
 from schemas.huggingface import HuggingFaceFolder
 from schemas.sample import Weights
 from schemas.submission import README_NAME
@@ -46,7 +47,7 @@ def export_hf(
         options: Where the store is; retries and times count for nothing here.
     """
     stream_logs()
-    made = write(open_store(run_options(options)), run, weights, Path(folder) if folder else None, check)
+    made = write(open_store(begin_try(options)), run, weights, Path(folder) if folder else None, check)
     with only_shown("the model card"):
         card = (Path(made.folder) / README_NAME).read_text(encoding="utf-8")
         _, _, text = card.split("---\n", 2)  # the card's head is YAML for the hub

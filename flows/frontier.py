@@ -27,6 +27,7 @@ from flows.tasks.progress import stage_progress
 from flows.tasks.run_end import tell_end
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stage_runner, stream_logs
+from flows.tasks.tries import begin_try
 from presets.quantizers import choose_schemes, scheme_settings
 from schemas.check_size import SizeReport
 from schemas.errors import FairwayError, StageError
@@ -75,7 +76,7 @@ def frontier(
         options: Where and how the stages run; never changes a result.
     """
     stream_logs()
-    options = run_options(options)
+    options = begin_try(options)
     names = choose_schemes(schemes)
     store = open_store(options)
     earlier = find_run(store.runs_root(), run)

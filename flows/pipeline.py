@@ -24,7 +24,7 @@ from flows.inputs.form import (
 )
 from flows.inputs.held_out import plan_held_out
 from flows.inputs.own_text import refuse_small_text
-from flows.inputs.specs import Plan, check_quantizer, plan_run, run_file_of, run_options
+from flows.inputs.specs import Plan, check_quantizer, plan_run, run_file_of
 from flows.results.run_report import (
     over_limit_message,
     publish_artifacts,
@@ -38,6 +38,7 @@ from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import StageRunner, stage_runner
 from flows.tasks.tokenizing import tokenize
 from flows.tasks.training import tracking_job, train
+from flows.tasks.tries import begin_try
 from flows.tracking.reporting import check_tracker, reporting_to
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
@@ -94,7 +95,7 @@ def pipeline(
             stages stored; another one ends the run with an error.
         options: Where and how the stages run; never changes a result.
     """
-    plan, options = plan_run(preset, overrides, fields), run_options(options)
+    plan, options = plan_run(preset, overrides, fields), begin_try(options)
     refuse_small_text(plan.spec)
     run = stage_runner(options, plan.label, [], again)
     spec, store = plan.spec, run.store

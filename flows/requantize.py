@@ -38,6 +38,7 @@ from flows.results.tables import Row
 from flows.tasks.run_end import tell_end
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stage_runner, stream_logs
+from flows.tasks.tries import begin_try
 from schemas.errors import SpecError, StageError
 from schemas.overrides import foreign_settings
 from schemas.pipeline import PipelineReport
@@ -119,7 +120,7 @@ def requantize(
         options: Where and how the stages run; never changes a result.
     """
     stream_logs()
-    options = run_options(options)
+    options = begin_try(options)
     store = open_store(options)
     earlier = find_run(store.runs_root(), run, fitting=True)
     common = [] if zstd_level is None else [f"quantize.zstd_level={zstd_level}"]

@@ -16,6 +16,7 @@ from flows.inputs.specs import run_options
 from flows.results.samples import sample_markdown
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stream_logs
+from flows.tasks.tries import begin_try
 from schemas.sample import Sample, SamplingSettings, Weights
 from stages.generate import load
 from stages.generate import sample as write
@@ -57,7 +58,7 @@ def sample(
         options: Where the store is; retries and times count for nothing here.
     """
     stream_logs()
-    options = run_options(options)
+    options = begin_try(options)
     store = open_store(options)
     report = find_run(store.runs_root(), run)
     settings = SamplingSettings(tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, count=count)

@@ -20,12 +20,13 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.inputs.form import Assignment, Options, Preset, number_field, with_empty_fields
-from flows.inputs.specs import Plan, as_overrides, plan_run, run_options
+from flows.inputs.specs import Plan, as_overrides, plan_run
 from flows.pipeline import pipeline
 from flows.results.seeds import conclusions, mark_line, publish_seeds, seed_figures
 from flows.tasks.run_end import label_run, tell_end
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stream_logs
+from flows.tasks.tries import begin_try
 from presets import load_preset
 from schemas.base import fingerprint
 from schemas.errors import SpecError, StageError
@@ -94,7 +95,7 @@ def seed_validation(
         options: Where and how the stages run; never changes a result.
     """
     stream_logs()
-    options = run_options(options)
+    options = begin_try(options)
     store = open_store(options)
     plan = plan_run(preset, overrides)
     overrides = overrides if preset == plan.preset else as_overrides(plan)

@@ -179,7 +179,7 @@ KNOWN_STAGES = (
         )
     }
 )
-"""The chain, the steps of `tokenize_corpus` that are stored as stages are, and what works on a finished run."""
+"""The chain, the stored steps of `tokenize_corpus`, and what works on a finished run."""
 
 
 def result_name(stage: str) -> str:

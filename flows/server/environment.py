@@ -1,10 +1,8 @@
 """Prefect's API for a run: a server that runs already, or a temporary one."""
 
-import errno
 import http.client
 import logging
 import os
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -14,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from pathlib import Path
 
+from flows.server.addresses import free_port
 from flows.server.settings import SETTINGS, check_settings, profiles_path, settings_first
 from schemas.errors import SpecError
 from stages.processes.launch import guarded
@@ -114,11 +113,7 @@ def require_answer(url: str, why_unset: str) -> None:
     """Raise SpecError, within seconds, unless Prefect's client gets an answer at `url`, the configured
     PREFECT_API_URL.
     """
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    with temporary_settings({PREFECT_API_URL: url}):
-        reason = client_problem()
-    if reason is None:
+    if (reason := problem_at(url)) is None:
         return
     by_variable = bool(os.environ.get("PREFECT_API_URL"))
     source = "" if by_variable else f" (from {profiles_path()}, or prefect.toml or .env of this folder)"
@@ -127,6 +122,14 @@ def require_answer(url: str, why_unset: str) -> None:
         f"PREFECT_API_URL = {url}{source}: no Prefect server answers there: {reason}. Start it, or "
         f"{unset} {why_unset}"
     )
+
+
+def problem_at(url: str) -> str | None:
+    """Why Prefect's own client gets no answer at `url`, within seconds; None if it gets one."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: url}):
+        return client_problem()
 
 
 def client_problem() -> str | None:
@@ -278,34 +281,3 @@ def comes_up(process: subprocess.Popen, url: str) -> bool:
 def stop(process: subprocess.Popen, grace_seconds: float) -> None:
     """End a process and what it started: SIGTERM first, SIGKILL after `grace_seconds`."""
     end_trees([process], grace_seconds)
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def port_is_free(port: int) -> bool:
-    """Whether a server could listen on `port` of the loopback interface; False for a number that is no port.
-
-    Both address families are tested: `localhost` in a browser may be ::1.
-    """
-    return _is_free(socket.AF_INET, "127.0.0.1", port) and (
-        not socket.has_ipv6 or _is_free(socket.AF_INET6, "::1", port)
-    )
-
-
-def _is_free(family: socket.AddressFamily, host: str, port: int) -> bool:
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OverflowError:
-        return False
-    except OSError as error:
-        return error.errno in (
-            errno.EAFNOSUPPORT,
-            errno.EADDRNOTAVAIL,
-        )  # this machine has no such family: nobody listens there
-    return True

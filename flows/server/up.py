@@ -1,5 +1,5 @@
-"""`fairway up`: server, work pool, limit, automation, deployments and a worker on this machine; they end
-together.
+"""`fairway up`: server, work pool, limit, automations, deployments and a worker on this machine; they end
+together. Or a worker alone, which joins a server.
 """
 
 import logging
@@ -9,14 +9,17 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.server.addresses import LOOPBACK, in_url, port_is_free
+from flows.server.database import server_database
 from flows.server.environment import (
     SERVER_START_USUAL,
     comes_up,
     is_healthy,
-    port_is_free,
+    problem_at,
     require_answer,
     served_folder,
     stop,
@@ -37,77 +40,126 @@ _CHECK_SECONDS = 0.5
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+@dataclass(frozen=True)
+class Server:
+    """What `fairway up` is to start. `host` is the address that server and reports listen on.
+
+    `addresses`: where messages about the ends of runs go, of Apprise; empty: nowhere; None: as before.
+    """
+
+    port: int
+    heartbeat_seconds: int
+    host: str = LOOPBACK
+    database: str | None = None
+    addresses: Sequence[str] | None = None
+
+
 @contextmanager
-def everything_up(
-    store: Path, port: int, heartbeat_seconds: int, addresses: Sequence[str] | None = None
-) -> Iterator[str]:
+def everything_up(store: Path, wanted: Server, runs: int | None = None) -> Iterator[str]:
     """Start what is missing; yields the API's address once a worker is running.
 
     Everything that was started ends with the block.
 
-    `addresses`: where messages about the ends of runs go, of Apprise; empty: nowhere; None: as before.
-    The reports get the port after `port`. A server that answers at PREFECT_API_URL or on `port` is used
-    unchanged. Raises SpecError if a port, the Prefect home or this folder's worker is taken, RuntimeError
-    if a part does not start.
+    The reports get the port after the server's. A server that answers at PREFECT_API_URL or on the port is
+    used unchanged. The worker takes `runs` runs at a time; None: one where workers of other machines can
+    take the rest, else any number. Raises SpecError if an address, a port, the database, the Prefect home or
+    this folder's worker cannot be used, RuntimeError if a part does not start.
     """
-    folder = served_folder()
-    settings_first(folder / ".prefect")
-    home = Path(os.environ["PREFECT_HOME"]).expanduser()
-    os.environ["FAIRWAY_STORE"] = str(store)
-    os.environ["FAIRWAY_FOLDER"] = str(folder)
-    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(heartbeat_seconds)
-    os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")
+    port, host = wanted.port, wanted.host
+    home, folder = _surroundings(store)
+    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(wanted.heartbeat_seconds)
     with ExitStack() as stack:
-        url = os.environ.get("PREFECT_API_URL") or f"http://127.0.0.1:{port}/api"
+        url = os.environ.get("PREFECT_API_URL") or f"http://{in_url(host)}:{port}/api"
         os.environ["PREFECT_API_URL"] = url
+        own = url.startswith(
+            f"http://{in_url(host)}:{port}/"
+        )  # the address of the server that we would start
+        if login := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+            os.environ.setdefault("PREFECT_API_AUTH_STRING", login)
         check_settings()
-        if not _is_local(url, port):
+        if not own:
             require_answer(url, "and `fairway up` starts its own")
         from flows.server.notifications import settle_messages
-        from flows.server.setup import POOL, mark_stale_runs, prepare, worker_name
+        from flows.server.setup import mark_stale_runs, prepare
 
-        # Settling takes this worker's running flows for left-over ones, so the same folder works only once.
-        taken = f"PREFECT_HOME = {home}: `fairway up` of {folder} is running already"
-        stack.enter_context(_only_one(home / f"{worker_name().rpartition(' ')[2]}.lock", taken))
+        _only_worker(stack, home, folder)
         answers = is_healthy(url)
-        _check_ports(port, for_server=not answers and _is_local(url, port))
+        _check_ports(wanted, for_server=not answers and own)
+        database = server_database(wanted.database)
         if answers:
             log.info("a Prefect server answers at %s already: using it", url)
         else:
             stack.enter_context(
                 _only_one(home / "up.lock", f"PREFECT_HOME = {home}: `fairway up` runs there already")
             )
-            stack.enter_context(_server(home, url, port))
+            stack.enter_context(_server(home, url, wanted, database))
         mark_stale_runs()
-        prepare(heartbeat_seconds)
-        settle_messages(addresses)
+        prepare(wanted.heartbeat_seconds)
+        settle_messages(wanted.addresses)
         _deploy(home)
         stack.callback(mark_stale_runs)  # after the worker has ended, while the server still answers
         reports = store / "stages" / "publish"
         reports.mkdir(parents=True, exist_ok=True)
-        os.environ["FAIRWAY_REPORTS_URL"] = f"http://127.0.0.1:{port + 1}"
-        stack.enter_context(
-            _process(
-                "reports",
-                home,
-                5.0,
-                ["http.server", str(port + 1), "--bind", "127.0.0.1", "--directory", str(reports)],
-            )
-        )
-        command = [
-            "prefect",
-            "--no-prompt",
-            "worker",
-            "start",
-            "--pool",
-            POOL,
-            "--type",
-            "process",
-            "--name",
-            worker_name(),
-        ]
-        stack.enter_context(_process("worker", home, WORKER_STOP_SECONDS, command))
+        os.environ["FAIRWAY_REPORTS_URL"] = f"http://{in_url(host)}:{port + 1}"
+        serving = ["http.server", str(port + 1), "--bind", host, "--directory", str(reports)]
+        stack.enter_context(_process("reports", home, 5.0, serving))
+        alone = own and host == LOOPBACK
+        _start_worker(stack, home, runs or (None if alone else 1))
         yield url
+
+
+@contextmanager
+def worker_up(store: Path, url: str, runs: int) -> Iterator[str]:
+    """Join this machine to the Prefect server whose API is at `url`: start a worker of its pool that takes
+    `runs` runs at a time. Yields `url`.
+
+    The worker ends with the block; its unfinished runs go back to the queue if another worker is running.
+    Raises SpecError if the server does not answer, is of another version, or was not prepared by
+    `fairway up`, and if this folder's worker is running.
+    """
+    home, folder = _surroundings(store)
+    os.environ["PREFECT_API_URL"] = url
+    check_settings()
+    if reason := problem_at(url):
+        raise SpecError(
+            f"server = {url}: no Prefect server answers there: {reason}. Start `fairway up --host ADDRESS` "
+            "on its machine, or correct the address"
+        )
+    from flows.server.joining import check_server
+    from flows.server.setup import mark_stale_runs
+
+    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(check_server(url))
+    with ExitStack() as stack:
+        _only_worker(stack, home, folder)
+        stack.callback(mark_stale_runs)
+        _start_worker(stack, home, runs)
+        yield url
+
+
+def _surroundings(store: Path) -> tuple[Path, Path]:
+    """Set the environment of all that is started. Returns Prefect's home and the served folder."""
+    folder = served_folder()
+    settings_first(folder / ".prefect")
+    os.environ["FAIRWAY_STORE"] = str(store)
+    os.environ["FAIRWAY_FOLDER"] = str(folder)
+    os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")
+    return Path(os.environ["PREFECT_HOME"]).expanduser(), folder
+
+
+def _only_worker(stack: ExitStack, home: Path, folder: Path) -> None:
+    """Refuse a second worker of this folder: settling takes the first one's runs for left-over ones."""
+    from flows.server.setup import worker_name
+
+    taken = f"PREFECT_HOME = {home}: `fairway up` of {folder} is running already"
+    stack.enter_context(_only_one(home / f"{worker_name().rpartition(' ')[2]}.lock", taken))
+
+
+def _start_worker(stack: ExitStack, home: Path, runs: int | None) -> None:
+    from flows.server.setup import POOL, worker_name
+
+    command = ["prefect", "--no-prompt", "worker", "start", "--pool", POOL, "--type", "process"]
+    command += ["--name", worker_name(), *(["--limit", str(runs)] if runs else [])]
+    stack.enter_context(_process("worker", home, WORKER_STOP_SECONDS, command))
 
 
 def wait_for_the_end() -> None:
@@ -142,33 +194,30 @@ def one_interrupt() -> None:
 _started: list[tuple[str, subprocess.Popen, Path]] = []
 
 
-def _is_local(url: str, port: int) -> bool:
-    """Whether `url` is the address of the server that we would start."""
-    return url.startswith(f"http://127.0.0.1:{port}/")
-
-
-def _check_ports(port: int, for_server: bool) -> None:
+def _check_ports(wanted: Server, for_server: bool) -> None:
     """Raise SpecError for a taken port before anything is started: that of the reports, and `for_server` the
     server's.
     """
-    if for_server and not port_is_free(port):
+    port = wanted.port
+    if for_server and not port_is_free(port, wanted.host):
         raise SpecError(
             f"--port = {port}: another program listens there. Give another one, for example --port {port + 2}"
         )
-    if not port_is_free(port + 1):
+    if not port_is_free(port + 1, wanted.host):
         taken = f"--port = {port}: the next one is for the reports, and another program listens there"
         raise SpecError(f"{taken}. Give another --port, at most {MAX_PORT}")
 
 
 @contextmanager
-def _server(home: Path, url: str, port: int) -> Iterator[None]:
+def _server(home: Path, url: str, wanted: Server, database: dict[str, str]) -> Iterator[None]:
     began = time.perf_counter()
     log.info("starting the Prefect server, %s", SERVER_START_USUAL)
-    command = ["prefect", "--no-prompt", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with _process("server", home, 10.0, command) as (process, log_path):
+    listening = ["--host", wanted.host, "--port", str(wanted.port)]
+    command = ["prefect", "--no-prompt", "server", "start", *listening]
+    with _process("server", home, 10.0, command, **database) as (process, log_path):
         if not comes_up(process, url):
             raise RuntimeError(
-                f"the Prefect server did not start (its port is {port}); {log_path} ends "
+                f"the Prefect server did not start (its port is {wanted.port}); {log_path} ends "
                 f"with:\n{_tail(log_path)}"
             )
         log.info("Prefect server ready in %.1f s", time.perf_counter() - began)
@@ -177,17 +226,17 @@ def _server(home: Path, url: str, port: int) -> Iterator[None]:
 
 @contextmanager
 def _process(
-    name: str, home: Path, grace_seconds: float, command: list[str]
+    name: str, home: Path, grace_seconds: float, command: list[str], **environment: str
 ) -> Iterator[tuple[subprocess.Popen, Path]]:
     """Start a Python module in a session of its own, so that Ctrl-C reaches only us and we choose the order
-    of ending.
+    of ending. `environment` is for this process alone.
     """
     log_path = home / f"{name}.log"
     with log_path.open("ab") as output:
         process = subprocess.Popen(
             [*guarded("SIGTERM"), "-m", *command],
             cwd=ROOT,
-            env=importing_ours(for_children(os.environ)),
+            env=importing_ours(for_children(os.environ | environment)),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

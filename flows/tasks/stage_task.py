@@ -7,6 +7,7 @@ retries.
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from prefect.tasks import exponential_backoff
 from pydantic import ValidationError
 
 from flows.server.setup import TRAIN_LIMIT, training_slot_holders
+from flows.tasks.one_maker import one_maker
 from flows.tasks.progress import OUR_LOGGERS, stage_progress
 from flows.tasks.progress_artifact import progress_artifact
 from flows.tasks.run_end import label_run
@@ -170,8 +172,8 @@ def _run_in_task(
     def look() -> None:
         """Nothing new to see."""
 
+    key = stage_key(STAGES[stage], resolve_precision(spec), inputs)
     if stage == "train":
-        key = stage_key(STAGES[stage], resolve_precision(spec), inputs)
         look = training.follow(store.work_folder(STAGES[stage], key) / LINES_NAME)
 
     stopping.get().check()
@@ -186,15 +188,16 @@ def _run_in_task(
     context = TaskRunContext.get()
     assert context is not None
     _running[context.task_run.id] = copy_context()
+    shared = options.remote and (again or store.find(STAGES[stage], key) is None)
     try:
-        outcome = run_stage(store, stage, spec, inputs, options, on_progress, again)
+        with one_maker(stage, key) if shared else nullcontext():
+            outcome = run_stage(store, stage, spec, inputs, options, on_progress, again)
     finally:
         del _running[context.task_run.id]
-    key = outcome.record.provenance.key[:12]
     if outcome.cached:
-        return Completed(name="Cached", message=f"found in the store: {key}", data=outcome)
+        return Completed(name="Cached", message=f"found in the store: {key[:12]}", data=outcome)
     made = "computed again, the same result," if outcome.repeated else "made"
-    return Completed(message=f"{made} in {outcome.seconds:.1f} s: {key}", data=outcome)
+    return Completed(message=f"{made} in {outcome.seconds:.1f} s: {key[:12]}", data=outcome)
 
 
 def _belongs_to_a_run(handler: APILogHandler, record: logging.LogRecord) -> bool:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.server.environment import free_port, is_healthy
+from flows.server.addresses import free_port
+from flows.server.environment import is_healthy
 from flows.server.settings import SETTINGS
 from tests.faults.conftest import STEPS, TWO_RANKS, Interrupted
 from tests.faults.harness import FULL, ROOT, Struck, start, start_fairway

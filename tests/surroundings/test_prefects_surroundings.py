@@ -19,7 +19,7 @@ import httpx
 import pytest
 import yaml
 
-from flows.server import environment, settings
+from flows.server import addresses, environment, settings
 from schemas.errors import SpecError
 from schemas.tokenize_corpus import HuggingFaceCorpus
 from stages.corpora import huggingface
@@ -268,8 +268,8 @@ def test_a_temporary_server_that_ends_at_once_is_told_within_seconds(
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 def test_a_port_is_taken_in_either_family(family: socket.AddressFamily, host: str) -> None:
     with listening(family, host) as port:
-        assert not environment.port_is_free(port)
-    assert environment.port_is_free(port)
+        assert not addresses.port_is_free(port)
+    assert addresses.port_is_free(port)
 
 
 @pytest.mark.parametrize("night", [datetime(2027, 3, 28, tzinfo=UTC), datetime(2027, 10, 31, tzinfo=UTC)])
