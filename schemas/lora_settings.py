@@ -41,9 +41,9 @@ class LoraSettings(Settings):
     beta2: float = setting(0.99, "AdamW's decay of the square", minimum=0, maximum=0.99999)
     eps: float = setting(1e-10, "AdamW's denominator floor", above=0)
     weight_decay: float = setting(0.5, "AdamW's decoupled weight decay", minimum=0)
-    max_seconds: float | None = setting(
+    max_seconds: float = setting(
         600.0,
-        "its own clock: over it, it stops and there is no figure; empty: no clock",
+        "its own clock: over it, it stops and there is no figure",
         unit="seconds",
         above=0,
     )

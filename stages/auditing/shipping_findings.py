@@ -168,7 +168,6 @@ def _test_time_training(evidence: Evidence, technique: Technique) -> Finding:
         evidence.spec.evaluate.test_time_training,
         evidence.results.evaluation.test_time_training,
     )
-    clock = f" of {settings.max_seconds:g}" if settings.max_seconds else ""
     if learned is None:
         text, gain = "the packaged program left no score with it", None
     elif (gain := learned.gain_bpb) is None:
@@ -180,7 +179,8 @@ def _test_time_training(evidence: Evidence, technique: Technique) -> Finding:
         text = (
             f"{gain:+.5f} bpb against the same windows without it: "
             f"{count_of(learned.num_steps, 'step', 'steps')} on "
-            f"{count_of(learned.num_documents, 'document', 'documents')} in {learned.seconds:.1f}{clock} s"
+            f"{count_of(learned.num_documents, 'document', 'documents')} in {learned.seconds:.1f} of "
+            f"{settings.max_seconds:g} s"
         )
     return Finding(
         key=technique.key,

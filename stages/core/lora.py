@@ -9,7 +9,6 @@ documents or on which are scored side by side.
 Shape legend: B documents, T tokens, D model dim, V vocabulary, r rank.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -203,7 +202,7 @@ def score_learning(
         nonlocal done
         done += newly_scored
         progress(done, whole, "targets")
-        return settings.max_seconds is None or time.monotonic() - began <= settings.max_seconds
+        return time.monotonic() - began <= settings.max_seconds
 
     sums, num_steps = torch.zeros(5, dtype=torch.float64), 0
     for chosen in mine:
@@ -217,7 +216,7 @@ def score_learning(
         dist.all_reduce(counted, group=group)
     seconds = time.monotonic() - began
     told, num_targets = as_score(counted[:5], "documents"), len(tokens) - 1
-    in_time = told.num_targets == num_targets and seconds <= (settings.max_seconds or math.inf)
+    in_time = told.num_targets == num_targets and seconds <= settings.max_seconds
     return AdaptedSums(
         adapted=told if in_time else None,
         without=without,

@@ -65,7 +65,7 @@ def lora_scores(
     told: dict[str, Any] = {"adapted": None, "without": without}
     if found.adapted is None:
         say(
-            f"test-time training: no score, its clock of {settings.max_seconds} s ran out at "
+            f"test-time training: no score, its clock of {settings.max_seconds:g} s ran out at "
             f"{found.done_share:.1%} of the targets"
         )
     else:

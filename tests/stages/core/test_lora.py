@@ -48,7 +48,7 @@ LORA = LoraSettings(
     chunk_tokens=CHUNK,
     lr=0.02,
     eps=1e-3,
-    max_seconds=None,
+    max_seconds=1e6,
 )
 SCORING = ScoringSettings(WINDOW, WINDOW, batch_tokens=1_000)
 TABLE = TokenBytes(np.ones(VOCABULARY, np.int64), np.zeros(VOCABULARY, bool), np.zeros(VOCABULARY, bool))
