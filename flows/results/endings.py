@@ -1,4 +1,4 @@
-"""How a run ended, in words and figures: what its event says, and so what the message about it says."""
+"""The end of a run in words and figures, for its event and the message about it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a run tells the server about itself: labels while it is at work, and an event when it ends.
+"""Labels of a run while it is at work, and an event when it ends.
 
 Messages to people hang on these (`flows.server.notifications`). Other automations can, too.
 """

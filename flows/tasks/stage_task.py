@@ -34,7 +34,7 @@ from flows.tasks.training_artifact import TrainingArtifact
 from schemas.base import Schema
 from schemas.errors import FairwayError, first_line
 from schemas.runtime import RunOptions
-from schemas.stages import STAGES
+from schemas.stages import KNOWN_STAGES
 from stages.execution.runner import StageOutcome, is_made, run_stage
 from stages.processes.stopping import stopping
 from stages.store.keys import stage_key
@@ -172,9 +172,9 @@ def _run_in_task(
     def look() -> None:
         """Nothing new to see."""
 
-    key = stage_key(STAGES[stage], resolve_precision(spec), inputs)
+    key = stage_key(KNOWN_STAGES[stage], resolve_precision(spec), inputs)
     if stage == "train":
-        look = training.follow(store.work_folder(STAGES[stage], key) / LINES_NAME)
+        look = training.follow(store.work_folder(KNOWN_STAGES[stage], key) / LINES_NAME)
 
     stopping.get().check()
 
@@ -188,7 +188,7 @@ def _run_in_task(
     context = TaskRunContext.get()
     assert context is not None
     _running[context.task_run.id] = copy_context()
-    shared = options.remote and (again or store.find(STAGES[stage], key) is None)
+    shared = options.remote and (again or store.find(KNOWN_STAGES[stage], key) is None)
     try:
         with one_maker(stage, key) if shared else nullcontext():
             outcome = run_stage(store, stage, spec, inputs, options, on_progress, again)

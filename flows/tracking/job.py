@@ -1,4 +1,4 @@
-"""What the run and the process beside it hand to each other."""
+"""Job and messages between a run and the tracking process beside it."""
 
 from pathlib import Path
 from typing import Any

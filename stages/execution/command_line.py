@@ -20,7 +20,7 @@ from schemas.errors import FairwayError, SpecError
 from schemas.files import StageRecord
 from schemas.printable import printable
 from schemas.runtime import RunOptions
-from schemas.stages import STAGES, Stage
+from schemas.stages import KNOWN_STAGES, Stage
 from schemas.tokenize_corpus import CorpusManifest
 from stages.core.checksummed import read_checksummed
 from stages.execution.runner import run_stage
@@ -34,7 +34,7 @@ def main(stage_name: str, arguments: list[str] | None = None) -> NoReturn:
 
     Exits 2 on bad input, 1 on a failed stage.
     """
-    stage = STAGES[stage_name]
+    stage = KNOWN_STAGES[stage_name]
     options = _parser(stage).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     try:

@@ -54,8 +54,8 @@ def test_names_never_reach_a_shell_and_nothing_is_written_elsewhere(
     changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
     owned = list(tmp_path.rglob("owned"))
     told = (
-        f"{len(owned)} commands run, {len(changed)} source files changed, {len(left)} files in "
-        f"home and temporary folder {left[:3] or ''}"
+        f"{len(owned)} commands run, {len(changed)} source files changed {changed[:3] or ''}, "
+        f"{len(left)} files in home and temporary folder {left[:3] or ''}"
     )
     figure(
         "9",

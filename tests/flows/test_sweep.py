@@ -20,7 +20,7 @@ from flows.inputs.specs import resolve
 from flows.sweep import sweep
 from schemas.errors import SpecError, StageError
 from schemas.files import FileRef
-from schemas.held_out import CurvePoint, HeldOut, broken_rule, parse_rules
+from schemas.held_out import CurvePoint, HeldOut, parse_rules
 from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
 from schemas.stopped import StoppedRun
@@ -29,6 +29,7 @@ from stages.store.notes import load_notes
 from stages.store.runs import save_report
 from stages.store.stopped import save_stopped
 from stages.training.metrics import HELD_OUT_COLUMNS, curve_of, read_metrics, write_table
+from stages.training.stop_rules import broken_rule
 
 RATE = "train.optimizer.muon_lr=0.003:0.3:log"
 LAYERS = "train.model.num_layers=2,3,4"

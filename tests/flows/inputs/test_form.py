@@ -133,7 +133,7 @@ GRIDS = "quantize.clip_candidates=[1.0, 0.9]"
             "fit.limit_bytes = 16000000 decides the steps; .* quantize.fit.limit_bytes=",
         ),
         ("demo", [*ECSQ, "quantize.fit.tolerance_fraction=0.1"], {}, "no limit is fitted"),
-        ("demo", ["merge.averaging.ema_decay=0.5"], {}, "merge.averaging.method = swa has no decay"),
+        ("smoke", ["merge.averaging.ema_decay=0.5"], {}, "merge.averaging.method = swa has no decay"),
         (
             "demo",
             ["merge.averaging.method=last", "merge.averaging.every_nth=2"],

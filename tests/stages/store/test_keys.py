@@ -32,6 +32,8 @@ class Given(Schema):
     timings: Volatile[str] = ""
     last: Volatile[str] = ""
     score: Volatile[str] = ""
+    test_time_training: Volatile[str] = ""
+    test_time_training_seconds: Volatile[str] = ""
 
 
 def specs() -> dict[str, Any]:
