@@ -1,4 +1,4 @@
-"""Settings of test-time training, and the recipe of a run that has it.
+"""Settings of test-time training.
 
 Standard library only: they ship in the program of a run that has it, and in no other.
 """
@@ -6,7 +6,6 @@ Standard library only: they ship in the program of a run that has it, and in no 
 from dataclasses import dataclass
 from typing import Literal
 
-from schemas.recipe import Recipe
 from schemas.settings_base import Settings, setting
 
 LoraTarget = Literal["q", "k", "v", "o", "mlp", "head"]
@@ -51,10 +50,3 @@ class LoraSettings(Settings):
     def check(self) -> None:
         if not self.targets or len(set(self.targets)) != len(self.targets):
             raise ValueError(f"targets = {self.targets}: name at least one target, and each once")
-
-
-@dataclass(frozen=True)
-class LoraRecipe(Recipe):
-    """A recipe with test-time training in its scores."""
-
-    test_time_training: LoraSettings = setting(LoraSettings(), "LoRA for each document")

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from schemas.base import Schema
 from schemas.files import FileRef, Sha256, StorePath
-from schemas.lora_settings import LoraRecipe
+from schemas.lora_recipe import LoraRecipe
 from schemas.recipe import Recipe
 
 SCRIPT_NAME = "train_gpt.py"

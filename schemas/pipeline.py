@@ -9,7 +9,7 @@ from schemas.base import SCHEMA_VERSION, Schema, SchemaVersion, Volatile
 from schemas.check_size import CheckSizeSpec
 from schemas.errors import SpecError
 from schemas.evaluate import EvaluateSpec
-from schemas.lora_settings import LoraRecipe
+from schemas.lora_recipe import LoraRecipe
 from schemas.merge import MergeSpec
 from schemas.package import PackageOptions, PackageSpec
 from schemas.publish import PublishedReport, PublishOptions

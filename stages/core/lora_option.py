@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from schemas.lora_settings import LoraRecipe, LoraSettings
+from schemas.lora_recipe import LoraRecipe
+from schemas.lora_settings import LoraSettings
 from schemas.recipe import Recipe
 from schemas.settings import ScoringSettings
 from schemas.settings_base import from_dict

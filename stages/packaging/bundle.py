@@ -27,6 +27,7 @@ SHIPPED_MODULES = (
     "schemas.quantizer_settings",
     "schemas.recipe",
     "schemas.lora_settings",
+    "schemas.lora_recipe",
 )
 _LINE_LENGTH = 140
 

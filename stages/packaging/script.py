@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from schemas.errors import StageError
-from schemas.lora_settings import LoraRecipe
+from schemas.lora_recipe import LoraRecipe
 from schemas.package import ALLOWED_PACKAGES, LORA_MODULE, SCRIPT_NAME, PackageOptions
 from schemas.recipe import Recipe
 from stages.packaging.bundle import bundle, imported_packages
@@ -35,6 +35,7 @@ def use_fused_kernels(model: Any, device: Any) -> None:
 
 _NO_LORA = {
     "schemas.lora_settings": "",
+    "schemas.lora_recipe": "",
     LORA_MODULE: "",
     "stages.core.lora_option": '''"""No test-time training here: the run's settings do not ask for it."""
 

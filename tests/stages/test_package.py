@@ -12,7 +12,8 @@ import torch
 
 from schemas.errors import SpecError, StageError
 from schemas.evaluate import EvaluateSpec, LoraScores
-from schemas.lora_settings import LoraRecipe, LoraSettings
+from schemas.lora_recipe import LoraRecipe
+from schemas.lora_settings import LoraSettings
 from schemas.merge import MergedModel
 from schemas.package import Package, PackageSpec
 from schemas.quantize import PackedModel
