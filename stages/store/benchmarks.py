@@ -27,9 +27,13 @@ def benchmarks_of(root: Path, run: RunResults) -> list[Benchmark]:
 
     Of several answers to one question, by earlier code or another version of the library, the newest counts.
     """
-    records = [record for _, record in _of_runs(root, [run])]
+    # Records name whole seconds; within one the file's own time decides.
+    found = sorted(
+        _of_runs(root, [run]),
+        key=lambda item: (item[1].provenance.created_at, (item[0] / RECORD_NAME).stat().st_mtime_ns),
+    )
     newest = dict[tuple[str, ...], StageRecord]()
-    for record in sorted(records, key=lambda record: record.provenance.created_at):
+    for _, record in found:
         question = (fingerprint(record.spec), *record.provenance.inputs.values())
         newest.pop(question, None)
         newest[question] = record

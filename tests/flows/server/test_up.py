@@ -136,10 +136,14 @@ def test_whoever_opens_the_server_to_others_is_told_what_they_can_do(
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setattr(up, "is_healthy", lambda url: False)
     taken = port(0)
-    answer = CliRunner().invoke(app, ["up", "--host", "127.0.0.1", "--port", str(taken)])
+    answer = CliRunner().invoke(
+        app, ["up", "--host", "127.0.0.1", "--port", str(taken), "--store", str(tmp_path)]
+    )
     assert "network private" not in answer.output
     monkeypatch.setattr(up, "port_is_free", lambda port, host: False)
-    answer = CliRunner().invoke(app, ["up", "--host", "127.0.0.2", "--port", str(taken)])
+    answer = CliRunner().invoke(
+        app, ["up", "--host", "127.0.0.2", "--port", str(taken), "--store", str(tmp_path)]
+    )
     told = " ".join(answer.output.split())
     assert f"whoever reaches 127.0.0.2, ports {taken} and {taken + 1}, can start runs" in told
     assert "no login is asked for: PREFECT_SERVER_API_AUTH_STRING=user:password sets one" in told
