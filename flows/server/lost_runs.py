@@ -60,9 +60,17 @@ def begin_next_try(run_id: UUID, allowed: int) -> None:
     """Settle what earlier tries of a run left: its task runs, and the runs that it had started.
 
     Raises StageError if its machine was lost more than `allowed` times: perhaps the run is what ends them.
+    Also if the run had been settled, because a server that just started can miss that end.
     """
     with get_client(sync_client=True) as client:
-        states = client.read_flow_run_states(run_id)
+        states = sorted(client.read_flow_run_states(run_id), key=lambda state: state.timestamp)
+        begun = max((at for at, state in enumerate(states) if state.is_scheduled()), default=0)
+        ended = states[begun - 1]
+        settled = ended.message == _LEFT or ended.is_cancelled() or ended.is_completed()
+        if begun and _says_lost(states[begun]) and settled:
+            raise StageError(
+                f"this run had ended as {ended.name} before the server missed its heartbeats: {ended.message}"
+            )
         lost = sum(state.name == "AwaitingRetry" and _says_lost(state) for state in states)
         if lost > allowed:
             raise StageError(

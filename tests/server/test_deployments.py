@@ -239,6 +239,7 @@ def test_a_stop_in_the_middle_leaves_no_process_and_no_run_that_hangs(served: An
     assert run["state_name"] == "Crashed"
     assert "training resumes from its last checkpoint" in run["state"]["message"]
     assert served.tasks(run_id)["train"]["state_name"] == "Crashed"
+    served.api.delete(f"/flow_runs/{run_id}").raise_for_status()  # else a late watch may start it once more
     again = served.wait(
         served.start_run("pipeline", preset="smoke"), 100
     )  # wholly cached, so no slot is needed

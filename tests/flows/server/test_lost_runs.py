@@ -80,6 +80,18 @@ def test_a_run_that_loses_its_machine_again_and_again_is_refused(client: SyncPre
     assert client.read_flow_run(run.id).state.name == "Failed"
 
 
+def test_a_run_that_had_ended_does_not_come_back(client: SyncPrefectClient) -> None:
+    run = _run(client)
+    client.set_flow_run_state(run.id, Running(), force=True)
+    client.set_flow_run_state(run.id, Crashed(message=lost_runs._LEFT), force=True)
+    lost = AwaitingRetry(message="No heartbeat for 90 s: the process of this run is gone")
+    client.set_flow_run_state(run.id, lost, force=True)
+    with pytest.raises(StageError, match=r"had ended as Crashed before .*: The worker stopped"):
+        lost_runs.begin_next_try(run.id, allowed=3)
+    client.set_flow_run_state(run.id, AwaitingRetry(message="a user starts it again"), force=True)
+    lost_runs.begin_next_try(run.id, allowed=3)
+
+
 def test_a_worker_that_was_stopped_counts_as_no_loss(client: SyncPrefectClient) -> None:
     run = _run(client)
     for _ in range(3):
