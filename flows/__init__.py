@@ -19,5 +19,5 @@ FLOW_NAMES = (
     "export",
     "export-hf",
 )
-TOLD_FLOWS = ("pipeline", "requantize", "frontier", "ablate", "seed-validation")
+TOLD_FLOWS = ("pipeline", "requantize", "frontier", "ablate", "sweep", "seed-validation")
 """Those that train or measure: the ends of their runs are told (`fairway up --notify`)."""

@@ -21,6 +21,7 @@ from flows.inputs.specs import run_options
 from flows.results.benchmark_table import benchmark_table
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stage_runner
+from flows.tasks.tries import begin_try
 from schemas.benchmark import BENCHMARK, Benchmark, TaskName
 from schemas.sample import Weights
 from stages.report.rows import markdown_table
@@ -58,7 +59,7 @@ def benchmark(
         include_path: Folder of the worker's machine with tasks of your own, as YAML files.
         options: Where and how the stage runs; never changes a result.
     """
-    options = run_options(options)
+    options = begin_try(options)
     stage = stage_runner(options, run, [])
     earlier = find_run(stage.store.runs_root(), run)
     folder = Path(include_path) if include_path else None

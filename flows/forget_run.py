@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 from flows.inputs.form import Options, with_empty_fields
 from flows.inputs.specs import run_options
 from flows.tasks.showing import only_shown
-from flows.tasks.stage_task import stream_logs
+from flows.tasks.tries import begin_try
 from schemas.errors import SpecError
 from stages.report.rows import markdown_table
 from stages.store.housekeeping import Unneeded, find_forgotten, forget
@@ -42,8 +42,7 @@ def forget_run(run: str, confirm: str = "", options: Options = None) -> list[str
         confirm: The whole name of the run, typed again, removes it. Empty: its results are only listed.
         options: Where the store is; retries and times count for nothing here.
     """
-    stream_logs()
-    with open_store(run_options(options)) as store:
+    with open_store(begin_try(options)) as store:
         place = store.runs_root()
         reports = list_reports(place)
         found = choose_run(place, reports, run)

@@ -16,7 +16,7 @@ from flows.inputs.specs import run_options
 from flows.results.notes_page import notes_markdown
 from flows.server.runs import change_tags
 from flows.tasks.showing import only_shown
-from flows.tasks.stage_task import stream_logs
+from flows.tasks.tries import begin_try
 from schemas.errors import SpecError
 from schemas.notes import MAX_NOTE_CHARACTERS, RunNotes, Tag
 from schemas.pipeline import PipelineReport
@@ -53,10 +53,10 @@ def label_run(
         pin: A pinned run and its results stay: neither `fairway gc` nor forget-run removes them.
         options: Where the store is; retries and times count for nothing here.
     """
-    stream_logs()
+    options = begin_try(options)
     if not (note.strip() or tags or remove_tags or pin != AS_IT_IS):
         raise SpecError("note, tags, remove_tags and pin are empty: nothing would change. Fill one of them")
-    store = open_store(run_options(options))
+    store = open_store(options)
     report = find_run(store.runs_root(), run)
     _change(store, report, note, tags, remove_tags, pin)
     changed = book.load_notes(store.runs_root(), report.run_id)

@@ -33,7 +33,7 @@ from flows.results.run_report import (
     stage_summaries,
 )
 from flows.tasks.plan_artifact import show_plan
-from flows.tasks.run_end import label_run, tell_end
+from flows.tasks.run_end import set_labels, tell_end
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import StageRunner, stage_runner
 from flows.tasks.tokenizing import tokenize
@@ -156,7 +156,7 @@ def ship(
     with only_shown("the artifacts of the run"):
         publish_artifacts(report, run.store.root)
     sliding = report.val_bpb_quantized_sliding
-    label_run(
+    set_labels(
         val_bpb=report.val_bpb_quantized if sliding is None else sliding,
         bytes=size.total_bytes,
         limit_bytes=size.limit_bytes,

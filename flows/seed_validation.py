@@ -23,7 +23,7 @@ from flows.inputs.form import Assignment, Options, Preset, number_field, with_em
 from flows.inputs.specs import Plan, as_overrides, plan_run
 from flows.pipeline import pipeline
 from flows.results.seeds import conclusions, mark_line, publish_seeds, seed_figures
-from flows.tasks.run_end import label_run, tell_end
+from flows.tasks.run_end import tell_end
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stream_logs
 from flows.tasks.tries import begin_try
@@ -119,7 +119,7 @@ def seed_validation(
     said = conclusions(book, other, mark_nats, margin_nats, alpha)
     with only_shown("what the seeds show"):
         publish_seeds(book, said, mark_line(other, mark_nats, margin_nats))
-    label_run(result=" ".join(said))
+    set_labels(result=" ".join(said))
     _refuse_failed(book)
     return book, said
 

@@ -19,12 +19,13 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.inputs.form import Assignment, Options, Preset, with_empty_fields
-from flows.inputs.specs import Plan, as_overrides, run_options
+from flows.inputs.specs import Plan, as_overrides
 from flows.inputs.vary import SweepPlan, assignments, plan_sweep
 from flows.pipeline import pipeline
 from flows.results.sweeps import compare_command, conclusions, sweep_rows
+from flows.tasks.run_end import tell_end
 from flows.tasks.showing import only_shown
-from flows.tasks.stage_task import stream_logs
+from flows.tasks.tries import begin_try
 from schemas.base import fingerprint
 from schemas.errors import SpecError, StageError, first_line
 from schemas.held_out import CurvePoint, parse_share
@@ -53,7 +54,13 @@ def _run_name() -> str:
 
 
 @with_empty_fields
-@flow(name="sweep", flow_run_name=_run_name, persist_result=False)
+@flow(
+    name="sweep",
+    flow_run_name=_run_name,
+    persist_result=False,
+    on_completion=[tell_end],
+    on_failure=[tell_end],
+)
 def sweep(
     preset: Preset = "demo",
     vary: tuple[VaryText, ...] = (),
@@ -81,8 +88,7 @@ def sweep(
         options: Where and how the stages run; with validate_every, trials that are worse than the median of
             the earlier ones are pruned.
     """
-    stream_logs()
-    options = run_options(options)
+    options = begin_try(options)
     plan = plan_sweep(preset, overrides, vary, objective, confirm_seeds)
     for warning in plan.warnings:
         log.warning("%s", warning)

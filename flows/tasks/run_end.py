@@ -15,7 +15,7 @@ from flows.results.endings import ending
 from flows.tasks.showing import only_shown
 
 
-def label_run(**labels: str | int | float) -> None:
+def set_labels(**labels: str | int | float) -> None:
     """Set labels of the present flow run, as `stage` for `fairway.stage`; nothing outside a flow."""
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:

@@ -28,7 +28,7 @@ from flows.server.setup import TRAIN_LIMIT, training_slot_holders
 from flows.tasks.one_maker import one_maker
 from flows.tasks.progress import OUR_LOGGERS, stage_progress
 from flows.tasks.progress_artifact import progress_artifact
-from flows.tasks.run_end import label_run
+from flows.tasks.run_end import set_labels
 from flows.tasks.showing import only_shown
 from flows.tasks.training_artifact import TrainingArtifact
 from schemas.base import Schema
@@ -69,7 +69,7 @@ class StageRunner:
 
     def __call__(self, stage: str, spec: Any, **inputs: Schema) -> Any:
         """The stage's result. Raises what the stage raises."""
-        label_run(stage=stage)
+        set_labels(stage=stage)
         run_task, again = stage_task(stage, self.options), stage in self.again
         if run_task.tags and not again and is_made(self.store, stage, spec, inputs):
             run_task = run_task.with_options(tags=[])  # nothing to compute: no reason to wait for a slot
