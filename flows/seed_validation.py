@@ -23,7 +23,7 @@ from flows.inputs.form import Assignment, Options, Preset, number_field, with_em
 from flows.inputs.specs import Plan, as_overrides, plan_run
 from flows.pipeline import pipeline
 from flows.results.seeds import conclusions, mark_line, publish_seeds, seed_figures
-from flows.tasks.run_end import tell_end
+from flows.tasks.run_end import set_labels, tell_end
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stream_logs
 from flows.tasks.tries import begin_try
