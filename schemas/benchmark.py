@@ -11,8 +11,6 @@ from schemas.sample import Weights
 from schemas.settings import ComputeSettings, ModelSettings
 
 BENCHMARK = "benchmark"
-REQUIREMENT = "lm-eval>=0.4.13,<0.5"
-"""Of the extra `eval`: names and shapes of the library changed before."""
 
 TaskName = Annotated[str, Field(pattern=r"^\s*[\w./:+*?-]+\s*$", max_length=200)]
 

@@ -3,12 +3,10 @@
 It is no stage of the chain: it takes the model of a finished run, and nothing takes its result.
 """
 
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
-from schemas.benchmark import REQUIREMENT, Benchmark, BenchmarkedModel, BenchmarkSpec, OwnTasks
-from schemas.errors import SpecError
+from schemas.benchmark import Benchmark, BenchmarkedModel, BenchmarkSpec, OwnTasks
+from schemas.extras import require_package
 from stages.benchmarking.job import BenchmarkJob
 from stages.processes.launch import launch_module
 from stages.store.workspace import Workspace
@@ -52,8 +50,4 @@ def benchmark(
 
 def require_harness() -> None:
     """Raises SpecError with the install command if lm-evaluation-harness is not installed."""
-    if find_spec("lm_eval") is None:
-        raise SpecError(
-            "benchmark: lm-evaluation-harness is not installed. Install it: "
-            f"{sys.executable} -m pip install '{REQUIREMENT}'"
-        )
+    require_package("lm_eval", "benchmark")

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from flows.cli.base import NewestRun, app
-from flows.cli.options import STORE, OnDemand, Terminal, WeightsOption, with_run_options
+from flows.cli.options import STORE, OnDemand, Terminal, WeightsOption, weights_of, with_run_options
 
 if TYPE_CHECKING:
     from schemas.huggingface import HuggingFaceFolder
@@ -29,13 +29,10 @@ def export_hf(
     terminal: Terminal,
 ) -> None:
     """Write a run's model as a folder that Hugging Face Transformers loads."""
-    from schemas.errors import SpecError
-
-    if weights not in ("packed", "merged"):
-        raise SpecError(f"--weights = {weights}: must be packed or merged")
+    chosen = weights_of(weights)
     from stages.huggingface.export import export_hf as write
 
-    made = write(terminal.opened, run, weights, out, check)  # type: ignore[arg-type]
+    made = write(terminal.opened, run, chosen, out, check)
     terminal.tell(lambda: made.model_dump(mode="json"), partial(_print_folder, made))
 
 

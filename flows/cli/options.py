@@ -55,6 +55,18 @@ FileArgument = Annotated[
 LikeOption = Annotated[
     str | None, typer.Option(metavar="RUN", help="settings of an earlier run: its id or name, or last")
 ]
+
+
+def weights_of(text: str) -> Any:
+    """The Weights that a `WeightsOption` names. Raises SpecError."""
+    from schemas.errors import SpecError
+    from schemas.sample import Weights
+
+    if text not in get_args(Weights):
+        raise SpecError(f"--weights = {text}: must be {' or '.join(get_args(Weights))}")
+    return text
+
+
 WeightsOption = Annotated[
     str, typer.Option(help="packed: the model of the package; merged: before quantization")
 ]

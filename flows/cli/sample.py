@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.base import app
-from flows.cli.options import STORE, OnDemand, Terminal, WeightsOption, with_run_options
+from flows.cli.options import STORE, OnDemand, Terminal, WeightsOption, weights_of, with_run_options
 
 if TYPE_CHECKING:
     from schemas.sample import SamplingSettings
@@ -42,13 +42,11 @@ def sample(
 ) -> None:
     """Let a run's model, or the model of a package, continue a text. Nothing of a folder is run."""
     from flows.cli.terminal import print_sample
-    from schemas.errors import SpecError
 
     settings = _settings(
         tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, count=count
     )  # refuses bad input before torch is imported
-    if weights not in ("packed", "merged"):
-        raise SpecError(f"--weights = {weights}: must be packed or merged")
+    chosen = weights_of(weights)
     from stages.generate import load
     from stages.generate import sample as write
 
@@ -56,10 +54,10 @@ def sample(
         source,
         store=terminal.store,
         remote=terminal.options.remote,
-        weights=weights,  # type: ignore[arg-type]
+        weights=chosen,
         tokenizer=tokenizer,
     )
-    made = write(generator, weights, prompt, settings)  # type: ignore[arg-type]
+    made = write(generator, chosen, prompt, settings)
     terminal.tell(lambda: made.model_dump(mode="json"), partial(print_sample, sample=made))
 
 

@@ -3,13 +3,11 @@
 It imports neither Prefect nor torch nor Optuna.
 """
 
-import importlib.util
 import itertools
 import json
 import math
 import random
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +15,12 @@ from typing import Any
 from flows.inputs.specs import Plan, plan_from
 from flows.inputs.starts import Start, start_of_preset
 from schemas.errors import SpecError
+from schemas.extras import require_package
 from schemas.introspect import takes
 from schemas.overrides import as_override, check_value
 from schemas.pipeline import PipelineSpec
 from schemas.sweep import Choices, ObjectiveName, Range, Variation
 
-INSTALL = "-m pip install 'optuna>=5,<6'"
 OBJECTIVES: tuple[ObjectiveName, ...] = ("val_bpb", "bytes")
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"\s*({_NUMBER})\s*:\s*({_NUMBER})\s*(?::\s*(log|{_NUMBER})\s*)?")
@@ -107,8 +105,7 @@ def plan_sweep(
 
 def require_optuna() -> None:
     """Raises SpecError, with the command that installs it, where Optuna is missing."""
-    if importlib.util.find_spec("optuna") is None:
-        raise SpecError(f"sweep: needs the package optuna. Install it: {sys.executable} {INSTALL}")
+    require_package("optuna", "sweep")
 
 
 def parse_objectives(text: str) -> tuple[ObjectiveName, ...]:

@@ -3,25 +3,19 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from schemas.errors import SpecError, on_one_line
+from schemas.extras import require_package
 from schemas.runtime import RunOptions
-
-_PACKAGES = {"dask": "prefect-dask>=0.3.7,<0.4", "ray": "prefect-ray>=0.6,<0.7"}
 
 
 def check_engine(options: RunOptions) -> None:
     """Raise SpecError with the install command if the package of the engine is missing."""
-    kind = options.engine.partition(":")[0]
-    if kind in _PACKAGES and find_spec(f"prefect_{kind}") is None:
-        raise SpecError(
-            f"engine = {options.engine}: needs the package prefect-{kind}. Install it: "
-            f"{sys.executable} -m pip install '{_PACKAGES[kind]}'"
-        )
+    if is_apart(options):
+        require_package(f"prefect_{options.engine.partition(':')[0]}", f"engine = {options.engine}")
 
 
 def is_apart(options: RunOptions) -> bool:

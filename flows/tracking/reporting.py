@@ -8,16 +8,14 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 from flows.tracking.job import TrackingJob
 from flows.tracking.trackers import way_to_look
-from schemas.errors import SpecError
+from schemas.extras import require_package
 from schemas.runtime import TrackerName
 from stages.processes.launch import guarded
 from stages.processes.surroundings import for_children, importing_ours
@@ -26,21 +24,12 @@ log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 30.0
 """For a tracker that takes no further step when the run has ended; one that does is waited for."""
-_PACKAGES: dict[TrackerName, str] = {
-    "trackio": "trackio>=0.43,<0.44",
-    "tensorboard": "tensorboard>=2.20",
-    "wandb": "wandb",
-    "mlflow": "mlflow",
-}
 
 
 def check_tracker(tracker: TrackerName | None) -> None:
     """Raise SpecError, with the install command, where the tracker's package is missing."""
-    if tracker is not None and find_spec(tracker) is None:
-        raise SpecError(
-            f"report_to = {tracker}: needs the package {tracker}. Install it: "
-            f"{sys.executable} -m pip install '{_PACKAGES[tracker]}'"
-        )
+    if tracker is not None:
+        require_package(tracker, f"report_to = {tracker}")
 
 
 class Reporting:
@@ -77,6 +66,8 @@ class Reporting:
             self._process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
         except OSError:
             log.debug("the process of %s had ended", self._job.tracker)
+        if self._process.poll() is None:
+            log.info("waiting for %s, at most %.0f s without a further step", self._job.tracker, seconds)
         before = -1
         while self._process.poll() is None and before != self._sent:
             before = self._sent

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from schemas.errors import SpecError, StageError
 from schemas.files import SourceFile
-from stages.store.object_storage import missing_package, open_objects, said_by_server
+from stages.store.object_storage import open_objects, said_by_server, without_obstore
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def _clear_errors(what: str) -> Iterator[None]:
     try:
         from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
     except ModuleNotFoundError as error:
-        raise missing_package(error, what) from None
+        raise without_obstore(error, what) from None
     try:
         yield
     except (PermissionDeniedError, UnauthenticatedError) as error:

@@ -5,11 +5,11 @@ Credentials and the server's address come from the environment, as obstore reads
 
 import os
 import re
-import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from schemas.errors import SpecError
+from schemas.extras import missing_package
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -36,14 +36,11 @@ def open_objects(url: str, make_folder: bool = False) -> "ObjectStore":
     )
 
 
-def missing_package(error: ModuleNotFoundError, what: str) -> SpecError:
-    """The refusal of `what`, which needs obstore, with the install command; raises other errors again."""
+def without_obstore(error: ModuleNotFoundError, what: str) -> SpecError:
+    """The refusal of `what`, which needs obstore; raises other errors again."""
     if (error.name or "").partition(".")[0] != "obstore":
         raise error
-    return SpecError(
-        f"{what}: needs the package obstore. Install it: "
-        f"{sys.executable} -m pip install 'obstore>=0.12,<0.13'"
-    )
+    return missing_package("obstore", what)
 
 
 def said_by_server(error: Exception) -> str:

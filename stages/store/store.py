@@ -32,7 +32,7 @@ from stages.core.whole_files import TEMPORARY_FILES, flush_to_disk
 from stages.processes.locks import alone_with, wait_for_shared, waiting_lock
 from stages.store.hashing import FileHashes
 from stages.store.notes import Change, changing, save_notes
-from stages.store.object_storage import missing_package
+from stages.store.object_storage import without_obstore
 from stages.store.workspace import DamagedFileError
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def open_remote_at(remote: str | None) -> "Remote":
     try:
         from stages.store.remote import open_remote  # not installed unless a remote is wanted
     except ModuleNotFoundError as error:
-        raise missing_package(error, f"remote = {url}") from None
+        raise without_obstore(error, f"remote = {url}") from None
     return open_remote(url)
 
 

@@ -1,6 +1,7 @@
 """One temporary Prefect server for all flow tests, and one real run of the preset `smoke`."""
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -102,6 +103,19 @@ def smoke_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smoke_run(run_pipeline: Callable[..., FlowRun], smoke_store: Path) -> FlowRun:
     return run_pipeline(smoke_store)
+
+
+@pytest.fixture
+def root(smoke_run: FlowRun, smoke_store: Path, tmp_path: Path) -> Path:
+    """A store with the smoke run alone, which the test may change."""
+    from stages.store.runs import save_report
+
+    root = tmp_path / "store"
+    for done in smoke_run.report.stages:
+        folder = Path("stages", done.stage, done.key[:32])
+        shutil.copytree(smoke_store / folder, root / folder)
+    save_report(root, smoke_run.report)
+    return root
 
 
 @pytest.fixture(scope="session")

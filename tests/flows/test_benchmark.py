@@ -4,7 +4,6 @@ The process with lm-evaluation-harness is replaced here, but for the slow test; 
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +28,6 @@ FIGURE = Metric(name="acc", filter="none", value=0.25, stderr=0.0625, higher_is_
 
 def fairway(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "300"})
-
-
-@pytest.fixture
-def root(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> Path:
-    """A store with the smoke run alone."""
-    root, report = tmp_path / "store", smoke_run.report
-    for done in report.stages:
-        folder = Path("stages", done.stage, done.key[:32])
-        shutil.copytree(smoke_store / folder, root / folder)
-    save_report(root, report)
-    return root
 
 
 @pytest.fixture
@@ -132,7 +120,7 @@ def test_bad_input_is_refused_before_anything_starts(
 def test_without_the_library_its_install_command_is_the_answer(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "find_spec", lambda name: None)
+    monkeypatch.setattr("schemas.extras.find_spec", lambda name: None)
     result = fairway("benchmark", "last", "--tasks", "hellaswag", "--store", root)
     assert result.exit_code == 2
     assert "-m pip install 'lm-eval>=" in result.stderr

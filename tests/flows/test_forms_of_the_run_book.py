@@ -1,6 +1,5 @@
 """The deployments of the run book, and the plan on a run's page, as the flows behind the forms."""
 
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,18 +17,12 @@ from flows.tasks import plan_artifact
 from schemas.errors import SpecError
 from schemas.runtime import RunOptions
 from stages.store.notes import load_notes
-from stages.store.runs import list_reports, save_report
+from stages.store.runs import list_reports
 from stages.store.store import Store
 
 
 @pytest.fixture
-def options(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> RunOptions:
-    """A store with the smoke run alone."""
-    root, report = tmp_path / "store", smoke_run.report
-    for stage in report.stages:
-        folder = Path("stages", stage.stage, stage.key[:32])
-        shutil.copytree(smoke_store / folder, root / folder)
-    save_report(root, report)
+def options(root: Path) -> RunOptions:
     return RunOptions(store=str(root))
 
 

@@ -37,21 +37,18 @@ def fairway(*arguments: object) -> Result:
 
 
 @pytest.fixture
-def store(smoke_run: Any, smoke_store: Path, tmp_path: Path) -> Store:
+def store(smoke_run: Any, root: Path) -> Store:
     """The smoke run, and a newer run `other` with an audit setting and a package of its own."""
-    root, report = tmp_path / "store", smoke_run.report
-    for stage in report.stages:
-        folder = Path("stages", stage.stage, stage.key[:32])
-        shutil.copytree(smoke_store / folder, root / folder)
-        if stage.stage == "package":
-            copied = root / "stages" / "package" / OTHER[:32]
-            shutil.copytree(root / folder, copied)
-            record = (copied / "record.json").read_text(encoding="utf-8").replace(stage.key, OTHER)
-            write_checksummed(copied / "record.json", record.replace(stage.key[:32], OTHER[:32]).encode())
-    save_report(root, report)
+    report = smoke_run.report
+    made = _key(report, "package")
+    packages = root / "stages" / "package"
+    shutil.copytree(packages / made[:32], packages / OTHER[:32])
+    record_path = packages / OTHER[:32] / "record.json"
+    record = record_path.read_text(encoding="utf-8").replace(made, OTHER).replace(made[:32], OTHER[:32])
+    write_checksummed(record_path, record.encode())
     keys = tuple(stage.derive(key=OTHER) if stage.stage == "package" else stage for stage in report.stages)
     package = report.package.model_dump()
-    moved = json.loads(json.dumps(package).replace(_key(report, "package")[:32], OTHER[:32]))
+    moved = json.loads(json.dumps(package).replace(made[:32], OTHER[:32]))
     spec = report.spec.derive(audit=report.spec.audit.derive(gap_tokens=0))
     later = {"run_id": "other", "name": "smoke-other", "created_at": "2999-01-01T00:00:00+00:00"}
     save_report(root, report.derive(stages=keys, package=moved, spec=spec, **later))

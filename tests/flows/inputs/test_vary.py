@@ -2,7 +2,6 @@
 
 import pytest
 
-from flows.inputs import vary
 from flows.inputs.vary import assignments, parse_variation, plan_sweep
 from presets import load_preset
 from schemas.errors import SpecError
@@ -120,6 +119,6 @@ def test_fewer_gpus_and_steps_than_the_presets_are_warned_of() -> None:
 
 
 def test_without_optuna_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vary.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("schemas.extras.find_spec", lambda name: None)
     with pytest.raises(SpecError, match=r"needs the package optuna\. Install it: .* 'optuna>=5,<6'"):
         plan_sweep("demo", (), [LAYERS], "val_bpb")

@@ -129,7 +129,7 @@ def test_one_more_file_is_one_more_part_which_is_tried_again_in_a_new_folder(
 def test_an_engine_that_is_not_installed_or_not_there_is_refused_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flows.tasks.engines.find_spec", lambda name: None)
+    monkeypatch.setattr("schemas.extras.find_spec", lambda name: None)
     with pytest.raises(SpecError, match=r"needs the package prefect-ray\. Install it: .* 'prefect-ray>=0\.6"):
         check_engine(RunOptions(engine="ray:ray://head:10001"))
     check_engine(RunOptions(engine="threads"))

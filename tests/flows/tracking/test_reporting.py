@@ -80,7 +80,7 @@ def test_the_tracker_ends_with_a_run_that_fails(tmp_path: Path, monkeypatch: pyt
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flows.tracking.reporting.find_spec", lambda name: None)
+    monkeypatch.setattr("schemas.extras.find_spec", lambda name: None)
     with pytest.raises(SpecError, match=r"needs the package trackio\. Install it: .* pip install 'trackio"):
         check_tracker("trackio")
     check_tracker(None)
