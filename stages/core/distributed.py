@@ -1,5 +1,6 @@
 """Threads, devices and the process group of one torchrun process."""
 
+import gc
 import os
 import platform
 from datetime import timedelta
@@ -92,3 +93,14 @@ def join_processes(
         else:
             dist.init_process_group("gloo", timeout=timeout)
     return rank, world, device
+
+
+def leave_processes() -> None:
+    """End this process's part in the group, if it is in one. No model of a training is needed any more.
+
+    DistributedDataParallel lies in a cycle of references, and its reducer must not be the last to hold the
+    group: it would wait for gloo's threads with Python's lock, for which such a thread may wait itself.
+    """
+    if dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()

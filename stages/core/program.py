@@ -35,6 +35,7 @@ from stages.core.distributed import (
     compute_dtype,
     cpu_multiplies_bfloat16,
     join_processes,
+    leave_processes,
     machine_in_words,
     patient_group,
 )
@@ -265,8 +266,7 @@ def main() -> None:
             )
         train_blob(RECIPE, options, blob_path, say)
     evaluate_blob(options, blob_path, say)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave_processes()
 
 
 def _log(path: str | None) -> Callable[[str], None]:

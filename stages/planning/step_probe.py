@@ -16,7 +16,7 @@ import torch.distributed as dist
 from schemas.errors import StageError
 from schemas.settings import TrainSettings
 from stages.core.bits_per_byte import TokenBytes
-from stages.core.distributed import compute_dtype
+from stages.core.distributed import compute_dtype, leave_processes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.scoring import score
@@ -48,7 +48,7 @@ def main() -> None:
             leave(measured)
     if dist.is_initialized():
         dist.barrier()
-        dist.destroy_process_group()
+    leave_processes()
 
 
 def measure_steps(job: StepProbeJob) -> StepProbe:

@@ -2,12 +2,11 @@
 
 import time
 
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from schemas.evaluate import Score
 from stages.core.bits_per_byte import load_token_bytes
-from stages.core.distributed import compute_dtype, join_processes, patient_group
+from stages.core.distributed import compute_dtype, join_processes, leave_processes, patient_group
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.scoring import score, score_as_dict
@@ -35,8 +34,7 @@ def main() -> None:
             scores[name] = Score.model_validate(score_as_dict(sums, time.perf_counter() - started))
         if rank == 0:
             leave(ScoredWeights(scores=scores))
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from schemas.errors import StageError, StoppedError
 from schemas.settings import TrainSettings
 from schemas.train import TrainingFigures, TrainTimings
-from stages.core.distributed import join_processes, machine_in_words
+from stages.core.distributed import join_processes, leave_processes, machine_in_words
 from stages.core.schedule import Clock, progress_at
 from stages.core.trainer import (
     DivergedError,
@@ -51,46 +51,50 @@ def plain_trainer(job: TrainingJob, files: TrainingFiles, hooks: Hooks, resume: 
 def main(make: MakeTrainer = plain_trainer) -> None:
     """Train the job of this process by the trainer of `make`, and leave its outcome."""
     with job_of(TrainingJob) as (job, leave):
-        settings, runtime = job.settings, job.runtime
-        files = TrainingFiles(job.folder, runtime.checkpoint_every_seconds, runtime.keep_checkpoints)
-        seconds = runtime.group_timeout_seconds
-        join_processes(settings.compute, None if seconds is None else timedelta(seconds=seconds))
-        _check_machines(settings)
-        resume = _resume_everywhere(files, settings)
-        hooks = Hooks(
-            _Narrator(files, settings, runtime.log_every_seconds),
-            files.add_snapshot,
-            files.checkpoint_due,
-            files.add_checkpoint,
-        )
-        try:
-            trainer = make(job, files, hooks, resume)
-        except ValueError as error:
-            raise StageError(str(error)) from error
-        del resume
-        if trainer.rank == 0:
-            _announce(trainer)
-        try:
-            trained = trainer.run()
-        except BrokenRuleError as error:
-            raise _stopped(job, files, trainer, error) from error
-        except DivergedError as error:
-            files.close()
-            checkpoints = sorted(path.stem for path in (files.folder / "checkpoints").glob("*.json"))
-            last_good = (
-                f"the last good checkpoint is {checkpoints[-1]}"
-                if checkpoints
-                else "no checkpoint had been written yet"
-            )
-            raise StageError(
-                f"{error}; {last_good}. Lower the learning rates or train.optimizer.grad_clip_norm"
-            ) from error
-        if trainer.rank == 0:
-            files.add_checkpoint(trainer.state())
-            leave(_finish(job, files, trainer, trained))
+        _train(job, leave, make)
     if dist.is_initialized():
         dist.barrier()
-        dist.destroy_process_group()
+    leave_processes()
+
+
+def _train(job: TrainingJob, leave: Callable[[TrainingOutcome], None], make: MakeTrainer) -> None:
+    settings, runtime = job.settings, job.runtime
+    files = TrainingFiles(job.folder, runtime.checkpoint_every_seconds, runtime.keep_checkpoints)
+    seconds = runtime.group_timeout_seconds
+    join_processes(settings.compute, None if seconds is None else timedelta(seconds=seconds))
+    _check_machines(settings)
+    resume = _resume_everywhere(files, settings)
+    hooks = Hooks(
+        _Narrator(files, settings, runtime.log_every_seconds),
+        files.add_snapshot,
+        files.checkpoint_due,
+        files.add_checkpoint,
+    )
+    try:
+        trainer = make(job, files, hooks, resume)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    del resume
+    if trainer.rank == 0:
+        _announce(trainer)
+    try:
+        trained = trainer.run()
+    except BrokenRuleError as error:
+        raise _stopped(job, files, trainer, error) from error
+    except DivergedError as error:
+        files.close()
+        checkpoints = sorted(path.stem for path in (files.folder / "checkpoints").glob("*.json"))
+        last_good = (
+            f"the last good checkpoint is {checkpoints[-1]}"
+            if checkpoints
+            else "no checkpoint had been written yet"
+        )
+        raise StageError(
+            f"{error}; {last_good}. Lower the learning rates or train.optimizer.grad_clip_norm"
+        ) from error
+    if trainer.rank == 0:
+        files.add_checkpoint(trainer.state())
+        leave(_finish(job, files, trainer, trained))
 
 
 def _stopped(job: TrainingJob, files: TrainingFiles, trainer: Trainer, why: BrokenRuleError) -> StoppedError:
