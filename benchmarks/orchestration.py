@@ -66,7 +66,7 @@ def server(home: Path) -> Iterator[str]:
         "-m",
         "uvicorn",
         "--factory",
-        "prefect.server.api.server:create_app",
+        "flows.server.prefect_server:create_app",
         "--port",
         str(port),
     ]

@@ -249,7 +249,7 @@ def _start(home: Path, port: int, lock: int, server_log: Path) -> subprocess.Pop
         "-m",
         "uvicorn",
         "--factory",
-        "prefect.server.api.server:create_app",
+        "flows.server.prefect_server:create_app",
         "--host",
         "127.0.0.1",
         "--port",

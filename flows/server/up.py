@@ -213,7 +213,7 @@ def _server(home: Path, url: str, wanted: Server, database: dict[str, str]) -> I
     began = time.perf_counter()
     log.info("starting the Prefect server, %s", SERVER_START_USUAL)
     listening = ["--host", wanted.host, "--port", str(wanted.port)]
-    command = ["prefect", "--no-prompt", "server", "start", *listening]
+    command = ["flows.server.prefect_server", "--no-prompt", "server", "start", *listening]
     with _process("server", home, 10.0, command, **database) as (process, log_path):
         if not comes_up(process, url):
             raise RuntimeError(

@@ -24,18 +24,21 @@ ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 class _Patient(httpx.HTTPTransport):
-    """Tries again, as Prefect's own client does, when the server says that SQLite was busy: nothing has
-    been written then.
+    """Tries again, as Prefect's own client does: when the server says that SQLite was busy, and when uvicorn
+    closes a connection in use.
     """
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         for _ in range(20):
-            answer = super().handle_request(request)
+            try:
+                answer = super().handle_request(request)
+            except (httpx.ReadError, httpx.RemoteProtocolError):
+                continue
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                break
+                return answer
             answer.close()
             time.sleep(0.5)
-        return answer
+        return super().handle_request(request)
 
 
 @dataclass

@@ -1,0 +1,62 @@
+"""Prefect's server with two repairs for its SQLite database. PostgreSQL needs neither.
+
+`python -m flows.server.prefect_server` takes the commands of `prefect`, such as `server start`.
+
+1. A statement that failed stays open until its cursor is dropped. Dropping it waits for the connection's
+   mutex, and a connection that waits for the write lock holds that mutex for up to 60 s. When the thread of
+   the event loop drops it, no transaction can commit, and the server stands still for those 60 s. Here such a
+   statement is closed at once, in the connection's own thread.
+2. Automations read, then write, in one transaction. SQLite refuses the write if another transaction came
+   between. After four refusals Prefect drops the event, and a finished run looks like one whose heartbeats
+   stopped. Here these transactions take the write lock first.
+"""
+
+import runpy
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiosqlite
+
+
+async def _execute(self: aiosqlite.Cursor, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    return await self._conn._execute(_closing_on_failure, self._cursor, call, *args, **options)
+
+
+def _closing_on_failure(cursor: sqlite3.Cursor, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    try:
+        return call(*args, **options)
+    except BaseException:
+        cursor.close()
+        raise
+
+
+@asynccontextmanager
+async def _automations_session(begin_transaction: bool = False) -> AsyncIterator[Any]:
+    from prefect.server.database import provide_database_interface
+
+    database = provide_database_interface()
+    async with database.session_context(begin_transaction, with_for_update=begin_transaction) as session:
+        yield session
+
+
+def repair() -> None:
+    """Put both repairs into this process."""
+    from prefect.server.events import triggers
+
+    aiosqlite.Cursor._execute = _execute  # type: ignore[method-assign, assignment]
+    triggers.automations_session = _automations_session
+
+
+def create_app() -> Any:
+    """The server as an ASGI application, for uvicorn."""
+    from prefect.server.api.server import create_app as create
+
+    repair()
+    return create()
+
+
+if __name__ == "__main__":
+    repair()
+    runpy.run_module("prefect", run_name="__main__", alter_sys=True)
