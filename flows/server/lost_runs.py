@@ -143,7 +143,7 @@ def _make(client: SyncPrefectClient, name: str, within_seconds: int) -> None:
 
 def _content(found: AutomationCore) -> dict[str, Any]:
     """The fields that a user can change, without id and times of creation."""
-    return found.model_dump(mode="json", include=set(AutomationCore.model_fields))
+    return found.model_dump(include=set(AutomationCore.model_fields))
 
 
 def automation(name: str, within_seconds: int) -> AutomationCore:
