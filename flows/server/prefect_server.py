@@ -6,9 +6,10 @@
    mutex, and a connection that waits for the write lock holds that mutex for up to 60 s. When the thread of
    the event loop drops it, no transaction can commit, and the server stands still for those 60 s. Here such a
    statement is closed at once, in the connection's own thread.
-2. Automations read, then write, in one transaction. SQLite refuses the write if another transaction came
-   between. After four refusals Prefect drops the event, and a finished run looks like one whose heartbeats
-   stopped. Here these transactions take the write lock first.
+2. Most transactions read, then write. SQLite refuses the write if another transaction came between: the
+   server answers 503, and the client waits 2 s before it asks again. After four refusals an automation drops
+   its event, and a finished run looks like one whose heartbeats stopped. Here transactions take the write
+   lock before they read.
 """
 
 import runpy
@@ -18,6 +19,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiosqlite
+from prefect.server.database.configurations import AioSqliteConfiguration
+from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
 
 async def _execute(self: aiosqlite.Cursor, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -33,20 +36,20 @@ def _closing_on_failure(cursor: sqlite3.Cursor, call: Callable[..., Any], *args:
 
 
 @asynccontextmanager
-async def _automations_session(begin_transaction: bool = False) -> AsyncIterator[Any]:
-    from prefect.server.database import provide_database_interface
+async def _begin_transaction(
+    self: AioSqliteConfiguration, session: AsyncSession, with_for_update: bool = True
+) -> AsyncIterator[AsyncSessionTransaction]:
+    async with _begin_deferred(self, session, with_for_update=True) as transaction:
+        yield transaction
 
-    database = provide_database_interface()
-    async with database.session_context(begin_transaction, with_for_update=begin_transaction) as session:
-        yield session
+
+_begin_deferred = AioSqliteConfiguration.begin_transaction
 
 
 def repair() -> None:
     """Put both repairs into this process."""
-    from prefect.server.events import triggers
-
     aiosqlite.Cursor._execute = _execute  # type: ignore[method-assign, assignment]
-    triggers.automations_session = _automations_session
+    AioSqliteConfiguration.begin_transaction = _begin_transaction  # type: ignore[method-assign]
 
 
 def create_app() -> Any:

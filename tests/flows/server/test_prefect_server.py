@@ -64,7 +64,7 @@ def test_a_failed_statement_does_not_hold_up_the_event_loop(tmp_path: Path) -> N
     assert asyncio.run(_held_up_seconds(tmp_path / "a.db")) < WAIT_SECONDS / 2
 
 
-def test_a_transaction_of_automations_takes_the_write_lock_before_it_reads(tmp_path: Path) -> None:
+def test_a_transaction_takes_the_write_lock_before_it_reads(tmp_path: Path) -> None:
     """In a process of its own: Prefect keeps its engines for the life of a process."""
     path = tmp_path / "prefect.db"
     program = f"""
