@@ -40,7 +40,7 @@ PRIVATE_WORDS = {
 # The first line of a docstring names the module in the field's term, and not by a question.
 _QUESTION = re.compile(r"(?:What|Which|Whether|How|Where|Everything|Those|All)\b")
 
-_FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 _NOT_PROSE = re.compile(r"^(?:\||#|!|<!--| {4}).*$", re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]*)\]\([^)\s]*\)")
 
