@@ -14,8 +14,8 @@
 
 import runpy
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import aiosqlite
@@ -35,21 +35,19 @@ def _closing_on_failure(cursor: sqlite3.Cursor, call: Callable[..., Any], *args:
         raise
 
 
-@asynccontextmanager
-async def _begin_transaction(
+_begin = AioSqliteConfiguration.begin_transaction
+
+
+def _begin_with_write_lock(
     self: AioSqliteConfiguration, session: AsyncSession, with_for_update: bool = True
-) -> AsyncIterator[AsyncSessionTransaction]:
-    async with _begin_deferred(self, session, with_for_update=True) as transaction:
-        yield transaction
-
-
-_begin_deferred = AioSqliteConfiguration.begin_transaction
+) -> AbstractAsyncContextManager[AsyncSessionTransaction]:
+    return _begin(self, session, with_for_update=True)
 
 
 def repair() -> None:
     """Put both repairs into this process."""
     aiosqlite.Cursor._execute = _execute  # type: ignore[method-assign, assignment]
-    AioSqliteConfiguration.begin_transaction = _begin_transaction  # type: ignore[method-assign]
+    AioSqliteConfiguration.begin_transaction = _begin_with_write_lock  # type: ignore[method-assign, assignment]
 
 
 def create_app() -> Any:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,9 @@ WAIT_SECONDS = 6
 
 
 @pytest.fixture
-def execute(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """The repaired method, only for the test."""
+def repaired_cursors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only for the test."""
     monkeypatch.setattr(aiosqlite.Cursor, "_execute", prefect_server._execute)
-    return prefect_server._execute
 
 
 async def _held_up_seconds(path: Path) -> float:
@@ -59,7 +58,7 @@ async def _held_up_seconds(path: Path) -> float:
         return held_up
 
 
-@pytest.mark.usefixtures("execute")
+@pytest.mark.usefixtures("repaired_cursors")
 def test_a_failed_statement_does_not_hold_up_the_event_loop(tmp_path: Path) -> None:
     assert asyncio.run(_held_up_seconds(tmp_path / "a.db")) < WAIT_SECONDS / 2
 
