@@ -116,7 +116,7 @@ def test_the_packaged_script_runs_on_two_machines_with_a_disk_each(
         shutil.copy(root / tokenized.tokenizer.path, disk / "tokenizer.model")
         command = [
             *(*machine.prefix, sys.executable, "-m", "torch.distributed.run", "--nnodes=2"),
-            *(f"--node-rank={number}", "--nproc-per-node=1", "--master-addr={machines[0].address}"),
+            *(f"--node-rank={number}", "--nproc-per-node=1", f"--master-addr={machines[0].address}"),
             *("--master-port=29511", "--max-restarts=0", str(disk / script.name), "--device=cpu"),
             *("--stride=0", f"--json={disk / 'scores.json'}"),
         ]
