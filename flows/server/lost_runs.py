@@ -69,7 +69,8 @@ def begin_next_try(run_id: UUID, allowed: int) -> None:
         settled = ended.message == _LEFT or ended.is_cancelled() or ended.is_completed()
         if begun and _says_lost(states[begun]) and settled:
             raise StageError(
-                f"this run had ended as {ended.name} before the server missed its heartbeats: {ended.message}"
+                f"this run had ended as {ended.name} before the server missed its heartbeats: "
+                f"{ended.message or 'its results are stored'}. There is nothing to go on with"
             )
         lost = sum(state.name == "AwaitingRetry" and _says_lost(state) for state in states)
         if lost > allowed:
