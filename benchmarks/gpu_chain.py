@@ -5,9 +5,13 @@
         --run 'winner: winner-1gpu' \\
         --run 'no loop: winner-1gpu train.model.loop_passes=1'
 
-`--until merge` stops after the merged model's score: enough to compare techniques, and quick. A GPU machine
-needs torch with Triton, numpy, sentencepiece, pyarrow, pydantic, safetensors, psutil and zstandard. All runs
-share the store, so the text is tokenized once.
+`--until merge` stops after the merged model's score: enough to compare techniques, and quick. `--until train`
+leaves the rest to a later command on the same store, for example while the next run compiles. `--context`
+scores the package once more, in windows of that many tokens. A run's row is written after training, after
+merging and at its end, so an interrupted command leaves what it had.
+
+All runs share the store, so the text is tokenized once. A GPU machine needs torch with Triton, numpy,
+sentencepiece, pyarrow, pydantic, safetensors, psutil and zstandard.
 
 `--tokenizer` names a ready SentencePiece model. Training one of 8,192 pieces takes minutes on a CPU.
 """
@@ -15,9 +19,11 @@ share the store, so the text is tokenized once.
 import argparse
 import json
 import logging
+import math
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,8 +69,8 @@ def spec_of(words: list[str], options: argparse.Namespace) -> PipelineSpec:
     return chosen
 
 
-def run_chain(spec: PipelineSpec, store: Store, until: str) -> tuple[dict[str, Any], dict[str, float]]:
-    """Results by the name that later stages take them under, and seconds by stage."""
+def run_chain(spec: PipelineSpec, store: Store, until: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run stage after stage; after each give its name and the figures so far."""
     whole = {
         "tokenize_corpus": spec.tokenize,
         "package": spec.package_spec(),
@@ -77,12 +83,13 @@ def run_chain(spec: PipelineSpec, store: Store, until: str) -> tuple[dict[str, A
         stage_spec = whole[stage] if stage in whole else getattr(spec, stage)
         outcome = run_stage(store, stage, stage_spec, inputs, RunOptions(store=str(store.root)))
         results[result_name(stage)], seconds[stage] = outcome.record.result, outcome.seconds
-    return results, seconds
+        if "trained" in results:
+            yield stage, figures(results, seconds)
 
 
 def figures(results: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
     """The row of one run: steps, speed and scores, as far as the chain went."""
-    trained, merged = results["trained"], results["merged"]
+    trained = results["trained"]
     row = {
         "steps": trained.steps,
         "epochs": trained.epochs,
@@ -91,11 +98,16 @@ def figures(results: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any
         "train_loss": trained.final_train_loss,
         "peak_gib": trained.timings.peak_memory_bytes / 2**30,
         "parameters": trained.num_parameters,
-        "bpb_last": merged.last.bpb,
-        "bpb_merged": merged.score.bpb,
-        "targets": merged.score.num_targets,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "warmup_seconds": trained.timings.warmup_seconds,
     }
+    if "merged" in results:
+        merged = results["merged"]
+        row |= {
+            "bpb_last": merged.last.bpb,
+            "bpb_merged": merged.score.bpb,
+            "targets": merged.score.num_targets,
+        }
     if "evaluation" in results:
         evaluation = results["evaluation"]
         if learned := evaluation.test_time_training:
@@ -111,8 +123,28 @@ def figures(results: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any
             "bpb_sliding": evaluation.sliding.bpb if evaluation.sliding else None,
             "total_bytes": results["size"].total_bytes,
             "divergence_nats": results["packed"].divergence_nats,
+            "text_seconds": results["packed"].text_seconds,
         }
     return row
+
+
+def score_in_contexts(spec: PipelineSpec, store: Store, contexts: list[int]) -> dict[str, float]:
+    """bpb without overlap of the finished run's package, by the tokens of a window."""
+    scores = {}
+    scoring = spec.evaluate.scoring
+    for context in contexts:
+        other = spec.evaluate.derive(scoring=scoring.derive(sequence_length=context, stride=0))
+        for _, row in run_chain(spec.model_copy(update={"evaluate": other}), store, CHAIN[-1]):
+            scores[str(context)] = row.get("bpb_quantized", math.nan)
+    return scores
+
+
+def keep(row: dict[str, Any], path: Path | None) -> None:
+    """Print the row, and add it to the file if there is one."""
+    print(json.dumps(row), flush=True)
+    if path:
+        with path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")
 
 
 def main() -> None:
@@ -123,7 +155,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="training clock")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1337)
-    parser.add_argument("--until", choices=CHAIN[2:], default=CHAIN[-1])
+    parser.add_argument("--until", choices=CHAIN[1:], default=CHAIN[-1])
+    parser.add_argument("--context", action="append", type=int, default=[], help="tokens in a window")
     parser.add_argument("--store", default=str(ROOT / ".fairway"))
     parser.add_argument("--json", type=Path, help="a line of JSON for each run is added to this file")
     options = parser.parse_args()
@@ -133,16 +166,20 @@ def main() -> None:
         name, _, words = run.partition(":")
         began = time.perf_counter()
         row: dict[str, Any] = {"run": name, "settings": words.split(), "seed": options.seed}
+        store = Store(options.store)
         try:
-            row |= figures(*run_chain(spec_of(words.split(), options), Store(options.store), options.until))
+            spec = spec_of(words.split(), options)
+            for stage, so_far in run_chain(spec, store, options.until):
+                row |= so_far
+                if stage in ("train", "merge") and stage != options.until:
+                    keep(row | {"after": stage}, options.json)
+            if options.until == CHAIN[-1]:
+                row["bpb_by_context"] = score_in_contexts(spec, store, options.context)
         except (FairwayError, OSError, RuntimeError, ValueError) as error:  # the next run is still worth it
             traceback.print_exc()
             row["error"], failed = f"{type(error).__name__}: {error}"[:2000], failed + 1
         row["wall_seconds"] = round(time.perf_counter() - began, 1)
-        print(json.dumps(row), flush=True)
-        if options.json:
-            with options.json.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(row) + "\n")
+        keep(row, options.json)
     sys.exit(1 if failed else 0)
 
 

@@ -16,6 +16,7 @@ from schemas.settings import (
     ModelSettings,
     OptimizerSettings,
     ScheduleSettings,
+    ScoringSettings,
     SnapshotSettings,
 )
 from schemas.tokenize_corpus import ShardsCorpus, TokenizerSpec
@@ -77,26 +78,29 @@ def winner() -> PipelineSpec:
 
 
 def winner_1gpu() -> PipelineSpec:
-    """The same on one GPU, for a text that is read several times: 98,304 tokens a step, so that minutes hold
+    """The same on one GPU, for a text that is read several times: 49,152 tokens a step, so that minutes hold
     enough steps, rates for that batch, and more weight decay against learning the text by heart.
+
+    Scores see 4,096 tokens, twice as many as a training sequence has (docs/log.md).
     """
     base = winner()
     one = base.train.compute.derive(num_processes=1)
     schedule: ScheduleSettings = base.train.schedule.derive(max_seconds=300.0, reserve_seconds=0.0)
+    scoring: ScoringSettings = base.evaluate.scoring.derive(sequence_length=4096)
     return base.derive(
         train=base.train.derive(
             optimizer=base.train.optimizer.derive(
-                muon_lr=0.0184,
-                embedding_lr=0.021,
-                scalar_lr=0.014,
-                muon_weight_decay=0.2,
-                embedding_weight_decay=0.155,
+                muon_lr=0.013,
+                embedding_lr=0.01485,
+                scalar_lr=0.0099,
+                muon_weight_decay=0.142,
+                embedding_weight_decay=0.11,
             ),
             schedule=schedule,
-            data=DataSettings(batch_tokens=98_304, sequence_length=2048, micro_batch_sequences=48),
+            data=DataSettings(batch_tokens=49_152, sequence_length=2048, micro_batch_sequences=24),
             compute=one,
         ),
-        merge=base.merge.derive(compute=base.merge.compute.derive(num_processes=1)),
-        evaluate=base.evaluate.derive(compute=base.evaluate.compute.derive(num_processes=1)),
+        merge=base.merge.derive(scoring=scoring, compute=base.merge.compute.derive(num_processes=1)),
+        evaluate=base.evaluate.derive(scoring=scoring, compute=base.evaluate.compute.derive(num_processes=1)),
         publish=PublishOptions(title="Fairway: winner-1gpu preset"),
     )

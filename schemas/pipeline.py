@@ -98,11 +98,13 @@ class PipelineSpec(Schema):
                 f"tokenize.tokenizer.vocab_size = {self.tokenize.tokenizer.vocab_size} and "
                 f"train.model.vocab_size = {self.train.model.vocab_size}: set both to the same number"
             )
-        if self.merge.scoring.windows != self.evaluate.scoring.windows:
-            raise ValueError(
-                f"merge.scoring.windows = {self.merge.scoring.windows} and evaluate.scoring.windows = "
-                f"{self.evaluate.scoring.windows}: the gap would compare figures of two kinds; set both alike"
-            )
+        for name in ("windows", "sequence_length"):
+            merged, quantized = (getattr(stage.scoring, name) for stage in (self.merge, self.evaluate))
+            if merged != quantized:
+                raise ValueError(
+                    f"merge.scoring.{name} = {merged} and evaluate.scoring.{name} = {quantized}: the gap "
+                    "would compare figures of two kinds; set both alike"
+                )
         if self.merge.averaging.method == "ema_of_steps" and self.train.snapshots.ema_horizon is None:
             raise ValueError(
                 "merge.averaging.method = ema_of_steps and train.snapshots.ema_horizon is empty: training "

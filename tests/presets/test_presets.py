@@ -83,7 +83,7 @@ def test_the_winners_are_one_model_and_are_fitted_to_the_limit() -> None:
     assert (eight.train.data.batch_tokens, eight.train.compute.num_processes) == (786_432, 8)
     data, compute = one.train.data, one.train.compute
     assert data.batch_sequences == data.micro_batch_sequences
-    assert (data.batch_tokens, compute.num_processes) == (98_304, 1)
+    assert (data.batch_tokens, compute.num_processes) == (49_152, 1)
     same_but = {"data": eight.train.data, "compute": eight.train.compute, "optimizer": eight.train.optimizer}
     assert replace(one.train, **same_but) == replace(
         eight.train, schedule=replace(eight.train.schedule, max_seconds=300.0, reserve_seconds=0.0)

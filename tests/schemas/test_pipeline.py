@@ -12,6 +12,16 @@ from schemas.recipe import Recipe
 from schemas.techniques import find_technique
 
 
+def test_figures_of_two_contexts_are_not_compared() -> None:
+    smoke = load_preset("smoke")
+    with pytest.raises(SpecError, match=r"scoring.sequence_length = 64 and evaluate.scoring.sequence_length"):
+        apply_overrides(smoke, ["evaluate.scoring.sequence_length=128"])
+    both = apply_overrides(
+        smoke, ["evaluate.scoring.sequence_length=128", "merge.scoring.sequence_length=128"]
+    )
+    assert both.recipe().scoring.sequence_length == 128
+
+
 def test_figures_of_two_kinds_of_windows_are_not_compared() -> None:
     smoke = load_preset("smoke")
     with pytest.raises(SpecError, match=r"merge.scoring.windows = stream and evaluate.scoring.windows = doc"):
