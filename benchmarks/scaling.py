@@ -257,6 +257,7 @@ def checkpoints(num_steps: int) -> Figure:
             record.schedule,
             max_steps=num_steps,
             max_seconds=None,
+            reserve_seconds=0.0,
             warmdown_fraction=1.0,
             compile_warmup_steps=0,
         ),

@@ -4,12 +4,9 @@ Sources: the accepted entries of parameter-golf, pull requests 1218 to 1855. `wi
 600 seconds, `winner-1gpu` for one card and minutes.
 """
 
-from dataclasses import replace
-
 from presets.record import record
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
-from schemas.quantizer_settings import CalibratedSettings, CalibrationSettings
 from schemas.settings import (
     AveragingSettings,
     DataSettings,
@@ -27,7 +24,6 @@ VOCABULARY = 8192
 def winner() -> PipelineSpec:
     """36 million parameters, 600 s on eight GPUs; the steps of the quantization are fitted to the limit."""
     base = record()
-    assert isinstance(base.quantize, CalibratedSettings)
     train = base.train.derive(
         model=ModelSettings(
             vocab_size=VOCABULARY,
@@ -53,7 +49,7 @@ def winner() -> PipelineSpec:
             scalar_lr=0.02,
             scalar_weight_decay=0.02,
         ),
-        schedule=base.train.schedule.derive(warmdown_fraction=0.75, min_lr_scale=0.1, reserve_seconds=30.0),
+        schedule=base.train.schedule.derive(warmdown_fraction=0.75, min_lr_scale=0.1),
         snapshots=SnapshotSettings(start_lr_scale=0.0, ema_horizon=0.06),
     )
     return base.derive(
@@ -66,13 +62,6 @@ def winner() -> PipelineSpec:
         ),
         train=train,
         merge=base.merge.derive(averaging=AveragingSettings(method="ema_of_steps")),
-        # A sixteenth of this text costs .020 bpb: rare pieces and wide layers need it (docs/log.md).
-        quantize=replace(
-            base.quantize,
-            calibration=CalibrationSettings(
-                num_sequences=512, sequence_length=2048, batch_sequences=8, device="cuda", threads=8
-            ),
-        ),
         publish=PublishOptions(title="Fairway: winner preset"),
     )
 

@@ -30,7 +30,9 @@ def test_the_big_presets_take_steps_on_a_cpu(
         settings,
         # Orthogonalising 25 million weights takes most of a step; how well is tested elsewhere.
         optimizer=replace(settings.optimizer, newton_schulz_steps=1),
-        schedule=replace(settings.schedule, max_steps=2, max_seconds=None, compile_warmup_steps=0),
+        schedule=replace(
+            settings.schedule, max_steps=2, max_seconds=None, reserve_seconds=0.0, compile_warmup_steps=0
+        ),
         data=DataSettings(
             batch_tokens=64, sequence_length=32, micro_batch_sequences=2, order=settings.data.order
         ),
