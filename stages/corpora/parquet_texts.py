@@ -53,7 +53,7 @@ def documents(
 
 
 def row_groups(path: Path, column: str) -> list[tuple[int, int]]:
-    """Rows and bytes of text, uncompressed, of each row group; none where the file or its column is unusable.
+    """Rows and bytes of text, uncompressed, of each row group; empty for an unusable file or column.
 
     What is wrong with the file is said when its text is read.
     """
