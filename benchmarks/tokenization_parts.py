@@ -1,6 +1,7 @@
 """Tokenization in parts on threads of one process, against the one stage with as many threads.
 
     python -m benchmarks.tokenization_parts [--runs 3] [--megabytes 40] [--files 4] [--threads 2]
+    python -m benchmarks.tokenization_parts --text 'books/*.parquet'
 
 Both sides read the same files and leave the same shards, which is checked in every run; so the figure is what
 parts cost or gain on one machine. Prefect's tasks are left out. The tokenizer is ready-made, as for a corpus
@@ -87,9 +88,10 @@ def compare(folder: Path, spec: TokenizeSpec, threads: int, runs: int) -> Figure
 
     samples = alternate({"parts": lambda: run("parts"), "whole": lambda: run("whole")}, runs)
     assert results["parts"].identity() == results["whole"].identity(), "the shards differ"
-    files = locate(spec).files
-    size = sum(file.num_bytes for file in files)
-    what = f"{size / 1e6:.0f} MB in {len(files)} parts, {threads} thread(s), identical shards"
+    manifest = locate(spec)
+    size = sum(file.num_bytes for file in manifest.files)
+    parts = len(corpus_parts(spec, manifest))
+    what = f"{size / 1e6:.0f} MB in {parts} parts, {threads} thread(s), identical shards"
     figure = compared("tokenization", what, samples["parts"], samples["whole"], GOAL_RATIO, text_bytes=size)
     rates = {name: f"{size / 1e6 / sample.median:.1f} MB/s" for name, sample in samples.items()}
     return replace(figure, ours=rates["parts"], peer=rates["whole"])
@@ -100,16 +102,17 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=40, help="size of each file (default: %(default)s)")
     parser.add_argument("--files", type=int, default=4, help="number of files (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each side (default: %(default)s)")
+    parser.add_argument("--text", help="files to tokenize; default: files of made-up text")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for number in range(options.files):
+        for number in range(0 if options.text else options.files):
             write_corpus(folder / f"{number:03d}.jsonl", options.megabytes * 1_000_000, seed=number)
         sotu = TokenizeSpec(corpus=SotuCorpus())
         model = folder / "ready-made.model"
         model.write_bytes(train_tokenizer(TokenizerSpec(), documents(sotu.corpus, locate(sotu))))
         spec = TokenizeSpec(
-            corpus=FilesCorpus(paths=(f"{folder}/*.jsonl",)),
+            corpus=FilesCorpus(paths=(options.text or f"{folder}/*.jsonl",)),
             tokenizer=TokenizerSpec(model_path=str(model)),
             compressor_baselines=False,
         )

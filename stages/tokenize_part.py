@@ -1,4 +1,4 @@
-"""Step of tokenization in parts: a few neighbouring files of a corpus as two streams of tokens.
+"""Step of tokenization in parts: a few neighbouring files, or row groups of one, as two streams of tokens.
 
 CorpusPart, TokenizerModel -> TokenizedPart. `tokenize_corpus` puts the streams of all parts together and cuts
 them into shards. A part knows neither its place in the corpus nor the size of a shard. So one more file
@@ -8,6 +8,7 @@ leaves the other parts as they are. Only splits by the text alone can be made so
 from contextlib import ExitStack
 from pathlib import Path
 
+from schemas.row_groups import RowGroups
 from schemas.tokenize_parts import CorpusPart, PartSpec, PartSplit, SplitSums, TokenizedPart, TokenizerModel
 from stages.core.bits_per_byte import load_token_bytes
 from stages.corpora import documents
@@ -38,8 +39,10 @@ def tokenize_part(
             SplitWriter(TokenFileWriter(train_path), table),
             SplitWriter(TokenFileWriter(val_path), table, text_file),
         )
+    # A file counts where it ends, so that the parts together name each file once.
+    ends = not isinstance(part, RowGroups) or part.end == part.total
     return TokenizedPart(
-        files=tuple(file.sha256 for file in part.files),
+        files=tuple(file.sha256 for file in part.files if ends),
         tokenizer_sha256=tokenizer.model.sha256,
         train=_split(work, train_path, train),
         val=_split(work, val_path, val),

@@ -30,6 +30,7 @@ from stages.processes.stopping import stopping
 from stages.store.store import open_store
 from stages.tokenization.fast_encode import default_threads
 from stages.tokenization.parts import corpus_parts, why_whole
+from stages.tokenization.reading import bytes_to_read
 from stages.tokenization.training_text import training_text
 
 log = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ class _Progress:
     """The bytes read of all parts, for the terminal and the server; any thread may report."""
 
     def __init__(self, parts: Sequence[CorpusPart]) -> None:
-        self._sizes = [sum(file.num_bytes for file in part.files) for part in parts]
+        self._sizes = [bytes_to_read(part) for part in parts]
         self._done = [0.0] * len(parts)
         self._listener, self._show, self._lock = stage_progress.get(), progress_artifact(_PART), Lock()
 

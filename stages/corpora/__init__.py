@@ -6,6 +6,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from schemas.row_groups import RowGroups
 from schemas.tokenize_corpus import (
     Corpus,
     CorpusManifest,
@@ -70,4 +71,5 @@ def documents(
             if isinstance(corpus, HuggingFaceCorpus)
             else file
         )
-        yield from files.documents(local, file_format, column, hashes, on_read)
+        part = manifest if isinstance(manifest, RowGroups) else None
+        yield from files.documents(local, file_format, column, hashes, on_read, part)

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 
 from schemas.errors import SpecError
 from schemas.files import SourceFile
+from schemas.row_groups import RowGroups
 from schemas.tokenize_corpus import CorpusManifest, FilesCorpus, TextFormat
 from stages.corpora import json_texts, parquet_texts
 from stages.corpora.contents import COMPRESSED_ENDINGS, decode, opened, read_whole, refuse_special
@@ -57,9 +58,14 @@ def locate(corpus: FilesCorpus, hashes: FileHashes, memory: Path | None = None) 
 
 
 def documents(
-    file: SourceFile, file_format: TextFormat, column: str, hashes: FileHashes, on_read: OnRead
+    file: SourceFile,
+    file_format: TextFormat,
+    column: str,
+    hashes: FileHashes,
+    on_read: OnRead,
+    part: RowGroups | None = None,
 ) -> Iterator[str]:
-    """The texts of one file, streamed.
+    """The texts of one file, or of a `part` of it, streamed.
 
     Raises SpecError for unusable content, StageError for a changed file.
     """
@@ -71,7 +77,7 @@ def documents(
                         f"{path}: is compressed with {content.compression}, not Parquet. Set "
                         "corpus.format, or rename the file"
                     )
-            yield from parquet_texts.documents(path, file.num_bytes, column, on_read)
+            yield from parquet_texts.documents(path, file.num_bytes, column, on_read, part)
             return
         with opened(path) as content:
             if content.is_parquet:

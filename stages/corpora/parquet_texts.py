@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import SpecError, on_one_line
+from schemas.row_groups import RowGroups
 from stages.corpora.contents import other_encoding
 from stages.corpora.json_texts import listed
 from stages.corpora.sources import OnRead
@@ -16,8 +17,10 @@ _ROWS_AT_ONCE = 256
 _HEAD_BYTES = 4096
 
 
-def documents(path: Path, file_bytes: int, column: str, on_read: OnRead) -> Iterator[str]:
-    """The text of each row; "" for null.
+def documents(
+    path: Path, file_bytes: int, column: str, on_read: OnRead, part: RowGroups | None = None
+) -> Iterator[str]:
+    """The text of each row; "" for null. Of a `part` only the rows of its row groups.
 
     Raises SpecError for a damaged file and for a column that holds no text.
     """
@@ -25,14 +28,18 @@ def documents(path: Path, file_bytes: int, column: str, on_read: OnRead) -> Iter
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    read, row = 0, 0
     try:
         with pq.ParquetFile(path) as table:
+            metadata = table.metadata
             names = find_column(path, table.schema_arrow, column)
-            for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[".".join(names)]):
+            groups = range(part.first, part.end) if part else range(metadata.num_row_groups)
+            row = sum(metadata.row_group(number).num_rows for number in range(groups.start))
+            read = file_bytes * row // max(metadata.num_rows, 1)
+            batches = table.iter_batches(_ROWS_AT_ONCE, list(groups), columns=[".".join(names)])
+            for batch in batches:
                 yield from _texts(_values(batch, names), f"{path}: column {column!r}, row", row)
                 row += batch.num_rows
-                progress = file_bytes * row // max(table.metadata.num_rows, row)
+                progress = file_bytes * row // max(metadata.num_rows, row)
                 on_read(progress - read)
                 read = progress
     except (pa.ArrowException, OSError) as error:
@@ -41,7 +48,28 @@ def documents(path: Path, file_bytes: int, column: str, on_read: OnRead) -> Iter
         raise SpecError(
             f"{path}: is not a sound Parquet file ({on_one_line(error, 200)}). Write it again"
         ) from error
-    on_read(file_bytes - read)
+    if part is None:
+        on_read(file_bytes - read)
+
+
+def row_groups(path: Path, column: str) -> list[tuple[int, int]]:
+    """Rows and bytes of text, uncompressed, of each row group; empty for an unusable file or column.
+
+    What is wrong with the file is said when its text is read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_metadata(path)
+        columns = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+        if columns.count(column) != 1:
+            return []
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        text = columns.index(column)
+        return [(group.num_rows, group.column(text).total_uncompressed_size) for group in groups]
+    except (pa.ArrowException, OSError):
+        return []
 
 
 def find_column(path: Path, schema: Any, column: str) -> tuple[str, ...]:

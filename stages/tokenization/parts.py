@@ -1,13 +1,18 @@
 """Parts of a large corpus: neighbouring files that one process tokenizes, apart from all others.
 
-A large file is a part of its own; small neighbours share one. The borders follow from the files from the
-first on, so a further file at the end leaves the earlier parts as they are.
+A large file is a part of its own; small neighbours share one. A large Parquet file on this machine has a part
+for each run of its row groups. The borders follow from the files from the first on, so a further file at the
+end leaves the earlier parts as they are.
 """
 
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
+from pathlib import Path
 
 from schemas.files import SourceFile
+from schemas.row_groups import RowGroups
 from schemas.tokenize_corpus import (
+    Corpus,
     CorpusManifest,
     FilesCorpus,
     HashFraction,
@@ -17,6 +22,8 @@ from schemas.tokenize_corpus import (
 )
 from schemas.tokenize_parts import CorpusPart
 from stages.corpora.contents import COMPRESSED_ENDINGS
+from stages.corpora.objects import is_address
+from stages.corpora.parquet_texts import row_groups
 
 PART_BYTES = 32_000_000
 """Text in a part at least, about. A part that small takes half a second, its task 0.05 s."""
@@ -27,18 +34,8 @@ def corpus_parts(spec: TokenizeSpec, manifest: CorpusManifest) -> list[CorpusPar
     """The parts of the corpus in order; an empty list if it is tokenized whole (`why_whole`)."""
     if why_whole(spec) is not None:
         return []
-    groups = list(_groups(list(zip(manifest.files, manifest.formats, strict=True))))
-    if len(groups) < 2:
-        return []
-    return [
-        CorpusPart(
-            source=manifest.source,
-            files=tuple(file for file, _ in group),
-            formats=tuple(file_format for _, file_format in group),
-            revision=manifest.revision,
-        )
-        for group in groups
-    ]
+    parts = list(_parts(spec.corpus, manifest))
+    return parts if len(parts) > 1 else []
 
 
 def why_whole(spec: TokenizeSpec) -> str | None:
@@ -53,17 +50,57 @@ def why_whole(spec: TokenizeSpec) -> str | None:
     return None
 
 
-def _groups(files: list[tuple[SourceFile, TextFormat]]) -> Iterator[list[tuple[SourceFile, TextFormat]]]:
+def _parts(corpus: Corpus, manifest: CorpusManifest) -> Iterator[CorpusPart]:
     group: list[tuple[SourceFile, TextFormat]] = []
     size = 0
-    for file, file_format in files:
-        group.append((file, file_format))
-        size += _text_bytes(file, file_format)
-        if size >= PART_BYTES:
-            yield group
+    for file, file_format in zip(manifest.files, manifest.formats, strict=True):
+        inside = _parts_inside(corpus, manifest, file) if file_format == "parquet" else []
+        if not inside:
+            group.append((file, file_format))
+            size += _text_bytes(file, file_format)
+        if group and (inside or size >= PART_BYTES):
+            yield _part(manifest, group)
             group, size = [], 0
+        yield from inside
     if group:
-        yield group
+        yield _part(manifest, group)
+
+
+def _part(manifest: CorpusManifest, group: list[tuple[SourceFile, TextFormat]]) -> CorpusPart:
+    files, formats = zip(*group, strict=True)
+    return CorpusPart(source=manifest.source, files=files, formats=formats, revision=manifest.revision)
+
+
+def _parts_inside(corpus: Corpus, manifest: CorpusManifest, file: SourceFile) -> list[RowGroups]:
+    """The parts of a Parquet file on this machine, if there are several.
+
+    An object and a file of a dataset have none: each part would fetch all of it.
+    """
+    if not isinstance(corpus, FilesCorpus) or is_address(file.path):
+        return []
+    groups = row_groups(Path(file.path), corpus.text_column)
+    ends = run_ends([num_bytes for _, num_bytes in groups])
+    if len(ends) < 2:
+        return []
+    whole = dict(_part(manifest, [(file, "parquet")]))
+    rows = [0, *accumulate(num_rows for num_rows, _ in groups)]
+    read = [file.num_bytes * row // max(rows[-1], 1) for row in rows]
+    return [
+        RowGroups(**whole, first=first, end=end, total=len(groups), num_bytes=read[end] - read[first])
+        for first, end in pairwise([0, *ends])
+    ]
+
+
+def run_ends(sizes: list[int]) -> list[int]:
+    """Where each run of neighbours ends that has PART_BYTES; the last run has what is left over too."""
+    ends, size = [], 0
+    for end, num_bytes in enumerate(sizes, start=1):
+        size += num_bytes
+        if size >= PART_BYTES:
+            ends.append(end)
+            size = 0
+    ends[-1:] = [len(sizes)]
+    return ends
 
 
 def _text_bytes(file: SourceFile, file_format: TextFormat) -> int:

@@ -2,10 +2,18 @@
 
 import time
 
+from schemas.row_groups import RowGroups
 from schemas.tokenize_corpus import CorpusManifest
 from stages.store.workspace import Workspace
 
 _REPORT_SECONDS = 0.5
+
+
+def bytes_to_read(manifest: CorpusManifest) -> int:
+    """Bytes of all files of a corpus or part; of row groups their share of the file."""
+    if isinstance(manifest, RowGroups):
+        return manifest.num_bytes
+    return sum(file.num_bytes for file in manifest.files)
 
 
 class ReadBytes:
@@ -13,7 +21,7 @@ class ReadBytes:
 
     def __init__(self, manifest: CorpusManifest, work: Workspace) -> None:
         self._work, self._done, self._reported_at = work, 0, 0.0
-        self._total = sum(file.num_bytes for file in manifest.files)
+        self._total = bytes_to_read(manifest)
 
     def __call__(self, num_bytes: int) -> None:
         self._done += num_bytes

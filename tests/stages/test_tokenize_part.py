@@ -1,9 +1,12 @@
-"""A corpus in parts gives the bytes that it gives whole, and one more file tokenizes one more part."""
+"""A corpus in parts, of files or of row groups, gives the bytes that it gives whole, and one more file
+tokenizes one more part.
+"""
 
 import gzip
 import json
 import tracemalloc
 from collections.abc import Callable
+from itertools import cycle, pairwise
 from pathlib import Path, PurePosixPath
 from uuid import uuid4
 
@@ -37,13 +40,13 @@ from schemas.tokenize_parts import (
     TokenizerModel,
 )
 from stages.core.shards import ShardWriter
-from stages.corpora import locate
+from stages.corpora import documents, locate
 from stages.make_tokenizer import make_tokenizer
 from stages.store.hashing import FileHashes
 from stages.store.keys import stage_key
 from stages.store.workspace import Workspace
 from stages.tokenization.assembly import assemble
-from stages.tokenization.parts import corpus_parts, why_whole
+from stages.tokenization.parts import PART_BYTES, corpus_parts, run_ends, why_whole
 from stages.tokenization.tokenizer import train_tokenizer
 from stages.tokenization.training_text import training_text
 from stages.tokenize_corpus import tokenize_corpus
@@ -109,10 +112,14 @@ def write(path: Path, texts: list[str]) -> str:
 def files_of(folder: Path, files: list[list[str]], endings: tuple[str, ...]) -> FilesCorpus:
     folder.mkdir()
     paths = [
-        write(folder / f"{number:03d}{endings[number % len(endings)]}", texts)
-        for number, texts in enumerate(files)
+        write(folder / f"{number:03d}{ending}", texts)
+        for number, (texts, ending) in enumerate(named(files, endings))
     ]
     return FilesCorpus(paths=tuple(paths))
+
+
+def named(files: list[list[str]], endings: tuple[str, ...]) -> list[tuple[list[str], str]]:
+    return list(zip(files, cycle(endings)))
 
 
 DOCUMENTS = st.lists(st.sampled_from([*TEXTS[:12], "", " \n", "\0", "a", "the same", "é" * 300]), max_size=6)
@@ -141,7 +148,10 @@ def test_parts_give_the_bytes_and_counts_of_the_whole_corpus(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stages.tokenization.parts.PART_BYTES", 0)
         parts = corpus_parts(spec, locate(spec))
-    assert len(parts) == len(files)
+    row_groups = [
+        -(-len(texts) // 2) if ending == ".parquet" else 1 for texts, ending in named(files, endings)
+    ]
+    assert len(parts) == sum(max(1, number) for number in row_groups)
     made = bench.parts(spec, parts)
     assert result_of(lambda: bench.together(spec, made)) == result_of(lambda: bench.whole(spec))
 
@@ -167,17 +177,66 @@ def test_the_tokenizer_is_the_one_of_the_whole_corpus(bench, tmp_path):
 
 
 @pytest.mark.usefixtures("each_file_a_part")
-def test_one_more_file_is_one_more_part_and_leaves_the_others_and_the_tokenizer(tmp_path):
+def test_row_groups_give_what_one_row_group_of_the_same_text_gives(bench, tmp_path):
+    many, one = tmp_path / "many.parquet", tmp_path / "one.parquet"
+    table = pa.table({"about": TEXTS, "meta": [{"text": text.encode()} for text in TEXTS]})
+    pq.write_table(table, many, row_group_size=9)
+    pq.write_table(table, one)
+    spec, copy = (
+        TokenizeSpec(
+            corpus=FilesCorpus(paths=(str(path),), text_column="meta.text"),
+            tokenizer=TokenizerSpec(vocab_size=300),
+            split=HashFraction(val_fraction=0.3),
+            shard_tokens=1000,
+        )
+        for path in (many, one)
+    )
+    assert corpus_parts(copy, locate(copy)) == []
+    manifest = locate(spec)
+    parts = corpus_parts(spec, manifest)
+    objects = [file.derive(path=f"file://{file.path}") for file in manifest.files]
+    assert corpus_parts(spec, manifest.derive(files=objects)) == [], "each part would fetch the whole object"
+    assert [(part.first, part.end) for part in parts] == [(number, number + 1) for number in range(9)]
+    read: list[int] = []
+    texts = [list(documents(spec.corpus, part, on_read=read.append)) for part in parts]
+    assert texts == [TEXTS[start : start + 9] for start in range(0, 80, 9)]
+    assert sum(read) == sum(part.num_bytes for part in parts) == many.stat().st_size
+    assert bench.together(spec, bench.parts(spec, parts)).identity() == bench.whole(copy).identity()
+
+
+@pytest.mark.usefixtures("each_file_a_part")
+def test_an_unusable_text_in_a_later_row_group_is_named_by_its_row_in_the_file(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [b"a", b"b", b"c", b"\xff"]}), path, row_group_size=1)
+    spec = TokenizeSpec(corpus=FilesCorpus(paths=(str(path),)))
+    last = corpus_parts(spec, locate(spec))[-1]
+    with pytest.raises(SpecError, match=r"column 'text', row 3: byte 0 is not valid UTF-8"):
+        list(documents(spec.corpus, last))
+
+
+@given(st.lists(st.integers(0, 2 * PART_BYTES) | st.just(1000), max_size=40))
+def test_row_groups_share_a_part_up_to_its_size_and_none_is_left_out(sizes):
+    ends = run_ends(sizes)
+    runs = [sizes[first:end] for first, end in pairwise([0, *ends])]
+    assert [size for run in runs for size in run] == sizes
+    assert len(runs) == 1 or all(sum(run) >= PART_BYTES for run in runs)
+    halves = ((sum(run[:middle]), sum(run[middle:])) for run in runs for middle in range(len(run)))
+    assert all(min(two) < PART_BYTES for two in halves), "a run could be two"
+
+
+@pytest.mark.usefixtures("each_file_a_part")
+@pytest.mark.parametrize(("ending", "parts"), [(".jsonl", 1), (".parquet", 3)])
+def test_one_more_file_leaves_the_other_parts_and_the_tokenizer(tmp_path, ending, parts):
     folder = tmp_path / "corpus"
-    files_of(folder, [TEXTS[:20], TEXTS[20:40]], (".jsonl",))
+    files_of(folder, [TEXTS[:6], TEXTS[6:12]], (ending,))
     spec = TokenizeSpec(
-        corpus=FilesCorpus(paths=(f"{folder}/*",)), tokenizer=TokenizerSpec(training_bytes=5_000)
+        corpus=FilesCorpus(paths=(f"{folder}/*",)), tokenizer=TokenizerSpec(training_bytes=500)
     )
     before = keys_of(spec)
-    write(folder / "later.jsonl", TEXTS[40:])
+    write(folder / f"later{ending}", TEXTS[12:18])
     after = keys_of(spec)
-    assert after[:3] == before
-    assert len(after) == 4
+    assert after[:-parts] == before
+    assert len(set(after)) == 1 + 3 * parts
 
 
 @pytest.mark.usefixtures("each_file_a_part")

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -25,17 +27,31 @@ from stages.execution.runner import run_stage
 from stages.store.store import Store
 
 
+def texts_of(number: int) -> list[str]:
+    return [f"the state of the union in {number} and {line} is strong" for line in range(60)]
+
+
 def write_files(folder: Path, numbers: range) -> None:
+    """A file for each number."""
     folder.mkdir(exist_ok=True)
     for number in numbers:
-        texts = [f"the state of the union in {number} and {line} is strong" for line in range(60)]
-        lines = (json.dumps({"text": text}) + "\n" for text in texts)
+        lines = (json.dumps({"text": text}) + "\n" for text in texts_of(number))
         (folder / f"{number:03d}.jsonl").write_text("".join(lines))
+
+
+def write_row_groups(folder: Path, numbers: range) -> None:
+    """One file, with a row group for each number."""
+    folder.mkdir(exist_ok=True)
+    texts = [text for number in numbers for text in texts_of(number)]
+    pq.write_table(pa.table({"text": texts}), folder / f"{numbers[0]:03d}.parquet", row_group_size=60)
+
+
+each_kind_of_part = pytest.mark.parametrize("write", [write_files, write_row_groups])
 
 
 def spec_of(folder: Path, **changes: Any) -> TokenizeSpec:
     return TokenizeSpec(
-        corpus=FilesCorpus(paths=(f"{folder}/*.jsonl",)),
+        corpus=FilesCorpus(paths=(f"{folder}/*",)),
         tokenizer=TokenizerSpec(vocab_size=300, training_bytes=2_500),
         split=HashFraction(val_fraction=0.3),
         shard_tokens=1_000,
@@ -82,11 +98,12 @@ def task_states(flow_run_id: Any) -> list[str]:
             time.sleep(0.1)
 
 
+@each_kind_of_part
 def test_one_more_file_is_one_more_part_which_is_tried_again_in_a_new_folder(
-    in_parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, range], None]
 ) -> None:
     corpus, store, told = tmp_path / "corpus", tmp_path / "store", []
-    write_files(corpus, range(2))
+    write(corpus, range(2))
     spec = spec_of(corpus)
     token = stage_progress.set(lambda *heard: told.append(heard))
     try:
@@ -113,7 +130,7 @@ def test_one_more_file_is_one_more_part_which_is_tried_again_in_a_new_folder(
         return real(spec, **inputs, work=work)
 
     monkeypatch.setattr(stage, "tokenize_part", breaks_once)
-    write_files(corpus, range(2, 3))
+    write(corpus, range(2, 3))
     result, states = in_parts(spec, store=str(store), retries=1)
     assert result.identity() == whole(spec, tmp_path / "other").identity()
     assert tries == [[], []]
@@ -152,12 +169,15 @@ def test_a_scheduler_that_does_not_answer_is_named() -> None:
 
 
 @pytest.mark.slow
-def test_dask_gives_the_same_bytes_though_a_worker_is_killed(in_parts: Any, tmp_path: Path) -> None:
+@each_kind_of_part
+def test_dask_gives_the_same_bytes_though_a_worker_is_killed(
+    in_parts: Any, tmp_path: Path, write: Callable[[Path, range], None]
+) -> None:
     pytest.importorskip("prefect_dask", reason="needs the extra dask")
     from distributed import LocalCluster
 
     corpus, store = tmp_path / "corpus", tmp_path / "store"
-    write_files(corpus, range(8))
+    write(corpus, range(8))
     spec = spec_of(corpus)
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         victim = next(iter(cluster.workers.values())).pid
