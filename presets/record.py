@@ -87,9 +87,7 @@ def reference() -> PipelineSpec:
             frozen=("value_embedding.table.weight", "value_embedding.proj.weight"),
         ),
         # Its quantizer reads no training text.
-        schedule=base.train.schedule.derive(
-            warmdown_fraction=None, warmdown_steps=3000, reserve_seconds=0.0
-        ),
+        schedule=base.train.schedule.derive(warmdown_fraction=None, warmdown_steps=3000, reserve_seconds=0.0),
         data=base.train.data.derive(order="sequential"),
         qat=QatSettings(start_lr_scale=0.1),
     )
