@@ -2,13 +2,16 @@
 whole documents.
 
     python -m benchmarks.tokenization [--runs 5] [--megabytes 100] [--threads 1 2] [--json results.jsonl]
+    python -m benchmarks.tokenization --text 'books/*.parquet'
     python -m benchmarks.tokenization --gigabyte [--json results.jsonl]
 
 Both sides read one JSON-lines file and leave shards, with the same ids, which is checked in every run. The
 peer gives batches of whole documents to `encode(…, num_threads=N)` in its fastest form (arrays); ours is the
 stage with N threads, with everything it does beside: hashing the corpus, splitting, counting bytes. The text
-is the embedded corpus, its paragraphs repeated and shuffled into new documents. Runs alternate; figures are
-medians. `--gigabyte` runs the stage alone, tokenizer training included, on 1 GB and prints its peak memory.
+is the embedded corpus, its paragraphs repeated and shuffled into new documents, so few of its words are new.
+`--text` takes that much of files of your own. Runs alternate; figures are medians.
+
+`--gigabyte` runs the stage alone, tokenizer training included, on 1 GB and prints its peak memory.
 """
 
 import json
@@ -63,6 +66,16 @@ def write_corpus(path: Path, num_bytes: int, seed: int = 0) -> None:
             while sum(map(len, chosen)) < _DOCUMENT_CHARACTERS:
                 chosen += generator.choices(paragraphs, k=20)
             file.write(json.dumps({"text": "\n\n".join(chosen)}, ensure_ascii=False) + "\n")
+
+
+def copy_corpus(files: str, path: Path, num_bytes: int) -> None:
+    """A JSON-lines file of at least `num_bytes`, or all, of the documents of `files`, a pattern."""
+    corpus = FilesCorpus(paths=(files,))
+    with path.open("w", encoding="utf-8") as file:
+        for text in documents(corpus, locate(TokenizeSpec(corpus=corpus))):
+            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            if file.tell() >= num_bytes:
+                return
 
 
 def run_peer(corpus: Path, model: Path, folder: Path, num_threads: int) -> list[Path]:
@@ -142,6 +155,7 @@ def gigabyte(corpus: Path, folder: Path) -> Figure:
 def main() -> None:
     parser = parser_for("tokenization", "The stage against SentencePiece's own encode.")
     parser.add_argument("--megabytes", type=int, default=100, help="size of the text (default: %(default)s)")
+    parser.add_argument("--text", help="files to take the text from")
     parser.add_argument(
         "--threads", type=int, nargs="+", default=[1, 2], help="threads of each side (default: 1 2)"
     )
@@ -167,7 +181,11 @@ def main() -> None:
             (folder := Path(name) / "out").mkdir()
             figures = [gigabyte(corpus, folder)]
         else:
-            write_corpus(corpus, options.megabytes * 1_000_000)
+            num_bytes = options.megabytes * 1_000_000
+            if options.text:
+                copy_corpus(options.text, corpus, num_bytes)
+            else:
+                write_corpus(corpus, num_bytes)
             figures = [compare(corpus, num_threads, options.runs) for num_threads in options.threads]
     report(figures, options.json)
 
