@@ -26,7 +26,7 @@ from stages.corpora.objects import is_address
 from stages.corpora.parquet_texts import row_groups
 
 PART_BYTES = 32_000_000
-"""Text in a part at least, about. A part that small takes half a second, its task 0.05 s."""
+"""Text in a part at least, about. A part that small takes 0.5 to 3 s, its task 0.05 s."""
 _TEXT_IN_COMPRESSED = 3  # bytes of text for each byte of Parquet or of a compressed file, about
 
 
