@@ -1,8 +1,9 @@
 """Fast tokenization: the ids of SentencePiece's own `encode`, several times as fast.
 
 If words are independent (see `separators`), the ids of a text are those of its words in order. Each distinct
-word is encoded once and then looked up. Other models encode the whole text. Array operations do the lookup,
-so that threads share the work.
+word is encoded once and then looked up. In most models letters and what is beside them are independent too;
+then "word", "word," and "(word" are made of three. Other models encode the whole text. Array operations do
+the lookup, so that threads share the work.
 """
 
 import queue
@@ -21,13 +22,17 @@ from stages.tokenization.separators import word_rules
 from stages.tokenization.word_table import PADDING, WordTable
 
 # A word is encoded behind this one, because SentencePiece drops the space at the start of what it is given.
-_ANCHOR = "x"
+# A part of a word that begins with a letter is encoded behind the other one.
+_ANCHOR, _OTHER_ANCHOR = "x", "("
 _PRINTABLE_ASCII = bytes(range(0x21, 0x7F))
 _BATCH_CHARACTERS = 1_000_000
 # SentencePiece takes about 70 bytes of memory for each byte of what it encodes at once.
 _MAX_BYTES_AT_ONCE = 20_000_000
 _WAITING_BATCHES = 2  # for each thread
 _MAX_THREADS = 4  # what Python itself does for a text is not shared
+
+# Kinds of bytes. A word ends where two neighbours have no bit in common and are not both spaces.
+_SPACE, _LETTER, _PRINTABLE, _ELSE = 0b00, 0b01, 0b10, 0b11
 
 
 class TextEncoder:
@@ -42,8 +47,13 @@ class TextEncoder:
         self._tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
         rules = word_rules(model)
         self.by_words = rules is not None
-        self._is_space = np.zeros(256, np.bool_)
-        self._is_space[[ord(character) for character in (rules.separators if rules else ())]] = True
+        kinds, with_space = bytearray([_ELSE] * 256), bytearray(range(256))
+        for byte in _PRINTABLE_ASCII:
+            is_letter = rules is not None and rules.letters_stand_apart and chr(byte).isalpha()
+            kinds[byte] = _LETTER if is_letter else _PRINTABLE
+        for separator in rules.separators if rules else ():
+            kinds[ord(separator)], with_space[ord(separator)] = _SPACE, ord(" ")
+        self._kinds, self._with_space = bytes(kinds), bytes(with_space)
         pieces = [self._tokenizer.id_to_piece(token) for token in range(self._tokenizer.vocab_size())]
         self._begins_word = np.array([piece.startswith(SPACE_SYMBOL) for piece in pieces])
         # Words that are sure to have exactly one piece that begins with ▁.
@@ -52,7 +62,13 @@ class TextEncoder:
         self._keeps_symbol = SPACE_SYMBOL * 2 in self._tokenizer.normalize(
             f"{_ANCHOR}{SPACE_SYMBOL}{SPACE_SYMBOL}{_ANCHOR}"
         )
-        self._num_anchor_ids = len(self._tokenizer.encode(_ANCHOR))
+        # Ids of each anchor at the start of a text, and after a space.
+        at_start, self._num_anchor_ids = {}, {}
+        for anchor in (_ANCHOR, _OTHER_ANCHOR):
+            at_start[anchor] = len(self._tokenizer.encode(anchor))
+            behind = len(self._tokenizer.encode(f"{_ANCHOR} {anchor}"))
+            self._num_anchor_ids[anchor] = behind - at_start[_ANCHOR]
+        self._num_start_ids = at_start
         self._start_table()
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
@@ -112,16 +128,19 @@ class TextEncoder:
         if self._table.is_full():
             self._start_table()
         # A space before each part and PADDING spaces behind the last.
-        data = np.frombuffer(b" ".join([b"", *parts, b" " * (PADDING - 1)]), np.uint8)
+        text = b" ".join([b"", *parts, b" " * (PADDING - 1)])
+        data = np.frombuffer(text.translate(self._with_space), np.uint8)
+        kinds = np.frombuffer(text.translate(self._kinds), np.uint8)
         part_starts = np.cumsum([1] + [len(part) + 1 for part in parts])
-        spaces = self._is_space[data]
-        edges = np.flatnonzero(spaces[1:] != spaces[:-1]) + 1
-        starts, ends = edges[::2], edges[1::2]
+        before, after = kinds[:-1], kinds[1:]
+        edges = np.flatnonzero(((before & after) == 0) & ((before | after) != 0)) + 1
+        starts, ends = edges[kinds[edges] != _SPACE], edges[kinds[edges - 1] != _SPACE]
+        word_bounds = np.searchsorted(starts, part_starts)
+        starts = starts - (kinds[starts - 1] == _SPACE)  # the space belongs to the word
         if data.size > _MAX_BYTES_AT_ONCE and starts.size:
             longest = int((ends - starts).argmax())
             _refuse_long(data[starts[longest] : ends[longest]].tobytes(), "a run of text without white space")
         rows = self._table.find(data, starts, ends)
-        word_bounds = np.searchsorted(starts, part_starts)
         if at_start:
             for first, end in pairwise(word_bounds.tolist()):
                 self._replace_first(data, starts, ends, rows, first, end)
@@ -133,7 +152,7 @@ class TextEncoder:
     ) -> None:
         """Give the first of words [first, end) that has ids those that it has without a space before it."""
         for word in range(first, end):
-            text = data[starts[word] : ends[word]].tobytes()
+            text = data[starts[word] : ends[word]].tobytes().removeprefix(b" ")
             row = self._first_words.get(text)
             if row is None:
                 ids = np.array(self._tokenizer.encode(text.decode()), np.uint16)
@@ -147,15 +166,19 @@ class TextEncoder:
         self._first_words: dict[bytes, int] = {}
 
     def _encode_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of words after a space, word by word, and the number of ids of each."""
-        is_plain = np.array(
-            [self._has_plain_words and not word.translate(None, _PRINTABLE_ASCII) for word in words]
-        )
+        """Ids of words, word by word, and the number of ids of each. A word begins with a space, or stands
+        inside a word of the text.
+        """
+        rests = (word.removeprefix(b" ").translate(None, _PRINTABLE_ASCII) for word in words)
+        is_plain = np.array([self._has_plain_words and not rest for rest in rests])
         plain = self._encode_plain_words([word for word, plain in zip(words, is_plain, strict=True) if plain])
-        others = [
-            f"{_ANCHOR} {word.decode()}" for word, plain in zip(words, is_plain, strict=True) if not plain
+        others = [word for word, plain in zip(words, is_plain, strict=True) if not plain]
+        anchors = [_anchor(word) for word in others]
+        texts = [anchor + word.decode() for anchor, word in zip(anchors, others, strict=True)]
+        encoded = [
+            ids[self._num_start_ids[anchor] :]
+            for anchor, ids in zip(anchors, self._tokenizer.encode(texts, num_threads=1), strict=True)
         ]
-        encoded = [ids[self._num_anchor_ids :] for ids in self._tokenizer.encode(others, num_threads=1)]
         counts = np.empty(len(words), np.int64)
         counts[is_plain], counts[~is_plain] = plain[1], [len(ids) for ids in encoded]
         belongs_to_plain = np.repeat(is_plain, counts)
@@ -170,11 +193,22 @@ class TextEncoder:
         """The same for words of printable ASCII: encoded as one text, and separated at pieces that begin with
         ▁.
         """
-        text = b" ".join([_ANCHOR.encode(), *words]).decode()
-        ids = self._tokenizer.encode(text, return_type="numpy")[self._num_anchor_ids :]
+        anchors = ["" if word.startswith(b" ") else _anchor(word) for word in words]
+        texts = (word.decode().removeprefix(" ") for word in words)
+        parts = [f" {anchor}{text}" for anchor, text in zip(anchors, texts, strict=True)]
+        ids = self._tokenizer.encode("".join([_ANCHOR, *parts]), return_type="numpy")
+        ids = ids[self._num_start_ids[_ANCHOR] :]
         starts = np.flatnonzero(self._begins_word[ids])
         assert len(starts) == len(words)
-        return ids, np.diff(starts, append=len(ids))
+        counts = np.diff(starts, append=len(ids))
+        of_anchor = np.array([self._num_anchor_ids[anchor] if anchor else 0 for anchor in anchors], np.int64)
+        place = np.arange(len(ids)) - np.repeat(starts, counts)
+        return ids[place >= np.repeat(of_anchor, counts)], counts - of_anchor
+
+
+def _anchor(word: bytes) -> str:
+    """What a word is encoded behind, so that no piece spans both."""
+    return _OTHER_ANCHOR if word[:1].isalpha() else _ANCHOR
 
 
 def _refuse_long(text: bytes, what: str) -> None:

@@ -14,7 +14,7 @@ from schemas.tokenize_corpus import SotuCorpus, TokenizerSpec, TokenizeSpec
 from stages.corpora import documents, locate
 from stages.tokenization import fast_encode, word_table
 from stages.tokenization.fast_encode import TextEncoder, encode_stream
-from stages.tokenization.separators import NMT_NFKC_SPACES, rule_spaces
+from stages.tokenization.separators import NMT_NFKC_SPACES, rule_spaces, word_rules
 from stages.tokenization.tokenizer import train_tokenizer
 
 LINES = [
@@ -35,6 +35,7 @@ TEXTS = (
     st.text(max_size=80)
     | st.text(alphabet=NASTY, max_size=80)
     | st.text(alphabet="ab \n▁\u0301", max_size=40)
+    | st.text(alphabet="st1,;(. \u0301é", max_size=40)
 )
 
 FAST = {
@@ -44,6 +45,7 @@ FAST = {
     "no normalisation": {"normalization_rule_name": "identity"},
     "no piece for the space": {"required_chars": "", "character_coverage": 1.0},
     "digits together": {"split_digits": False},
+    "letters beside punctuation": {"split_by_unicode_script": False, "split_by_number": False},
 }
 PLAIN = {
     "unigram": {"model_type": "unigram", "vocab_size": 310},
@@ -98,6 +100,13 @@ def test_words_are_looked_up_where_no_merge_crosses_a_space(models, name):
     assert models[name][0].by_words
 
 
+def test_words_are_cut_at_punctuation_where_no_piece_has_both() -> None:
+    ours, mixed = (word_rules(train(FAST[name])) for name in ("ours", "letters beside punctuation"))
+    assert ours is not None
+    assert mixed is not None
+    assert (ours.letters_stand_apart, mixed.letters_stand_apart) == (True, False)
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_whole_texts_are_encoded_where_words_are_not_independent(models, name):
     assert not models[name][0].by_words
@@ -107,6 +116,7 @@ def test_whole_texts_are_encoded_where_words_are_not_independent(models, name):
 @given(texts=st.lists(TEXTS, max_size=4))
 @example([])
 @example([" \n\t ", "", "a", " "])
+@example(["(the,states)1850; the", "states;s s;(\u0301 é,é (é"])
 @example(["\u200b \u200b the states", "\v the\x85states\x1cunited \v"])
 @example([" ▁ a▁▁b \u0301c \u00a0\u0308d e\0\u0301", "the states"])
 def test_ids_are_sentencepieces_own(models, name, texts):
