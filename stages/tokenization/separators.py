@@ -1,16 +1,17 @@
 """Word boundaries of a SentencePiece model: characters at which a text may be cut into independent words.
 
 In a BPE model without a piece that has ▁ after its first character, no merge crosses the space between two
-words. Without a piece that has an ASCII letter beside another printable ASCII character, none crosses from
-letters to punctuation or digits either.
+words. Without a piece in which a letter and something else are neighbours, none crosses from letters to
+punctuation or digits either.
 
 The model's normalisation decides which characters become a space. The model's settings are read from its
 protocol buffer, because the Python package does not give them.
 """
 
 import hashlib
-import re
+import unicodedata
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import sentencepiece
@@ -23,7 +24,6 @@ ASCII_SPACES = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x1f ")
 NMT_NFKC_SHA256 = "1e2c7b43d3ee9755ceaa2ac335e253d8703604e0249ee1e81156c92b46423844"
 NMT_NFKC_SPACES = frozenset("\t\n\f\r ")
 
-_LETTER_BESIDE_ANOTHER = re.compile("[A-Za-z][!-@\\[-`{-~]|[!-@\\[-`{-~][A-Za-z]")
 _BPE = 2
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 
@@ -62,15 +62,24 @@ def word_rules(model: bytes) -> WordRules | None:
         return None
     if tokenizer.normalize("  x  x ").removeprefix(SPACE_SYMBOL) != f"x{SPACE_SYMBOL}x":
         return None
-    apart = not any(
-        _LETTER_BESIDE_ANOTHER.search(piece.text) for piece in known.pieces if piece.type == _NORMAL
-    )
+    apart = not any(_crosses_letters(piece.text) for piece in known.pieces if piece.type == _NORMAL)
     if not known.character_rules:
         return WordRules(frozenset(" "), keeps_printable_ascii=True, letters_stand_apart=apart)
     if hashlib.sha256(known.character_rules).hexdigest() == NMT_NFKC_SHA256:
         return WordRules(NMT_NFKC_SPACES, keeps_printable_ascii=True, letters_stand_apart=apart)
     spaces = rule_spaces(model)
     return WordRules(spaces, False, False) if " " in spaces else None
+
+
+def _crosses_letters(piece: str) -> bool:
+    """Whether an ASCII character of the piece and the next one are a letter and something else.
+
+    The next one need not be ASCII: the normalisation may have composed it, as é. Marks begin no word.
+    """
+    return any(
+        before.isascii() and before.isalpha() != after.isalpha() and unicodedata.category(after)[0] != "M"
+        for before, after in pairwise(piece)
+    )
 
 
 def rule_spaces(model: bytes) -> frozenset[str]:

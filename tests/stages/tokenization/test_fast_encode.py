@@ -57,7 +57,7 @@ PLAIN = {
 }
 
 
-def train(options: dict) -> bytes:
+def train(options: dict, lines: list[str] = LINES) -> bytes:
     model = io.BytesIO()
     settings = {
         "model_type": "bpe",
@@ -75,7 +75,7 @@ def train(options: dict) -> bytes:
         "unk_id": 3,
     }
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES), model_writer=model, minloglevel=2, **(settings | options)
+        sentence_iterator=iter(lines), model_writer=model, minloglevel=2, **(settings | options)
     )
     return model.getvalue()
 
@@ -105,6 +105,15 @@ def test_words_are_cut_at_punctuation_where_no_piece_has_both() -> None:
     assert ours is not None
     assert mixed is not None
     assert (ours.letters_stand_apart, mixed.letters_stand_apart) == (True, False)
+
+
+@pytest.mark.parametrize("text", ["(e\u0301", "a=\u0338"])
+def test_a_character_that_the_normalisation_composes_is_cut_off_from_no_piece(text: str) -> None:
+    options = {"split_by_unicode_script": False, "vocab_size": 267}
+    model = train(options, [f"x{text} y{text} z{text}"] * 40)
+    encoder, tokenizer = TextEncoder(model), sentencepiece.SentencePieceProcessor(model_proto=model)
+    assert any(len(tokenizer.id_to_piece(token)) == 2 for token in tokenizer.encode(f"x{text}"))
+    assert_same(encoder, tokenizer, [f"x {text}", text])
 
 
 @pytest.mark.parametrize("name", PLAIN)
