@@ -139,7 +139,8 @@ class TextEncoder:
         starts = starts - (kinds[starts - 1] == _SPACE)  # the space belongs to the word
         if data.size > _MAX_BYTES_AT_ONCE and starts.size:
             longest = int((ends - starts).argmax())
-            _refuse_long(data[starts[longest] : ends[longest]].tobytes(), "a run of text without white space")
+            word = data[starts[longest] : ends[longest]].tobytes().removeprefix(b" ")
+            _refuse_long(word, "a run of text without white space")
         rows = self._table.find(data, starts, ends)
         if at_start:
             for first, end in pairwise(word_bounds.tolist()):
