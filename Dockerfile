@@ -32,13 +32,13 @@ COPY stages stages
 RUN pip install --no-cache-dir --no-deps . \
     && rm -rf /opt/fairway \
     && useradd --create-home --uid 1000 fairway \
-    && mkdir /work \
-    && chown fairway /work
+    && mkdir -p /srv/fairway \
+    && chown fairway /srv/fairway
 
 # Prefect writes its browser pages there at the start of its server; its own folder belongs to root.
 ENV PREFECT_SERVER_UI_STATIC_DIRECTORY=/tmp/prefect-pages
 # Store, Prefect's files and texts are in the folder that is mounted here.
-WORKDIR /work
+WORKDIR /srv/fairway
 USER 1000
 ENTRYPOINT ["fairway"]
 CMD ["run", "--preset", "demo"]

@@ -2,7 +2,7 @@
 
 If words are independent (see `separators`), the ids of a text are those of its words in order. Each distinct
 word is encoded once and then looked up. In most models letters and what is beside them are independent too;
-then "word", "word," and "(word" are made of three. Other models encode the whole text. Array operations do
+then "word," is two words. Other models encode the whole text. Array operations do
 the lookup, so that threads share the work.
 """
 

@@ -122,13 +122,13 @@ def test_a_pod_has_no_rights_and_room_in_memory(file: str, pod: dict[str, Any]) 
     mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes[mounted["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
-    assert mounted["/work"] in volumes
+    assert mounted["/srv/fairway"] in volumes
 
 
 def test_only_the_pods_of_a_training_reach_one_another() -> None:
     shown = "\n".join(json.dumps(document) for document in documents(DEPLOY / "kubernetes" / "nodes.yaml"))
     template, others = parts_of(shown)
-    job = filled(template, 3, Path("/work/.fairway/work/train/key"), "0123456789abcdef0123")
+    job = filled(template, 3, Path("/srv/fairway/.fairway/work/train/key"), "0123456789abcdef0123")
     labels = job["spec"]["template"]["metadata"]["labels"]
     [policy] = [item for item in others if item["kind"] == "NetworkPolicy"]
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
