@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,9 @@ def everything_up(store: Path, wanted: Server, runs: int | None = None) -> Itera
         answers = is_healthy(url)
         _check_ports(wanted, for_server=not answers and own)
         database = server_database(wanted.database)
+        os.environ["FAIRWAY_REPORTS_URL"] = f"http://{in_url(host)}:{port + 1}"
+        # First, before another program takes the port that was free just now.
+        stack.enter_context(_reports(home, store / "stages" / "publish", wanted))
         if answers:
             log.info("a Prefect server answers at %s already: using it", url)
         else:
@@ -98,11 +101,6 @@ def everything_up(store: Path, wanted: Server, runs: int | None = None) -> Itera
         settle_messages(wanted.addresses)
         _deploy(home)
         stack.callback(mark_stale_runs)  # after the worker has ended, while the server still answers
-        reports = store / "stages" / "publish"
-        reports.mkdir(parents=True, exist_ok=True)
-        os.environ["FAIRWAY_REPORTS_URL"] = f"http://{in_url(host)}:{port + 1}"
-        serving = ["http.server", str(port + 1), "--bind", host, "--directory", str(reports)]
-        stack.enter_context(_process("reports", home, 5.0, serving))
         alone = own and host == LOOPBACK
         _start_worker(stack, home, runs or (None if alone else 1))
         yield url
@@ -206,6 +204,14 @@ def _check_ports(wanted: Server, for_server: bool) -> None:
     if not port_is_free(port + 1, wanted.host):
         taken = f"--port = {port}: the next one is for the reports, and another program listens there"
         raise SpecError(f"{taken}. Give another --port, at most {MAX_PORT}")
+
+
+def _reports(
+    home: Path, folder: Path, wanted: Server
+) -> AbstractContextManager[tuple[subprocess.Popen, Path]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["http.server", str(wanted.port + 1), "--bind", wanted.host, "--directory", str(folder)]
+    return _process("reports", home, 5.0, command)
 
 
 @contextmanager

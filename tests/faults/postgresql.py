@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.server.addresses import free_port
+from tests.ports import free_port
 
 USER, PASSWORD = "fairway", "a-password-that-nobody-may-see"
 

@@ -8,7 +8,6 @@ moto would be simpler, but two of eight concurrent creates succeed on it.
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -21,6 +20,8 @@ from pathlib import Path
 
 import obstore
 from obstore.store import S3Store
+
+from tests.ports import free_port
 
 PROGRAMS = ("ceph-mon", "ceph-osd", "ceph-mgr", "radosgw", "radosgw-admin", "monmaptool", "ceph")
 BUCKET = "fairway"
@@ -39,7 +40,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     `folder` must have a short path, because sockets lie in it. Raises RuntimeError with the last log lines
     when the server does not start.
     """
-    monitor, gateway, identity = _free_port(), _free_port(), str(uuid.uuid4())
+    monitor, gateway, identity = free_port(), free_port(), str(uuid.uuid4())
     config = folder / "ceph.conf"
     config.write_text(_CONFIG.format(folder=folder, fsid=identity, monitor=monitor, gateway=gateway))
     base = ["-c", str(config)]
@@ -116,13 +117,6 @@ def _wait_for(endpoint: str, folder: Path) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     raise RuntimeError((folder / "radosgw.log").read_text(errors="replace")[-2000:])
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 _CONFIG = """\

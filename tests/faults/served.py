@@ -10,12 +10,12 @@ from typing import Any
 
 import httpx
 
-from flows.server.addresses import free_port
 from flows.server.environment import is_healthy
 from flows.server.settings import SETTINGS
 from stages.store.runs import find_run
 from tests.faults.conftest import STEPS
 from tests.faults.harness import ROOT, Struck, start
+from tests.ports import free_port
 
 HEARTBEAT_SECONDS = 30
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.machines import HERE, Machine
+from tests.ports import free_port
 
 PROGRAMS = ("srun", "sinfo", "slurmctld", "slurmd", "munged", "mungekey")
 _SECONDS = 60.0
@@ -65,8 +66,8 @@ def slurm_cluster(folder: Path, machines: Sequence[Machine]) -> Iterator[Slurm]:
             folder=folder,
             host=socket.gethostname().split(".")[0],
             here=HERE,
-            controller=_free_port(),
-            node=_free_port(),
+            controller=free_port(),
+            node=free_port(),
             nodes=nodes,
         )
     )
@@ -134,13 +135,6 @@ def _start_munge(folder: Path, start: Callable[..., None]) -> None:
 def _path() -> str:
     """Daemons lie where only root has its programs."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 _CONFIG = """\

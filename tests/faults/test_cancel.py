@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.server.addresses import free_port
 from flows.server.environment import is_healthy
 from flows.server.settings import SETTINGS
 from tests.faults.conftest import STEPS, TWO_RANKS, Interrupted
 from tests.faults.harness import FULL, ROOT, Struck, start, start_fairway
+from tests.ports import free_port
 
 pytestmark = pytest.mark.faults
 

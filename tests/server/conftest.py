@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from typing import Any
 
 import httpx
 import pytest
+
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 FAIRWAY = Path(sys.executable).with_name("fairway")
@@ -188,7 +189,7 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    port = free_pair_of_ports()
+    port = free_ports(2)  # pages and reports
     folder = tmp_path_factory.mktemp("served")
     running = Served(port, folder / "home", folder / "store")
     running.start()
@@ -208,16 +209,3 @@ def two_runs(served: Served) -> tuple[dict[str, Any], dict[str, Any]]:
     first, second = (served.wait(run_id, 250) for run_id in ids)
     assert re.match(r"smoke-seed1337-[0-9a-f]{8}$", first["name"])
     return first, second
-
-
-def free_pair_of_ports() -> int:
-    """The first of two neighbouring free ports: pages and reports."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port

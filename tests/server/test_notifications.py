@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.server.conftest import Served, free_pair_of_ports
+from tests.ports import free_ports
+from tests.server.conftest import Served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -45,7 +46,7 @@ def inbox() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 def notifying(tmp_path_factory: pytest.TempPathFactory, inbox: Any) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("notifying")
     options = ("--notify", inbox[0])
-    running = Served(free_pair_of_ports(), folder / "home", folder / "store", options=options)
+    running = Served(free_ports(2), folder / "home", folder / "store", options=options)
     running.start()
     yield running
     if running.process.poll() is None:

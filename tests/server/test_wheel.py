@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.conftest import ROOT, Served, free_pair_of_ports
+from tests.ports import free_ports
+from tests.server.conftest import ROOT, Served
 
 SOURCES = ("flows", "presets", "schemas", "stages", "pyproject.toml", "prefect.yaml", "LICENSE")
 DECOY = "raise SystemExit('a module of the working folder was imported')\n"
@@ -117,7 +118,7 @@ def test_runs_and_pages_of_an_installed_wheel_take_nothing_from_the_working_fold
     assert ran.returncode == 0, ran.stderr
     told = json.loads(ran.stdout)
 
-    served = Served(free_pair_of_ports(), None, store, installed, among_decoys)
+    served = Served(free_ports(2), None, store, installed, among_decoys)
     try:
         served.start()
         run_id = served.start_run("pipeline", preset="smoke", overrides=OWN_TEXT)
