@@ -10,7 +10,7 @@ import queue
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import sentencepiece
@@ -24,7 +24,17 @@ from stages.tokenization.word_table import PADDING, WordTable
 # A word is encoded behind this one, because SentencePiece drops the space at the start of what it is given.
 # A part of a word that begins with a letter is encoded behind the other one.
 _ANCHOR, _OTHER_ANCHOR = "x", "("
+
+
+def _anchor(first_byte: int) -> str:
+    """What a word that begins with this byte is encoded behind, so that no piece spans both."""
+    return _OTHER_ANCHOR if chr(first_byte).isascii() and chr(first_byte).isalpha() else _ANCHOR
+
+
+# What stands before a word in the text of many words.
+_BEFORE = [b"" if byte == ord(" ") else f" {_anchor(byte)}".encode() for byte in range(256)]
 _PRINTABLE_ASCII = bytes(range(0x21, 0x7F))
+_NOT_PLAIN = np.array([byte != ord(" ") and byte not in _PRINTABLE_ASCII for byte in range(256)])
 _BATCH_CHARACTERS = 1_000_000
 # SentencePiece takes about 70 bytes of memory for each byte of what it encodes at once.
 _MAX_BYTES_AT_ONCE = 20_000_000
@@ -63,12 +73,15 @@ class TextEncoder:
             f"{_ANCHOR}{SPACE_SYMBOL}{SPACE_SYMBOL}{_ANCHOR}"
         )
         # Ids of each anchor at the start of a text, and after a space.
-        at_start, self._num_anchor_ids = {}, {}
-        for anchor in (_ANCHOR, _OTHER_ANCHOR):
-            at_start[anchor] = len(self._tokenizer.encode(anchor))
-            behind = len(self._tokenizer.encode(f"{_ANCHOR} {anchor}"))
-            self._num_anchor_ids[anchor] = behind - at_start[_ANCHOR]
-        self._num_start_ids = at_start
+        anchors = (_ANCHOR, _OTHER_ANCHOR)
+        self._num_start_ids = {anchor: len(self._tokenizer.encode(anchor)) for anchor in anchors}
+        behind = {
+            anchor: len(self._tokenizer.encode(f"{_ANCHOR} {anchor}")) - self._num_start_ids[_ANCHOR]
+            for anchor in anchors
+        }
+        self._num_ids_before = np.array(
+            [0 if byte == ord(" ") else behind[_anchor(byte)] for byte in range(256)]
+        )
         self._start_table()
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
@@ -170,11 +183,14 @@ class TextEncoder:
         """Ids of words, word by word, and the number of ids of each. A word begins with a space, or stands
         inside a word of the text.
         """
-        rests = (word.removeprefix(b" ").translate(None, _PRINTABLE_ASCII) for word in words)
-        is_plain = np.array([self._has_plain_words and not rest for rest in rests])
+        is_plain = np.zeros(len(words), bool)
+        if self._has_plain_words and words:
+            text = np.frombuffer(b"".join(words), np.uint8)
+            lengths = np.fromiter(map(len, words), np.int64, len(words))
+            is_plain = ~np.logical_or.reduceat(_NOT_PLAIN[text], np.cumsum(lengths) - lengths)
         plain = self._encode_plain_words([word for word, plain in zip(words, is_plain, strict=True) if plain])
         others = [word for word, plain in zip(words, is_plain, strict=True) if not plain]
-        anchors = [_anchor(word) for word in others]
+        anchors = [_anchor(word[0]) for word in others]
         texts = [anchor + word.decode() for anchor, word in zip(anchors, others, strict=True)]
         encoded = [
             ids[self._num_start_ids[anchor] :]
@@ -194,22 +210,16 @@ class TextEncoder:
         """The same for words of printable ASCII: encoded as one text, and separated at pieces that begin with
         ▁.
         """
-        anchors = ["" if word.startswith(b" ") else _anchor(word) for word in words]
-        texts = (word.decode().removeprefix(" ") for word in words)
-        parts = [f" {anchor}{text}" for anchor, text in zip(anchors, texts, strict=True)]
-        ids = self._tokenizer.encode("".join([_ANCHOR, *parts]), return_type="numpy")
+        first_bytes = [word[0] for word in words]
+        parts = chain.from_iterable(zip(map(_BEFORE.__getitem__, first_bytes), words, strict=True))
+        ids = self._tokenizer.encode(b"".join([_ANCHOR.encode(), *parts]).decode(), return_type="numpy")
         ids = ids[self._num_start_ids[_ANCHOR] :]
         starts = np.flatnonzero(self._begins_word[ids])
         assert len(starts) == len(words)
         counts = np.diff(starts, append=len(ids))
-        of_anchor = np.array([self._num_anchor_ids[anchor] if anchor else 0 for anchor in anchors], np.int64)
+        of_anchor = self._num_ids_before[first_bytes]
         place = np.arange(len(ids)) - np.repeat(starts, counts)
         return ids[place >= np.repeat(of_anchor, counts)], counts - of_anchor
-
-
-def _anchor(word: bytes) -> str:
-    """What a word is encoded behind, so that no piece spans both."""
-    return _OTHER_ANCHOR if word[:1].isalpha() else _ANCHOR
 
 
 def _refuse_long(text: bytes, what: str) -> None:

@@ -6,7 +6,6 @@ are rare; a dict holds them.
 """
 
 from collections.abc import Callable
-from itertools import repeat
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -71,11 +70,13 @@ class WordTable:
                 (self._low[candidates] != low[searching]) | (self._high[candidates] != high[searching])
             ]
         if unknown and (at := np.concatenate(unknown)).size:
-            text = data.tobytes()
-            words = [
-                text[start:end] for start, end in zip(starts[at].tolist(), ends[at].tolist(), strict=True)
-            ]
-            rows[at] = self._learn(words, low[at], high[at])
+            is_long = lengths[at] == _LONG
+            short, long = at[~is_long], at[is_long]
+            first, number = _distinct(low[short], high[short])
+            one_of_each = short[first]
+            words = _words(data, starts[one_of_each], ends[one_of_each])
+            rows[short] = self._learn_short(words, low[one_of_each], high[one_of_each])[number]
+            rows[long] = self._find_long(_words(data, starts[long], ends[long]))
         return rows
 
     def add(self, ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -108,27 +109,19 @@ class WordTable:
         places = np.arange(bounds[-1]) + np.repeat(self._first_id[rows] - bounds[:-1], counts)
         return self._ids[places], bounds
 
-    def _learn(self, words: list[bytes], low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Rows (W,) of words that the hash table lacks: long ones, and new ones, which may repeat."""
-        rows = np.fromiter(map(self._long_words.get, words, repeat(0)), np.int64, len(words))
-        at = np.flatnonzero(rows == 0)
-        if not at.size:
-            return rows
-        number_of: dict[bytes, int] = {}
-        numbers = [number_of.setdefault(words[position], len(number_of)) for position in at.tolist()]
-        new = list(number_of)
-        new_rows = self.add(*self._encode(new))
-        rows[at] = new_rows[numbers]
-        one_of_each = np.empty(len(new), np.int64)
-        one_of_each[numbers] = at
-        is_short = np.fromiter(map(len, new), np.int64, len(new)) < _LONG
-        short = new_rows[is_short]
-        self._low[short], self._high[short] = low[one_of_each[is_short]], high[one_of_each[is_short]]
-        self._place(short)
-        self._long_words.update(
-            (new[number], int(new_rows[number])) for number in np.flatnonzero(~is_short).tolist()
-        )
+    def _learn_short(self, words: list[bytes], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """New rows (W,) of distinct words, with their keys (W,)."""
+        rows = self.add(*self._encode(words))
+        self._low[rows], self._high[rows] = low, high
+        self._place(rows)
         return rows
+
+    def _find_long(self, words: list[bytes]) -> np.ndarray:
+        """Rows (W,) of long words, known or new."""
+        if new := [word for word in dict.fromkeys(words) if word not in self._long_words]:
+            rows = self.add(*self._encode(new))
+            self._long_words.update(zip(new, rows.tolist(), strict=True))
+        return np.fromiter(map(self._long_words.__getitem__, words), np.int64, len(words))
 
     def _place(self, rows: np.ndarray) -> None:
         """Enter rows with keys into the hash table, which stays at most a quarter full."""
@@ -150,6 +143,21 @@ class WordTable:
         return (((low * _LOW_FACTOR) ^ (high * _HIGH_FACTOR)) >> np.uint64(64 - self._slot_bits)).view(
             np.int64
         )
+
+
+def _distinct(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The position of one of each distinct key, and for each of the keys (N,) the number of its own."""
+    order = np.lexsort((low, high))
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = (low[order[1:]] != low[order[:-1]]) | (high[order[1:]] != high[order[:-1]])
+    number = np.empty(len(order), np.int64)
+    number[order] = np.cumsum(is_new) - 1
+    return order[is_new], number
+
+
+def _words(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> list[bytes]:
+    text = data.tobytes()
+    return [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
 def _doubled(array: np.ndarray, fill: int = 0) -> np.ndarray:
