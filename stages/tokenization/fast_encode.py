@@ -146,8 +146,9 @@ class TextEncoder:
         kinds = np.frombuffer(text.translate(self._kinds), np.uint8)
         part_starts = np.cumsum([1] + [len(part) + 1 for part in parts])
         before, after = kinds[:-1], kinds[1:]
-        edges = np.flatnonzero(((before & after) == 0) & ((before | after) != 0)) + 1
-        starts, ends = edges[kinds[edges] != _SPACE], edges[kinds[edges - 1] != _SPACE]
+        is_edge = ((before & after) == 0) & ((before | after) != 0)
+        starts = np.flatnonzero(is_edge & (after != _SPACE)) + 1
+        ends = np.flatnonzero(is_edge & (before != _SPACE)) + 1
         word_bounds = np.searchsorted(starts, part_starts)
         starts = starts - (kinds[starts - 1] == _SPACE)  # the space belongs to the word
         if data.size > _MAX_BYTES_AT_ONCE and starts.size:
