@@ -308,6 +308,21 @@ class DataSettings(Settings):
             "or inside one that is longer"
         ),
     )
+    context_lengths: tuple[int, ...] = setting(
+        (),
+        "progressive context: tokens into which sequences are cut in the first parts of the run; empty: none",
+        unit="tokens",
+        minimum=2,
+        later=True,
+    )
+    context_ends: tuple[float, ...] = setting(
+        (),
+        "where each of context_lengths ends; then whole sequences",
+        unit="fraction of progress",
+        above=0,
+        maximum=1,
+        later=True,
+    )
 
     def check(self) -> None:
         if self.batch_tokens % self.sequence_length:
@@ -315,6 +330,33 @@ class DataSettings(Settings):
                 f"batch_tokens = {self.batch_tokens}: must be a multiple of sequence_length = "
                 f"{self.sequence_length}"
             )
+        if len(self.context_lengths) != len(self.context_ends):
+            raise ValueError(
+                f"context_lengths = {list(self.context_lengths)} and context_ends = "
+                f"{list(self.context_ends)}: give one end for each length"
+            )
+        for name in ("context_lengths", "context_ends"):
+            values = getattr(self, name)
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"{name} = {list(values)}: each must be larger than the one before")
+        if self.context_ends and self.context_ends[-1] == 1:
+            raise ValueError(
+                f"context_ends = {list(self.context_ends)}: the last must be below 1, because whole "
+                "sequences follow it"
+            )
+        for length in self.context_lengths:
+            if length >= self.sequence_length or self.sequence_length % length:
+                raise ValueError(
+                    f"context_lengths = {list(self.context_lengths)}: {length} must divide sequence_length = "
+                    f"{self.sequence_length} and be smaller"
+                )
+
+    def context_at(self, progress: float) -> int:
+        """Tokens of a sequence that attend to one another at `progress`, from 0 to 1."""
+        for length, end in zip(self.context_lengths, self.context_ends, strict=True):
+            if progress < end:
+                return length
+        return self.sequence_length
 
     @property
     def batch_sequences(self) -> int:

@@ -107,6 +107,12 @@ TECHNIQUES = (
         ),
     ),
     Technique("document-rows", "rows that begin with documents", _set("train.data.windows=stream")),
+    Technique(
+        "progressive-context",
+        "progressive context",
+        _set("train.data.context_lengths=[]", "train.data.context_ends=[]"),
+        "whole sequences throughout",
+    ),
     Technique("row-norm", "row-normalised Muon (MuonEq-R)", _set("train.optimizer.muon_row_normalize=false")),
     Technique("grad-clip", "gradient clipping", _set("train.optimizer.grad_clip_norm=0")),
     Technique(

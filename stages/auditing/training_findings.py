@@ -1,6 +1,7 @@
 """Findings on training: optimizers, schedules, late QAT and averaging."""
 
 import math
+from collections import Counter
 
 import numpy as np
 
@@ -8,7 +9,8 @@ from schemas.audit import Finding, Verdict
 from schemas.merge import MergedModel
 from schemas.techniques import TECHNIQUES, Technique
 from stages.auditing.evidence import Evidence, learned
-from stages.auditing.model_findings import count_of, learning_text, names_of, off
+from stages.auditing.model_findings import clocks_before_steps, count_of, learning_text, names_of, off
+from stages.core.schedule import context_at
 
 _BY_KEY = {technique.key: technique for technique in TECHNIQUES}
 
@@ -19,6 +21,7 @@ def training_findings(evidence: Evidence) -> list[Finding]:
         "momentum": _momentum,
         "decay": _decay,
         "document-rows": _document_rows,
+        "progressive-context": _progressive_context,
         "row-norm": _row_norm,
         "grad-clip": _grad_clip,
         "warmdown": _warmdown,
@@ -140,6 +143,22 @@ def _document_rows(evidence: Evidence, technique: Technique) -> Finding:
             f"{at_start:.1%} of the rows begin with a document; {repeated:.2%} of the inputs are there twice"
         ),
         figures={"rows_at_document_start": at_start, "repeated_inputs": repeated},
+    )
+
+
+def _progressive_context(evidence: Evidence, technique: Technique) -> Finding:
+    """Steps with each context, by the recorded clock before each."""
+    train = evidence.spec.train
+    steps = Counter(context_at(clock, train.schedule, train.data) for clock in clocks_before_steps(evidence))
+    wanted = (*train.data.context_lengths, train.data.sequence_length)
+    reached = sum(bool(steps[length]) for length in wanted)
+    parts = [f"{length:,} tokens for {count_of(steps[length], 'step')}" for length in wanted]
+    return Finding(
+        key=technique.key,
+        title=technique.title,
+        verdict=_graded(any_effect=reached > 1, whole_effect=reached == len(wanted)),
+        evidence=", then ".join(parts),
+        figures={f"steps_of_{length}_tokens": float(steps[length]) for length in wanted},
     )
 
 

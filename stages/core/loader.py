@@ -178,3 +178,13 @@ class BatchLoader:
         if self._pin:
             tokens = tokens.pin_memory()
         return list(tokens.split(self._settings.micro_batch_sequences))
+
+
+def in_pieces(rows: Tensor, length: int) -> Tensor:
+    """Rows (B, T+1) cut into pieces (B·T/length, length+1) that predict the same T tokens of each row.
+
+    The last target of a piece is the first input of the next, as with the rows of a stream.
+    """
+    if rows.shape[1] == length + 1:
+        return rows
+    return rows.unfold(1, length + 1, length).reshape(-1, length + 1)

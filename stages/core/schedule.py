@@ -5,7 +5,14 @@ tests can ask it.
 import math
 from dataclasses import dataclass
 
-from schemas.settings import OptimizerSettings, QatSettings, ScheduleSettings, SnapshotSettings
+from schemas.settings import (
+    DataSettings,
+    OptimizerSettings,
+    QatSettings,
+    ScheduleSettings,
+    SnapshotSettings,
+    TrainSettings,
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,22 @@ def ema_share_at(before: Clock, after: Clock, schedule: ScheduleSettings, horizo
 def loops_on_at(clock: Clock, schedule: ScheduleSettings) -> bool:
     """Whether the step at `clock` repeats the looped layers."""
     return progress_at(clock, schedule) >= schedule.loop_start_fraction
+
+
+def context_at(clock: Clock, schedule: ScheduleSettings, data: DataSettings) -> int:
+    """Tokens of context in the step at `clock` (progressive context, parameter-golf pull request 2014)."""
+    return data.context_at(progress_at(clock, schedule))
+
+
+def graphs_of(settings: TrainSettings) -> list[tuple[bool, int]]:
+    """Whether layers loop, and the tokens of context, in each part of a run, in order."""
+    schedule, data = settings.schedule, settings.data
+    starts = {0.0, *data.context_ends}
+    if settings.model.loop_passes > 1:
+        starts.add(schedule.loop_start_fraction)
+    return [
+        (start >= schedule.loop_start_fraction, data.context_at(start)) for start in sorted(starts - {1.0})
+    ]
 
 
 def qat_on_at(lr_scale: float, settings: QatSettings) -> bool:

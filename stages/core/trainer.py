@@ -21,12 +21,14 @@ from torch import Tensor, nn
 
 from schemas.settings import ScheduleSettings, TrainSettings
 from stages.core.distributed import compute_dtype, join_processes
-from stages.core.loader import BatchLoader, TokenStream
+from stages.core.loader import BatchLoader, TokenStream, in_pieces
 from stages.core.model import GPT
 from stages.core.parameter_groups import ParamGroup, group_parameters, make_optimizers
 from stages.core.schedule import (
     Clock,
+    context_at,
     ema_share_at,
+    graphs_of,
     loops_on_at,
     lr_scale_at,
     momentum_at,
@@ -144,6 +146,7 @@ class Trainer:
         if settings.snapshots.ema_horizon is not None:
             self.ema = [param.detach().clone() for param in self.model.parameters()]
         self.clock, self.qat_steps = Clock(0, 0.0), 0
+        self.context = settings.data.sequence_length
         self.last_lr_scale, self.last_qat_on = 1.0, False
         if resume is not None:
             self._load(resume)
@@ -173,6 +176,7 @@ class Trainer:
             momentum = momentum_at(before, schedule, settings.optimizer)
             qat_on = qat_on_at(lr_scale, settings.qat)
             self.model.use_loops(loops_on_at(before, schedule))
+            self.context = context_at(before, schedule, settings.data)
             loss, grad_norm = self._step(before.steps, lr_scale, momentum, qat_on)
             figures = self._read_later(loss, grad_norm)
 
@@ -214,13 +218,14 @@ class Trainer:
         return loss, grad_norm
 
     def _backward(self, batch: list[Tensor]) -> Tensor:
+        """Gradients of the mean loss over a batch whose rows are cut into pieces of `self.context` tokens."""
         sequences = sum(len(rows) for rows in batch)
         total = torch.zeros((), device=self.device)
         for index, rows in enumerate(batch):
             last = index == len(batch) - 1
             quiet = self.network.no_sync() if self.world > 1 and not last else nullcontext()  # type: ignore[operator]
             with quiet:
-                ids = rows.to(self.device, non_blocking=True)
+                ids = in_pieces(rows.to(self.device, non_blocking=True), self.context)
                 loss = self.network(ids[:, :-1], ids[:, 1:], self.dtype) * (len(rows) / sequences)
                 loss.backward()
             total += loss.detach()
@@ -316,13 +321,14 @@ class Trainer:
         self.last_lr_scale, self.last_qat_on = state.last_lr_scale, state.last_qat_on
 
     def _warm_up(self) -> float:
-        """Forward and backward passes that only compile, without loops and with them if there are any.
+        """Forward and backward passes that only compile: each graph that the run will need.
 
         Weights, optimizers, data order and clock stay as they are.
         """
         began = time.perf_counter()
-        for looped in (False, True) if self.settings.model.loop_passes > 1 else (True,):
+        for looped, context in graphs_of(self.settings):
             self.model.use_loops(looped)
+            self.context = context
             for _ in range(self.settings.schedule.compile_warmup_steps):
                 self._backward(self.loader.batch(self.clock.steps))
                 self.model.zero_grad(set_to_none=True)

@@ -5,6 +5,7 @@ the real model.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from schemas.lora_settings import LoraSettings
 from schemas.settings import ModelSettings, ScheduleSettings, ScoringSettings, SnapshotSettings, TrainSettings
@@ -74,7 +75,12 @@ def operations_a_token(model: ModelSettings, sequence_length: int, looped_share:
 def training_operations(settings: TrainSettings, tokens: int) -> float:
     """Operations of training on so many tokens, all processes together."""
     looped = 1 - settings.schedule.loop_start_fraction
-    return 3.0 * tokens * operations_a_token(settings.model, settings.data.sequence_length, looped)
+    data, starts = settings.data, (0.0, *settings.data.context_ends, 1.0)
+    per_token = sum(
+        (end - start) * operations_a_token(settings.model, data.context_at(start), looped)
+        for start, end in pairwise(starts)
+    )
+    return 3.0 * tokens * per_token
 
 
 def scored_tokens(num_tokens: int, scoring: ScoringSettings, stride: int) -> int:

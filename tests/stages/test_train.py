@@ -346,6 +346,40 @@ def test_loops_begin_at_their_share_and_nothing_compiles_after_the_clock_started
     assert trained.model.looped
 
 
+def test_a_short_context_trains_as_short_rows_do_and_nothing_compiles_when_it_grows(
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    data = replace(smoke_training.data, order="sequential")
+    growing = replace(
+        smoke_training,
+        schedule=replace(smoke_training.schedule, max_steps=8, compile_warmup_steps=1),
+        compute=replace(smoke_training.compute, compile=True),
+        data=replace(data, context_lengths=(data.sequence_length // 4,), context_ends=(0.5,)),
+    )
+    short = replace(
+        data,
+        sequence_length=data.sequence_length // 4,
+        micro_batch_sequences=4 * data.micro_batch_sequences,
+    )
+    shards = [Path(ref.path) for ref in tiny_tokens.train_shards]
+
+    def losses(settings: TrainSettings) -> tuple[list[float], list[int]]:
+        rows: list[float] = []
+        graphs: list[int] = []
+        hooks = Hooks(step=lambda row: (rows.append(row.loss), graphs.append(counter.frame_count)))  # type: ignore[arg-type, func-returns-value]
+        Trainer(settings, shards, hooks).run()
+        return rows, graphs
+
+    grown, graphs = losses(growing)
+    assert graphs == [2] * 8
+    of_short, of_long = losses(replace(growing, data=short))[0], losses(replace(growing, data=data))[0]
+    assert grown[:4] == of_short[:4]
+    assert grown[4:] != of_short[4:]
+    assert grown[0] != of_long[0]
+
+
 def test_a_gradient_that_is_not_finite_stops_training_though_the_loss_still_is(
     smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus
 ) -> None:

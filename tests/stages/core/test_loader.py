@@ -3,9 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.settings import DataSettings
-from stages.core.loader import BatchLoader, DocumentRows, SequenceOrder, TokenStream
+from stages.core.loader import BatchLoader, DocumentRows, SequenceOrder, TokenStream, in_pieces
 from stages.core.shards import BOS_ID, ShardWriter
 
 SETTINGS = DataSettings(batch_tokens=32, sequence_length=8, micro_batch_sequences=2)
@@ -48,6 +50,20 @@ def test_micro_batches_have_their_size_and_one_token_more_than_a_sequence(stream
         assert rows.shape == (2, 9)
         assert torch.equal(rows[:, 1:], rows[:, :-1] + 1)
     loader.close()
+
+
+@given(batch=st.integers(1, 4), pieces=st.integers(1, 5), length=st.integers(1, 6))
+def test_pieces_of_a_row_predict_its_targets_from_their_own_inputs(
+    batch: int, pieces: int, length: int
+) -> None:
+    rows = torch.arange(batch * (pieces * length + 1)).reshape(batch, -1) * 7
+    cut = in_pieces(rows, length)
+    expected = [
+        row[start : start + length + 1].tolist()
+        for row in rows
+        for start in range(0, pieces * length, length)
+    ]
+    assert cut.tolist() == expected
 
 
 def test_an_epoch_sees_every_sequence_once_and_the_next_in_another_order() -> None:

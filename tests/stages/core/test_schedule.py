@@ -3,10 +3,19 @@ from dataclasses import replace
 
 import pytest
 
-from schemas.settings import OptimizerSettings, QatSettings, ScheduleSettings, SnapshotSettings
+from schemas.settings import (
+    DataSettings,
+    OptimizerSettings,
+    QatSettings,
+    ScheduleSettings,
+    SnapshotSettings,
+    TrainSettings,
+)
 from stages.core.schedule import (
     Clock,
+    context_at,
     ema_share_at,
+    graphs_of,
     loops_on_at,
     lr_scale_at,
     momentum_at,
@@ -45,6 +54,38 @@ def test_loops_begin_at_their_share_of_progress() -> None:
         True,
     ]
     assert loops_on_at(Clock(0, 0.0), replace(TIMED, loop_start_fraction=0.0))
+
+
+def test_the_context_grows_at_its_shares_of_progress_and_each_graph_is_known_before() -> None:
+    data = DataSettings(
+        batch_tokens=4096, sequence_length=2048, context_lengths=(512, 1024), context_ends=(0.1, 0.7)
+    )
+    clocks = [Clock(0, 0.0), Clock(99, 5.9), Clock(100, 0.0), Clock(0, 41.9), Clock(0, 42.0), Clock(999, 0.0)]
+    assert [context_at(clock, TIMED, data) for clock in clocks] == [512, 512, 1024, 1024, 2048, 2048]
+    assert context_at(Clock(0, 0.0), TIMED, replace(data, context_lengths=(), context_ends=())) == 2048
+    schedule = replace(TIMED, loop_start_fraction=0.35)
+    plain = TrainSettings(schedule=schedule, data=data)
+    assert [context for _, context in graphs_of(plain)] == [512, 1024, 2048]
+    looped = replace(plain, model=replace(plain.model, loop_passes=2))
+    assert graphs_of(looped) == [(False, 512), (False, 1024), (True, 1024), (True, 2048)]
+    throughout = replace(looped, schedule=replace(schedule, loop_start_fraction=0.0), data=DataSettings())
+    assert graphs_of(throughout) == [(True, 2048)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "ends", "message"),
+    [
+        ((512,), (), r"context_lengths = \[512\] and context_ends = \[\]: give one end for each length"),
+        ((1024, 512), (0.1, 0.2), r"context_lengths = \[1024, 512\]: each must be larger"),
+        ((512, 1024), (0.2, 0.2), r"context_ends = \[0.2, 0.2\]: each must be larger"),
+        ((512,), (1,), r"context_ends = \[1.0\]: the last must be below 1"),
+        ((600,), (0.1,), "600 must divide sequence_length = 2048"),
+        ((2048,), (0.1,), "2048 must divide sequence_length = 2048 and be smaller"),
+    ],
+)
+def test_a_context_that_cannot_grow_is_refused(lengths: tuple, ends: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataSettings(context_lengths=lengths, context_ends=ends)
 
 
 def test_learning_rate_is_constant_then_linear_to_zero() -> None:
