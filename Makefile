@@ -28,7 +28,7 @@ run: $(INSTALLED)
 	@"$(BIN)/fairway" run --preset $(PRESET)
 
 test: $(INSTALLED)
-	@cd "$(ROOT)" && .venv/bin/python -m pytest -n 2 --dist loadfile
+	@cd "$(ROOT)" && .venv/bin/python -m pytest -n 3 --dist loadfile
 
 faults: $(INSTALLED)
 	@cd "$(ROOT)" && .venv/bin/python -m benchmarks.faults

@@ -155,6 +155,8 @@ class Trainer:
             # DistributedDataParallel would cut the graph to exchange gradients earlier; it cannot cut around
             # gradients of our own.
             torch._dynamo.config.optimize_ddp = False
+            # Beyond its limit of graphs PyTorch would go on uncompiled.
+            torch._dynamo.config.recompile_limit = max(8, len(graphs_of(settings)))
             self.network = torch.compile(self.model, dynamic=False)  # type: ignore[assignment]
         if self.world > 1:
             device_ids = [self.device.index] if self.device.type == "cuda" else None

@@ -323,6 +323,7 @@ def test_a_diverged_loss_stops_the_stage_with_step_and_last_good_checkpoint(
 def test_loops_begin_at_their_share_and_nothing_compiles_after_the_clock_started(
     smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torch._dynamo.reset()
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     settings = replace(
@@ -349,6 +350,7 @@ def test_loops_begin_at_their_share_and_nothing_compiles_after_the_clock_started
 def test_a_short_context_trains_as_short_rows_do_and_nothing_compiles_when_it_grows(
     smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torch._dynamo.reset()
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     data = replace(smoke_training.data, order="sequential")

@@ -70,6 +70,7 @@ def test_fake_quantization_of_stacked_matrices_is_that_of_each() -> None:
     assert torch.equal(fake_quantize(stack, 6), torch.stack([fake_quantize(weight, 6) for weight in stack]))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.skipif(" " in torch.__file__, reason="torch.compile hands the linker torch's own path unquoted")
 @pytest.mark.skipif(
