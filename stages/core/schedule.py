@@ -4,6 +4,7 @@ tests can ask it.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from schemas.settings import (
     DataSettings,
@@ -85,14 +86,16 @@ def context_at(clock: Clock, schedule: ScheduleSettings, data: DataSettings) -> 
     return data.context_at(progress_at(clock, schedule))
 
 
-def graphs_of(settings: TrainSettings) -> list[tuple[bool, int]]:
-    """Whether layers loop, and the tokens of context, in each part of a run, in order."""
+def graphs_from(progress: float, settings: TrainSettings) -> list[tuple[bool, int]]:
+    """Whether layers loop, and the tokens of context, in each part of a run from `progress` on, in order."""
     schedule, data = settings.schedule, settings.data
-    starts = {0.0, *data.context_ends}
+    bounds = {0.0, *data.context_ends, 1.0}
     if settings.model.loop_passes > 1:
-        starts.add(schedule.loop_start_fraction)
+        bounds.add(schedule.loop_start_fraction)
     return [
-        (start >= schedule.loop_start_fraction, data.context_at(start)) for start in sorted(starts - {1.0})
+        (start >= schedule.loop_start_fraction, data.context_at(start))
+        for start, end in pairwise(sorted(bounds))
+        if end > progress
     ]
 
 

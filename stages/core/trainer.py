@@ -28,7 +28,7 @@ from stages.core.schedule import (
     Clock,
     context_at,
     ema_share_at,
-    graphs_of,
+    graphs_from,
     loops_on_at,
     lr_scale_at,
     momentum_at,
@@ -156,7 +156,7 @@ class Trainer:
             # gradients of our own.
             torch._dynamo.config.optimize_ddp = False
             # Beyond its limit of graphs PyTorch would go on uncompiled.
-            torch._dynamo.config.recompile_limit = max(8, len(graphs_of(settings)))
+            torch._dynamo.config.recompile_limit = max(8, len(graphs_from(0.0, settings)))
             self.network = torch.compile(self.model, dynamic=False)  # type: ignore[assignment]
         if self.world > 1:
             device_ids = [self.device.index] if self.device.type == "cuda" else None
@@ -323,12 +323,13 @@ class Trainer:
         self.last_lr_scale, self.last_qat_on = state.last_lr_scale, state.last_qat_on
 
     def _warm_up(self) -> float:
-        """Forward and backward passes that only compile: each graph that the run will need.
+        """Forward and backward passes that only compile: each graph that the rest of the run needs.
 
         Weights, optimizers, data order and clock stay as they are.
         """
         began = time.perf_counter()
-        for looped, context in graphs_of(self.settings):
+        progress = progress_at(self.clock, self.settings.schedule)
+        for looped, context in graphs_from(progress, self.settings):
             self.model.use_loops(looped)
             self.context = context
             for _ in range(self.settings.schedule.compile_warmup_steps):

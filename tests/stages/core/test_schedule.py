@@ -15,7 +15,7 @@ from stages.core.schedule import (
     Clock,
     context_at,
     ema_share_at,
-    graphs_of,
+    graphs_from,
     loops_on_at,
     lr_scale_at,
     momentum_at,
@@ -65,11 +65,13 @@ def test_the_context_grows_at_its_shares_of_progress_and_each_graph_is_known_bef
     assert context_at(Clock(0, 0.0), TIMED, replace(data, context_lengths=(), context_ends=())) == 2048
     schedule = replace(TIMED, loop_start_fraction=0.35)
     plain = TrainSettings(schedule=schedule, data=data)
-    assert [context for _, context in graphs_of(plain)] == [512, 1024, 2048]
+    assert [context for _, context in graphs_from(0.0, plain)] == [512, 1024, 2048]
     looped = replace(plain, model=replace(plain.model, loop_passes=2))
-    assert graphs_of(looped) == [(False, 512), (False, 1024), (True, 1024), (True, 2048)]
+    assert graphs_from(0.0, looped) == [(False, 512), (False, 1024), (True, 1024), (True, 2048)]
+    assert graphs_from(0.7, looped) == [(True, 2048)]
+    assert graphs_from(0.69, looped) == [(True, 1024), (True, 2048)]
     throughout = replace(looped, schedule=replace(schedule, loop_start_fraction=0.0), data=DataSettings())
-    assert graphs_of(throughout) == [(True, 2048)]
+    assert graphs_from(0.0, throughout) == [(True, 2048)]
 
 
 @pytest.mark.parametrize(
