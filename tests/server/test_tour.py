@@ -147,11 +147,11 @@ def test_requantize_with_other_bits_and_read_the_comparison(page: Page, served: 
 def test_meet_a_byte_limit(page: Page, served: Any, two_runs: Any) -> None:
     form(page, served, "requantize")
     field(page, "run").locator("textarea").fill(two_runs[0]["name"])
-    field(page, "limit_bytes").locator("input").fill("250000")
+    field(page, "limit_bytes").locator("input").fill("300000")
     run_id = submit(page)
     assert served.wait(run_id, RUN_SECONDS)["state_name"] == "Completed"
     page.goto(f"{served.url}/artifacts/artifact/{served.artifacts(run_id)['comparison']['id']}")
-    expect(page.get_by_text("at most 250,000 bytes").first).to_be_visible()
+    expect(page.get_by_text("at most 300,000 bytes").first).to_be_visible()
 
 
 def test_draw_the_frontier_of_a_run(page: Page, served: Any, two_runs: Any) -> None:
