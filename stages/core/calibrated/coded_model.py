@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -43,11 +42,6 @@ class CodedPlan:
         c²/24.
         """
         return math.sqrt(24 * loss_nats / sum(matrix.weight.numel() for matrix in self.matrices.values()))
-
-    @property
-    def bytes_per_octave(self) -> float:
-        """By how much a package shrinks when all steps double: one bit a weight, where a code has several."""
-        return sum(matrix.weight.numel() for matrix in self.matrices.values()) / 8
 
     def quantized(self, multiplier: float) -> QuantizedModel:
         """Every tensor of the model. Raises ValueError, naming the tensor, as `store_as_float` does."""
@@ -100,19 +94,14 @@ def ecsq_by_text(state: dict[str, Tensor], settings: Ecsq, text: Calibration) ->
             plan, text.model, text.checks, multiplier, lambda done: text.progress(done * of_matrix)
         )
     tries = list[tuple[float, int]]()
-    quantized = lru_cache(maxsize=1)(plan.quantized)  # the last try is also the result
     if fits:
         of_try = (1 - measuring) / MAX_FIT_TRIES
-        multiplier = _fit(plan, text, quantized, tries, lambda done: text.progress(measuring + done * of_try))
-    return QuantizedByText(quantized(multiplier), multiplier, tuple(divergences.items()), tuple(tries))
+        multiplier = _fit(plan, text, tries, lambda done: text.progress(measuring + done * of_try))
+    return QuantizedByText(plan.quantized(multiplier), multiplier, tuple(divergences.items()), tuple(tries))
 
 
 def _fit(
-    plan: CodedPlan,
-    text: Calibration,
-    quantized: Callable[[float], QuantizedModel],
-    tries: list[tuple[float, int]],
-    progress: Callable[[int], None],
+    plan: CodedPlan, text: Calibration, tries: list[tuple[float, int]], progress: Callable[[int], None]
 ) -> float:
     settings, fit = plan.settings, plan.settings.fit
     assert fit.limit_bytes is not None
@@ -120,7 +109,7 @@ def _fit(
 
     def size_by(blob_bytes: Callable[[QuantizedModel], int], how: str) -> Callable[[float], int]:
         def size(multiplier: float) -> int:
-            tries.append((multiplier, blob_bytes(quantized(multiplier)) + (fit.code_bytes or 0)))
+            tries.append((multiplier, blob_bytes(plan.quantized(multiplier)) + (fit.code_bytes or 0)))
             text.say(f"steps × {multiplier / start:.3g}: {how}{tries[-1][1]:,} bytes")
             return tries[-1][1]
 
@@ -133,7 +122,6 @@ def _fit(
         plan.multiplier_for(COARSEST_LOSS_NATS),
         fit.limit_bytes,
         fit.tolerance_fraction,
-        plan.bytes_per_octave,
         progress,
     )
 

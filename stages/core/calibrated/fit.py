@@ -3,12 +3,9 @@
 import math
 from collections.abc import Callable
 
-# Three or four do, but the bytes of a model of a few kilobytes jump between neighbouring steps.
+# Four or five do, but the bytes of a model of a few kilobytes jump between neighbouring steps.
 MAX_FIT_TRIES = 16
 _ROUNDS_BY_ESTIMATE = 3
-_TRIES_BY_LINE = 6
-_FAR, _MAX_OCTAVES = 2.0, 8.0
-_STALLED = 5
 
 
 class LimitTooSmallError(ValueError):
@@ -31,7 +28,6 @@ def fit_with_estimates(
     coarsest: float,
     limit_bytes: int,
     tolerance_fraction: float,
-    bytes_per_octave: float,
     progress: Callable[[int], None] = lambda done: None,
 ) -> float:
     """What `fit_multiplier` finds with `num_bytes`, mostly by `estimated_bytes`, which costs less.
@@ -53,15 +49,10 @@ def fit_with_estimates(
             estimates[multiplier] = estimated_bytes(multiplier)
         return estimates[multiplier] + correction
 
-    def search(size: Callable[[float], int]) -> float:
-        return fit_multiplier(
-            size, start, coarsest, limit_bytes, tolerance_fraction, bytes_per_octave, one_more
-        )
-
     tolerance = limit_bytes * tolerance_fraction
     for _ in range(_ROUNDS_BY_ESTIMATE):
         try:
-            multiplier = search(corrected)
+            multiplier = fit_multiplier(corrected, start, coarsest, limit_bytes, tolerance_fraction, one_more)
         except LimitTooSmallError:
             break
         size = num_bytes(multiplier)
@@ -71,7 +62,7 @@ def fit_with_estimates(
         ):
             return multiplier
         correction = size - estimates[multiplier]
-    return search(num_bytes)
+    return fit_multiplier(num_bytes, start, coarsest, limit_bytes, tolerance_fraction, one_more)
 
 
 def fit_multiplier(
@@ -80,46 +71,33 @@ def fit_multiplier(
     coarsest: float,
     limit_bytes: int,
     tolerance_fraction: float,
-    bytes_per_octave: float,
     progress: Callable[[int], None] = lambda done: None,
 ) -> float:
     """The multiplier whose `num_bytes` is at most `limit_bytes` and within the tolerance of it; at most
     MAX_FIT_TRIES sizes are made.
 
-    Bytes fall nearly linearly with the multiplier's logarithm, at first guess by `bytes_per_octave`. Each
-    next multiplier lies on the line through the two nearest sizes (secant method), and within the bracket
-    once there is one. Ends early with the finest that fits where finer steps no longer make more bytes.
-    Raises LimitTooSmallError when `coarsest` is too large.
+    Bytes fall nearly linearly with the multiplier's logarithm: false position on that, halving when it
+    stalls. Ends early with the finest that fits where finer steps no longer make more bytes. Raises
+    LimitTooSmallError when `coarsest` is too large.
     """
     wanted = limit_bytes * (1 - tolerance_fraction / 2)
-    tried: list[_Size] = []
-    fits: _Size | None = None
-    over: _Size | None = None
+    fits: tuple[float, int] | None = None
+    over: tuple[float, int] | None = None
     multiplier = min(start, coarsest)
     for tries in range(1, MAX_FIT_TRIES + 1):
         size = num_bytes(multiplier)
         progress(tries)
-        tried.append((multiplier, size))
         if size > limit_bytes:
             if multiplier >= coarsest:
                 raise LimitTooSmallError(limit_bytes, size)
-            over = tried[-1]
+            over = multiplier, size
         else:
-            if fits is not None and over is None and size <= fits[1] and multiplier <= fits[0] / 2**_FAR:
+            if fits is not None and over is None and size <= fits[1]:
                 break
-            fits = tried[-1]
+            fits = multiplier, size
             if size >= limit_bytes * (1 - tolerance_fraction):
                 break
-        nearest = sorted(tried, key=lambda item: abs(item[1] - wanted))
-        slope = _bytes_per_octave(*nearest[:2]) if len(nearest) > 1 else bytes_per_octave
-        bytes_per_octave = slope if slope > 0 else bytes_per_octave
-        if fits is None or over is None:
-            far = slope <= 0 or tries >= _TRIES_BY_LINE
-            multiplier *= 2.0 ** _octaves_on(size - wanted, bytes_per_octave, far=far)
-            multiplier = min(multiplier, coarsest)
-        else:
-            aim = math.log2(nearest[0][0]) + (nearest[0][1] - wanted) / bytes_per_octave
-            multiplier = _between(over[0], fits[0], aim, halve=tries > _STALLED and tries % 2 == 0)
+        multiplier = _next_multiplier(fits, over, wanted, coarsest, bisect=tries % 4 == 0)
     if fits is None:
         size = num_bytes(coarsest)
         if size > limit_bytes:
@@ -128,24 +106,18 @@ def fit_multiplier(
     return fits[0]
 
 
-_Size = tuple[float, int]
-"""A multiplier and the bytes of its package."""
-
-
-def _bytes_per_octave(one: _Size, other: _Size) -> float:
-    if one[0] == other[0]:
-        return 0.0
-    return (other[1] - one[1]) / math.log2(one[0] / other[0])
-
-
-def _octaves_on(excess: float, bytes_per_octave: float, *, far: bool) -> float:
-    """How far to go while all sizes are on one side of the limit: along the line, or at least `far`."""
-    octaves = min(max(excess / bytes_per_octave, -_MAX_OCTAVES), _MAX_OCTAVES)
-    return math.copysign(max(abs(octaves), _FAR), octaves) if far else octaves
-
-
-def _between(over: float, fits: float, aim: float, *, halve: bool) -> float:
-    """A multiplier inside the bracket: 2^aim where that lies well inside, or the middle."""
-    low, high = math.log2(over), math.log2(fits)
-    share = 0.5 if halve else (aim - low) / (high - low)
+def _next_multiplier(
+    fits: tuple[float, int] | None,
+    over: tuple[float, int] | None,
+    wanted: float,
+    coarsest: float,
+    bisect: bool,
+) -> float:
+    if fits is None:
+        assert over is not None
+        return min(over[0] * 4, coarsest)
+    if over is None:
+        return fits[0] / 4
+    low, high = math.log2(over[0]), math.log2(fits[0])
+    share = 0.5 if bisect else (over[1] - wanted) / (over[1] - fits[1])
     return 2.0 ** (low + (high - low) * min(max(share, 0.02), 0.98))
