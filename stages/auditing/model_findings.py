@@ -95,16 +95,10 @@ def _verdict(key: str, evidence: Evidence, changes: list[ParameterChange]) -> Ve
 
 
 def looped_steps(evidence: Evidence) -> int:
-    """Training steps that repeated the looped layers."""
-    schedule = evidence.spec.train.schedule
-    return sum(loops_on_at(clock, schedule) for clock in clocks_before_steps(evidence))
-
-
-def clocks_before_steps(evidence: Evidence) -> list[Clock]:
-    """The recorded clock before each training step."""
+    """Training steps that repeated the looped layers, by the recorded clock before each."""
     steps, seconds = evidence.metrics["step"], evidence.metrics["seconds"]
-    after = [Clock(int(step), float(second)) for step, second in zip(steps, seconds, strict=True)]
-    return [Clock(0, 0.0), *after[:-1]]
+    clocks = [Clock(0, 0.0), *(Clock(int(a), float(b)) for a, b in zip(steps, seconds, strict=True))]
+    return sum(loops_on_at(clock, evidence.spec.train.schedule) for clock in clocks[:-1])
 
 
 def _nothing_more(evidence: Evidence) -> tuple[str, dict[str, float]]:

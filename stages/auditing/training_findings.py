@@ -9,8 +9,7 @@ from schemas.audit import Finding, Verdict
 from schemas.merge import MergedModel
 from schemas.techniques import TECHNIQUES, Technique
 from stages.auditing.evidence import Evidence, learned
-from stages.auditing.model_findings import clocks_before_steps, count_of, learning_text, names_of, off
-from stages.core.schedule import context_at
+from stages.auditing.model_findings import count_of, learning_text, names_of, off
 
 _BY_KEY = {technique.key: technique for technique in TECHNIQUES}
 
@@ -147,10 +146,9 @@ def _document_rows(evidence: Evidence, technique: Technique) -> Finding:
 
 
 def _progressive_context(evidence: Evidence, technique: Technique) -> Finding:
-    """Steps with each context, by the recorded clock before each."""
-    train = evidence.spec.train
-    steps = Counter(context_at(clock, train.schedule, train.data) for clock in clocks_before_steps(evidence))
-    wanted = (*train.data.context_lengths, train.data.sequence_length)
+    """Steps with each context, as the trainer recorded what it gave the model."""
+    data, steps = evidence.spec.train.data, Counter(evidence.metrics["context"].tolist())
+    wanted = (*data.context_lengths, data.sequence_length)
     reached = sum(bool(steps[length]) for length in wanted)
     parts = [f"{length:,} tokens for {count_of(steps[length], 'step')}" for length in wanted]
     return Finding(

@@ -26,7 +26,7 @@ from stages.store.hashing import FileHashes
 from stages.store.workspace import Workspace
 from stages.training.metrics import read_metrics
 
-METRIC_COLUMNS = ("step", "lr_scale", "muon_momentum", "seconds", "grad_norm", "qat_on")
+METRIC_COLUMNS = ("step", "lr_scale", "muon_momentum", "seconds", "grad_norm", "qat_on", "context")
 
 
 def main() -> None:

@@ -44,7 +44,9 @@ class DivergedError(ValueError):
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One optimizer step. `seconds` is the training clock after it."""
+    """One optimizer step. `seconds` is the training clock after it; `context`: tokens of a piece that the
+    model was given, 0 where an earlier version did not record it.
+    """
 
     step: int
     loss: float
@@ -55,6 +57,7 @@ class StepMetrics:
     grad_norm: float
     qat_on: bool
     snapshot: bool
+    context: int = 0
 
 
 def step_line(metrics: StepMetrics, schedule: ScheduleSettings) -> str:
@@ -146,7 +149,7 @@ class Trainer:
         if settings.snapshots.ema_horizon is not None:
             self.ema = [param.detach().clone() for param in self.model.parameters()]
         self.clock, self.qat_steps = Clock(0, 0.0), 0
-        self.context = settings.data.sequence_length
+        self.context = self.given_context = settings.data.sequence_length
         self.last_lr_scale, self.last_qat_on = 1.0, False
         if resume is not None:
             self._load(resume)
@@ -228,6 +231,7 @@ class Trainer:
             quiet = self.network.no_sync() if self.world > 1 and not last else nullcontext()  # type: ignore[operator]
             with quiet:
                 ids = in_pieces(rows.to(self.device, non_blocking=True), self.context)
+                self.given_context = ids.shape[1] - 1
                 loss = self.network(ids[:, :-1], ids[:, 1:], self.dtype) * (len(rows) / sequences)
                 loss.backward()
             total += loss.detach()
@@ -247,7 +251,8 @@ class Trainer:
         """Metrics of the step just taken, without the two figures that are still on the device."""
         steps, seconds = self.clock.steps, self.clock.seconds
         tokens = steps * self.settings.data.batch_tokens
-        return StepMetrics(steps, math.nan, lr_scale, momentum, tokens, seconds, math.nan, qat_on, snapshot)
+        nan, context = math.nan, self.given_context
+        return StepMetrics(steps, nan, lr_scale, momentum, tokens, seconds, nan, qat_on, snapshot, context)
 
     def _result(self, warmup_seconds: float) -> TrainedModel:
         schedule = self.settings.schedule

@@ -46,10 +46,10 @@ def train_log(report: PipelineReport, root: Path) -> str:
     """The training log of one seed, made from its records; at most about 200 lines of steps."""
     trained, schedule = report.trained, report.spec.train.schedule
     compute = report.spec.train.compute
-    names = [metric.name for metric in fields(StepMetrics)]
-    rows = [
-        StepMetrics(**row) for row in pq.read_table(root / trained.metrics.path, columns=names).to_pylist()
-    ]
+    metrics = root / trained.metrics.path
+    there = pq.read_schema(metrics).names
+    names = [metric.name for metric in fields(StepMetrics) if metric.name in there]
+    rows = [StepMetrics(**row) for row in pq.read_table(metrics, columns=names).to_pylist()]
     every = max(1, len(rows) // LOG_STEP_LINES)
     lines = [
         (

@@ -19,22 +19,25 @@ from stages.core.schedule import Clock, progress_at
 log = logging.getLogger(__name__)
 
 Columns = dict[str, NDArray]
-"""By column, as step, loss, lr_scale, seconds, grad_norm, qat_on, snapshot, muon_momentum; each (steps,)."""
+"""By column, as step, loss, lr_scale, seconds, grad_norm, qat_on, snapshot, context, muon_momentum; each
+(steps,).
+"""
 
 LINES_NAME, TABLE_NAME = "metrics.jsonl", "metrics.parquet"
 HELD_OUT_COLUMNS = ("val_nats", "val_bpb")
 """Score of held-out text after a step, nats a token and bits per byte; NaN at a step without one."""
+_LATER_COLUMNS = (*HELD_OUT_COLUMNS, "context")
 _TEXT = b"held_out_text"
 
 
 def read_metrics(path: Path, columns: Sequence[str]) -> Columns:
     """The columns, each (steps,). Raises StageError for a file that is not what training writes.
 
-    HELD_OUT_COLUMNS are NaN throughout where an earlier version wrote the file without them.
+    HELD_OUT_COLUMNS and context are NaN throughout where an earlier version wrote the file without them.
     """
     table = pq.read_table(path)
     there = set(table.column_names)
-    missing = [name for name in columns if name not in there and name not in HELD_OUT_COLUMNS]
+    missing = [name for name in columns if name not in there and name not in _LATER_COLUMNS]
     if missing or table.num_rows == 0:
         raise StageError(
             f"training metrics {path.name}: "

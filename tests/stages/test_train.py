@@ -367,16 +367,21 @@ def test_a_short_context_trains_as_short_rows_do_and_nothing_compiles_when_it_gr
     )
     shards = [Path(ref.path) for ref in tiny_tokens.train_shards]
 
-    def losses(settings: TrainSettings) -> tuple[list[float], list[int]]:
-        rows: list[float] = []
-        graphs: list[int] = []
-        hooks = Hooks(step=lambda row: (rows.append(row.loss), graphs.append(counter.frame_count)))  # type: ignore[arg-type, func-returns-value]
-        Trainer(settings, shards, hooks).run()
-        return rows, graphs
+    graphs: list[int] = []
+    contexts: list[int] = []
 
-    grown, graphs = losses(growing)
+    def losses(settings: TrainSettings) -> list[float]:
+        rows: list[StepMetrics] = []
+        graphs.clear()
+        hooks = Hooks(step=lambda row: (rows.append(row), graphs.append(counter.frame_count)))  # type: ignore[arg-type, func-returns-value]
+        Trainer(settings, shards, hooks).run()
+        contexts[:] = [row.context for row in rows]
+        return [row.loss for row in rows]
+
+    grown = losses(growing)
     assert graphs == [2] * 8
-    of_short, of_long = losses(replace(growing, data=short))[0], losses(replace(growing, data=data))[0]
+    assert contexts == [short.sequence_length] * 4 + [data.sequence_length] * 4
+    of_short, of_long = losses(replace(growing, data=short)), losses(replace(growing, data=data))
     assert grown[:4] == of_short[:4]
     assert grown[4:] != of_short[4:]
     assert grown[0] != of_long[0]
