@@ -320,12 +320,18 @@ def test_a_diverged_loss_stops_the_stage_with_step_and_last_good_checkpoint(
         train(wild, tiny_tokens, make_workspace())
 
 
-def test_loops_begin_at_their_share_and_nothing_compiles_after_the_clock_started(
-    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
+    """Counts the graphs that `torch.compile` makes from now on; it compiles nothing."""
     torch._dynamo.reset()
-    counter = CompileCounter()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    counting = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    return counting
+
+
+def test_loops_begin_at_their_share_and_nothing_compiles_after_the_clock_started(
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, counter: CompileCounter
+) -> None:
     settings = replace(
         smoke_training,
         model=replace(smoke_training.model, loop_passes=2, loop_layers=(1,)),
@@ -348,11 +354,8 @@ def test_loops_begin_at_their_share_and_nothing_compiles_after_the_clock_started
 
 
 def test_a_short_context_trains_as_short_rows_do_and_nothing_compiles_when_it_grows(
-    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
+    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, counter: CompileCounter
 ) -> None:
-    torch._dynamo.reset()
-    counter = CompileCounter()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     data = replace(smoke_training.data, order="sequential")
     growing = replace(
         smoke_training,
