@@ -43,6 +43,8 @@ ONLY_AS_ROOT = {"11"}
 def main() -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="fairway-faults-") as folder:
+        # PostgreSQL refuses to run as root, so its folder lies under one that other accounts may enter.
+        Path(folder).chmod(0o711)
         figures = Path(folder) / "figures.jsonl"
         figures.touch()
         command = [
