@@ -214,7 +214,9 @@ def fitted(plan: CodedPlan, subject: Subject, limit_bytes: int) -> QuantizedMode
         plan.multiplier_for(COARSEST_LOSS_NATS),
     )
     return plan.quantized(
-        fit_multiplier(num_bytes, start, coarsest, limit_bytes, settings.fit.tolerance_fraction)
+        fit_multiplier(
+            num_bytes, start, coarsest, limit_bytes, settings.fit.tolerance_fraction, plan.bytes_per_octave
+        )
     )
 
 

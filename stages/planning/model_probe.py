@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 PART_PARAMETERS = 2_000_000
 PREDICTED_TOKENS = 4_096
-TYPICAL_FIT_TRIES = 6
+TYPICAL_FIT_TRIES = 4
 _COMPRESSIONS = 2.0
 """Times that the stage compresses all weights: blob, plain rounding and each tensor, on two threads."""
 

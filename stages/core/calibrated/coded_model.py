@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -42,6 +43,11 @@ class CodedPlan:
         c²/24.
         """
         return math.sqrt(24 * loss_nats / sum(matrix.weight.numel() for matrix in self.matrices.values()))
+
+    @property
+    def bytes_per_octave(self) -> float:
+        """By how much a package shrinks where all steps double: a bit a weight, while codes have several."""
+        return sum(matrix.weight.numel() for matrix in self.matrices.values()) / 8
 
     def quantized(self, multiplier: float) -> QuantizedModel:
         """Every tensor of the model. Raises ValueError, naming the tensor, as `store_as_float` does."""
@@ -94,14 +100,19 @@ def ecsq_by_text(state: dict[str, Tensor], settings: Ecsq, text: Calibration) ->
             plan, text.model, text.checks, multiplier, lambda done: text.progress(done * of_matrix)
         )
     tries = list[tuple[float, int]]()
+    quantized = lru_cache(maxsize=1)(plan.quantized)  # the search's last try is the result
     if fits:
         of_try = (1 - measuring) / MAX_FIT_TRIES
-        multiplier = _fit(plan, text, tries, lambda done: text.progress(measuring + done * of_try))
-    return QuantizedByText(plan.quantized(multiplier), multiplier, tuple(divergences.items()), tuple(tries))
+        multiplier = _fit(plan, quantized, text, tries, lambda done: text.progress(measuring + done * of_try))
+    return QuantizedByText(quantized(multiplier), multiplier, tuple(divergences.items()), tuple(tries))
 
 
 def _fit(
-    plan: CodedPlan, text: Calibration, tries: list[tuple[float, int]], progress: Callable[[int], None]
+    plan: CodedPlan,
+    quantized: Callable[[float], QuantizedModel],
+    text: Calibration,
+    tries: list[tuple[float, int]],
+    progress: Callable[[int], None],
 ) -> float:
     settings, fit = plan.settings, plan.settings.fit
     assert fit.limit_bytes is not None
@@ -109,7 +120,7 @@ def _fit(
 
     def size_by(blob_bytes: Callable[[QuantizedModel], int], how: str) -> Callable[[float], int]:
         def size(multiplier: float) -> int:
-            tries.append((multiplier, blob_bytes(plan.quantized(multiplier)) + (fit.code_bytes or 0)))
+            tries.append((multiplier, blob_bytes(quantized(multiplier)) + (fit.code_bytes or 0)))
             text.say(f"steps × {multiplier / start:.3g}: {how}{tries[-1][1]:,} bytes")
             return tries[-1][1]
 
@@ -122,6 +133,7 @@ def _fit(
         plan.multiplier_for(COARSEST_LOSS_NATS),
         fit.limit_bytes,
         fit.tolerance_fraction,
+        plan.bytes_per_octave,
         progress,
     )
 
