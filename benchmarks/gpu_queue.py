@@ -60,13 +60,16 @@ class Work:
     to_train: Queue[Job] = field(default_factory=Queue)
     trained: Queue[Job | None] = field(default_factory=Queue)
     failed: list[str] = field(default_factory=list)
+    interrupted: bool = False
 
     def __post_init__(self) -> None:
         for job in self.jobs:
             self.to_train.put(job)
 
     def chain(self, job: Job, card: str, until: str) -> bool:
-        """Whether `gpu_chain` came to the end of the stage `until` on this card."""
+        """Whether `gpu_chain` came to the end of the stage `until` on this card; not begun after Ctrl-C."""
+        if self.interrupted:
+            return False
         log = self.logs / f"{job.name}-{until}.log"
         print(f"card {card}: {job.name} until {until}, log in {log}", flush=True)
         with log.open("w") as lines:
@@ -107,12 +110,18 @@ def run_all(work: Work, cards: Sequence[str], side_by_side: int) -> None:
             for card, training in zip(cards, trainings, strict=True)
             for _ in range(side_by_side)
         ]
-        for training in trainings:
-            training.result()
-        for job in [*work.later, *[None] * len(finishing)]:
-            work.trained.put(job)
-        for finished in finishing:
-            finished.result()
+        try:
+            for training in trainings:
+                training.result()
+            for job in [*work.later, *[None] * len(finishing)]:
+                work.trained.put(job)
+            for finished in finishing:
+                finished.result()
+        except KeyboardInterrupt:
+            work.interrupted = True
+            for _ in finishing:
+                work.trained.put(None)
+            raise
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
@@ -171,7 +180,10 @@ def main() -> None:
         jobs = [Job(run, seed) for seed in seeds for run in options.run]
         later = [Job(run, seeds[0]) for run in options.later]
         work = Work(jobs, later, [*chain, *options.rest], logs)
-        run_all(work, options.cards.split(","), options.side_by_side)
+        try:
+            run_all(work, options.cards.split(","), options.side_by_side)
+        except KeyboardInterrupt:
+            sys.exit(130)
         failed = work.failed
     print(table(json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()))
     for line in failed:

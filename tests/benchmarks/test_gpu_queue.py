@@ -1,7 +1,11 @@
 """The queue of GPU runs: a training has its card for itself, and the table has means over seeds."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +60,30 @@ def test_nothing_uses_a_card_while_it_trains(done: tuple[Work, list[dict]]) -> N
             and note["ended"] > training["began"]
         ]
         assert beside == []
+
+
+def test_nothing_begins_after_ctrl_c(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.jsonl"
+    waiting = "import sys, time; open(sys.argv[1], 'a').write('began\\n'); time.sleep(60)"
+    queue = (
+        "import sys\nfrom pathlib import Path\nfrom benchmarks.gpu_queue import Job, Work, run_all\n"
+        "jobs = [Job(run, '1') for run in 'abcd']\n"
+        f"command = [sys.executable, '-c', {waiting!r}, sys.argv[1]]\n"
+        "run_all(Work(jobs, jobs, command, Path(sys.argv[1]).parent), ['0', '1'], 2)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", queue, str(notes)],
+        start_new_session=True,
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not notes.exists() or len(notes.read_text().splitlines()) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
+    assert notes.read_text() == "began\nbegan\n"
 
 
 def test_the_table_has_the_mean_and_the_deviation_of_each_run() -> None:
