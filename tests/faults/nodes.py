@@ -18,6 +18,10 @@ def weights_of(store: Path, overrides: list[str], **options: object) -> tuple[st
     return trained.last.weights.sha256, trained.timings.resumed_from_steps
 
 
+def listed(steps: tuple[int, ...]) -> str:
+    return ", ".join(map(str, steps))
+
+
 def checkpoints(store: Path) -> list[Path]:
     return list(store.glob("work/train/*/checkpoints/*.json"))
 

@@ -22,7 +22,7 @@ from stages.processes.launch import ChildFailedError, importing_ours
 from tests.faults.chain import Chain
 from tests.faults.harness import ROOT, start
 from tests.faults.machines import MACHINES, Machine, two_machines
-from tests.faults.nodes import checkpoints, nodes_of, wait_until, weights_of
+from tests.faults.nodes import checkpoints, listed, nodes_of, wait_until, weights_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -77,8 +77,9 @@ def test_a_cable_is_pulled_and_a_launcher_killed(
     figure(LINE, done, told, seconds <= TIMEOUT_SECONDS + 10 and not left)
     machines[0].plug_cable()
     sha256, resumed = weights_of(store, ON_TWO, **OPTIONS)
-    told = f"went on from step {resumed}, weights as of two processes on one machine: {sha256 == expected}"
-    figure(LINE, "the cable back, the same run again", told, sha256 == expected and len(resumed) > 0)
+    same = sha256 == expected
+    told = f"went on from step {listed(resumed)}, weights as of two processes on one machine: {same}"
+    figure(LINE, "the cable back, the same run again", told, same and len(resumed) > 0)
 
     store = tmp_path / "late"
     code = (

@@ -53,9 +53,13 @@ def test_names_never_reach_a_shell_and_nothing_is_written_elsewhere(
     left = [path for name in ("home", "tmp") for path in folders[name].rglob("*") if path.is_file()]
     changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
     owned = list(tmp_path.rglob("owned"))
+
+    def told_of(paths: list[Path]) -> str:
+        return f" ({', '.join(map(str, paths[:3]))})" if paths else ""
+
     told = (
-        f"{len(owned)} commands run, {len(changed)} source files changed {changed[:3] or ''}, "
-        f"{len(left)} files in home and temporary folder {left[:3] or ''}"
+        f"{len(owned)} commands run, {len(changed)} source files changed{told_of(changed)}, "
+        f"{len(left)} files in home and temporary folder{told_of(left)}"
     )
     figure(
         "9",

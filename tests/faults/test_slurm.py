@@ -17,7 +17,7 @@ from stages.processes import slurm as launcher
 from stages.processes.launch import ChildFailedError
 from tests.faults.harness import Struck, start
 from tests.faults.machines import Machine, two_machines
-from tests.faults.nodes import checkpoints, nodes_of, wait_until, weights_of
+from tests.faults.nodes import checkpoints, listed, nodes_of, wait_until, weights_of
 from tests.faults.slurm import Slurm, missing_programs, slurm_cluster
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -97,8 +97,9 @@ def check_the_next_try(
 ) -> None:
     cluster.repair()
     sha256, resumed = weights_of(store, TWO_MACHINES, **OPTIONS)
-    told = f"went on from step {resumed}, weights as of two processes on one machine: {sha256 == expected}"
-    figure(LINE, f"Slurm, after {after}: the same run again", told, sha256 == expected and len(resumed) > 0)
+    same = sha256 == expected
+    told = f"went on from step {listed(resumed)}, weights as of two processes on one machine: {same}"
+    figure(LINE, f"Slurm, after {after}: the same run again", told, same and len(resumed) > 0)
 
 
 def test_two_machines_train_to_the_bytes_of_one(
@@ -201,6 +202,9 @@ def test_the_launching_machine_is_lost(
     late = ranks_of(store)
     sha256, resumed = weights_of(store, TWO_MACHINES, **OPTIONS)
     same = sha256 == expected
-    told = f"{len(late)} processes of the first try ran on; then from step {resumed} the same bytes: {same}"
+    told = (
+        f"{len(late)} processes of the first try ran on; "
+        f"then from step {listed(resumed)} the same bytes: {same}"
+    )
     met = len(late) >= 2 and same and not [process for process in late if process.is_running()]
     figure(LINE, "Slurm: the launcher and srun killed (SIGKILL), the same run again at once", told, met)
