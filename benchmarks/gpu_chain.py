@@ -157,12 +157,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1337)
     parser.add_argument("--until", choices=CHAIN[1:], default=CHAIN[-1])
     parser.add_argument("--context", action="append", type=int, default=[], help="tokens in a window")
+    parser.add_argument("--check", action="store_true", help="only read the settings of each run")
     parser.add_argument("--store", default=str(ROOT / ".fairway"))
     parser.add_argument("--json", type=Path, help="a line of JSON for each run is added to this file")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        for run in options.run:
+            spec_of(run.partition(":")[2].split(), options)
+    except (FairwayError, ValueError) as error:
+        parser.error(f"{run}: {error}")
     failed = 0
-    for run in options.run:
+    for run in [] if options.check else options.run:
         name, _, words = run.partition(":")
         began = time.perf_counter()
         row: dict[str, Any] = {"run": name, "settings": words.split(), "seed": options.seed}

@@ -171,6 +171,13 @@ def main() -> None:
     rows = options.show or options.json
     if rows is None or not (options.show or options.run):
         parser.error("give --run and --json, or --show")
+    if options.show and not rows.is_file():
+        parser.error(f"--show {rows}: no such file")
+    names = [run.partition(":")[0] for run in (*options.run, *options.later)]
+    if len(set(names)) < len(names):
+        parser.error(f"two runs have one name: {', '.join(names)}")
+    if options.side_by_side < 1:
+        parser.error(f"--side-by-side {options.side_by_side}: give 1 or more")
     failed: list[str] = []
     if not options.show:
         logs = rows.with_suffix(".logs")
@@ -180,14 +187,18 @@ def main() -> None:
         jobs = [Job(run, seed) for seed in seeds for run in options.run]
         later = [Job(run, seeds[0]) for run in options.later]
         work = Work(jobs, later, [*chain, *options.rest], logs)
+        runs = [word for run in (*options.run, *options.later) for word in ("--run", run)]
+        if subprocess.run([*work.command, *runs, "--check"]).returncode:
+            sys.exit(2)
         try:
             run_all(work, options.cards.split(","), options.side_by_side)
         except KeyboardInterrupt:
             sys.exit(130)
         failed = work.failed
-    print(table(json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()))
-    for line in failed:
-        print(line, file=sys.stderr)
+    lines = rows.read_text(encoding="utf-8").splitlines() if rows.is_file() else []
+    print(table(json.loads(line) for line in lines))
+    for failure in failed:
+        print(failure, file=sys.stderr)
     sys.exit(1 if failed else 0)
 
 

@@ -9,6 +9,7 @@ _ROUNDS_BY_ESTIMATE = 3
 _TRIES_BY_LINE = 6
 # Steps much coarser than those of the start can have codes that no coder holds.
 _MAX_OCTAVES = 2.0
+# A try lies so much of the bracket away from its ends.
 _MARGIN = 0.002
 
 _Size = tuple[float, int]
@@ -94,9 +95,9 @@ def fit_multiplier(
     MAX_FIT_TRIES sizes are made.
 
     Bytes fall nearly linearly with the multiplier's logarithm: at first by `bytes_per_octave`, then along the
-    line through the last sizes, halving when that stalls. No step is wider than two octaves. Ends early with
-    the finest that fits where finer steps no longer make more bytes. Raises LimitTooSmallError when
-    `coarsest` is too large.
+    line through the last sizes, halving the bracket at each fourth. No step is wider than two octaves. Ends
+    early with the finest that fits where finer steps no longer make more bytes. Raises LimitTooSmallError
+    when `coarsest` is too large.
     """
     wanted = limit_bytes * (1 - tolerance_fraction / 2)
     fits: _Size | None = None
@@ -111,13 +112,7 @@ def fit_multiplier(
                 raise LimitTooSmallError(limit_bytes, size)
             over = multiplier, size
         else:
-            if (
-                fits is not None
-                and over is None
-                and size <= fits[1]
-                and before is not None
-                and multiplier <= fits[0] / 2**_MAX_OCTAVES
-            ):
+            if fits and not over and size <= fits[1] and multiplier <= fits[0] / 2**_MAX_OCTAVES:
                 break
             fits = multiplier, size
             if size >= limit_bytes * (1 - tolerance_fraction):

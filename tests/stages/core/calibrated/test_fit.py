@@ -105,15 +105,18 @@ def test_estimates_spare_packages_and_never_the_limit(
 
 def test_a_limit_that_no_steps_reach_takes_one_package() -> None:
     """A model of a few kilobytes has no more than so many bytes, however fine its steps are."""
-    made = []
+    packages = []
 
-    def num_bytes(multiplier: float) -> int:
-        made.append(multiplier)
+    def filled(multiplier: float) -> int:
         return min(package_bytes(multiplier), 60_000)
 
-    found = fit_with_estimates(lambda m: num_bytes(m) + 50, num_bytes, 1.0, 1e6, 90_000, 0.001, 50_000)
-    assert num_bytes(found) == 60_000
-    assert len(made) - len(set(made)) == 2  # the package, and the line above
+    def num_bytes(multiplier: float) -> int:
+        packages.append(multiplier)
+        return filled(multiplier)
+
+    found = fit_with_estimates(lambda m: filled(m) + 50, num_bytes, 1.0, 1e6, 90_000, 0.001, 50_000)
+    assert filled(found) == 60_000
+    assert packages == [found]
 
 
 def test_an_estimate_that_is_too_large_refuses_nothing_that_fits() -> None:
