@@ -7,8 +7,8 @@
 
 `--until merge` stops after the merged model's score: enough to compare techniques, and quick. `--until train`
 leaves the rest to a later command on the same store, for example while the next run compiles. `--context`
-scores the package once more, in windows of that many tokens. A run's row is written after training, after
-merging and at its end, so an interrupted command leaves what it had.
+scores the package once more, in windows of that many tokens. A run's row is written after training, merging
+and evaluation and at its end, so an interrupted command leaves what it had.
 
 All runs share the store, so the text is tokenized once. A GPU machine needs torch with Triton, numpy,
 sentencepiece, pyarrow, pydantic, safetensors, psutil and zstandard.
@@ -19,7 +19,6 @@ sentencepiece, pyarrow, pydantic, safetensors, psutil and zstandard.
 import argparse
 import json
 import logging
-import math
 import sys
 import time
 import traceback
@@ -39,7 +38,8 @@ from schemas.settings import ScheduleSettings
 from schemas.stages import STAGES, result_name
 from schemas.tokenize_corpus import FilesCorpus, HashFraction, TokenizerSpec
 from stages.corpora import locate
-from stages.execution.runner import run_stage
+from stages.execution.runner import StageOutcome, run_stage
+from stages.scoring.isolated import check_isolated
 from stages.store.machine import resolve_precision
 from stages.store.store import Store
 
@@ -69,8 +69,13 @@ def spec_of(words: list[str], options: argparse.Namespace) -> PipelineSpec:
     return chosen
 
 
-def run_chain(spec: PipelineSpec, store: Store, until: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Run stage after stage; after each give its name and the figures so far."""
+def run_chain(
+    spec: PipelineSpec, store: Store, until: str, contexts: list[int]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run stage after stage; after each give its name and the figures so far.
+
+    Evaluated, the package is scored again in windows of `contexts` tokens.
+    """
     whole = {
         "tokenize_corpus": spec.tokenize,
         "package": spec.package_spec(),
@@ -78,13 +83,23 @@ def run_chain(spec: PipelineSpec, store: Store, until: str) -> Iterator[tuple[st
     }
     results: dict[str, Any] = {"manifest": locate(spec.tokenize, store.hashes)}
     seconds: dict[str, float] = {}
-    for stage in CHAIN[: CHAIN.index(until) + 1]:
+
+    def run(stage: str, stage_spec: Any) -> StageOutcome:
         inputs = {name: results[name] for name in STAGES[stage].inputs}
-        stage_spec = whole[stage] if stage in whole else getattr(spec, stage)
-        outcome = run_stage(store, stage, stage_spec, inputs, RunOptions(store=str(store.root)))
+        return run_stage(store, stage, stage_spec, inputs, RunOptions(store=str(store.root)))
+
+    for stage in CHAIN[: CHAIN.index(until) + 1]:
+        outcome = run(stage, whole[stage] if stage in whole else getattr(spec, stage))
         results[result_name(stage)], seconds[stage] = outcome.record.result, outcome.seconds
         if "trained" in results:
             yield stage, figures(results, seconds)
+    if "evaluation" in results:
+        scoring = spec.evaluate.scoring
+        scores = {str(scoring.sequence_length): results["evaluation"].non_overlapping.bpb}
+        for context in sorted(set(contexts) - {scoring.sequence_length}):
+            other = spec.evaluate.derive(scoring=scoring.derive(sequence_length=context, stride=0))
+            scores[str(context)] = run("evaluate", other).record.result.non_overlapping.bpb
+        yield "contexts", {"bpb_by_context": scores}
 
 
 def figures(results: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
@@ -128,17 +143,6 @@ def figures(results: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any
     return row
 
 
-def score_in_contexts(spec: PipelineSpec, store: Store, contexts: list[int]) -> dict[str, float]:
-    """bpb without overlap of the finished run's package, by the tokens of a window."""
-    scores = {}
-    scoring = spec.evaluate.scoring
-    for context in contexts:
-        other = spec.evaluate.derive(scoring=scoring.derive(sequence_length=context, stride=0))
-        for _, row in run_chain(spec.model_copy(update={"evaluate": other}), store, CHAIN[-1]):
-            scores[str(context)] = row.get("bpb_quantized", math.nan)
-    return scores
-
-
 def keep(row: dict[str, Any], path: Path | None) -> None:
     """Print the row, and add it to the file if there is one."""
     print(json.dumps(row), flush=True)
@@ -157,17 +161,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1337)
     parser.add_argument("--until", choices=CHAIN[1:], default=CHAIN[-1])
     parser.add_argument("--context", action="append", type=int, default=[], help="tokens in a window")
-    parser.add_argument("--check", action="store_true", help="only read the settings of each run")
+    parser.add_argument("--check", action="store_true", help="only look for what would stop a run")
     parser.add_argument("--store", default=str(ROOT / ".fairway"))
     parser.add_argument("--json", type=Path, help="a line of JSON for each run is added to this file")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        for run in options.run:
+    for run in options.run:
+        try:
             spec_of(run.partition(":")[2].split(), options)
-    except (FairwayError, ValueError) as error:
-        parser.error(f"{run}: {error}")
-    failed = 0
+        except (FairwayError, ValueError) as error:
+            parser.error(f"{run}: {error}")
+    last, failed = options.until, 0
+    if options.until == CHAIN[-1]:
+        last = "contexts"
+        try:
+            check_isolated()
+        except FairwayError as error:
+            parser.error(f"--until {options.until}: {error}")
     for run in [] if options.check else options.run:
         name, _, words = run.partition(":")
         began = time.perf_counter()
@@ -175,12 +185,10 @@ def main() -> None:
         store = Store(options.store)
         try:
             spec = spec_of(words.split(), options)
-            for stage, so_far in run_chain(spec, store, options.until):
+            for stage, so_far in run_chain(spec, store, options.until, options.context):
                 row |= so_far
-                if stage in ("train", "merge") and stage != options.until:
+                if stage in ("train", "merge", "evaluate") and stage != last:
                     keep(row | {"after": stage}, options.json)
-            if options.until == CHAIN[-1]:
-                row["bpb_by_context"] = score_in_contexts(spec, store, options.context)
         except (FairwayError, OSError, RuntimeError, ValueError) as error:  # the next run is still worth it
             traceback.print_exc()
             row["error"], failed = f"{type(error).__name__}: {error}"[:2000], failed + 1

@@ -9,6 +9,7 @@ A card trains one run at a time, and nothing else uses it meanwhile: the clock l
 neighbour would cost it steps. A card without a training left does the later stages, several at once. All
 trainings of a seed come before those of the next one. `--later` names a run whose training another one
 has, with other settings of later stages: another quantizer, for example. It is done with the first seed.
+`--without` names a run and a seed that are left out, as `winner-1337`.
 
 What follows `--` goes to each `gpu_chain`. The same command again continues: the store has what was finished.
 """
@@ -161,8 +162,9 @@ def main() -> None:
     parser.add_argument("--run", action="append", default=[], help="'name: preset setting=value …'")
     parser.add_argument("--later", action="append", default=[], help="the same, trained as another run")
     parser.add_argument("--seeds", default="1337", help="commas between them")
+    parser.add_argument("--without", action="append", default=[], help="NAME-SEED that is left out")
     parser.add_argument("--cards", default="0", help="numbers of the GPUs, commas between them")
-    parser.add_argument("--side-by-side", type=int, default=4, help="later stages at once on an idle card")
+    parser.add_argument("--side-by-side", type=int, default=3, help="later stages at once on an idle card")
     parser.add_argument("--store", default=".fairway")
     parser.add_argument("--json", type=Path, help="rows of figures; logs lie in a folder beside it")
     parser.add_argument("--show", type=Path, help="only print the table of these rows")
@@ -185,6 +187,11 @@ def main() -> None:
         chain = [sys.executable, "-m", "benchmarks.gpu_chain", "--store", options.store, "--json", str(rows)]
         seeds = options.seeds.split(",")
         jobs = [Job(run, seed) for seed in seeds for run in options.run]
+        if unknown := set(options.without) - {job.name for job in jobs}:
+            parser.error(
+                f"--without {', '.join(sorted(unknown))}: the runs are {', '.join(j.name for j in jobs)}"
+            )
+        jobs = [job for job in jobs if job.name not in options.without]
         later = [Job(run, seeds[0]) for run in options.later]
         work = Work(jobs, later, [*chain, *options.rest], logs)
         runs = [word for run in (*options.run, *options.later) for word in ("--run", run)]

@@ -48,6 +48,7 @@ from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import TrainingResult
 from stages.corpora import locate
 from stages.processes.hosts import check_launcher
+from stages.scoring.isolated import check_isolated
 from stages.store.runs import save_report, save_run_file
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ def pipeline(
     run = stage_runner(options, plan.label, [], again)
     spec, store = plan.spec, run.store
     check_launcher(spec.train.compute, options)
+    check_isolated()
     check_tracker(options.report_to)
     show_plan(plan, store, options)
     held_out = plan_held_out(options, spec, store)

@@ -4,15 +4,18 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from schemas.base import invalid_field
-from schemas.errors import StageError, first_line
+from schemas.errors import SpecError, StageError, first_line
 from schemas.evaluate import LoraScores, Score
+from schemas.package import ALLOWED_PACKAGES
 from schemas.runtime import Progress
 from schemas.settings import ComputeSettings, ScoringSettings
 from stages.processes.launch import run_ranks
@@ -25,6 +28,25 @@ class Scores:
     non_overlapping: Score
     sliding: Score | None
     test_time_training: LoraScores | None = None
+
+
+_NAME_MISSING = (
+    "import importlib.util as found, sys; print(*(n for n in sys.argv[1:] if found.find_spec(n) is None))"
+)
+
+
+def check_isolated(packages: Collection[str] = ALLOWED_PACKAGES) -> None:
+    """Raise SpecError where an isolated Python would not find these packages.
+
+    `python -I` ignores PYTHONPATH and the user's own packages. Training would be over when the script fails.
+    """
+    command = [sys.executable, "-I", "-c", _NAME_MISSING, *sorted(packages)]
+    missing = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    if missing:
+        raise SpecError(
+            f"the package is scored by {sys.executable} -I, which ignores PYTHONPATH and does not find "
+            f"{', '.join(missing)}: install them into this Python's own environment"
+        )
 
 
 def score_isolated(

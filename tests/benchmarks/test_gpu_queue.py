@@ -109,3 +109,11 @@ def test_the_table_has_the_mean_and_the_deviation_of_each_run() -> None:
         "| 0.9500 ± 0.0707 |"
     )
     assert third == "| third | 3 | 1,000 | 50.0 | 1.0800 | 1.5000 |  | 15,990,000 |  |"
+
+
+def test_a_run_that_is_not_there_cannot_be_left_out(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu_queue", "--run", "a: smoke", "--seeds", "1,2"]
+    command += ["--json", str(tmp_path / "rows.jsonl"), "--without", "a-3"]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert said.returncode == 2
+    assert "--without a-3: the runs are a-1, a-2" in said.stderr

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from schemas.errors import StageError
-from stages.scoring.isolated import read_scores
+from schemas.errors import SpecError, StageError
+from stages.scoring.isolated import check_isolated, read_scores
 
 SCORE = {
     "bpb": 1.0,
@@ -30,3 +30,16 @@ def test_a_score_that_is_not_finite_is_named(tmp_path: Path) -> None:
         match=r"scores\.json: the script left scores that are none: Score\.bpb = nan: .*finite number",
     ):
         read_scores(path)
+
+
+def test_a_package_that_only_pythonpath_names_is_missed_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pip install --target` and clusters' modules work so."""
+    (tmp_path / "beside_python.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    check_isolated()
+    with pytest.raises(
+        SpecError, match=r"-I, which ignores PYTHONPATH and does not find beside_python: inst"
+    ):
+        check_isolated(["torch", "beside_python"])
