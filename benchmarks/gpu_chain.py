@@ -97,7 +97,9 @@ def run_chain(
         scoring = spec.evaluate.scoring
         scores = {str(scoring.sequence_length): results["evaluation"].non_overlapping.bpb}
         for context in sorted(set(contexts) - {scoring.sequence_length}):
-            other = spec.evaluate.derive(scoring=scoring.derive(sequence_length=context, stride=0))
+            other = spec.evaluate.derive(
+                scoring=scoring.derive(sequence_length=context, stride=0, attention_window=0)
+            )
             scores[str(context)] = run("evaluate", other).record.result.non_overlapping.bpb
         yield "contexts", {"bpb_by_context": scores}
 

@@ -21,9 +21,10 @@ from schemas.settings import (
     TrainSettings,
 )
 from stages.core import fused_kernels
+from stages.core.attention import rotary_angles, rotate_partly
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream
-from stages.core.model import GPT, Matrix, mix_and_norm, rms_norm, rotary_angles, rotate_partly
+from stages.core.model import GPT, Matrix, mix_and_norm, rms_norm
 from stages.core.scoring import score
 from stages.core.trainer import Hooks, StepMetrics, Trainer
 

@@ -86,7 +86,8 @@ def frontier(
     log.info("%s: %d quantizations of the merged model", earlier.name, len(names))
     # The windows and the precision with which the unquantized model was scored.
     scoring = EvaluateSpec(
-        scoring=replace(earlier.spec.merge.scoring, stride=0), compute=earlier.spec.merge.compute
+        scoring=replace(earlier.spec.merge.scoring, stride=0, attention_window=0),
+        compute=earlier.spec.merge.compute,
     )
     points, failed = [], dict[str, str]()
     for index, name in enumerate(names):

@@ -519,8 +519,33 @@ class ScoringSettings(Settings):
             "inside it, and sees no other. Figures of the two are not comparable"
         ),
     )
+    attention_window: int = setting(
+        0,
+        (
+            "instead of sliding windows, one pass over long windows in which each token attends to so many "
+            "tokens up to itself; needs stride 0"
+        ),
+        unit="tokens",
+        minimum=0,
+    )
+
+    @property
+    def overlapping(self) -> tuple[int, int] | None:
+        """Length and stride of the windows of the second score; None where there is none.
+
+        Of a pass with an attention window, a window repeats so many tokens of the one before, unscored.
+        """
+        if self.attention_window:
+            length = max(self.batch_tokens, 2 * self.attention_window)
+            return length, length - self.attention_window
+        return (self.sequence_length, self.stride) if self.stride else None
 
     def check(self) -> None:
+        if self.attention_window and self.stride:
+            raise ValueError(
+                f"attention_window = {self.attention_window}: it takes the place of sliding windows; set "
+                f"stride = 0, which is {self.stride}"
+            )
         if self.stride > self.sequence_length:
             raise ValueError(
                 f"stride = {self.stride}: must be at most sequence_length = {self.sequence_length}"

@@ -71,6 +71,7 @@ class SubmissionInfo(Schema):
     eval_sequence_length: PositiveInt
     eval_stride: NonNegativeInt
     eval_windows: Windows = "stream"
+    eval_attention_window: NonNegativeInt = 0
     eval_batch_tokens: PositiveInt = Field(description="in one forward pass; the last digits depend on it")
     seed: NonNegativeInt
     seeds: tuple[NonNegativeInt, ...]

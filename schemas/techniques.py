@@ -131,6 +131,12 @@ TECHNIQUES = (
         "windows over the stream",
     ),
     Technique("sliding", "sliding windows", _set("evaluate.scoring.stride=0")),
+    Technique(
+        "attention-window",
+        "attention over the nearest tokens",
+        _set("evaluate.scoring.attention_window=0"),
+        "windows that do not overlap",
+    ),
     Technique("test-time-training", "test-time training", _set("evaluate.test_time_training.on=false")),
 )
 

@@ -44,6 +44,9 @@ def render(spec: PublishSpec, results: RunResults, audit: Audit, metrics: Column
         "budget": plots.budget(rows.budget_parts(results.size), results.size.limit_bytes, themed=True),
     }
     style, scripts, policy = hover.assets()
+    sliding_by = rows.how_sliding(
+        _setting(spec, "evaluate.scoring.stride"), _setting(spec, "evaluate.scoring.attention_window")
+    )
     changes = content.change_rows(results.trained)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("report")),
@@ -59,7 +62,7 @@ def render(spec: PublishSpec, results: RunResults, audit: Audit, metrics: Column
         hover_style=style,
         hover_scripts=scripts,
         policy=policy,
-        figures=rows.result_table(results, "", _setting(spec, "evaluate.scoring.stride")),
+        figures=rows.result_table(results, "", sliding_by),
         averaged=rows.averaged(results),
         audited=rows.audit_table(audit),
         written=content.written_texts(audit),

@@ -107,6 +107,10 @@ def rescore(
     stride: Annotated[
         int | None, typer.Option(help="targets that each sliding window adds; 0 leaves them out")
     ] = None,
+    attention_window: Annotated[
+        int | None,
+        typer.Option(help="instead of sliding windows: tokens that each token attends to, in one pass"),
+    ] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="tokens in one forward pass")] = None,
     processes: Annotated[int, typer.Option(min=1, max=8, help="processes that score")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
@@ -137,7 +141,7 @@ def rescore(
 
         paths = shards_of(shards)
         model = tokenizer or tokenizer_beside(paths)
-        scoring = scoring_of(folder, sequence_length, stride, batch_tokens)
+        scoring = scoring_of(folder, sequence_length, stride, attention_window, batch_tokens)
         compute = compute_of(device, processes, precision)
         with live_output(make_console(stderr=True)) as show:
             made = score_again(

@@ -11,7 +11,7 @@ from schemas.introspect import describe_fields, number
 from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.publish import PublishSpec, ReportedSetting
 from schemas.stopped import StoppedRun
-from stages.report.rows import Table, result_table
+from stages.report.rows import Table, result_table, sliding_of
 
 Row = dict[str, str]
 
@@ -20,8 +20,9 @@ _MAX_VALUE_CHARACTERS = 60
 
 def run_table(report: PipelineReport) -> Table:
     """The figures of a run under its name and date."""
-    stride = report.spec.evaluate.scoring.stride
-    return result_table(report, f"{report.name}  ({report.created_at})", str(stride))
+    return result_table(
+        report, f"{report.name}  ({report.created_at})", sliding_of(report.spec.evaluate.scoring)
+    )
 
 
 def stage_rows(report: PipelineReport) -> list[Row]:

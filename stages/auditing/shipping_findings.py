@@ -7,6 +7,7 @@ from schemas.quantizer_settings import CalibratedSettings, Ecsq, FittingSettings
 from schemas.techniques import TECHNIQUES, Technique
 from stages.auditing.evidence import Evidence
 from stages.auditing.model_findings import count_of, names_of, off
+from stages.report.rows import sliding_of
 
 _BY_KEY = {technique.key: technique for technique in TECHNIQUES}
 
@@ -21,6 +22,7 @@ def shipping_findings(evidence: Evidence) -> list[Finding]:
         "quantizer": _quantizer,
         "document-windows": _document_windows,
         "sliding": _sliding,
+        "attention-window": _sliding,
         "test-time-training": _test_time_training,
     }
     findings = [
@@ -134,12 +136,12 @@ def _divergence(packed: PackedModel) -> dict[str, float]:
 def _sliding(evidence: Evidence, technique: Technique) -> Finding:
     scores = evidence.results.evaluation
     gain = scores.sliding.bpb - scores.non_overlapping.bpb if scores.sliding else 0.0
-    stride = evidence.spec.evaluate.scoring.stride
     return Finding(
         key=technique.key,
         title=technique.title,
         verdict="took effect" if gain else "no effect",
-        evidence=f"stride {stride}: {gain:+.5f} bpb against windows that do not overlap",
+        evidence=f"{sliding_of(evidence.spec.evaluate.scoring)}: {gain:+.5f} bpb against windows "
+        "that do not overlap",
         figures={"bpb_against_non_overlapping": gain},
     )
 

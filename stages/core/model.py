@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from schemas.settings import ModelSettings, QatSettings
 from schemas.tensor_formats import format_for
-from stages.core.cpu_operations import CausalAttention, LeakyReluSquared, ReluSquared, RmsNorm
+from stages.core.attention import (
+    attend_causally,
+    attend_nearby,
+    exclude_own_value,
+    rotary_angles,
+    rotate_partly,
+)
+from stages.core.cpu_operations import LeakyReluSquared, ReluSquared, RmsNorm
 from stages.core.quantizers.fake_quantizers import FakeQuantizer, fake_quantizer
 from stages.core.shards import BOS_ID
 
@@ -137,18 +144,21 @@ class Attention(nn.Module):
         value_shift: Tensor | None,
         out_scale: Tensor,
         num_last: int | None = None,
+        reach: int | None = None,
     ) -> Tensor:
         """x (B, T, D), rotation cos and sin (T, rope_dims/2), value_shift (B, T, K·E) or None, out_scale
         (D,) -> (B, T, D).
 
-        With `num_last` only the last positions ask: (B, num_last, D).
+        With `num_last` only the last positions ask: (B, num_last, D). With `reach` each asks about itself and
+        the `reach` − 1 positions before it.
         """
         batch, tokens, _ = x.shape
         q, k, v = self.heads(x, rotation)
         if value_shift is not None:
             v = v + value_shift.view(v.shape)
         asked = num_last or tokens
-        y = attend_causally(q[:, -asked:], k, v)
+        q = q[:, -asked:]
+        y = attend_causally(q, k, v) if reach is None else attend_nearby(q, k, v, reach)
         if self.exclusive:
             y = exclude_own_value(y, v[:, -asked:])
         if self.head_gate is not None:
@@ -167,57 +177,6 @@ class Attention(nn.Module):
         q, k, v = (matrix(x).unflatten(-1, (-1, self.head_dim)) for matrix in (self.q, self.k, self.v))
         q = rotate_partly(rms_norm(q), *rotation) * self.q_gain.to(x.dtype)[:, None]
         return q, rotate_partly(rms_norm(k), *rotation), v
-
-
-def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q·k/√E) v over this and earlier positions. q (B, Q, H, E), k and v (B, T, K, E) -> (B, Q,
-    H, E).
-
-    The queries are those of the last Q ≤ T positions. On the CPU plain products in blocks are faster than the
-    fused kernel (benchmarks/cpu_operations.py), but in float32 without gradients only for short windows. With
-    gradients they keep T·T/2 shares a head, so only up to 1,024 tokens.
-    """
-    asked, tokens = q.size(1), k.size(1)
-    longest = 1024 if torch.is_grad_enabled() else 512
-    if q.device.type == "cpu" and (
-        tokens <= longest or (q.dtype == torch.bfloat16 and not torch.is_grad_enabled())
-    ):
-        return CausalAttention.apply(q, k, v, 64 if tokens <= 512 else 128)
-    gqa = k.size(2) < q.size(2)
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    if asked == tokens:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
-    seen = torch.ones(asked, tokens, dtype=torch.bool, device=q.device).tril(tokens - asked)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=gqa).transpose(1, 2)
-
-
-def rotary_angles(tokens: int, dims: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, dims/2) of position times frequency, float32."""
-    frequencies = base ** (-torch.arange(0, dims, 2, dtype=torch.float32, device=device) / max(dims, 1))
-    angles = torch.outer(torch.arange(tokens, dtype=torch.float32, device=device), frequencies)
-    return angles.cos(), angles.sin()
-
-
-def rotate_partly(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first 2·cos.size(1) dims of each head, half-split; the others pass. x (B, T, heads, E)."""
-    half = cos.size(1)
-    if half == 0:
-        return x
-    cos, sin = cos.to(x.dtype)[:, None], sin.to(x.dtype)[:, None]
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat((first * cos + second * sin, second * cos - first * sin, rest), dim=-1)
-
-
-def exclude_own_value(y: Tensor, v: Tensor) -> Tensor:
-    """XSA: y − (y·v̂)v̂ with v̂ = v/‖v‖ of the head's KV group. y (B, T, H, E), v (B, T, K, E) -> (B, T,
-    H, E).
-    """
-    batch, tokens, heads, dims = y.shape
-    direction = F.normalize(v, dim=-1).unsqueeze(3)  # (B, T, K, 1, E)
-    grouped = y.view(batch, tokens, v.size(2), heads // v.size(2), dims)
-    return (grouped - (grouped * direction).sum(-1, keepdim=True) * direction).view(
-        batch, tokens, heads, dims
-    )
 
 
 class Mlp(nn.Module):
@@ -269,9 +228,10 @@ class Block(nn.Module):
         rotation: tuple[Tensor, Tensor],
         value_shift: Tensor | None,
         num_last: int | None = None,
+        reach: int | None = None,
     ) -> Tensor:
         x, normed = self.mix_and_norm(x, x0, self.resid_mix, self.norm_scale)
-        attended = self.attn(normed, rotation, value_shift, self.attn_scale, num_last)
+        attended = self.attn(normed, rotation, value_shift, self.attn_scale, num_last, reach)
         asked = attended.size(1)
         x = x[:, -asked:] + attended
         read = normed[:, -asked:] if self.parallel else rms_norm(x, self.norm_scale)
@@ -297,10 +257,11 @@ class TwoLaneBlock(Block):
         rotation: tuple[Tensor, Tensor],
         value_shift: Tensor | None,
         num_last: int | None = None,
+        reach: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         first, second = streams
         _, normed = self.mix_and_norm(first, x0, self.resid_mix, self.norm_scale)
-        attended = self.attn(normed, rotation, value_shift, self.attn_scale, num_last)
+        attended = self.attn(normed, rotation, value_shift, self.attn_scale, num_last, reach)
         asked = attended.size(1)
         first, second = first[:, -asked:], second[:, -asked:]
         fed = self.mlp(rms_norm(second, self.norm_scale), self.mlp_scale)
@@ -433,11 +394,17 @@ class GPT(nn.Module):
                 nn.init.orthogonal_(fresh, generator=generator)
             module.weight.copy_(fresh)
 
-    def hidden(self, ids: Tensor, dtype: torch.dtype = torch.float32, num_last: int | None = None) -> Tensor:
+    def hidden(
+        self,
+        ids: Tensor,
+        dtype: torch.dtype = torch.float32,
+        num_last: int | None = None,
+        reach: int | None = None,
+    ) -> Tensor:
         """Token ids (B, T) int64 -> normalised output of the last layer (B, T, D) in `dtype`.
 
         With `num_last` only that of the last positions, (B, num_last, D): the last layer attends and feeds
-        forward for no other.
+        forward for no other. With `reach` each layer attends to a position and the `reach` − 1 before it.
         """
         settings = self.settings
         x = self.tok_emb.look_up(ids, dtype)
@@ -463,9 +430,9 @@ class GPT(nn.Module):
                 shift = self.value_embedding.scales[str(layer)].to(dtype) * value_shift  # type: ignore[union-attr]
             asked = num_last if place == len(order) - 1 else None
             if second is not None:
-                x, second = block((x, second), x0, rotation, shift, asked)
+                x, second = block((x, second), x0, rotation, shift, asked, reach)
             else:
-                x = block(x, x0, rotation, shift, asked)
+                x = block(x, x0, rotation, shift, asked, reach)
             if self.skip_weights is not None and place < len(order) // 2:
                 skips.append(x)
         return rms_norm(x if second is None else (x + second) / 2)

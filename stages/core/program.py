@@ -83,8 +83,8 @@ def model_of_blob(blob: bytes, device: torch.device) -> GPT:
 def evaluate_blob(
     options: argparse.Namespace, blob_path: Path, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any] | None]:
-    """Scores by kind: non_overlapping, sliding when the stride is not 0, and test_time_training where it is
-    on.
+    """Scores by kind: non_overlapping, sliding where there are such windows or an attention window, and
+    test_time_training where it is on.
     """
     num_nodes, num_processes = _processes()
     compute = ComputeSettings(
@@ -95,7 +95,7 @@ def evaluate_blob(
         num_processes=num_processes,
     )
     say_machine(compute, say)
-    scoring = ScoringSettings(options.sequence_length, options.stride, options.batch_tokens, options.windows)
+    scoring = _scoring(options)
     stream, table = TokenStream(_shards("--val", options.val)), _token_bytes(options.tokenizer)
     rank, _, device = join_processes(compute)
     model = model_of_blob(_blob_of_first(blob_path), device)
@@ -108,11 +108,12 @@ def evaluate_blob(
         return lambda done, total, unit: print(f"@progress {done} {total} {unit}, {kind}", flush=True)
 
     scores: dict[str, dict[str, Any] | None] = {"non_overlapping": None, "sliding": None}
-    for kind, stride in (("non_overlapping", scoring.sequence_length), ("sliding", scoring.stride)):
-        if not stride:
-            continue
+    passes: dict[str, tuple[int, int | None]] = {"non_overlapping": (scoring.sequence_length, None)}
+    if scoring.overlapping:
+        passes["sliding"] = scoring.overlapping[1], scoring.attention_window or None
+    for kind, (stride, reach) in passes.items():
         started = time.perf_counter()
-        sums = score(model, *text, scoring, stride, dtype, progress(kind), group)
+        sums = score(model, *text, scoring, stride, dtype, progress(kind), group, reach=reach)
         scored = score_as_dict(sums, time.perf_counter() - started)
         scores[kind] = scored
         say(score_line(kind, scored))
@@ -185,6 +186,17 @@ def _precision(options: argparse.Namespace, otherwise: ComputeSettings) -> Liter
     return "bfloat16" if asked == "bfloat16" else "float32"
 
 
+def _scoring(options: argparse.Namespace) -> ScoringSettings:
+    """As asked; a stride or an attention window takes the place of both of the recipe's."""
+    usual = RECIPE.scoring if RECIPE else ScoringSettings()
+    overlap = usual.stride, usual.attention_window
+    if options.stride is not None or options.attention_window is not None:
+        overlap = options.stride or 0, options.attention_window or 0
+    return ScoringSettings(
+        options.sequence_length, overlap[0], options.batch_tokens, options.windows, overlap[1]
+    )
+
+
 def knowing_its_code(quantizer: AnyQuantizer, script: Path) -> AnyQuantizer:
     """Where a byte limit is to be met, the settings with the bytes of this very script, unless they have
     a number.
@@ -226,8 +238,13 @@ def submission_parser(recipe: Recipe | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--stride",
         type=int,
-        default=scoring.stride,
-        help="targets that each sliding window adds; 0 leaves them out",
+        help=f"targets that each sliding window adds; 0 leaves them out (default: {scoring.stride})",
+    )
+    parser.add_argument(
+        "--attention-window",
+        type=int,
+        help="instead of sliding windows: tokens that each token attends to, in one pass "
+        f"(default: {0 if scoring.stride else scoring.attention_window})",
     )
     parser.add_argument(
         "--batch-tokens", type=int, default=scoring.batch_tokens, help="tokens in one forward pass"

@@ -103,10 +103,14 @@ def score(
     progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
     group: dist.ProcessGroup | None = None,
     share: float = 1.0,
+    reach: int | None = None,
 ) -> ScoreSums:
     """Score `tokens` with windows `stride` apart, shared by all processes; `settings.windows` says whether
     they stay inside documents. With a `share` below 1 only so many of them, evenly spaced. `group` adds up
     the sums: processes take more or less time for their share.
+
+    With `reach` each token attends to so many up to itself, as in sliding windows one apart, but in windows
+    of `stride` + `reach` tokens. Those that a window shares with the one before are read and not scored.
 
     Raises ValueError for fewer than two tokens.
     """
@@ -115,21 +119,21 @@ def score(
         raise ValueError(f"the validation split has {len(tokens)} tokens; scoring needs at least 2")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = model.tok_emb.weight.device
+    length = settings.sequence_length if reach is None else stride + reach
     if settings.windows == "documents":
-        starts = tokens.document_starts()
-        windows = _spaced(plan_document_windows(starts, num_targets, settings.sequence_length, stride), share)
+        windows = _spaced(plan_document_windows(tokens.document_starts(), num_targets, length, stride), share)
         mine = windows[rank::world]
         batches = _padded_batches(mine, settings.batch_tokens)
     else:
-        windows = _spaced(plan_windows(num_targets, settings.sequence_length, stride), share)
+        windows = _spaced(plan_windows(num_targets, length, stride), share)
         mine = windows[len(windows) * rank // world : len(windows) * (rank + 1) // world]
-        batches = _batches(mine, max(1, settings.batch_tokens // settings.sequence_length))
+        batches = _batches(mine, max(1, settings.batch_tokens // length))
     sums = torch.zeros(5, dtype=torch.float64)
     done = 0
     for batch in batches:
         rows, scored = _read(tokens, batch)
         num_last = rows.shape[1] - 1 - int(scored.any(axis=0).argmax())
-        nll = _nll(model, torch.from_numpy(rows).to(device), num_last, dtype).double().cpu()
+        nll = _nll(model, torch.from_numpy(rows).to(device), num_last, dtype, reach).double().cpu()
         sums += target_sums(table, rows[:, -num_last - 1 :], scored[:, -num_last:], nll)
         done += len(batch)
         progress(done, len(mine), "windows")
@@ -176,12 +180,12 @@ def _read(tokens: TokenStream, batch: list[Window]) -> tuple[np.ndarray, np.ndar
     return rows, scored
 
 
-def _nll(model: GPT, ids: Tensor, num_scored: int, dtype: torch.dtype) -> Tensor:
+def _nll(model: GPT, ids: Tensor, num_scored: int, dtype: torch.dtype, reach: int | None) -> Tensor:
     """Nats of the last `num_scored` targets of each row of ids (B, T+1) -> (B, num_scored)."""
     # A GPU's causal attention takes as many queries as keys; another call there, with a mask, has not been
     # measured.
     num_last = num_scored if ids.device.type == "cpu" else None
-    hidden = model.hidden(ids[:, :-1], dtype, num_last)[:, -num_scored:]
+    hidden = model.hidden(ids[:, :-1], dtype, num_last, reach)[:, -num_scored:]
     logits = model.logits(hidden)
     return F.cross_entropy(logits.flatten(0, 1), ids[:, -num_scored:].flatten(), reduction="none").view(
         len(ids), num_scored

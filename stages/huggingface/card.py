@@ -6,7 +6,7 @@ from schemas.huggingface import TRANSFORMERS_PACKAGES
 from schemas.pipeline import PipelineReport
 from schemas.sample import Weights
 from schemas.tokenize_corpus import HuggingFaceCorpus
-from stages.report.rows import Table, audit_table, bpb, markdown_table, result_table
+from stages.report.rows import Table, audit_table, bpb, markdown_table, result_table, sliding_of
 from stages.store.runs import records_of
 from stages.store.store import Store
 
@@ -66,7 +66,7 @@ def _text(store: Store, report: PipelineReport, weights: Weights) -> str:
             "training document did. The model has no cache of keys and values. llama.cpp (GGUF) does not "
             "know the model."
         ),
-        "## Figures": _markdown(result_table(report, "", str(scoring.stride or ""))),
+        "## Figures": _markdown(result_table(report, "", sliding_of(scoring))),
         "## Data": _data(store, report),
         "## Audit: the effect of each technique": _audit(report),
     }

@@ -4,7 +4,7 @@ In closed form, because importing PyTorch takes longer than a whole plan. The te
 the real model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from schemas.lora_settings import LoraSettings
@@ -95,6 +95,23 @@ def scoring_operations(model: ModelSettings, num_tokens: int, scoring: ScoringSe
     if not stride:
         return 0.0
     return scored_tokens(num_tokens, scoring, stride) * operations_a_token(model, scoring.sequence_length)
+
+
+def long_context(scoring: ScoringSettings) -> ScoringSettings | None:
+    """The windows of the second score, as those of a score without attention window; None without it."""
+    if scoring.overlapping is None:
+        return None
+    length, stride = scoring.overlapping
+    return replace(scoring, sequence_length=length, stride=stride, attention_window=0)
+
+
+def long_context_operations(model: ModelSettings, num_tokens: int, scoring: ScoringSettings) -> float:
+    """Operations of the second score, or 0. With an attention window a query meets twice as many keys."""
+    windows = long_context(scoring)
+    if windows is None:
+        return 0.0
+    met = 2 * scoring.attention_window or windows.sequence_length
+    return scored_tokens(num_tokens, windows, windows.stride) * operations_a_token(model, met)
 
 
 def learning_operations(

@@ -92,7 +92,8 @@ def _kept_a_layer(model: ModelSettings, compute: ComputeSettings) -> int:
 def scoring_memory(model: ModelSettings, scoring: ScoringSettings, compute: ComputeSettings) -> int:
     """Bytes of tensors of a process that scores: weights, a batch's activations, its logits three times."""
     width = _FLOAT if compute.precision == "float32" else _HALF
-    rows = max(scoring.batch_tokens, scoring.sequence_length)
+    longest = scoring.overlapping[0] if scoring.overlapping else 0
+    rows = max(scoring.batch_tokens, scoring.sequence_length, longest)
     skips = len(model.layer_order()) // 2 if model.unet_skips else 0
     hidden = width * (model.model_dim * (8 + skips) + 2 * model.mlp_hidden)
     return _FLOAT * count_parameters(model).total + rows * (hidden + 3 * _FLOAT * model.vocab_size)

@@ -14,6 +14,7 @@ from schemas.pipeline import PipelineSpec
 from schemas.plan import Source
 from schemas.quantizer_settings import CalibratedSettings, QuantizerSettings
 from schemas.settings import ComputeSettings, ScoringSettings
+from stages.planning.counts import long_context
 from stages.planning.job import Probed, StepProbe
 from stages.planning.work import TextSize, Work, audited_tokens, num_windows
 
@@ -139,8 +140,11 @@ def _scored(
     details = f"windows of {1000 * window:.1f} ms"
     if stage == "merge":  # the last iterate and the merged model
         return Estimate(start + 2 * whole * window, "probe", details)
-    seconds = whole * window + num_windows(size.val_tokens, scoring, scoring.stride) * sliding
-    return Estimate(start + seconds, "probe", f"{details}, sliding {1000 * sliding:.1f} ms")
+    long = long_context(scoring)
+    many = num_windows(size.val_tokens, long, long.stride) if long else 0
+    return Estimate(
+        start + whole * window + many * sliding, "probe", f"{details}, sliding {1000 * sliding:.1f} ms"
+    )
 
 
 def _with_learning(found: Estimate, spec: PipelineSpec, size: TextSize, measured: StepProbe) -> Estimate:

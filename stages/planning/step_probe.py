@@ -14,13 +14,14 @@ import torch
 import torch.distributed as dist
 
 from schemas.errors import StageError
-from schemas.settings import TrainSettings
+from schemas.settings import ScoringSettings, TrainSettings
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.distributed import compute_dtype, leave_processes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
 from stages.core.scoring import score
 from stages.core.trainer import Hooks, Trainer
+from stages.planning.counts import long_context
 from stages.planning.job import StepProbe, StepProbeJob
 from stages.processes.launch import job_of
 
@@ -63,17 +64,16 @@ def measure_steps(job: StepProbeJob) -> StepProbe:
         if job.train.compute.device == "cuda"
         else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     )
-    scoring = job.scoring
-    strides = [stride for stride in (scoring.sequence_length, scoring.stride) if stride]
-    windows = {stride: _score(trainer, job, stride) for stride in strides}
+    scoring = replace(job.scoring, windows="stream")
+    long, reach = long_context(scoring), scoring.attention_window or None
     return StepProbe(
         inside_seconds=time.perf_counter() - began,
         warmup_seconds=warmup_seconds,
         steps=steps,
         step_seconds=step_seconds,
         peak_bytes=peak,
-        window_seconds=windows[scoring.sequence_length],
-        sliding_window_seconds=windows.get(scoring.stride),
+        window_seconds=_score(trainer, job, scoring, scoring.sequence_length),
+        sliding_window_seconds=_score(trainer, job, long, long.stride, reach) if long else None,
     )
 
 
@@ -103,10 +103,11 @@ def _run(job: StepProbeJob, steps: int) -> tuple[Trainer, float, float]:
     return trainer, (trained.seconds - ends[0]) / (steps - 1), trained.warmup_seconds
 
 
-def _score(trainer: Trainer, job: StepProbeJob, stride: int) -> float:
+def _score(
+    trainer: Trainer, job: StepProbeJob, scoring: ScoringSettings, stride: int, reach: int | None = None
+) -> float:
     """Seconds of a window, `stride` targets of which are scored."""
-    scoring, times = job.scoring, [time.perf_counter()]
-    done: list[float] = [0.0]
+    times, done = [time.perf_counter()], [0.0]
 
     def progress(count: float, total: float, unit: str) -> None:
         times.append(time.perf_counter())
@@ -115,7 +116,7 @@ def _score(trainer: Trainer, job: StepProbeJob, stride: int) -> float:
     windows = _BATCHES * trainer.world * max(1, scoring.batch_tokens // scoring.sequence_length)
     tokens = _FirstTokens(TokenStream(list(job.shards)), scoring.sequence_length + windows * stride)
     model, dtype = trainer.model, compute_dtype(job.train.compute)
-    score(model, tokens, _no_bytes(model), replace(scoring, windows="stream"), stride, dtype, progress)
+    score(model, tokens, _no_bytes(model), scoring, stride, dtype, progress, reach=reach)
     first = 1 if len(times) > 2 else 0
     return (times[-1] - times[first]) / (done[-1] - done[first])
 

@@ -15,6 +15,7 @@ from schemas.tokenize_corpus import (
 from stages.planning.counts import (
     count_parameters,
     learning_operations,
+    long_context_operations,
     scored_tokens,
     scoring_operations,
     training_operations,
@@ -97,8 +98,8 @@ def work_of(stage: str, spec: PipelineSpec, size: TextSize, train_tokens: int | 
         return Work(2 * scoring_operations(model, size.val_tokens, scoring, scoring.sequence_length))
     if stage == "evaluate":
         scoring = spec.evaluate.scoring
-        strides = (scoring.sequence_length, scoring.stride)
-        plain = sum(scoring_operations(model, size.val_tokens, scoring, stride) for stride in strides)
+        plain = scoring_operations(model, size.val_tokens, scoring, scoring.sequence_length)
+        plain += long_context_operations(model, size.val_tokens, scoring)
         lora = spec.evaluate.test_time_training
         return Work(plain + learning_operations(model, size.val_tokens, scoring, lora))
     if stage == "audit":

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from schemas.audit import Audit
 from schemas.check_size import SizeReport, TensorGroup
 from schemas.evaluate import LoraScores, Score
+from schemas.introspect import number
 from schemas.quantize import PackedModel, TensorReport
 from schemas.results import RunResults
+from schemas.settings import ScoringSettings
 from schemas.tokenize_corpus import SplitCounts
 
 NATS_PER_BIT = 0.6931471805599453
@@ -58,8 +60,22 @@ def averaged(results: RunResults) -> str:
     return f"{merged.averaged}, {results.trained.qat_steps if of_steps else merged.num_with_qat} under QAT"
 
 
-def result_table(results: RunResults, title: str, stride: str) -> Table:
-    """The main figures of a run. `stride` is that of the sliding windows; empty if unknown."""
+def how_sliding(stride: str, attention_window: str) -> str:
+    """How the targets of the second score get their long context, by these settings as a table shows them;
+    empty where there is no such score or the settings are unknown.
+    """
+    if attention_window not in ("", "0"):
+        return f"attention over {attention_window} tokens"
+    return f"stride {stride}" if stride not in ("", "0") else ""
+
+
+def sliding_of(scoring: ScoringSettings) -> str:
+    """`how_sliding` of these settings."""
+    return how_sliding(number(scoring.stride), number(scoring.attention_window))
+
+
+def result_table(results: RunResults, title: str, sliding_by: str) -> Table:
+    """The main figures of a run. `sliding_by` is of `how_sliding`; empty if unknown."""
     merged, sliding, size = results.merged, results.val_bpb_quantized_sliding, results.size
     gap = results.val_bpb_quantized - results.val_bpb_merged
     files = f"{size.model_bytes:,} model + {size.code_bytes:,} code"
@@ -72,7 +88,7 @@ def result_table(results: RunResults, title: str, stride: str) -> Table:
         (
             "val_bpb quantized, sliding",
             _bpb_or_dash(sliding),
-            f"stride {stride}{results.evaluation.non_overlapping.mode}" if stride else "",
+            f"{sliding_by}{results.evaluation.non_overlapping.mode}" if sliding_by else "",
         ),
         *_learned_rows(results.evaluation.test_time_training),
         ("gap quantized − merged", f"{gap:+.5f}", "bpb, the same windows"),

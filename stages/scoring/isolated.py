@@ -82,6 +82,7 @@ def score_isolated(
         f"--stride={scoring.stride}",
         f"--batch-tokens={scoring.batch_tokens}",
         *([f"--windows={scoring.windows}"] if scoring.windows != "stream" else []),
+        *([f"--attention-window={scoring.attention_window}"] if scoring.attention_window else []),
         f"--device={compute.device}",
         f"--precision={compute.precision}",
         f"--threads={compute.threads_per_process}",

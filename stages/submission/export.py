@@ -126,6 +126,7 @@ def _info(reports: Sequence[PipelineReport], about: About) -> SubmissionInfo:
         eval_sequence_length=main.spec.evaluate.scoring.sequence_length,
         eval_stride=main.spec.evaluate.scoring.stride,
         eval_windows=main.spec.evaluate.scoring.windows,
+        eval_attention_window=main.spec.evaluate.scoring.attention_window,
         eval_batch_tokens=main.spec.evaluate.scoring.batch_tokens,
         seed=main.spec.train.seed,
         seeds=tuple(sorted(report.spec.train.seed for report in reports)),

@@ -30,9 +30,14 @@ BLOB_LIMIT_BYTES = 64 * 2**20
 
 
 def scoring_of(
-    folder: Path, sequence_length: int | None, stride: int | None, batch_tokens: int | None
+    folder: Path,
+    sequence_length: int | None,
+    stride: int | None,
+    attention_window: int | None,
+    batch_tokens: int | None,
 ) -> ScoringSettings:
-    """The scoring windows: as given, else from the folder's submission.json, else our defaults.
+    """The scoring windows: as given, else from the folder's submission.json, else our defaults. A stride or
+    an attention window takes the place of both.
 
     Raises SpecError for impossible windows.
     """
@@ -43,16 +48,20 @@ def scoring_of(
         said = told.get(name)
         return given if given is not None else said if type(said) is int else otherwise
 
+    overlap = pick(stride, "eval_stride", default.stride), pick(attention_window, "eval_attention_window", 0)
+    if stride is not None or attention_window is not None:
+        overlap = stride or 0, attention_window or 0
     windows = "documents" if told.get("eval_windows") == "documents" else "stream"
     try:
         return ScoringSettings(
             pick(sequence_length, "eval_sequence_length", default.sequence_length),
-            pick(stride, "eval_stride", default.stride),
+            overlap[0],
             pick(batch_tokens, "eval_batch_tokens", default.batch_tokens),
             windows,  # type: ignore[arg-type]
+            overlap[1],
         )
     except ValueError as error:
-        raise SpecError(f"--sequence-length, --stride: {error}") from error
+        raise SpecError(f"--sequence-length, --stride, --attention-window: {error}") from error
 
 
 def rescore(

@@ -42,7 +42,10 @@ FORMS = (
     "evaluate.scoring.windows=documents",
     "evaluate.test_time_training.on=true",
 )
-"""What turns on the techniques that `smoke` has off."""
+"""What turns on the techniques that `smoke` has off, but for the next one."""
+
+ATTENTION_WINDOW = ("evaluate.scoring.stride=0", "evaluate.scoring.attention_window=64")
+"""In the place of sliding windows."""
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -92,6 +95,7 @@ def test_settings_of_a_technique_that_is_left_out_are_left_out_too(technique: Te
         "merge.averaging.start_lr_scale=0.15",
         "train.qat.rules.2.format=int5",
         *FORMS,
+        *(ATTENTION_WINDOW if technique.key == "attention-window" else ()),
     )
     spec = resolve("smoke", own)
     changes = (*settings_between("smoke", spec), *technique.off(spec))

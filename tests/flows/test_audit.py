@@ -31,7 +31,7 @@ from stages.core.blob.packing import open_blob, unpack
 from stages.store.hashing import FileHashes
 from stages.store.workspace import Workspace
 from tests.faults.chain import Chain
-from tests.flows.test_ablate import FORMS
+from tests.flows.test_ablate import ATTENTION_WINDOW, FORMS
 
 VALUE_EMBEDDING = ("value_embedding.table.weight", "value_embedding.proj.weight")
 
@@ -86,8 +86,9 @@ def test_the_forms_that_smoke_has_off_take_effect_where_they_are_on(
 ) -> None:
     # Windows inside documents differ from those over the stream only where the validation text has several.
     more = ("train.model.smear_form=by_input", "tokenize.split.val_fraction=0.6")
-    report = run_pipeline(tmp_path, *FORMS, *more).report
+    report = run_pipeline(tmp_path, *FORMS, *ATTENTION_WINDOW, *more).report
     found = {technique.key: report.audit.finding(technique.key) for technique in TECHNIQUES}
+    assert found.pop("sliding").verdict == "off"  # the attention window has its place
     assert {key: finding.verdict for key, finding in found.items()} == dict.fromkeys(found, "took effect")
     assert "layer 1 runs 2 times, 4 passes" in found["loops"].evidence
     assert found["loops"].figures["looped_steps"] == 26  # from 35 % of 40 steps on
@@ -430,7 +431,8 @@ def test_the_self_projection_is_that_of_the_formula(
 ) -> None:
     """|y·v̂|/‖y‖ of the last layer, with attention written out by its definition."""
     from stages.auditing.probe import load_model
-    from stages.core.model import attend_causally, rms_norm, rotary_angles, rotate_partly
+    from stages.core.attention import attend_causally, rotary_angles, rotate_partly
+    from stages.core.model import rms_norm
 
     spec = smoke_run.report.spec.train.model
     state, _ = unpack((smoke_store / smoke_run.report.package.blob.path).read_bytes())

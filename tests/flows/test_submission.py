@@ -14,6 +14,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from typer.testing import CliRunner, Result
 
 from flows.cli.main import app
+from flows.results.tables import run_table
 from schemas.errors import SpecError
 from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineReport
@@ -268,6 +269,35 @@ def test_an_exported_folder_is_scored_again_to_the_same_digits(
     assert (
         claimed["eval_batch_tokens"] == smoke_run.report.spec.evaluate.scoring.batch_tokens
     )  # last digits depend on it
+
+
+def test_an_attention_window_takes_the_place_of_sliding_windows(
+    run_pipeline: Any, smoke_run: Any, smoke_store: Path, tmp_path: Path
+) -> None:
+    """Run, tables, audit, submission folder and its second score, by our program and by the folder's own."""
+    asked = ("evaluate.scoring.stride=0", "evaluate.scoring.attention_window=64")
+    report = run_pipeline(smoke_store, *asked).report
+    before, here = smoke_run.report, report.evaluation
+    assert here.non_overlapping.bpb == before.evaluation.non_overlapping.bpb
+    assert here.sliding is not None
+    assert here.sliding.num_targets == before.evaluation.sliding.num_targets
+    assert here.sliding.bpb == pytest.approx(before.evaluation.sliding.bpb, abs=0.005)
+    found = {finding.key: finding for finding in report.audit.findings}
+    assert found["sliding"].verdict == "off"
+    assert found["attention-window"].verdict == "took effect"
+    assert found["attention-window"].evidence.startswith("attention over 64 tokens: ")
+    shown = {row["figure"]: row["note"] for row in run_table(report).dicts()}
+    assert shown["val_bpb quantized, sliding"] == "attention over 64 tokens"
+
+    folder = tmp_path / "folder"
+    to = ("--out", folder, "--only-this-seed", "--store", smoke_store)
+    assert fairway("export", report.run_id, *ABOUT, *to).exit_code == 0
+    shards = (smoke_store / report.tokenized.val_shards[0].path).parent / "fineweb_val_*.bin"
+    for script in ((), ("--run-its-script",)):
+        again = fairway("rescore", folder, "--shards", shards, "--json", *script)
+        assert json.loads(again.stdout)["val_bpb_sliding"] == here.sliding.bpb
+    by_windows = fairway("rescore", folder, "--shards", shards, "--json", "--run-its-script", "--stride", 32)
+    assert json.loads(by_windows.stdout)["val_bpb_sliding"] == before.evaluation.sliding.bpb
 
 
 def test_rescore_does_not_run_the_folders_script_unless_told(

@@ -73,3 +73,13 @@ def test_a_quantizer_on_a_gpu_that_the_training_does_without_is_refused_before_t
 def test_a_quantizer_computes_where_it_reads_its_text(device: Literal["cpu", "cuda"]) -> None:
     compute = quantize_compute(Ecsq(calibration=CalibrationSettings(device=device, threads=3)))
     assert (compute.device, compute.threads_per_process, compute.precision) == (device, 3, "float32")
+
+
+def test_an_attention_window_beside_sliding_windows_is_refused() -> None:
+    """One of the two would be left out in silence."""
+    smoke = load_preset("smoke")
+    with pytest.raises(SpecError, match=r"attention_window = 64: .*set stride = 0, which is 32"):
+        apply_overrides(smoke, ["evaluate.scoring.attention_window=64"])
+    both = apply_overrides(smoke, ["evaluate.scoring.attention_window=64", "evaluate.scoring.stride=0"])
+    assert both.evaluate.scoring.overlapping == (4_096, 4_032)
+    assert smoke.evaluate.scoring.overlapping == (64, 32)

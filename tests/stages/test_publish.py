@@ -333,7 +333,7 @@ def test_test_time_training_has_rows_of_its_own() -> None:
 
     def shown(learned: LoraScores | None) -> dict[str, dict[str, str]]:
         changed = results.derive(evaluation=results.evaluation.derive(test_time_training=learned))
-        return {row["figure"]: row for row in rows.result_table(changed, "run", "64").dicts()} | {
+        return {row["figure"]: row for row in rows.result_table(changed, "run", "stride 64").dicts()} | {
             row["step"]: row for row in rows.score_table(changed).dicts()
         }
 
@@ -502,7 +502,7 @@ def test_the_merged_model_says_how_many_of_its_snapshots_or_steps_were_under_qat
     results = RunResults.model_validate({name: every[name] for name in RunResults.types()})
     merged = results.merged
     words = f"{merged.averaged}, {merged.num_with_qat} under QAT"
-    assert words in {row[2] for row in rows.result_table(results, "", "64").rows}
+    assert words in {row[2] for row in rows.result_table(results, "", "stride 64").rows}
     ema = merged.derive(method="ema_of_steps", steps=(20,), num_with_qat=1)
     of_steps = results.derive(merged=ema, trained=results.trained.derive(qat_steps=7))
     assert rows.averaged(of_steps) == "EMA of 20 steps, 7 under QAT"

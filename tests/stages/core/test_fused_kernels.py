@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from schemas.settings import ModelSettings
-from stages.core.model import GPT, mix_and_norm, rms_norm, rotary_angles, rotate_partly
+from stages.core.attention import rotary_angles, rotate_partly
+from stages.core.model import GPT, mix_and_norm, rms_norm
 
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a CUDA GPU, or Triton and TRITON_INTERPRET=1", allow_module_level=True)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from schemas.lora_settings import LoraSettings
 from schemas.settings import ModelSettings, ScoringSettings
+from stages.core.attention import attend_causally, exclude_own_value, rotary_angles, rotate_partly
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream
 from stages.core.lora import ROUNDED_TO, AdaptedSums, DocumentLoras, chunk_ends, score_learning
-from stages.core.model import GPT, attend_causally, exclude_own_value, rms_norm, rotary_angles, rotate_partly
+from stages.core.model import GPT, rms_norm
 from stages.core.scoring import score
 from stages.core.shards import BOS_ID, ShardWriter
 

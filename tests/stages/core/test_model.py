@@ -8,7 +8,8 @@ from torch._dynamo.testing import CompileCounter
 
 from schemas.settings import ModelSettings, QatSettings
 from schemas.tensor_formats import FormatRule
-from stages.core.model import GPT, Matrix, SmearGate, exclude_own_value, rotary_angles, rotate_partly
+from stages.core.attention import exclude_own_value, rotary_angles, rotate_partly
+from stages.core.model import GPT, Matrix, SmearGate
 from stages.core.quantizers.fake_quantizers import fake_quantizer
 from stages.core.quantizers.grid import fake_quantize
 from stages.core.shards import BOS_ID

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.settings import ModelSettings, ScoringSettings
+from schemas.settings import ModelSettings, ScoringSettings, Windows
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT
@@ -57,6 +57,40 @@ def stream(ids: np.ndarray, tmp_path: Path) -> TokenStream:
     with ShardWriter(tmp_path, "val", shard_tokens=100) as writer:
         writer.write(ids)
     return TokenStream(writer.paths)
+
+
+@pytest.mark.parametrize(("windows", "starts"), [("stream", [0]), ("documents", [0, 40, 41, 100])])
+@pytest.mark.parametrize(("reach", "batch_tokens"), [(24, 1), (24, 60), (5, 32), (400, 1)])
+@torch.inference_mode()
+def test_an_attention_window_is_sliding_one_token_at_a_time(
+    ids: np.ndarray, stream: TokenStream, windows: Windows, starts: list[int], reach: int, batch_tokens: int
+) -> None:
+    """Exactly so in a model of one layer: in a deeper one, a token knows what earlier ones attended to."""
+    shallow = GPT(replace(MODEL, num_layers=1, smear_gate=False))
+    shallow.init_weights(0)
+    generator = torch.Generator().manual_seed(1)
+    for param in shallow.parameters():
+        param.add_(0.2 * torch.randn(param.shape, generator=generator))
+    settings = ScoringSettings(8, 0, batch_tokens, windows, reach)
+    assert settings.overlapping is not None
+    sums = score(shallow, stream, TABLE, settings, settings.overlapping[1], torch.float32, reach=reach)
+    expected = [
+        nll
+        for start, end in zip(starts, [*starts[1:], len(ids) - 1], strict=True)
+        for nll in slow_nll(shallow, ids[start : end + 1], reach, 1)
+    ]
+    assert sums.num_targets == 156
+    assert sums.nll_nats_sum == pytest.approx(sum(expected), rel=1e-5)
+
+
+@torch.inference_mode()
+def test_an_attention_window_over_the_whole_text_is_one_window(model: GPT, stream: TokenStream) -> None:
+    whole = score(model, stream, TABLE, ScoringSettings(400, 0), 400, torch.float32)
+    wide = score(model, stream, TABLE, ScoringSettings(8, 0), 300, torch.float32, reach=300)
+    narrow = score(model, stream, TABLE, ScoringSettings(8, 0), 5, torch.float32, reach=5)
+    assert wide.nll_nats_sum == pytest.approx(whole.nll_nats_sum, rel=1e-6)
+    assert narrow.nll_nats_sum != pytest.approx(whole.nll_nats_sum, rel=1e-4)
+    assert narrow.num_targets == whole.num_targets
 
 
 @settings(deadline=None)

@@ -12,6 +12,8 @@ from stages.core.model import GPT
 from stages.core.scoring import plan_windows
 from stages.planning.counts import (
     count_parameters,
+    long_context,
+    long_context_operations,
     num_snapshots,
     operations_a_token,
     scored_tokens,
@@ -57,6 +59,23 @@ def test_windows_are_those_that_scoring_plans(num_tokens: int, stride: int) -> N
     scoring = ScoringSettings(sequence_length=256, stride=64)
     windows = plan_windows(num_tokens - 1, 256, stride)
     assert scored_tokens(num_tokens, scoring, stride) == len(windows) * min(256, num_tokens)
+
+
+def test_an_attention_window_takes_about_one_pass_with_twice_the_keys() -> None:
+    scoring = ScoringSettings(2048, 0, batch_tokens=65_536, attention_window=2048)
+    windows = long_context(scoring)
+    assert windows is not None
+    planned = plan_windows(999_999, windows.sequence_length, windows.stride)
+    assert scored_tokens(1_000_000, windows, windows.stride) == len(planned) * 65_536
+    assert sum(window.stop - window.start for window in planned) == 1_000_000 - 1 + 15 * 2048
+    model = ModelSettings()
+    once = 1_000_000 * operations_a_token(model, 4096)
+    assert long_context_operations(model, 1_000_000, scoring) == pytest.approx(once, rel=0.05)
+    assert long_context(ScoringSettings(2048, 0)) is None
+    assert long_context_operations(model, 1_000_000, ScoringSettings(2048, 0)) == 0
+    sliding = ScoringSettings(2048, 64)
+    assert long_context(sliding) == sliding
+    assert long_context_operations(model, 1_000_000, sliding) > 20 * once
 
 
 def test_snapshots_are_counted_by_the_schedule_of_training() -> None:

@@ -15,14 +15,19 @@ from stages.planning.step_probe import FEW_STEPS, measure_steps
 RULES = (FormatRule("*.weight", "int8"), FormatRule("*", "fp32"))
 
 
+@pytest.mark.parametrize(("stride", "attention_window"), [(32, 0), (0, 64)])
 def test_steps_and_windows_have_seconds(
-    smoke_training: TrainSettings, tiny_tokens: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
+    smoke_training: TrainSettings,
+    tiny_tokens: TokenizedCorpus,
+    monkeypatch: pytest.MonkeyPatch,
+    stride: int,
+    attention_window: int,
 ) -> None:
     monkeypatch.setattr("stages.planning.step_probe._ENOUGH_SECONDS", 0.0)
     job = StepProbeJob(
         train=smoke_training,
         shards=tuple(Path(ref.path) for ref in tiny_tokens.train_shards),
-        scoring=ScoringSettings(sequence_length=64, stride=32, batch_tokens=512),
+        scoring=ScoringSettings(64, stride, batch_tokens=512, attention_window=attention_window),
     )
     found = measure_steps(job)
     assert found.steps == FEW_STEPS
