@@ -229,6 +229,7 @@ def main() -> None:
     if options.checks:
         attempt("kernels against float32", checks.check_kernels, options)
         attempt("one layer's kernels, ms", lambda: checks.time_kernels(TILES), options)
+        attempt("attention over the nearest", checks.check_attention, options)
     with tempfile.TemporaryDirectory() as folder:
         with ShardWriter(Path(folder), "train", 100_000_000) as writer:
             # Skewed, so that there is something to learn and a wrong gradient shows in the loss.

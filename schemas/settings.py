@@ -533,11 +533,13 @@ class ScoringSettings(Settings):
     def overlapping(self) -> tuple[int, int] | None:
         """Length and stride of the windows of the second score; None where there is none.
 
-        Of a pass with an attention window, a window repeats so many tokens of the one before, unscored.
+        Of a pass with an attention window, a window repeats so many tokens of the one before, unscored: at
+        least a 16th of it. In longer ones float32 would tell the angles of rotary positions apart worse.
         """
         if self.attention_window:
-            length = max(self.batch_tokens, 2 * self.attention_window)
-            return length, length - self.attention_window
+            reach = self.attention_window
+            length = max(2 * reach, min(16 * reach, self.batch_tokens))
+            return length, length - reach
         return (self.sequence_length, self.stride) if self.stride else None
 
     def check(self) -> None:

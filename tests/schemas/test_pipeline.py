@@ -81,5 +81,5 @@ def test_an_attention_window_beside_sliding_windows_is_refused() -> None:
     with pytest.raises(SpecError, match=r"attention_window = 64: .*set stride = 0, which is 32"):
         apply_overrides(smoke, ["evaluate.scoring.attention_window=64"])
     both = apply_overrides(smoke, ["evaluate.scoring.attention_window=64", "evaluate.scoring.stride=0"])
-    assert both.evaluate.scoring.overlapping == (4_096, 4_032)
+    assert both.evaluate.scoring.overlapping == (1_024, 960)
     assert smoke.evaluate.scoring.overlapping == (64, 32)
