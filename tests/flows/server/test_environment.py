@@ -85,7 +85,7 @@ class Healthy(BaseHTTPRequestHandler):
         self.wfile.write(b"true")
     def log_message(self, *_):
         pass
-time.sleep(1.5)
+time.sleep(2.5)
 HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
 """
 
