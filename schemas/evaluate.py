@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from schemas.base import Schema, Volatile
+from schemas.introspect import number
 from schemas.lora_settings import LoraSettings
 from schemas.settings import ComputeSettings, ScoringSettings, Windows
 
@@ -118,3 +119,17 @@ class Evaluation(Schema):
     def test_time_training_seconds(self) -> float | None:
         """Seconds on its clock; None where it is off."""
         return self.test_time_training.seconds if self.test_time_training else None
+
+
+def how_sliding(stride: str, attention_window: str) -> str:
+    """How the targets of the second score get their long context, by these settings as a table shows them;
+    empty where there is no such score or the settings are unknown.
+    """
+    if attention_window not in ("", "0"):
+        return f"attention over {attention_window} tokens"
+    return f"stride {stride}" if stride not in ("", "0") else ""
+
+
+def sliding_of(scoring: ScoringSettings) -> str:
+    """`how_sliding` of these settings."""
+    return how_sliding(number(scoring.stride), number(scoring.attention_window))

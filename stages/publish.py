@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from schemas.audit import Audit
+from schemas.evaluate import how_sliding
 from schemas.publish import PublishedReport, PublishSpec
 from schemas.results import RunResults
 from schemas.sample import REPORT_SAMPLING
@@ -44,7 +45,7 @@ def render(spec: PublishSpec, results: RunResults, audit: Audit, metrics: Column
         "budget": plots.budget(rows.budget_parts(results.size), results.size.limit_bytes, themed=True),
     }
     style, scripts, policy = hover.assets()
-    sliding_by = rows.how_sliding(
+    sliding_by = how_sliding(
         _setting(spec, "evaluate.scoring.stride"), _setting(spec, "evaluate.scoring.attention_window")
     )
     changes = content.change_rows(results.trained)

@@ -6,12 +6,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from schemas.evaluate import sliding_of
 from schemas.files import Provenance
 from schemas.introspect import describe_fields, number
 from schemas.pipeline import PipelineReport, PipelineSpec
 from schemas.publish import PublishSpec, ReportedSetting
 from schemas.stopped import StoppedRun
-from stages.report.rows import Table, result_table, sliding_of
+from stages.report.rows import Table, result_table
 
 Row = dict[str, str]
 

@@ -1,13 +1,12 @@
 """Findings on the package and its scores: quantizer, bytes, targets."""
 
 from schemas.audit import Finding
-from schemas.evaluate import Score
+from schemas.evaluate import Score, sliding_of
 from schemas.quantize import PackedModel
 from schemas.quantizer_settings import CalibratedSettings, Ecsq, FittingSettings
 from schemas.techniques import TECHNIQUES, Technique
 from stages.auditing.evidence import Evidence
 from stages.auditing.model_findings import count_of, names_of, off
-from stages.report.rows import sliding_of
 
 _BY_KEY = {technique.key: technique for technique in TECHNIQUES}
 

@@ -2,11 +2,12 @@
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from schemas.evaluate import sliding_of
 from schemas.huggingface import TRANSFORMERS_PACKAGES
 from schemas.pipeline import PipelineReport
 from schemas.sample import Weights
 from schemas.tokenize_corpus import HuggingFaceCorpus
-from stages.report.rows import Table, audit_table, bpb, markdown_table, result_table, sliding_of
+from stages.report.rows import Table, audit_table, bpb, markdown_table, result_table
 from stages.store.runs import records_of
 from stages.store.store import Store
 

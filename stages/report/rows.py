@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from schemas.audit import Audit
 from schemas.check_size import SizeReport, TensorGroup
 from schemas.evaluate import LoraScores, Score
-from schemas.introspect import number
 from schemas.quantize import PackedModel, TensorReport
 from schemas.results import RunResults
-from schemas.settings import ScoringSettings
 from schemas.tokenize_corpus import SplitCounts
 
 NATS_PER_BIT = 0.6931471805599453
@@ -58,20 +56,6 @@ def averaged(results: RunResults) -> str:
     merged = results.merged
     of_steps = merged.method == "ema_of_steps"
     return f"{merged.averaged}, {results.trained.qat_steps if of_steps else merged.num_with_qat} under QAT"
-
-
-def how_sliding(stride: str, attention_window: str) -> str:
-    """How the targets of the second score get their long context, by these settings as a table shows them;
-    empty where there is no such score or the settings are unknown.
-    """
-    if attention_window not in ("", "0"):
-        return f"attention over {attention_window} tokens"
-    return f"stride {stride}" if stride not in ("", "0") else ""
-
-
-def sliding_of(scoring: ScoringSettings) -> str:
-    """`how_sliding` of these settings."""
-    return how_sliding(number(scoring.stride), number(scoring.attention_window))
 
 
 def result_table(results: RunResults, title: str, sliding_by: str) -> Table:
