@@ -244,7 +244,7 @@ def submission_parser(recipe: Recipe | None) -> argparse.ArgumentParser:
         "--attention-window",
         type=int,
         help="instead of sliding windows: tokens that each token attends to, in one pass "
-        f"(default: {0 if scoring.stride else scoring.attention_window})",
+        f"(default: {scoring.attention_window})",
     )
     parser.add_argument(
         "--batch-tokens", type=int, default=scoring.batch_tokens, help="tokens in one forward pass"

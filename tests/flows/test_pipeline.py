@@ -18,6 +18,7 @@ from prefect.client.schemas.filters import (
 from schemas.errors import SpecError, StageError
 from schemas.pipeline import PipelineReport
 from schemas.stages import STAGES
+from stages.scoring.isolated import check_isolated
 from tests.faults.chain import Chain
 
 ALL = list(STAGES)
@@ -205,3 +206,14 @@ def test_training_carries_the_tag_that_limits_it(smoke_run: Any) -> None:
 
     assert stage_task("train", RunOptions()).tags == {"train"}
     assert stage_task("quantize", RunOptions()).tags == set()
+
+
+def test_a_package_that_the_script_would_miss_ends_the_run_before_its_first_stage(
+    run_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.pipeline.check_isolated", lambda: check_isolated(["torch", "not_there"]))
+    refused = run_pipeline(tmp_path)
+    assert refused.state.is_failed()
+    with pytest.raises(SpecError, match=r"does not find not_there: install them into this Python's own env"):
+        refused.state.result()
+    assert not list((tmp_path / "stages").glob("*/*"))
