@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.common import Figure, Samples, compared, parser_for, report
 from benchmarks.workers import Worker, demo_tokens, serve, shard_paths, sides, workers
 from presets import load_preset
-from schemas.settings import ComputeSettings
+from schemas.compute_settings import ComputeSettings
 from stages.store.machine import resolve_precision
 
 GOAL_RATIO = 1.5
@@ -35,7 +35,7 @@ def answer_as(side: str) -> Any:
     import torch
 
     from benchmarks.plain_script import PlainGPT, sliding_window_bpb
-    from schemas.settings import ScoringSettings
+    from schemas.scoring_settings import ScoringSettings
     from stages.core.bits_per_byte import load_token_bytes
     from stages.core.distributed import compute_dtype
     from stages.core.model import GPT

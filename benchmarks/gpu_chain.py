@@ -34,9 +34,9 @@ from schemas.errors import FairwayError
 from schemas.overrides import apply_overrides
 from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
-from schemas.settings import ScheduleSettings
 from schemas.stages import STAGES, result_name
 from schemas.tokenize_corpus import FilesCorpus, HashFraction, TokenizerSpec
+from schemas.train_settings import ScheduleSettings
 from stages.corpora import locate
 from stages.execution.runner import StageOutcome, run_stage
 from stages.scoring.isolated import check_isolated

@@ -12,14 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from schemas.settings import (
-    ComputeSettings,
-    DataSettings,
-    ModelSettings,
-    ScheduleSettings,
-    ScoringSettings,
-    TrainSettings,
-)
+from schemas.compute_settings import ComputeSettings
+from schemas.model_settings import ModelSettings
+from schemas.scoring_settings import ScoringSettings
+from schemas.train_settings import DataSettings, ScheduleSettings, TrainSettings
 from stages.core import fused_kernels
 from stages.core.attention import attend_causally, attend_nearby, rotary_angles, rotate_partly
 from stages.core.bits_per_byte import TokenBytes

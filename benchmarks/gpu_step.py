@@ -36,15 +36,11 @@ import torch._dynamo
 from torch.autograd import DeviceType
 
 from benchmarks import gpu_checks as checks
-from schemas.settings import (
-    ComputeSettings,
-    DataSettings,
-    ModelSettings,
-    QatSettings,
-    ScheduleSettings,
-    TrainSettings,
-)
+from schemas.compute_settings import ComputeSettings
+from schemas.model_settings import ModelSettings
+from schemas.qat_settings import QatSettings
 from schemas.settings_base import from_dict
+from schemas.train_settings import DataSettings, ScheduleSettings, TrainSettings
 from stages.core.loader import BatchLoader, TokenStream
 from stages.core.shards import ShardWriter
 from stages.core.trainer import Hooks, StepMetrics, Trainer

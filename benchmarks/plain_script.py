@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from schemas.settings import ModelSettings, OptimizerSettings
+from schemas.model_settings import ModelSettings
+from schemas.train_settings import OptimizerSettings
 
 NUM_MICRO_BATCHES = 8
 BOS_ID = 1

@@ -32,7 +32,9 @@ from benchmarks.common import circumstances
 from benchmarks.qat_schemes import GRIDS, QUANTIZED_WITHOUT, Scheme
 from benchmarks.qat_tables import WITHOUT, show
 from presets import load_preset
+from schemas.averaging_settings import AveragingSettings
 from schemas.pipeline import PipelineSpec
+from schemas.qat_settings import QatSettings
 from schemas.quantizer_settings import (
     CalibratedSettings,
     CalibrationSettings,
@@ -40,7 +42,7 @@ from schemas.quantizer_settings import (
     Gptq,
     Reference,
 )
-from schemas.settings import AveragingSettings, QatSettings, SnapshotSettings, TrainSettings
+from schemas.train_settings import SnapshotSettings, TrainSettings
 from stages.core.averaging import average_states, averaging_weights, choose_snapshots
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.blob.packing import pack, unpack

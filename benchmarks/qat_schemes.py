@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from schemas.pipeline import on_grid_of
+from schemas.qat_settings import QatSettings
 from schemas.quantizer_settings import (
     AnyQuantizer,
     Ecsq,
@@ -11,7 +12,6 @@ from schemas.quantizer_settings import (
     GptqLite,
     RoundToNearest,
 )
-from schemas.settings import QatSettings
 from schemas.tensor_formats import FormatRule, TensorFormat
 
 

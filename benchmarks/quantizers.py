@@ -27,8 +27,9 @@ from torch import Tensor
 
 from benchmarks.common import circumstances
 from presets.quantizers import SCHEMES, scheme_settings
+from schemas.compute_settings import ComputeSettings
 from schemas.quantizer_settings import CalibratedSettings, CalibrationSettings, Ecsq, Gptq, GptqLite
-from schemas.settings import ComputeSettings, ScoringSettings
+from schemas.scoring_settings import ScoringSettings
 from stages.core.bits_per_byte import TokenBytes, load_token_bytes
 from stages.core.blob.packing import pack, unpack
 from stages.core.calibrated.calibration import collect_statistics

@@ -28,8 +28,9 @@ from benchmarks.tokenization import run_ours, spec_for, write_corpus
 from benchmarks.training import UNTIMED_STEPS, settings_for, train_ours
 from benchmarks.workers import demo_tokens, our_environment, shard_paths
 from presets import load_preset
+from schemas.compute_settings import ComputeSettings
 from schemas.runtime import RunOptions
-from schemas.settings import ComputeSettings, ScoringSettings
+from schemas.scoring_settings import ScoringSettings
 from schemas.tokenize_corpus import SotuCorpus, TokenizerSpec, TokenizeSpec
 from stages.processes.launch import run_ranks
 from stages.store.machine import resolve_precision

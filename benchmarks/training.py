@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.common import Figure, Samples, compared, parser_for, report
 from benchmarks.workers import Worker, serve, shard_paths, sides, workers
 from presets import load_preset
-from schemas.settings import TrainSettings
+from schemas.train_settings import TrainSettings
 from stages.store.machine import resolve_precision
 
 GOAL_RATIO = 1.5

@@ -16,8 +16,8 @@ from typing import Any
 
 from benchmarks.common import ROOT
 from presets import load_preset
+from schemas.compute_settings import ComputeSettings
 from schemas.runtime import RunOptions
-from schemas.settings import ComputeSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.corpora import locate
 from stages.execution.runner import run_stage

@@ -29,11 +29,11 @@ from flows.tasks.stage_task import stream_logs
 from flows.tasks.tries import begin_try
 from presets import load_preset
 from schemas.base import fingerprint
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError, StageError
 from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
 from schemas.seeds import Ledger, SeedEntry, SeedFigures
-from schemas.settings import ComputeSettings
 from schemas.stages import STAGES
 from stages.seeds.ledger import find_ledger, ledger_files, open_locked, write_ledger
 from stages.store.machine import machine_kind, precision_note

@@ -3,25 +3,25 @@ runs in seconds.
 """
 
 from schemas.audit import AuditOptions
+from schemas.averaging_settings import AveragingSettings
+from schemas.compute_settings import ComputeSettings
 from schemas.evaluate import EvaluateSpec
 from schemas.merge import MergeSpec
+from schemas.model_settings import ModelSettings
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
+from schemas.qat_settings import QatSettings
 from schemas.quantizer_settings import GptqLite
-from schemas.settings import (
-    AveragingSettings,
-    ComputeSettings,
+from schemas.scoring_settings import ScoringSettings
+from schemas.tensor_formats import FormatRule
+from schemas.tokenize_corpus import HashFraction, SotuCorpus, TokenizerSpec, TokenizeSpec
+from schemas.train_settings import (
     DataSettings,
-    ModelSettings,
     OptimizerSettings,
-    QatSettings,
     ScheduleSettings,
-    ScoringSettings,
     SnapshotSettings,
     TrainSettings,
 )
-from schemas.tensor_formats import FormatRule
-from schemas.tokenize_corpus import HashFraction, SotuCorpus, TokenizerSpec, TokenizeSpec
 
 TWO_CORES = ComputeSettings(device="cpu", num_processes=1, threads_per_process=2)
 

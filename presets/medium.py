@@ -3,17 +3,12 @@ for.
 """
 
 from presets.demo import demo
+from schemas.averaging_settings import AveragingSettings
+from schemas.model_settings import ModelSettings
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
-from schemas.settings import (
-    AveragingSettings,
-    DataSettings,
-    ModelSettings,
-    OptimizerSettings,
-    ScheduleSettings,
-    SnapshotSettings,
-)
 from schemas.tensor_formats import FormatRule
+from schemas.train_settings import DataSettings, OptimizerSettings, ScheduleSettings, SnapshotSettings
 
 
 def medium() -> PipelineSpec:

@@ -2,26 +2,26 @@
 it really ran (`reference`).
 """
 
+from schemas.averaging_settings import AveragingSettings
 from schemas.check_size import SIZE_LIMIT_BYTES
+from schemas.compute_settings import ComputeSettings
 from schemas.evaluate import EvaluateSpec
 from schemas.merge import MergeSpec
+from schemas.model_settings import ModelSettings
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
+from schemas.qat_settings import QatSettings
 from schemas.quantizer_settings import CalibrationSettings, Ecsq, FitSettings, Reference
-from schemas.settings import (
-    AveragingSettings,
-    ComputeSettings,
+from schemas.scoring_settings import ScoringSettings
+from schemas.tensor_formats import FormatRule
+from schemas.tokenize_corpus import FirstDocuments, ShardsCorpus, TokenizerSpec, TokenizeSpec
+from schemas.train_settings import (
     DataSettings,
-    ModelSettings,
     OptimizerSettings,
-    QatSettings,
     ScheduleSettings,
-    ScoringSettings,
     SnapshotSettings,
     TrainSettings,
 )
-from schemas.tensor_formats import FormatRule
-from schemas.tokenize_corpus import FirstDocuments, ShardsCorpus, TokenizerSpec, TokenizeSpec
 
 CODED_RULES = (FormatRule("tok_emb.weight", "int8"), FormatRule("*.weight", "int8"), FormatRule("*", "fp32"))
 EIGHT_GPUS = ComputeSettings(device="cuda", num_processes=8, threads_per_process=8)

@@ -5,18 +5,13 @@ Sources: the accepted entries of parameter-golf, pull requests 1218 to 1855. `wi
 """
 
 from presets.record import record
+from schemas.averaging_settings import AveragingSettings
+from schemas.model_settings import ModelSettings
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishOptions
-from schemas.settings import (
-    AveragingSettings,
-    DataSettings,
-    ModelSettings,
-    OptimizerSettings,
-    ScheduleSettings,
-    ScoringSettings,
-    SnapshotSettings,
-)
+from schemas.scoring_settings import ScoringSettings
 from schemas.tokenize_corpus import ShardsCorpus, TokenizerSpec
+from schemas.train_settings import DataSettings, OptimizerSettings, ScheduleSettings, SnapshotSettings
 
 VOCABULARY = 8192
 

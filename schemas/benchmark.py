@@ -5,10 +5,11 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator
 
 from schemas.base import Schema, Volatile
+from schemas.compute_settings import ComputeSettings
 from schemas.files import FileRef, SourceFile
+from schemas.model_settings import ModelSettings
 from schemas.results import RunResults
 from schemas.sample import Weights
-from schemas.settings import ComputeSettings, ModelSettings
 
 BENCHMARK = "benchmark"
 

@@ -5,9 +5,10 @@ from typing import Any
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from schemas.base import Schema, Volatile
+from schemas.compute_settings import ComputeSettings
 from schemas.introspect import number
 from schemas.lora_settings import LoraSettings
-from schemas.settings import ComputeSettings, ScoringSettings, Windows
+from schemas.scoring_settings import ScoringSettings, Windows
 
 
 class Score(Schema):

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from schemas.base import Schema
-from schemas.settings import ScoringSettings
+from schemas.scoring_settings import ScoringSettings
 
 DEFAULT_EVERY = "5%"
 SHARE_PATTERN = r"^\s*\d+(\.\d+)?\s*%\s*$"

@@ -2,10 +2,13 @@
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 
+from schemas.averaging_settings import AveragingSettings
 from schemas.base import Schema, Volatile
+from schemas.compute_settings import ComputeSettings
 from schemas.evaluate import Score, only_scores
 from schemas.files import FileRef
-from schemas.settings import AveragingSettings, ComputeSettings, ModelSettings, ScoringSettings
+from schemas.model_settings import ModelSettings
+from schemas.scoring_settings import ScoringSettings
 
 
 class MergeSpec(Schema):

@@ -7,17 +7,18 @@ from pydantic import Field, model_validator
 from schemas.audit import Audit, AuditOptions
 from schemas.base import SCHEMA_VERSION, Schema, SchemaVersion, Volatile
 from schemas.check_size import CheckSizeSpec
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError
 from schemas.evaluate import EvaluateSpec
 from schemas.lora_recipe import LoraRecipe
 from schemas.merge import MergeSpec
 from schemas.package import PackageOptions, PackageSpec
 from schemas.publish import PublishedReport, PublishOptions
+from schemas.qat_settings import QatSettings
 from schemas.quantize import QuantizeSpec, quantize_compute
 from schemas.quantizer_settings import GptqLite, QuantizerSettings
 from schemas.recipe import Recipe
 from schemas.results import RunResults
-from schemas.settings import ComputeSettings, QatSettings
 from schemas.tokenize_corpus import ShardsCorpus, TokenizeSpec
 from schemas.train import TrainSpec
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from schemas.base import Schema, Volatile
+from schemas.compute_settings import ComputeSettings
 from schemas.files import FileRef
 from schemas.introspect import inherited_by_both
 from schemas.quantizer_settings import (
@@ -16,7 +17,6 @@ from schemas.quantizer_settings import (
     QuantizerSettings,
     RoundToNearest,
 )
-from schemas.settings import ComputeSettings
 
 Q = TypeVar("Q", bound=QuantizerSettings)
 if TYPE_CHECKING:  # mypy reads no Literal that is made

@@ -9,7 +9,7 @@ what late QAT rounds to for it.
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar, get_args
 
-from schemas.settings import QatGrid
+from schemas.qat_settings import QatGrid
 from schemas.settings_base import Settings, setting
 from schemas.tensor_formats import DEFAULT_RULES, FormatRule
 

@@ -5,9 +5,12 @@ Standard library only: it ships. It lies apart from the settings of training, so
 
 from dataclasses import dataclass
 
+from schemas.averaging_settings import AveragingSettings
+from schemas.compute_settings import ComputeSettings
 from schemas.quantizer_settings import AnyQuantizer, GptqLite
-from schemas.settings import AveragingSettings, ComputeSettings, ScoringSettings, TrainSettings
+from schemas.scoring_settings import ScoringSettings
 from schemas.settings_base import Settings, setting
+from schemas.train_settings import TrainSettings
 
 
 @dataclass(frozen=True)

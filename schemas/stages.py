@@ -8,6 +8,7 @@ from schemas.audit import Audit
 from schemas.base import Schema
 from schemas.benchmark import BENCHMARK, Benchmark, BenchmarkedModel, BenchmarkSpec, OwnTasks
 from schemas.check_size import CheckSizeSpec, SizeReport
+from schemas.compute_settings import ComputeSettings
 from schemas.evaluate import EvaluateSpec, Evaluation
 from schemas.files import StageRecord
 from schemas.merge import MergedModel, MergeSpec
@@ -17,7 +18,6 @@ from schemas.publish import PublishedReport, PublishSpec
 from schemas.quantize import PackedModel, QuantizeSpec, quantize_compute
 from schemas.quantizer_settings import QuantizerSettings
 from schemas.results import RunResults
-from schemas.settings import ComputeSettings
 from schemas.tokenize_corpus import CorpusManifest, TokenizedCorpus, TokenizerSpec, TokenizeSpec
 from schemas.tokenize_parts import CorpusPart, PartSpec, TokenizedPart, TokenizerModel, TrainingText
 from schemas.train import TrainingResult, TrainSpec

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from schemas.base import Schema
 from schemas.files import Sha256
-from schemas.settings import Windows
+from schemas.scoring_settings import Windows
 
 README_NAME = "README.md"
 INFO_NAME = "submission.json"

@@ -4,7 +4,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from schemas.base import Schema, Volatile
 from schemas.files import FileRef
-from schemas.settings import ModelSettings, TrainSettings
+from schemas.model_settings import ModelSettings
+from schemas.train_settings import TrainSettings
 
 TrainSpec = TrainSettings
 

@@ -27,9 +27,10 @@ from presets import load_preset
 from schemas.evaluate import Score
 from schemas.files import SourceFile
 from schemas.merge import MergedModel
+from schemas.model_settings import ModelSettings
 from schemas.runtime import RunOptions
-from schemas.settings import ModelSettings, TrainSettings
 from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
+from schemas.train_settings import TrainSettings
 from stages.core.model import GPT
 from stages.core.shards import ShardWriter
 from stages.store.hashing import FileHashes

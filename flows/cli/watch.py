@@ -7,7 +7,7 @@ import typer
 from flows.cli.base import DEFAULT_STORE, Debug, RemoteStore, StoreFolder, app, clear_errors, make_console
 
 if TYPE_CHECKING:
-    from schemas.settings import ScheduleSettings
+    from schemas.train_settings import ScheduleSettings
     from stages.training.metrics import Columns
 
 SECONDS_BETWEEN = 1.0

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from flows.inputs.specs import Plan
+from schemas.compute_settings import ComputeSettings
 from schemas.evaluate import EvaluateSpec
-from schemas.settings import ComputeSettings
 from schemas.stages import STAGES
 from stages.planning.counts import count_parameters
 from stages.planning.job import Probed

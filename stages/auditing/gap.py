@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from schemas.gap import GapByCause, GapPart
+from schemas.model_settings import ModelSettings
 from schemas.quantizer_settings import QuantizerSettings, Reference
 from schemas.runtime import Progress
-from schemas.settings import ModelSettings
 from stages.auditing.probe import MAX_PROBE_LOGITS
 from stages.core.bits_per_byte import TokenBytes, count_bytes
 from stages.core.calibrated.table import QUANTIZERS, MatrixQuantizer

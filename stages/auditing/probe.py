@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from schemas.settings import ModelSettings
+from schemas.model_settings import ModelSettings
 from stages.core.bits_per_byte import TokenBytes, count_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT, Attention

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from schemas.base import Schema
 from schemas.benchmark import BenchmarkSpec
+from schemas.model_settings import ModelSettings
 from schemas.sample import Weights
-from schemas.settings import ModelSettings
 
 
 class BenchmarkJob(Schema):

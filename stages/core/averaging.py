@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from schemas.settings import AveragingSettings
+from schemas.averaging_settings import AveragingSettings
 
 
 def averages_snapshots(settings: AveragingSettings) -> bool:

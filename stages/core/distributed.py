@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from schemas.settings import ComputeSettings
+from schemas.compute_settings import ComputeSettings
 
 PATIENCE = timedelta(hours=2)
 

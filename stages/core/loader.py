@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from schemas.settings import DataSettings
+from schemas.train_settings import DataSettings
 from stages.core.documents import pack_documents
 from stages.core.shards import BOS_ID, open_shard
 

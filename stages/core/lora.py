@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from schemas.lora_settings import LoraSettings
-from schemas.settings import ScoringSettings
+from schemas.scoring_settings import ScoringSettings
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from schemas.lora_recipe import LoraRecipe
 from schemas.lora_settings import LoraSettings
 from schemas.recipe import Recipe
-from schemas.settings import ScoringSettings
+from schemas.scoring_settings import ScoringSettings
 from schemas.settings_base import from_dict
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream

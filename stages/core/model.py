@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from schemas.settings import ModelSettings, QatSettings
+from schemas.model_settings import ModelSettings
+from schemas.qat_settings import QatSettings
 from schemas.tensor_formats import format_for
 from stages.core.attention import (
     attend_causally,

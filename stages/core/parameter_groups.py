@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from schemas.settings import OptimizerSettings
+from schemas.train_settings import OptimizerSettings
 from stages.core.model import GPT
 from stages.core.muon import Muon
 

@@ -25,9 +25,11 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from schemas.compute_settings import ComputeSettings
+from schemas.model_settings import ModelSettings
 from schemas.quantizer_settings import AnyQuantizer, FittingSettings
 from schemas.recipe import Recipe
-from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings
+from schemas.scoring_settings import ScoringSettings
 from schemas.settings_base import from_dict
 from stages.core.bits_per_byte import TokenBytes, WrongBosError, load_token_bytes
 from stages.core.blob.packing import BlobError, unpack

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from schemas.settings import (
+from schemas.qat_settings import QatSettings
+from schemas.train_settings import (
     DataSettings,
     OptimizerSettings,
-    QatSettings,
     ScheduleSettings,
     SnapshotSettings,
     TrainSettings,

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from schemas.settings import ScoringSettings, Windows
+from schemas.scoring_settings import ScoringSettings, Windows
 from stages.core.bits_per_byte import TokenBytes, count_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT

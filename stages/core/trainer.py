@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from schemas.settings import ScheduleSettings, TrainSettings
+from schemas.train_settings import ScheduleSettings, TrainSettings
 from stages.core.distributed import compute_dtype, join_processes
 from stages.core.loader import BatchLoader, TokenStream, in_pieces
 from stages.core.model import GPT

@@ -23,7 +23,12 @@ SHIPPED_PREFIX = "stages.core."
 SHIPPED_MODULES = (
     "schemas.settings_base",
     "schemas.tensor_formats",
-    "schemas.settings",
+    "schemas.model_settings",
+    "schemas.compute_settings",
+    "schemas.qat_settings",
+    "schemas.scoring_settings",
+    "schemas.train_settings",
+    "schemas.averaging_settings",
     "schemas.quantizer_settings",
     "schemas.recipe",
     "schemas.lora_settings",

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from schemas.lora_settings import LoraSettings
-from schemas.settings import ModelSettings, ScheduleSettings, ScoringSettings, SnapshotSettings, TrainSettings
+from schemas.model_settings import ModelSettings
+from schemas.scoring_settings import ScoringSettings
+from schemas.train_settings import ScheduleSettings, SnapshotSettings, TrainSettings
 from stages.core.schedule import Clock, lr_scale_at, snapshot_due
 
 

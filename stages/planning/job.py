@@ -5,8 +5,10 @@ from pathlib import Path
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from schemas.base import Schema
+from schemas.model_settings import ModelSettings
 from schemas.quantize import QuantizeSpec
-from schemas.settings import ModelSettings, ScoringSettings, TrainSettings
+from schemas.scoring_settings import ScoringSettings
+from schemas.train_settings import TrainSettings
 
 
 class StepProbeJob(Schema):

@@ -6,10 +6,13 @@ compares the sums with measured peaks.
 
 from dataclasses import dataclass
 
+from schemas.compute_settings import ComputeSettings
 from schemas.evaluate import EvaluateSpec
+from schemas.model_settings import ModelSettings
 from schemas.pipeline import PipelineSpec
 from schemas.quantizer_settings import CalibratedSettings, Ecsq
-from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings, TrainSettings
+from schemas.scoring_settings import ScoringSettings
+from schemas.train_settings import TrainSettings
 from stages.planning.counts import count_parameters, lora_parameters, num_snapshots
 
 PROCESS_BYTES = 550 * 2**20

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from schemas.compute_settings import ComputeSettings
 from schemas.files import Machine, StageRecord
 from schemas.pipeline import PipelineSpec
 from schemas.plan import Source
 from schemas.quantizer_settings import CalibratedSettings, QuantizerSettings
-from schemas.settings import ComputeSettings, ScoringSettings
+from schemas.scoring_settings import ScoringSettings
 from stages.planning.counts import long_context
 from stages.planning.job import Probed, StepProbe
 from stages.planning.work import TextSize, Work, audited_tokens, num_windows

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 
 from schemas.errors import StageError
-from schemas.settings import ScoringSettings, TrainSettings
+from schemas.scoring_settings import ScoringSettings
+from schemas.train_settings import TrainSettings
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.distributed import compute_dtype, leave_processes
 from stages.core.loader import TokenStream

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from schemas.pipeline import PipelineSpec
 from schemas.quantizer_settings import CalibratedSettings
-from schemas.settings import ScoringSettings
+from schemas.scoring_settings import ScoringSettings
 from schemas.tokenize_corpus import (
     CorpusManifest,
     FirstDocuments,

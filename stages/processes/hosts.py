@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError
 from schemas.runtime import LauncherName, Progress, RunOptions
-from schemas.settings import ComputeSettings
 from stages.processes import kubernetes
 from stages.processes.launch import Runner, run_child, run_ranks
 from stages.processes.meeting import Meeting

@@ -25,9 +25,9 @@ import psutil
 from pydantic import ValidationError
 
 from schemas.base import Schema, invalid_field
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError, StageError, StoppedError, StorageError, clear_storage_errors
 from schemas.runtime import Progress
-from schemas.settings import ComputeSettings
 from stages.core.whole_files import write_whole
 from stages.processes.child_output import ChildOutput
 from stages.processes.cores import idle_cores

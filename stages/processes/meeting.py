@@ -14,8 +14,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from schemas.base import Schema
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import StageError
-from schemas.settings import ComputeSettings
 from stages.core.whole_files import write_whole
 
 FOLDER = "nodes"

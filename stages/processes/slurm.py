@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import FairwayError
-from schemas.settings import ComputeSettings
 from stages.processes.launch import guarded, leave_error
 from stages.processes.meeting import LOOK_SECONDS, Meeting, StaleTryError
 from stages.processes.process_tree import end_trees

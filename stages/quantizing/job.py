@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from schemas.base import Schema
+from schemas.model_settings import ModelSettings
 from schemas.quantize import FitTry, QuantizeSpec
-from schemas.settings import ModelSettings
 from schemas.tensor_formats import StoredFormat
 
 

@@ -15,9 +15,10 @@ from statistics import NormalDist
 
 import torch
 
+from schemas.model_settings import ModelSettings
 from schemas.quantizer_settings import Ecsq, QuantizerSettings
-from schemas.settings import ModelSettings, OptimizerSettings
 from schemas.tensor_formats import format_for
+from schemas.train_settings import OptimizerSettings
 from stages.core.model import GPT
 from stages.core.parameter_groups import group_parameters
 

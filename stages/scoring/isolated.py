@@ -13,11 +13,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from schemas.base import invalid_field
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError, StageError, first_line
 from schemas.evaluate import LoraScores, Score
 from schemas.package import ALLOWED_PACKAGES
 from schemas.runtime import Progress
-from schemas.settings import ComputeSettings, ScoringSettings
+from schemas.scoring_settings import ScoringSettings
 from stages.processes.launch import run_ranks
 
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from schemas.base import Schema
+from schemas.compute_settings import ComputeSettings
 from schemas.evaluate import Score
-from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings
+from schemas.model_settings import ModelSettings
+from schemas.scoring_settings import ScoringSettings
 
 
 class ScoringJob(Schema):

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from schemas.base import Schema
+from schemas.compute_settings import ComputeSettings
 from schemas.files import Machine
-from schemas.settings import ComputeSettings
 from stages.store.source import library_version
 
 CPUINFO = Path("/proc/cpuinfo")

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError
-from schemas.settings import ComputeSettings
 from schemas.submission import About
 from stages.store.machine import resolve_precision
 from stages.store.runs import choose_run, find_run, list_reports, seeds_of

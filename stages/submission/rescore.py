@@ -9,11 +9,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError, StageError
 from schemas.package import BLOB_NAME, SCRIPT_NAME, PackageOptions
 from schemas.printable import one_line, printable
 from schemas.runtime import Progress
-from schemas.settings import ComputeSettings, ScoringSettings
+from schemas.scoring_settings import ScoringSettings
 from schemas.submission import INFO_NAME, Rescored
 from stages.core.blob.packing import BlobError
 from stages.core.program import load_packed_model

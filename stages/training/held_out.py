@@ -24,7 +24,7 @@ from torch import Tensor
 
 from schemas.errors import StageError
 from schemas.held_out import CurvePoint, HeldOut
-from schemas.settings import TrainSettings
+from schemas.train_settings import TrainSettings
 from stages.core.bits_per_byte import TokenBytes, load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT

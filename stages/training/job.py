@@ -7,8 +7,8 @@ from pydantic import NonNegativeFloat, PositiveInt
 
 from schemas.base import Schema
 from schemas.runtime import RunOptions
-from schemas.settings import TrainSettings
 from schemas.train import TrainingFigures
+from schemas.train_settings import TrainSettings
 
 
 class TrainingJob(Schema):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import StageError
 from schemas.held_out import CurvePoint
-from schemas.settings import ScheduleSettings
+from schemas.train_settings import ScheduleSettings
 from stages.core.schedule import Clock, progress_at
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ It needs neither Prefect nor torch.
 from dataclasses import dataclass
 from pathlib import Path
 
-from schemas.settings import ScheduleSettings
+from schemas.train_settings import ScheduleSettings
 from stages.processes.locks import is_free
 from stages.training.job import TrainingJob
 from stages.training.metrics import LINES_NAME

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 from schemas.errors import StageError, StoppedError
-from schemas.settings import TrainSettings
 from schemas.train import TrainingFigures, TrainTimings
+from schemas.train_settings import TrainSettings
 from stages.core.distributed import join_processes, leave_processes, machine_in_words
 from stages.core.schedule import Clock, progress_at
 from stages.core.trainer import (

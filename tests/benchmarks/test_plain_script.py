@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from benchmarks.plain_script import PlainGPT, PlainTraining, newton_schulz, sliding_window_bpb
-from schemas.settings import ModelSettings, OptimizerSettings, ScoringSettings
+from schemas.model_settings import ModelSettings
+from schemas.scoring_settings import ScoringSettings
+from schemas.train_settings import OptimizerSettings
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.model import GPT
 from stages.core.muon import orthogonalize

@@ -17,9 +17,9 @@ from prefect import flow
 from pydantic import TypeAdapter, ValidationError
 
 from flows.tasks import stage_task as tasks
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError, StageError, StorageError
 from schemas.runtime import RunOptions
-from schemas.settings import ComputeSettings
 from stages.processes.launch import ChildFailedError, run_child
 from stages.store.remote import RemoteError
 from stages.store.workspace import DamagedFileError, no_progress

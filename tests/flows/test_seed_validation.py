@@ -11,9 +11,9 @@ from prefect.states import Completed, Failed
 from flows import seed_validation as module
 from flows.results.seeds import conclusions
 from flows.seed_validation import seed_validation
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
-from schemas.settings import ComputeSettings
 from stages.seeds.ledger import find_ledger
 from stages.store.machine import machine_kind
 from stages.store.runs import save_report

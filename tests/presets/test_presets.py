@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from presets import PRESETS, load_preset
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError
-from schemas.settings import ComputeSettings, DataSettings
 from schemas.tokenize_corpus import TokenizedCorpus
+from schemas.train_settings import DataSettings
 from stages.core.model import GPT
 from stages.core.trainer import Hooks, StepMetrics, Trainer
 from stages.store.machine import resolve_precision

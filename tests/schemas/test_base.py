@@ -17,22 +17,18 @@ import schemas
 from presets import PRESETS
 from schemas.audit import Finding
 from schemas.base import Schema, Volatile, fingerprint, invalid_field
+from schemas.compute_settings import ComputeSettings
 from schemas.evaluate import EvaluateSpec, Score
 from schemas.files import FileRef, SourceFile
 from schemas.introspect import Child, children, list_item, variants
 from schemas.merge import MergeSpec
+from schemas.model_settings import ModelSettings
 from schemas.pipeline import PipelineSpec
 from schemas.quantizer_settings import QUANTIZER_OF_METHOD, GptqLite, QuantizerSettings
 from schemas.recipe import Recipe
-from schemas.settings import (
-    ComputeSettings,
-    ModelSettings,
-    OptimizerSettings,
-    ScheduleSettings,
-    TrainSettings,
-)
 from schemas.settings_base import Settings, from_dict
 from schemas.tensor_formats import FormatRule, format_for
+from schemas.train_settings import OptimizerSettings, ScheduleSettings, TrainSettings
 
 HASH = "a" * 64
 

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas import quantizer_settings, settings
+from schemas import quantizer_settings, train_settings
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError
 from schemas.introspect import SettingInfo, describe_fields
+from schemas.model_settings import ModelSettings
 from schemas.overrides import RENAMED, apply_overrides, foreign_settings
 from schemas.pipeline import PipelineSpec
 
@@ -54,10 +56,10 @@ def test_the_listing_reaches_every_field_of_every_schema() -> None:
     }
     assert of_variants <= set(EVERY)
     for cls, prefix in (
-        (settings.ModelSettings, "train.model"),
+        (ModelSettings, "train.model"),
         (quantizer_settings.CalibrationSettings, "quantize.calibration"),
         (quantizer_settings.FitSettings, "quantize.fit"),
-        (settings.ComputeSettings, "evaluate.compute"),
+        (ComputeSettings, "evaluate.compute"),
     ):
         assert {f"{prefix}.{item.name}" for item in dataclasses.fields(cls)} <= set(EVERY)
 
@@ -282,7 +284,7 @@ def _pairs() -> list[tuple[str, str]]:
 
 
 def test_every_exclusive_pair_of_the_settings_is_known_by_its_endings() -> None:
-    declared = re.findall(r'_exactly_one\(self, "(\w+)", "(\w+)"\)', inspect.getsource(settings))
+    declared = re.findall(r'_exactly_one\(self, "(\w+)", "(\w+)"\)', inspect.getsource(train_settings))
     assert sorted(declared) == sorted((a.rpartition(".")[2], b.rpartition(".")[2]) for a, b in _pairs())
 
 

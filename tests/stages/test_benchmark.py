@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from schemas.benchmark import BenchmarkedModel, BenchmarkSpec, OwnTasks
+from schemas.compute_settings import ComputeSettings
 from schemas.files import FileRef, SourceFile
-from schemas.settings import ComputeSettings, ModelSettings
+from schemas.model_settings import ModelSettings
 from schemas.stages import KNOWN_STAGES
 from stages.store import source
 from stages.store.keys import stage_key

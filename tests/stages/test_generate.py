@@ -11,7 +11,7 @@ from torch import Tensor
 
 from presets import load_preset
 from schemas.errors import SpecError
-from schemas.settings import ModelSettings
+from schemas.model_settings import ModelSettings
 from schemas.tokenize_corpus import TokenizerSpec
 from stages.core.blob.packing import pack
 from stages.core.calibrated.whole_model import quantize_state

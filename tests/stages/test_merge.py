@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from presets import load_preset
+from schemas.averaging_settings import AveragingSettings
 from schemas.errors import SpecError, StageError
 from schemas.evaluate import Score
 from schemas.files import FileRef
-from schemas.settings import AveragingSettings, ModelSettings
+from schemas.model_settings import ModelSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import Snapshot, TrainingResult, TrainTimings
 from stages.core.model import GPT

@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 import torch
 
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError, StageError
 from schemas.evaluate import EvaluateSpec, LoraScores
 from schemas.lora_recipe import LoraRecipe
@@ -18,9 +19,10 @@ from schemas.merge import MergedModel
 from schemas.package import Package, PackageSpec
 from schemas.quantize import PackedModel
 from schemas.quantizer_settings import CalibrationSettings, Ecsq, GptqLite
-from schemas.settings import ComputeSettings, ScoringSettings, TrainSettings
+from schemas.scoring_settings import ScoringSettings
 from schemas.tensor_formats import FormatRule
 from schemas.tokenize_corpus import TokenizedCorpus
+from schemas.train_settings import TrainSettings
 from stages.core.bits_per_byte import load_token_bytes
 from stages.core.loader import TokenStream
 from stages.core.lora import score_learning

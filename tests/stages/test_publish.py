@@ -18,15 +18,16 @@ import pytest
 from presets import load_preset
 from schemas.audit import Audit, Finding
 from schemas.check_size import SizePart, SizeReport, TensorGroup
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import StageError
 from schemas.evaluate import Evaluation, LoraScores, Score
 from schemas.files import FileRef, Machine, Provenance
 from schemas.merge import MergedModel
+from schemas.model_settings import ModelSettings
 from schemas.package import Package
 from schemas.publish import PublishedReport, PublishSpec, ReportedSetting
 from schemas.quantize import ClipShare, PackedModel, TensorReport
 from schemas.results import RunResults
-from schemas.settings import ComputeSettings, ModelSettings
 from schemas.stages import STAGES
 from schemas.tokenize_corpus import SplitCounts, TokenizedCorpus
 from schemas.train import ParameterChange, ParameterGroup, Snapshot, TrainingResult, TrainTimings

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
+from schemas.model_settings import ModelSettings
 from schemas.quantizer_settings import (
     CalibratedSettings,
     CalibrationSettings,
@@ -19,7 +20,6 @@ from schemas.quantizer_settings import (
     GptqLite,
     RoundToNearest,
 )
-from schemas.settings import ModelSettings
 from schemas.settings_base import from_dict
 from schemas.tensor_formats import FormatRule
 from schemas.tokenize_corpus import TokenizedCorpus

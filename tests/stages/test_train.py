@@ -25,9 +25,10 @@ from torch._dynamo.testing import CompileCounter
 from schemas.errors import SpecError, StageError, StoppedError
 from schemas.files import SourceFile
 from schemas.held_out import HeldOut, StopRule
-from schemas.settings import ScoringSettings, TrainSettings
+from schemas.scoring_settings import ScoringSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import TrainingResult
+from schemas.train_settings import TrainSettings
 from stages.core.model import GPT
 from stages.core.schedule import Clock, lr_scale_at
 from stages.core.trainer import DivergedError, Hooks, StepMetrics, Trainer, TrainState

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError
 from schemas.files import SourceFile
-from schemas.settings import ComputeSettings
 from stages.processes import launch
 from stages.processes.launch import launch_module, run_child
 from stages.processes.surroundings import for_children, left_over
@@ -155,7 +155,7 @@ dist.destroy_process_group()  # else gloo's threads abort the process now and th
 RUN = """
 import sys
 from pathlib import Path
-from schemas.settings import ComputeSettings
+from schemas.compute_settings import ComputeSettings
 from stages.processes.launch import run_ranks
 compute = ComputeSettings(num_processes=2, threads_per_process=1)
 print(run_ranks([sys.argv[1]], Path(sys.argv[1]).parent, compute, lambda *_: None, 120)[-1])

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from schemas.model_settings import ModelSettings
 from schemas.quantizer_settings import CalibratedSettings, CalibrationSettings
-from schemas.settings import ModelSettings
 from stages.core.calibrated.calibration import Calibration, collect_statistics
 from stages.core.calibrated.coded_model import divergence, predictions
 from stages.core.calibrated.table import QUANTIZERS, TextQuantizer

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from schemas.settings import QatSettings
+from schemas.qat_settings import QatSettings
 from stages.core.quantizers.gptq_lite import fake_gptq_lite
 from stages.core.quantizers.grid import fake_quantize
 from stages.core.quantizers.reference import fake_reference

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from schemas.settings import ModelSettings
+from schemas.model_settings import ModelSettings
 from schemas.settings_base import from_dict
 from stages.core.model import GPT
 

@@ -22,8 +22,7 @@ HEAVY = {
     "matplotlib",
     "pyarrow",
     "rich.table",
-    "schemas.settings_base",
-    "schemas.settings",
+    "schemas.settings_base",  # all modules of settings import it
 }
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from schemas.gap import GapByCause, GapPart
+from schemas.model_settings import ModelSettings
 from schemas.quantizer_settings import Ecsq, Gptq, GptqLite, QuantizerSettings, Reference, RoundToNearest
-from schemas.settings import ModelSettings
 from schemas.tensor_formats import FormatRule
 from stages.auditing.gap import Sequences, choose_sequences, gap_by_cause, ratio_with_error, take_apart
 from stages.core.bits_per_byte import TokenBytes

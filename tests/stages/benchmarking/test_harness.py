@@ -17,8 +17,9 @@ from lm_eval.api.instance import Instance
 
 from schemas.benchmark import BenchmarkSpec
 from schemas.errors import SpecError
+from schemas.model_settings import ModelSettings
 from schemas.sample import SamplingSettings
-from schemas.settings import ModelSettings, ScoringSettings
+from schemas.scoring_settings import ScoringSettings
 from schemas.tokenize_corpus import TokenizerSpec
 from stages.benchmarking.harness import load_tasks, measure
 from stages.benchmarking.likelihood import TokenScorer

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from schemas.settings import ModelSettings, ScoringSettings
+from schemas.model_settings import ModelSettings
+from schemas.scoring_settings import ScoringSettings
 from stages.benchmarking.likelihood import TokenScorer
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from schemas.settings import AveragingSettings
+from schemas.averaging_settings import AveragingSettings
 from stages.core.averaging import average_states, averaging_weights, choose_snapshots
 
 

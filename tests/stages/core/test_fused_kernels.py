@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from schemas.settings import ModelSettings
+from schemas.model_settings import ModelSettings
 from stages.core.attention import rotary_angles, rotate_partly
 from stages.core.model import GPT, mix_and_norm, rms_norm
 

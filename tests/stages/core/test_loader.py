@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.settings import DataSettings
+from schemas.train_settings import DataSettings
 from stages.core.loader import BatchLoader, DocumentRows, SequenceOrder, TokenStream, in_pieces
 from stages.core.shards import BOS_ID, ShardWriter
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from schemas.lora_settings import LoraSettings
-from schemas.settings import ModelSettings, ScoringSettings
+from schemas.model_settings import ModelSettings
+from schemas.scoring_settings import ScoringSettings
 from stages.core.attention import attend_causally, exclude_own_value, rotary_angles, rotate_partly
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
-from schemas.settings import ModelSettings, QatSettings
+from schemas.model_settings import ModelSettings
+from schemas.qat_settings import QatSettings
 from schemas.tensor_formats import FormatRule
 from stages.core.attention import exclude_own_value, rotary_angles, rotate_partly
 from stages.core.model import GPT, Matrix, SmearGate

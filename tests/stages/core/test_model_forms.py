@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from schemas.settings import ModelSettings
+from schemas.model_settings import ModelSettings
 from stages.core.model import GPT
 from stages.core.shards import BOS_ID
 

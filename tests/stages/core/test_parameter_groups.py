@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from presets import PRESETS
-from schemas.settings import OptimizerSettings
+from schemas.train_settings import OptimizerSettings
 from stages.core.model import GPT
 from stages.core.parameter_groups import group_parameters, make_optimizers
 

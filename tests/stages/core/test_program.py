@@ -10,10 +10,12 @@ import pytest
 import sentencepiece
 import torch
 
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError
+from schemas.model_settings import ModelSettings
 from schemas.quantizer_settings import GptqLite
 from schemas.recipe import Recipe
-from schemas.settings import ComputeSettings, ModelSettings, ScoringSettings
+from schemas.scoring_settings import ScoringSettings
 from stages.core.blob.packing import BlobError, pack
 from stages.core.calibrated.whole_model import quantize_state
 from stages.core.model import GPT

@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import pytest
 
-from schemas.settings import (
+from schemas.qat_settings import QatSettings
+from schemas.train_settings import (
     DataSettings,
     OptimizerSettings,
-    QatSettings,
     ScheduleSettings,
     SnapshotSettings,
     TrainSettings,

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.settings import ModelSettings, ScoringSettings, Windows
+from schemas.model_settings import ModelSettings
+from schemas.scoring_settings import ScoringSettings, Windows
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT

@@ -13,7 +13,7 @@ from torch import nn
 
 from presets import load_preset
 from schemas.errors import SpecError
-from schemas.settings import ModelSettings
+from schemas.model_settings import ModelSettings
 from schemas.tokenize_corpus import TokenizerSpec
 from stages.core.model import GPT
 from stages.huggingface import check, export

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from presets import PRESETS, load_preset
+from schemas.compute_settings import ComputeSettings
 from schemas.overrides import apply_overrides
 from schemas.package import LORA_MODULE, PackageOptions, PackageSpec
 from schemas.recipe import Recipe
-from schemas.settings import ComputeSettings
 from stages.core import program as submission
 from stages.packaging.bundle import imported_packages
 from stages.packaging.script import as_shipped, program, recipe_source

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from presets import PRESETS
-from schemas.settings import ModelSettings, ScheduleSettings, ScoringSettings, SnapshotSettings
+from schemas.model_settings import ModelSettings
+from schemas.scoring_settings import ScoringSettings
+from schemas.train_settings import ScheduleSettings, SnapshotSettings
 from stages.core.model import GPT
 from stages.core.scoring import plan_windows
 from stages.planning.counts import (

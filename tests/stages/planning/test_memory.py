@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from presets import PRESETS
+from schemas.compute_settings import ComputeSettings
 from schemas.lora_settings import LoraSettings
-from schemas.settings import ComputeSettings, DataSettings, ModelSettings, QatSettings, TrainSettings
+from schemas.model_settings import ModelSettings
+from schemas.qat_settings import QatSettings
+from schemas.train_settings import DataSettings, TrainSettings
 from stages.core.lora import DocumentLoras
 from stages.core.model import GPT
 from stages.planning.counts import lora_parameters

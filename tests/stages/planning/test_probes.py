@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from schemas.model_settings import ModelSettings
 from schemas.quantizer_settings import CalibrationSettings, Ecsq, FitSettings, GptqLite
-from schemas.settings import ModelSettings, ScoringSettings, TrainSettings
+from schemas.scoring_settings import ScoringSettings
 from schemas.tensor_formats import FormatRule
 from schemas.tokenize_corpus import TokenizedCorpus
+from schemas.train_settings import TrainSettings
 from stages.planning.job import ModelProbeJob, StepProbeJob
 from stages.planning.model_probe import measure_model
 from stages.planning.step_probe import FEW_STEPS, measure_steps

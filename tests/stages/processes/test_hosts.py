@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
-from schemas.settings import ComputeSettings
 from stages.processes import meeting as meetings
 from stages.processes import slurm
 from stages.processes.hosts import check_launcher, command_of, runner_for

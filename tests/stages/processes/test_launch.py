@@ -16,10 +16,11 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import StageError
 from schemas.evaluate import EvaluateSpec
 from schemas.files import FileRef
-from schemas.settings import ComputeSettings, ScoringSettings
+from schemas.scoring_settings import ScoringSettings
 from stages.processes.launch import ChildFailedError, launch_module, run_child, run_ranks
 from stages.store.workspace import no_progress
 
@@ -234,7 +235,7 @@ def test_a_permanent_error_in_a_process_arrives_as_what_it_is(
 
 CALLER = """
 import sys
-from schemas.settings import ComputeSettings
+from schemas.compute_settings import ComputeSettings
 from pathlib import Path
 from stages.processes.launch import run_ranks
 compute = ComputeSettings(num_processes=2, threads_per_process=1)

@@ -10,8 +10,8 @@ from queue import Queue
 import psutil
 import pytest
 
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import StageError
-from schemas.settings import ComputeSettings
 from stages.processes.launch import run_child
 from stages.processes.stopping import Stopping, stopping
 

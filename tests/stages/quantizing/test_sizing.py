@@ -5,8 +5,9 @@ import torch
 import zstandard
 
 from presets import PRESETS
+from schemas.model_settings import ModelSettings
 from schemas.quantizer_settings import GptqLite
-from schemas.settings import ModelSettings, OptimizerSettings
+from schemas.train_settings import OptimizerSettings
 from stages.core.model import GPT
 from stages.core.quantizers.grid import quantize_rows
 from stages.quantizing.sizing import coded_bits, estimated_bytes, measure_model

@@ -13,8 +13,8 @@ from scipy import stats
 from torch import Tensor
 
 from schemas.errors import SpecError
+from schemas.model_settings import ModelSettings
 from schemas.sample import SamplingSettings
-from schemas.settings import ModelSettings
 from schemas.tokenize_corpus import TokenizerSpec
 from stages.core.model import GPT
 from stages.core.shards import BOS_ID

@@ -12,8 +12,8 @@ from presets import load_preset
 from schemas.base import Schema, Volatile
 from schemas.pipeline import PipelineSpec
 from schemas.publish import PublishSpec
-from schemas.settings import TrainSettings
 from schemas.stages import STAGES
+from schemas.train_settings import TrainSettings
 from stages.store import keys, source
 from stages.store.keys import stage_key
 from stages.store.machine import resolve_precision
@@ -116,7 +116,9 @@ def test_a_new_setting_of_a_quantizer_trains_and_merges_nothing_again(
         pytest.param(
             "stages/core/muon.py", "import torch\n", "import torch  # so\n", {"package"}, id="comment"
         ),
-        pytest.param("schemas/settings.py", '"query heads"', '"heads that ask"', {"package"}, id="help"),
+        pytest.param(
+            "schemas/model_settings.py", '"query heads"', '"heads that ask"', {"package"}, id="help"
+        ),
         pytest.param("schemas/files.py", 'description="', 'description="So: ', {"package"}, id="description"),
         pytest.param("stages/training/worker.py", '"late QAT is on', '"QAT is on', set(), id="log-text"),
     ],
@@ -130,11 +132,13 @@ def test_words_run_nothing_again_but_the_packaging_of_the_source_itself(
 def test_the_bounds_and_the_default_of_a_setting_count_as_code(
     edit: Edit,
 ) -> None:
-    assert "train" in edit("schemas/settings.py", 'setting(8, "query heads"', 'setting(9, "query heads"')
+    assert "train" in edit(
+        "schemas/model_settings.py", 'setting(8, "query heads"', 'setting(9, "query heads"'
+    )
 
 
 def test_a_help_text_that_is_computed_counts_as_code(edit: Edit) -> None:
-    assert "train" in edit("schemas/settings.py", '"query heads"', '"query heads".upper()')
+    assert "train" in edit("schemas/model_settings.py", '"query heads"', '"query heads".upper()')
 
 
 def test_a_setting_runs_its_own_stage_again(rerun: Rerun) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from presets import PRESETS, load_preset
+from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
-from schemas.settings import ComputeSettings, TrainSettings
 from schemas.stages import STAGES
 from schemas.tokenize_corpus import TokenizedCorpus
+from schemas.train_settings import TrainSettings
 from stages.core.distributed import compute_dtype
 from stages.packaging.script import recipe_source
 from stages.store import machine
@@ -86,7 +87,8 @@ def test_arm_and_what_is_not_linux() -> None:
 )
 def test_torch_sees_the_same_machine(environment: dict[str, str]) -> None:
     code = (
-        "import json, sys; from stages.store import machine; from schemas.settings import ComputeSettings; "
+        "import json, sys; from stages.store import machine; "
+        "from schemas.compute_settings import ComputeSettings; "
         "cpu = machine.this_cpu();words = machine.machine_in_words(ComputeSettings()); build = "
         "machine.torch_build(); early = 'torch' in sys.modules;import torch; from stages.core import "
         "distributed as processes;print(json.dumps([early, [cpu.capability, cpu.bfloat16, words, "

@@ -1,7 +1,7 @@
 """Pruned is what falls behind the median of the earlier trials, by rules that a training can test alone."""
 
 from schemas.held_out import CurvePoint, HeldOut, parse_rules
-from schemas.settings import ScoringSettings
+from schemas.scoring_settings import ScoringSettings
 from stages.sweeps.pruning import median_rules
 from stages.training.stop_rules import broken_rule
 

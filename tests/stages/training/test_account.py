@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from schemas.settings import TrainSettings
 from schemas.tokenize_corpus import TokenizedCorpus
 from schemas.train import ParameterChange, ParameterGroup
+from schemas.train_settings import TrainSettings
 from stages.core.trainer import Hooks, StepMetrics, Trainer
 from stages.training.account import account_of_changes, account_of_groups, decay_factor
 

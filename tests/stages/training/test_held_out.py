@@ -10,8 +10,9 @@ import torch
 
 from presets import load_preset
 from schemas.held_out import CurvePoint, HeldOut, StopRule
-from schemas.settings import ScoringSettings, TrainSettings
+from schemas.scoring_settings import ScoringSettings
 from schemas.tokenize_corpus import TokenizedCorpus
+from schemas.train_settings import TrainSettings
 from stages.core.bits_per_byte import TokenBytes
 from stages.core.loader import TokenStream
 from stages.core.model import GPT

@@ -3,7 +3,7 @@
 from typing import Any
 
 from schemas.held_out import Behind, CurvePoint, HeldOut, parse_rules
-from schemas.settings import ScoringSettings
+from schemas.scoring_settings import ScoringSettings
 from stages.training.stop_rules import broken_rule
 
 

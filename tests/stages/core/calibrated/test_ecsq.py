@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from schemas.model_settings import ModelSettings
 from schemas.quantizer_settings import Ecsq, Gptq
-from schemas.settings import ModelSettings
 from schemas.tensor_formats import FormatRule
 from stages.core.calibrated.calibration import MatrixStatistics, collect_statistics
 from stages.core.calibrated.coded_model import (

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from schemas.model_settings import ModelSettings
 from schemas.quantizer_settings import CalibrationSettings, Ecsq, FitSettings, GptqLite
-from schemas.settings import ModelSettings
 from schemas.tensor_formats import FormatRule
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.core.blob.packing import pack

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.pipeline import on_grid_of
+from schemas.qat_settings import QatSettings
 from schemas.quantizer_settings import QUANTIZER_OF_METHOD, Gptq, GptqLite, QuantizerSettings
-from schemas.settings import QatSettings
 from schemas.tensor_formats import FormatRule
 from stages.core.calibrated.calibration import MatrixStatistics
 from stages.core.calibrated.gptq import gptq
