@@ -269,11 +269,11 @@ def test_what_quantization_costs_is_told_by_cause(smoke_run: Any, smoke_store: P
         assert text in told
 
 
-def test_the_gap_by_cause_can_be_left_out(smoke_run: Any, smoke_store: Path) -> None:
-    chain = Chain(smoke_store, ["audit.gap_tokens=0"])
+def test_the_gap_by_cause_can_be_left_out(root: Path) -> None:
+    chain = Chain(root, ["audit.gap_tokens=0"])
     assert [stage for stage in STAGES if not chain.run(stage).cached] == ["audit", "publish"]
     assert chain.results["audit"].gap is None
-    page = (smoke_store / chain.results["publish"].html.path).read_text()
+    page = (root / chain.results["publish"].html.path).read_text()
     assert "by cause" not in page
     assert "every validation target scored once" in page
 
