@@ -103,9 +103,15 @@ def _of_folder(folder: Path, weights: Weights, tokenizer: str | Path | None) -> 
 
 
 def _context_of(folder: Path) -> int:
-    """The length of the windows that the folder's submission.json says it was scored with."""
+    """The tokens that a prediction saw when the folder was scored, as its submission.json says: those of the
+    attention window, else those of a window.
+    """
     try:
-        told = read_json_object(folder / INFO_NAME).get("eval_sequence_length")
+        told = read_json_object(folder / INFO_NAME)
     except UnreadableError:
         return DEFAULT_CONTEXT_TOKENS  # a package without it is no worse
-    return told if type(told) is int and 0 < told <= MAX_CONTEXT_TOKENS else DEFAULT_CONTEXT_TOKENS
+    for name in ("eval_attention_window", "eval_sequence_length"):
+        tokens = told.get(name)
+        if type(tokens) is int and 0 < tokens <= MAX_CONTEXT_TOKENS:
+            return tokens
+    return DEFAULT_CONTEXT_TOKENS

@@ -51,6 +51,8 @@ def test_a_folder_continues_a_text(folder: Path, tokenizer: Path) -> None:
     [
         ("{}", DEFAULT_CONTEXT_TOKENS),
         ('{"eval_sequence_length": 64}', 64),
+        ('{"eval_sequence_length": 64, "eval_attention_window": 0}', 64),
+        ('{"eval_sequence_length": 64, "eval_attention_window": 32}', 32),
         ('{"eval_sequence_length": 1000000000}', DEFAULT_CONTEXT_TOKENS),
         ('{"eval_sequence_length": "64"}', DEFAULT_CONTEXT_TOKENS),
         ("no JSON", DEFAULT_CONTEXT_TOKENS),
