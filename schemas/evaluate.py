@@ -134,3 +134,14 @@ def how_sliding(stride: str, attention_window: str) -> str:
 def sliding_of(scoring: ScoringSettings) -> str:
     """`how_sliding` of these settings."""
     return how_sliding(number(scoring.stride), number(scoring.attention_window))
+
+
+def windows_of(scoring: ScoringSettings) -> str:
+    """The windows in words: `windows of 2,048 tokens over the stream`."""
+    where = {"stream": "over the stream", "documents": "inside documents"}[scoring.windows]
+    return f"windows of {scoring.sequence_length:,} tokens {where}"
+
+
+def scored_with(scoring: ScoringSettings) -> str:
+    """`windows_of`, and how the second score gets its long context, if there is one."""
+    return "; ".join(part for part in (windows_of(scoring), sliding_of(scoring)) if part)

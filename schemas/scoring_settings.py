@@ -32,7 +32,7 @@ class ScoringSettings(Settings):
         0,
         (
             "instead of sliding windows, one pass over long windows in which each token attends to so many "
-            "tokens up to itself; needs stride 0"
+            "tokens up to itself, best no more than a training sequence has; needs stride 0"
         ),
         unit="tokens",
         minimum=0,

@@ -101,5 +101,7 @@ class Rescored(Schema):
     blob_sha256: Sha256
     precision: str = Field(description="of matrix products here, and why")
     scored_by: Literal["fairway", "the folder's train_gpt.py"]
+    scored_with: str = Field(description="windows of this score")
     claimed_val_bpb: float | None = Field(description="what the folder's submission.json says")
+    claimed_with: str = Field(description="windows of the claim, by the same file; empty: it does not say")
     seconds: NonNegativeFloat

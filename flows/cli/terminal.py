@@ -193,6 +193,7 @@ def print_rescored(console: Console, folder: str, made: Rescored) -> None:
         {"figure": "val_bpb non-overlapping", "value": f"{made.val_bpb_non_overlapping:.8f}"},
         {"figure": "val_bpb sliding", "value": "–" if sliding is None else f"{sliding:.8f}"},
         {"figure": "val_loss", "value": f"{made.val_loss:.8f}"},
+        {"figure": "scored with", "value": made.scored_with},
         {"figure": "claimed val_bpb", "value": "–" if claimed is None else f"{claimed:.8f}"},
         {"figure": "found − claimed", "value": "–" if claimed is None else f"{best - claimed:+.8f}"},
         {"figure": "targets, bytes of text", "value": f"{made.num_targets:,}, {made.num_bytes:,}"},
@@ -202,6 +203,11 @@ def print_rescored(console: Console, folder: str, made: Rescored) -> None:
         {"figure": "seconds", "value": f"{made.seconds:.1f}"},
     ]
     console.print(rows_table(f"Rescored, {folder}", rows, {"value"}))
+    if claimed is not None and made.claimed_with not in ("", made.scored_with):
+        console.print(
+            words(f"The claim is for {made.claimed_with}: the difference is one of two kinds of score."),
+            soft_wrap=True,
+        )
 
 
 def print_unneeded(

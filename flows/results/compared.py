@@ -19,6 +19,7 @@ from schemas.compare import (
     ComparedVerdict,
 )
 from schemas.errors import SpecError
+from schemas.evaluate import sliding_of, windows_of
 from schemas.introspect import describe_fields, number
 from schemas.pipeline import PipelineReport
 from schemas.stages import STAGES, Stage
@@ -302,10 +303,24 @@ def _conclusions(
             yield f"{pair}the same run."
         elif not _same_text(report, other):
             yield f"{pair}the validation texts differ, so their bits per byte do not compare."
+        elif kinds := _other_scores(report, other):
+            yield f"{pair}{kinds}"
         elif without_seed(report.spec) == without_seed(other.spec):
             yield f"{pair}{_of_one_configuration(seeds, report, other)}"
         else:
             yield f"{pair}{_welch(first, seeds, label, seeds_of(store, other, finished))}"
+
+
+def _other_scores(report: PipelineReport, other: PipelineReport) -> str:
+    """Which scores are of two kinds, in a sentence; empty where all compare."""
+    one, two = report.spec.evaluate.scoring, other.spec.evaluate.scoring
+    if windows_of(one) != windows_of(two):
+        what, kinds = "scores", (windows_of(one), windows_of(two))
+    elif one.overlapping and two.overlapping and sliding_of(one) != sliding_of(two):
+        what, kinds = "sliding scores", (sliding_of(one), sliding_of(two))
+    else:
+        return ""
+    return f"the {what} are of two kinds, {kinds[0]} and {kinds[1]}, so they do not compare."
 
 
 def _of_one_configuration(

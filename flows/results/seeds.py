@@ -62,7 +62,10 @@ def conclusions(
     sentences = [f"{counts}; failed, to be retried: {', '.join(map(str, failed)) or 'none'}."]
     losses, summary = book.losses(), summarize(book.losses())
     if summary is None:
-        return [*sentences, "Statistics need at least two completed seeds."]
+        return [
+            *sentences,
+            "Statistics need at least two completed seeds: the same command trains the next one, `--new 2` two.",
+        ]
     sentences.append(
         f"Mean {summary.mean:.5f} nats a token, standard deviation {summary.std:.5f}, "
         f"95 % interval {summary.low:.5f} to {summary.high:.5f}."

@@ -2,6 +2,7 @@
 
 from schemas.audit import Finding
 from schemas.evaluate import Score, sliding_of
+from schemas.pipeline import PipelineSpec
 from schemas.quantize import PackedModel
 from schemas.quantizer_settings import CalibratedSettings, Ecsq, FittingSettings
 from schemas.techniques import TECHNIQUES, Technique
@@ -140,9 +141,15 @@ def _sliding(evidence: Evidence, technique: Technique) -> Finding:
         title=technique.title,
         verdict="took effect" if gain else "no effect",
         evidence=f"{sliding_of(evidence.spec.evaluate.scoring)}: {gain:+.5f} bpb against windows "
-        "that do not overlap",
+        f"that do not overlap{_beyond_training(evidence.spec)}",
         figures={"bpb_against_non_overlapping": gain},
     )
+
+
+def _beyond_training(spec: PipelineSpec) -> str:
+    """Of an attention window that is longer than a training sequence: that it is."""
+    reach, trained = spec.evaluate.scoring.attention_window, spec.train.data.sequence_length
+    return f"; training had only {trained:,} tokens of context" if reach > trained else ""
 
 
 def _document_windows(evidence: Evidence, technique: Technique) -> Finding:

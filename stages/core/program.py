@@ -118,7 +118,7 @@ def evaluate_blob(
         sums = score(model, *text, scoring, stride, dtype, progress(kind), group, reach=reach)
         scored = score_as_dict(sums, time.perf_counter() - started)
         scores[kind] = scored
-        say(score_line(kind, scored))
+        say(score_line(kind, scored, reach))
     scores |= lora_scores(options, model, text, scoring, dtype, progress, group, say)
     if rank == 0 and options.json:
         Path(options.json).write_text(json.dumps(scores), encoding="utf-8")

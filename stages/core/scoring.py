@@ -222,10 +222,11 @@ def score_as_dict(sums: ScoreSums, seconds: float) -> dict[str, Any]:
     return {**asdict(sums), "bpb": sums.bpb, "loss": sums.loss, "seconds": seconds}
 
 
-def score_line(kind: str, scored: dict[str, Any]) -> str:
-    """The line of a log about one score; `scored` as `score_as_dict` gives it."""
-    mode = ", windows inside documents," if scored["windows"] == "documents" else ""
+def score_line(kind: str, scored: dict[str, Any], reach: int | None = None) -> str:
+    """The line of a log about one score; `scored` as `score_as_dict` gives it, `reach` as `score` takes it."""
+    mode = ", windows inside documents" if scored["windows"] == "documents" else ""
+    mode += f", attention over {reach} tokens" if reach else ""
     return (
         f"val_bpb_{kind} {scored['bpb']:.8f} val_loss {scored['loss']:.8f} targets {scored['num_targets']} "
-        f"bytes {scored['num_bytes']}{mode} in {scored['seconds']:.1f} s"
+        f"bytes {scored['num_bytes']}{mode + ',' if mode else ''} in {scored['seconds']:.1f} s"
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError, StageError
+from schemas.evaluate import scored_with
 from schemas.package import BLOB_NAME, SCRIPT_NAME, PackageOptions
 from schemas.printable import one_line, printable
 from schemas.runtime import Progress
@@ -93,7 +94,8 @@ def rescore(
         except (ChildFailedError, StageError, ValueError) as error:
             raise StageError(printable(f"{folder}: the scoring failed: {error}")) from error
     best = scores.sliding or scores.non_overlapping
-    claimed = _info(folder).get("val_bpb")
+    told = _info(folder)
+    claimed = told.get("val_bpb")
     return Rescored(
         val_bpb_non_overlapping=scores.non_overlapping.bpb,
         val_bpb_sliding=scores.sliding.bpb if scores.sliding else None,
@@ -104,9 +106,19 @@ def rescore(
         blob_sha256=hashlib.sha256(blob).hexdigest(),
         precision=precision_note(compute),
         scored_by="the folder's train_gpt.py" if run_its_script else "fairway",
+        scored_with=scored_with(scoring),
+        claimed_with=_claimed_with(folder) if "eval_sequence_length" in told else "",
         claimed_val_bpb=claimed if isinstance(claimed, (int, float)) and abs(claimed) < 1e15 else None,
         seconds=time.perf_counter() - began,
     )
+
+
+def _claimed_with(folder: Path) -> str:
+    """The windows of the folder's claim in words; empty where they are impossible."""
+    try:
+        return scored_with(scoring_of(folder, None, None, None, None))
+    except SpecError:
+        return ""
 
 
 def _check_inputs(shards: Sequence[Path], tokenizer: Path, any_tokenizer: bool) -> None:

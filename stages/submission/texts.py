@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from schemas.evaluate import scored_with
 from schemas.introspect import describe_fields
 from schemas.package import BLOB_NAME, SCRIPT_NAME
 from schemas.pipeline import PipelineReport
@@ -85,12 +86,10 @@ def train_log(report: PipelineReport, root: Path) -> str:
         "both before quantization"
     )
     lines.append(f"blob {report.packed.blob_bytes} bytes sha256 {report.packed.blob.sha256}")
-    for kind, score in (
-        ("non_overlapping", report.evaluation.non_overlapping),
-        ("sliding", report.evaluation.sliding),
-    ):
-        if score is not None:
-            lines.append(score_line(kind, score.model_dump()))
+    lines.append(score_line("non_overlapping", report.evaluation.non_overlapping.model_dump()))
+    if sliding := report.evaluation.sliding:
+        reach = report.spec.evaluate.scoring.attention_window or None
+        lines.append(score_line("sliding", sliding.model_dump(), reach))
     return "\n".join(lines) + "\n"
 
 
@@ -108,7 +107,8 @@ def readme(info: SubmissionInfo, report: PipelineReport, rules: Sequence[RuleRes
             f"{info.blurb}\n\nBy {info.author} ({info.github_id}), {info.date}. Made "
             f"with Fairway {fairway_version()}."
         ),
-        "## Figures": markdown_table(["figure", "value", "what it is"], figures),
+        "## Figures": markdown_table(["figure", "value", "what it is"], figures)
+        + f"\n\n`val_bpb` is scored with {scored_with(report.spec.evaluate.scoring)}.",
         "## Seeds": _seeds(info),
         "## What each technique did, as measured": markdown_table(
             ["technique or rule", "verdict", "evidence"], techniques

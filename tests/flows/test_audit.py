@@ -142,6 +142,17 @@ def test_a_context_that_did_not_grow_is_found_out(evidence: Evidence) -> None:
     assert _verdict(evidence, "progressive-context", spec=spec, metrics=metrics)[0] == "in part"
 
 
+def test_an_attention_window_beyond_the_training_sequences_is_told(evidence: Evidence) -> None:
+    def said(reach: int) -> str:
+        asked = ["evaluate.scoring.stride=0", f"evaluate.scoring.attention_window={reach}"]
+        spec = apply_overrides(evidence.spec, asked)
+        return _verdict(evidence, "attention-window", spec=spec)[1]
+
+    trained = evidence.spec.train.data.sequence_length
+    assert said(trained).endswith("against windows that do not overlap")
+    assert said(trained + 1).endswith(f"; training had only {trained} tokens of context")
+
+
 def test_test_time_training_is_told_with_its_gain_steps_and_clock(evidence: Evidence) -> None:
     evaluation = evidence.results.evaluation
     spec = apply_overrides(evidence.spec, ["evaluate.test_time_training.on=true"])

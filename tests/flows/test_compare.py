@@ -148,6 +148,32 @@ def test_scores_over_other_texts_are_not_compared(smoke_run: Any, smoke_store: P
     assert "the validation texts differ" in said
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"windows": "documents"}, "scores are of two kinds, windows of 64 tokens over the stream and "),
+        ({"sequence_length": 32}, "64 tokens over the stream and windows of 32 tokens over the stream, so they"),
+        (
+            {"stride": 0, "attention_window": 64},
+            "the sliding scores are of two kinds, stride 32 and attention over 64 tokens, so they do not comp",
+        ),
+    ],
+)
+def test_scores_of_two_kinds_are_not_compared(
+    smoke_run: Any, smoke_store: Path, change: dict[str, Any], said: str
+) -> None:
+    report = smoke_run.report
+    evaluate, merge = report.spec.evaluate, report.spec.merge
+    shared = {name: value for name, value in change.items() if name in ("windows", "sequence_length")}
+    spec = report.spec.derive(
+        evaluate=evaluate.derive(scoring=evaluate.scoring.derive(**change)),
+        merge=merge.derive(scoring=merge.scoring.derive(**shared)),
+    )
+    other = report.derive(run_id="x", spec=spec)
+    [found] = _compared(smoke_store, report, other).conclusions
+    assert said in found
+
+
 def test_the_page_asks_nobody_and_follows_light_and_dark(
     smoke_run: Any, other_run: Any, smoke_store: Path, tmp_path: Path
 ) -> None:

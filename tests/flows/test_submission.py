@@ -27,6 +27,7 @@ from stages.submission.inputs import about_of, write_submission
 from stages.submission.rules import check_folder
 
 ABOUT = ("--author", "Ada Lovelace", "--github-id", "ada", "--name", "A smoke run")
+WITH_WINDOW = "windows of 64 tokens over the stream; attention over 64 tokens"
 
 
 def fairway(*arguments: object) -> Result:
@@ -295,9 +296,16 @@ def test_an_attention_window_takes_the_place_of_sliding_windows(
     shards = (smoke_store / report.tokenized.val_shards[0].path).parent / "fineweb_val_*.bin"
     for script in ((), ("--run-its-script",)):
         again = fairway("rescore", folder, "--shards", shards, "--json", *script)
-        assert json.loads(again.stdout)["val_bpb_sliding"] == here.sliding.bpb
+        told = json.loads(again.stdout)
+        assert told["val_bpb_sliding"] == here.sliding.bpb
+        assert told["scored_with"] == told["claimed_with"] == WITH_WINDOW
     by_windows = fairway("rescore", folder, "--shards", shards, "--json", "--run-its-script", "--stride", 32)
     assert json.loads(by_windows.stdout)["val_bpb_sliding"] == before.evaluation.sliding.bpb
+    shown = fairway("rescore", folder, "--shards", shards, "--stride", 32).stdout
+    assert "windows of 64 tokens over the stream; stride 32" in shown
+    assert f"The claim is for {WITH_WINDOW}: the difference is one of two kinds of score." in shown
+    assert f"`val_bpb` is scored with {WITH_WINDOW}." in (folder / "README.md").read_text()
+    assert "attention over 64 tokens, in" in (folder / "train_seed1337.log").read_text()
 
 
 def test_rescore_does_not_run_the_folders_script_unless_told(

@@ -177,6 +177,8 @@ def test_windows_inside_documents_see_no_other_document(
     assert (sums.windows, over_stream.windows) == ("documents", "stream")
     line = score_line("sliding", score_as_dict(sums, 1.0))
     assert line.endswith(f"bytes {sums.num_bytes}, windows inside documents, in 1.0 s")
+    line = score_line("sliding", score_as_dict(over_stream, 1.0), 32)
+    assert line.endswith(f"bytes {sums.num_bytes}, attention over 32 tokens, in 1.0 s")
 
 
 @settings(deadline=None)
