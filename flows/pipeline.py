@@ -25,6 +25,7 @@ from flows.inputs.form import (
 from flows.inputs.held_out import plan_held_out
 from flows.inputs.own_text import refuse_small_text
 from flows.inputs.specs import Plan, check_quantizer, plan_run, run_file_of
+from flows.planning.gpus import check_run_gpus
 from flows.results.run_report import (
     over_limit_message,
     publish_artifacts,
@@ -102,6 +103,7 @@ def pipeline(
     spec, store = plan.spec, run.store
     check_launcher(spec.train.compute, options)
     check_isolated()
+    check_run_gpus(plan, store)
     check_tracker(options.report_to)
     show_plan(plan, store, options)
     held_out = plan_held_out(options, spec, store)

@@ -217,3 +217,14 @@ def test_a_package_that_the_script_would_miss_ends_the_run_before_its_first_stag
     with pytest.raises(SpecError, match=r"does not find not_there: install them into this Python's own env"):
         refused.state.result()
     assert not list((tmp_path / "stages").glob("*/*"))
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+def test_a_missing_gpu_ends_the_run_before_its_first_stage(
+    run_pipeline: Any, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    refused = run_pipeline(tmp_path, f"{stage}.compute.device=cuda")
+    with pytest.raises(SpecError, match=rf"^{stage}\.compute\.device = cuda.* each process needs a GPU"):
+        refused.state.result()
+    assert not list((tmp_path / "stages").glob("*/*"))
