@@ -452,7 +452,7 @@ def test_logs_that_are_left_out_leave_it_unknown(
     name: str, value: int, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert judge(more={"z.log": "seed:1\n" * 99})[SIZE][0] == "pass"
-    monkeypatch.setattr(f"stages.submission.rules.{name}", value)
+    monkeypatch.setattr(f"stages.submission.folder.{name}", value)
     found = judge(more={"z.log": "seed:1\n" * 99})
     assert found[SIZE][0] == found[TRAINING][0] == found[EVALUATION][0] == "unknown"
     assert "z.log" in found[SIZE][1]
