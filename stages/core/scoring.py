@@ -223,7 +223,7 @@ def score_as_dict(sums: ScoreSums, seconds: float) -> dict[str, Any]:
 
 
 def score_line(kind: str, scored: dict[str, Any], reach: int | None = None) -> str:
-    """The line of a log about one score; `scored` as `score_as_dict` gives it, `reach` as `score` takes it."""
+    """The line of a log about one score: `scored` as `score_as_dict` gives it, `reach` that of `score`."""
     mode = ", windows inside documents" if scored["windows"] == "documents" else ""
     mode += f", attention over {reach} tokens" if reach else ""
     return (
