@@ -31,7 +31,7 @@ from stages.core.quantizers.coded_grid import CODE_LIMIT, CodedGrid
 
 _SIZES_BYTES = 8
 _MOST_TABLES = 64
-_ZERO_CODE = CODE_LIMIT + 1
+_ZERO_SYMBOL = np.uint16(CODE_LIMIT + 1)
 
 
 class CodedSectionError(ValueError):
@@ -44,8 +44,8 @@ def coded_to_bytes(matrices: list[tuple[np.ndarray, CodedGrid]]) -> bytes:
         return b""
     spreads, tables = _models(matrices)
     models = np.concatenate([spread.models(tables.lowest, len(tables)) for spread in spreads])
-    symbols = np.concatenate([codes.reshape(-1) for codes, _ in matrices]).astype(np.int32) + _ZERO_CODE
-    stream = encode(symbols.astype(np.uint16), models, tables.frequencies)
+    symbols = np.concatenate([codes.reshape(-1) for codes, _ in matrices]).view(np.uint16) + _ZERO_SYMBOL
+    stream = encode(symbols, models, tables.frequencies)
     return _before_stream(matrices, spreads, tables, len(stream)) + stream
 
 
@@ -151,6 +151,6 @@ def coded_from_bytes(
         symbols = decode(section[fixed + table_bytes : end], np.concatenate(models), tables)
     except (ModelTableError, RansError) as error:
         raise CodedSectionError(str(error)) from error
-    codes = torch.from_numpy(symbols.astype(np.int16) - np.int16(_ZERO_CODE))
+    codes = torch.from_numpy((symbols - _ZERO_SYMBOL).view(np.int16))
     parts = codes.split([math.prod(shape) for shape in shapes])
     return [(part.view(shape), grid) for part, shape, grid in zip(parts, shapes, grids, strict=True)], end

@@ -27,21 +27,24 @@ def encode(symbols: np.ndarray, models: np.ndarray, frequencies: np.ndarray) -> 
     Raises ValueError for a symbol of frequency 0.
     """
     lanes = lane_count(len(symbols))
-    frequency = frequencies[models, symbols].astype(np.uint64)
-    if len(symbols) and not frequency.all():
+    starts = np.cumsum(frequencies, axis=1) - frequencies
+    both = (frequencies << 16 | starts).astype(np.uint32).reshape(-1)
+    both = both[models.astype(np.int32) * np.int32(frequencies.shape[1]) + symbols]
+    if len(symbols) and both.min() < 1 << 16:
         raise ValueError("a symbol has frequency 0 in its model")
-    start = (np.cumsum(frequencies, axis=1) - frequencies)[models, symbols].astype(np.uint64)
-    state = np.full(lanes, _STATE_FLOOR, np.uint64)
+    state = np.full(lanes, _STATE_FLOOR, np.uint32)
     words: list[np.ndarray] = []
     for first in range(
         (len(symbols) - 1) // lanes * lanes, -1, -lanes
     ):  # last symbols first: decoding runs forwards
-        f, s = frequency[first : first + lanes], start[first : first + lanes]
-        now = state[: len(f)]
-        full = now >= f << np.uint64(32 - PRECISION_BITS)
-        words.append((now[full] & np.uint64(0xFFFF)).astype("<u2"))
-        now = np.where(full, now >> np.uint64(16), now)
-        state[: len(f)] = (now // f << np.uint64(PRECISION_BITS)) + now % f + s
+        chunk = both[first : first + lanes]
+        frequency, start = chunk >> 16, chunk & 0xFFFF
+        now = state[: len(chunk)]
+        full = now >> (32 - PRECISION_BITS) >= frequency
+        words.append(now[full].astype("<u2"))
+        now = np.where(full, now >> 16, now)
+        times = now // frequency
+        state[: len(chunk)] = (times << PRECISION_BITS) + (now - times * frequency) + start
     return state.astype("<u4").tobytes() + b"".join(chunk.tobytes() for chunk in reversed(words))
 
 
