@@ -64,7 +64,12 @@ def record() -> PipelineSpec:
             rules=CODED_RULES,
             # A sixteenth of this text cost the preset `winner` .020 bpb (docs/log.md).
             calibration=CalibrationSettings(
-                num_sequences=512, sequence_length=2048, batch_sequences=8, device="cuda", threads=8
+                num_sequences=512,
+                sequence_length=2048,
+                batch_sequences=8,
+                device="cuda",
+                precision="bfloat16",
+                threads=8,
             ),
             fit=FitSettings(limit_bytes=SIZE_LIMIT_BYTES),
         ),

@@ -42,10 +42,12 @@ def changed_to(kind: type[Q], settings: QuantizerSettings, **changes: Any) -> Q:
 
 
 def quantize_compute(spec: QuantizerSettings) -> ComputeSettings:
-    """What quantization computes with, in float32: the CPU, or the device that reads the calibration text."""
+    """What quantization computes with: the CPU, or the device that reads the calibration text, in the
+    precision of that reading. Rounding is in float32.
+    """
     calibration = spec.calibration if isinstance(spec, CalibratedSettings) else CalibrationSettings()
     return ComputeSettings(
-        device=calibration.device, threads_per_process=calibration.threads, precision="float32"
+        device=calibration.device, threads_per_process=calibration.threads, precision=calibration.precision
     )
 
 

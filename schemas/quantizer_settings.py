@@ -39,6 +39,9 @@ class CalibrationSettings(Settings):
     device: Literal["cpu", "cuda"] = setting(
         "cpu", "where the model reads the text and its matrices are rounded"
     )
+    precision: Literal["bfloat16", "float32"] = setting(
+        "float32", "of the model's products while it reads the text; sums over tokens are in float32"
+    )
     threads: int = setting(2, "CPU threads of the quantization", minimum=1, maximum=256)
 
     def sequences_in(self, num_tokens: int) -> int:

@@ -1,4 +1,4 @@
-"""Whether the GPUs are there that the stages of a run need, before the first one.
+"""GPUs that the stages of a run need: looked for before the first stage.
 
 Imports neither Prefect nor torch.
 """

@@ -64,7 +64,7 @@ def conclusions(
     if summary is None:
         return [
             *sentences,
-            "Statistics need at least two completed seeds: the same command trains the next one, `--new 2` two.",
+            "Statistics need at least two completed seeds; the same command trains the next one.",
         ]
     sentences.append(
         f"Mean {summary.mean:.5f} nats a token, standard deviation {summary.std:.5f}, "

@@ -93,7 +93,8 @@ def _by_text(job: ModelProbeJob, model: GPT, part: dict[str, Tensor]) -> tuple[f
     calibration = quantizer.calibration
     shape = (calibration.batch_sequences, calibration.sequence_length + 1)
     ids = torch.randint(0, job.model.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-    statistics, a_batch = _timed(lambda: collect_statistics(model, [ids], 0))
+    dtype = getattr(torch, calibration.precision)
+    statistics, a_batch = _timed(lambda: collect_statistics(model, [ids], 0, dtype=dtype))
     batches = -(-(calibration.num_sequences or 128) // calibration.batch_sequences)
     settings: Settings = quantizer
     if isinstance(quantizer, FittingSettings):

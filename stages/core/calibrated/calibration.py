@@ -74,10 +74,15 @@ class _Sums:
 
 
 def collect_statistics(
-    model: GPT, batches: Iterable[Tensor], seed: int, progress: Callable[[int], None] = lambda done: None
+    model: GPT,
+    batches: Iterable[Tensor],
+    seed: int,
+    progress: Callable[[int], None] = lambda done: None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, MatrixStatistics]:
     """Statistics of every matrix by its weight's name, from `batches` of token ids (B, T + 1) int64.
 
+    `dtype` is that of the model's activations and their gradients; sums over tokens are in float32 or more.
     Memory is a C×C matrix for each weight besides one batch's activations, however much text there is.
     Gradients of the model are cleared. Raises ValueError when there are no batches.
     """
@@ -93,7 +98,9 @@ def collect_statistics(
         for module, look_up in look_ups.items():
             module.look_up = look_up  # type: ignore[method-assign, assignment]
         for done, ids in enumerate(batches, start=1):
-            predictions = torch.log_softmax(model.logits(model.hidden(ids[:, :-1])), dim=-1).flatten(0, 1)
+            predictions = torch.log_softmax(model.logits(model.hidden(ids[:, :-1], dtype)), dim=-1).flatten(
+                0, 1
+            )
             drawn = torch.multinomial(predictions.detach().exp(), 1, generator=generator)
             model.zero_grad(set_to_none=True)
             (-predictions.gather(1, drawn).sum()).backward()
@@ -117,11 +124,11 @@ def _watch(sums: dict[tuple[str, str], _Sums], name: str) -> Callable[..., None]
     def after_forward(
         module: Matrix, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
     ) -> None:
-        x = args[0].detach().reshape(-1, args[0].size(-1))
+        x = args[0].detach().reshape(-1, args[0].size(-1)).float()
         row_scale = args[1] if len(args) > 1 else kwargs.get("row_scale")
 
         def with_gradient(gradient: Tensor) -> None:
-            delta = gradient.detach().reshape(-1, gradient.size(-1))
+            delta = gradient.detach().reshape(-1, gradient.size(-1)).float()
             if row_scale is not None:  # the output is row_scale · Wx, the matrix is W
                 delta = delta * row_scale.detach()
             squares = delta.square()
@@ -146,7 +153,7 @@ def _watched_look_up(
         output = Matrix.look_up(module, ids, dtype)
 
         def with_gradient(gradient: Tensor) -> None:
-            delta = gradient.detach().reshape(-1, gradient.size(-1))
+            delta = gradient.detach().reshape(-1, gradient.size(-1)).float()
             squares = delta.square().sum(dim=1)
             rows = torch.zeros(len(module.weight), device=ids.device).index_add_(0, ids.flatten(), squares)
             _add(sums, (name, "look-up"), _Sums(delta.T @ delta, squares.sum(dtype=torch.float64), rows))

@@ -72,7 +72,10 @@ def quantize_with_text(
     began = time.perf_counter()
     batches = [batch.to(device) for batch in calibration_batches(stream, calibration)]
     total = 2 * len(batches) + 1  # the quantizer's own work counts as much as the calibration
-    statistics = collect_statistics(model, batches, calibration.seed, lambda done: progress(done, total))
+    dtype = getattr(torch, calibration.precision)
+    statistics = collect_statistics(
+        model, batches, calibration.seed, lambda done: progress(done, total), dtype
+    )
     num_sequences = sum(len(batch) for batch in batches)
     say(f"calibrated on {num_sequences * calibration.sequence_length:,} tokens of training text")
     checks = batches[: max(1, MEASURED_SEQUENCES // calibration.batch_sequences)]

@@ -197,6 +197,24 @@ def test_the_same_text_gives_the_same_statistics_and_leaves_the_model_as_it_was(
     assert "look_up" not in vars(model.tok_emb)
 
 
+def test_bfloat16_changes_the_statistics_less_than_another_draw_of_targets(
+    trained: tuple[GPT, list[Tensor]],
+) -> None:
+    model, batches = trained
+    exact, other = collect_statistics(model, batches, seed=0), collect_statistics(model, batches, seed=1)
+    rough = collect_statistics(model, batches, seed=0, dtype=torch.bfloat16)
+
+    def apart(found: dict[str, MatrixStatistics], part: str) -> list[float]:
+        pairs = [(getattr(found[name], part), getattr(exact[name], part)) for name in exact]
+        return sorted(float((a - b).norm() / b.norm()) for a, b in pairs)
+
+    for part in ("hessian", "row_weights"):
+        changed, drawn = apart(rough, part), apart(other, part)
+        assert 0 < changed[-1] < drawn[-1]
+        assert changed[len(changed) // 2] < drawn[len(drawn) // 2] / 2, part
+    assert all(rough[name].hessian.dtype == torch.float64 for name in rough)
+
+
 def test_a_floor_keeps_a_matrix_as_fine_as_its_integer_format(trained: tuple[GPT, list[Tensor]]) -> None:
     model, batches = trained
     settings = replace(SETTINGS, floors=(FormatRule("blocks.0.attn.q.weight", "int8"),))
