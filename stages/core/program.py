@@ -88,16 +88,8 @@ def evaluate_blob(
     """Scores by kind: non_overlapping, sliding where there are such windows or an attention window, and
     test_time_training where it is on.
     """
-    num_nodes, num_processes = _processes()
-    compute = ComputeSettings(
-        device=options.device,
-        threads_per_process=options.threads,
-        precision=_precision(options, RECIPE.compute if RECIPE else ComputeSettings()),
-        num_nodes=num_nodes,
-        num_processes=num_processes,
-    )
+    compute, scoring = _settings(options)
     say_machine(compute, say)
-    scoring = _scoring(options)
     stream, table = TokenStream(_shards("--val", options.val)), _token_bytes(options.tokenizer)
     rank, _, device = join_processes(compute)
     model = model_of_blob(_blob_of_first(blob_path), device)
@@ -132,6 +124,7 @@ def train_blob(
 
     What only scoring needs is looked at first.
     """
+    _settings(options)
     _shards("--val", options.val)
     num_pieces = len(_token_bytes(options.tokenizer).base_bytes)
     if num_pieces != recipe.train.model.vocab_size:
@@ -186,6 +179,24 @@ def _precision(options: argparse.Namespace, otherwise: ComputeSettings) -> Liter
     if asked == "auto":
         return "bfloat16" if options.device == "cuda" or cpu_multiplies_bfloat16() else "float32"
     return "bfloat16" if asked == "bfloat16" else "float32"
+
+
+def _settings(options: argparse.Namespace) -> tuple[ComputeSettings, ScoringSettings]:
+    """Of the scoring. Ends the program for options that it cannot have."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: PyTorch sees no GPU; give --device cpu")
+    num_nodes, num_processes = _processes()
+    try:
+        compute = ComputeSettings(
+            device=options.device,
+            threads_per_process=options.threads,
+            precision=_precision(options, RECIPE.compute if RECIPE else ComputeSettings()),
+            num_nodes=num_nodes,
+            num_processes=num_processes,
+        )
+        return compute, _scoring(options)
+    except ValueError as error:
+        raise SystemExit(f"wrong option: {error}") from error
 
 
 def _scoring(options: argparse.Namespace) -> ScoringSettings:

@@ -102,6 +102,27 @@ def test_the_program_refuses_a_tokenizer_with_another_bos_before_it_works(
         train_blob(Recipe.__new__(Recipe), options, tmp_path / "blob", print)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("--attention-window 16 --stride 8", "wrong option: attention_window = 16: .*set stride = 0"),
+        ("--sequence-length 64 --stride 1000", "wrong option: stride = 1000: must be at most"),
+        ("--sequence-length 0", "wrong option: sequence_length = 0: must be at least 2"),
+        ("--threads 0", "wrong option: threads_per_process = 0: must be at least 1"),
+        ("--device cuda", "--device cuda: PyTorch sees no GPU; give --device cpu"),
+    ],
+)
+def test_the_program_refuses_wrong_options_in_one_line_before_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    options = submission_parser(None).parse_args(["--device", "cpu", *wrong.split()])
+    with pytest.raises(SystemExit, match=message):
+        evaluate_blob(options, tmp_path / "no such blob", print)
+    with pytest.raises(SystemExit, match=message):
+        train_blob(Recipe.__new__(Recipe), options, tmp_path / "blob", print)
+
+
 def test_rescoring_refuses_a_tokenizer_with_another_bos(
     tmp_path: Path, model: GPT, with_other_bos: list[str]
 ) -> None:
