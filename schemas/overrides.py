@@ -314,11 +314,25 @@ def _in_words(finding: Any, name: str, infos: Mapping[str, Child]) -> str:
         case "extra_forbidden" | "unexpected_keyword_argument":
             return f"{name}: there is no such setting"
         case "tuple_type":
-            return (
-                f"{name} = {value}: is a list; write it as JSON: "
-                f"{name}=[{value if isinstance(finding['input'], str) else '…'}]"
-            )
+            meant = _as_list(name, finding["input"], infos.get(name))
+            return f"{name} = {value}: is a list; write it as JSON: {meant}"
         case "dataclass_type" | "model_type" | "model_attributes_type" | "dataclass_exact_type":
             return f"{name} = {value}: is a section; set the settings inside it, as {name}.setting=value"
     info = infos.get(name)
     return f"{name} = {value}: {message}" + (f" ({info.summary})" if info and info.summary else "")
+
+
+def _as_list(name: str, value: Any, info: Child | None) -> str:
+    """The override by which a list has the items that `value` names; a shell keeps its quotes."""
+    item = list_item(info.hint).hint if info else None
+    if item is None or children(item, None) or not isinstance(value, (str, int, float)):
+        return f"{name}=[…]"
+    parts = [part.strip(" \"'") for part in str(value).strip(" []").split(",")]
+    if not takes(item, str) and all(map(_is_number, parts)):
+        return f"{name}=[{','.join(parts)}]"
+    quoted = ",".join(json.dumps(part, ensure_ascii=False) for part in parts if part)
+    return f"'{name}=[{quoted}]'"
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", text) is not None

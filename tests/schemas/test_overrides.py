@@ -16,7 +16,7 @@ from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError
 from schemas.introspect import SettingInfo, describe_fields
 from schemas.model_settings import ModelSettings
-from schemas.overrides import RENAMED, apply_overrides, foreign_settings
+from schemas.overrides import RENAMED, apply_overrides, check_value, foreign_settings
 from schemas.pipeline import PipelineSpec
 
 SPEC = PipelineSpec()
@@ -306,6 +306,28 @@ def test_list_items_go_by_index() -> None:
     for name in ("quantize.rules.5.format", "quantize.rules.-1.format", "quantize.rules.first.format"):
         with pytest.raises(SpecError, match="0 to 4"):
             apply_overrides(SPEC, [f"{name}=int8"])
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ("train.data.context_lengths=32,16", "train.data.context_lengths=[32,16]"),
+        ("train.data.context_lengths=16", "train.data.context_lengths=[16]"),
+        ("train.data.context_ends=0.5, 1", "train.data.context_ends=[0.5,1]"),
+        ("train.optimizer.frozen=a,b", """'train.optimizer.frozen=["a","b"]'"""),
+        ("train.optimizer.frozen=7", """'train.optimizer.frozen=["7"]'"""),
+        ("train.optimizer.frozen=[a, b]", """'train.optimizer.frozen=["a","b"]'"""),
+        ("quantize.rules=int8", "quantize.rules=[…]"),
+    ],
+)
+def test_a_list_without_brackets_is_answered_with_the_override_that_has_its_items(
+    given: str, remedy: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        apply_overrides(SPEC, [given])
+    assert str(caught.value).endswith(f": is a list; write it as JSON: {remedy}")
+    if "…" not in remedy:
+        check_value(SPEC, *remedy.strip("'").split("="))
 
 
 def test_settings_are_checked_together_after_all_are_applied() -> None:
