@@ -41,12 +41,10 @@ def only_scores(compute: ComputeSettings) -> ComputeSettings:
     """
     for name in ("compile", "fused_kernels"):
         if getattr(compute, name):
-            raise ValueError(
-                f"{name} = true: only training does that, scoring never; leave {name} false here"
-            )
+            raise ValueError(f"{name} = true: only training does that, scoring never; leave it false here")
     if compute.num_nodes > 1:
         raise ValueError(
-            f"num_nodes = {compute.num_nodes}: only training uses several machines; leave num_nodes 1 here"
+            f"num_nodes = {compute.num_nodes}: only training uses several machines; leave it at 1 here"
         )
     return compute
 

@@ -98,12 +98,12 @@ class ModelSettings(Settings):
             raise ValueError(f"value_embedding_layers = {self.value_embedding_layers}: names a layer twice")
         if self.value_embedding_dim and not self.value_embedding_layers:
             raise ValueError(
-                "value_embedding_layers = (): name a layer, or turn it off with value_embedding_dim = 0"
+                "value_embedding_layers = (): name a layer, or turn it off with value_embedding_dim=0"
             )
         self._check_loops()
         self._check_lanes()
         if self.skip_gates and not self.unet_skips:
-            raise ValueError("skip_gates = True: there are no skips; set unet_skips = true")
+            raise ValueError("skip_gates = True: there are no skips; set unet_skips=true")
         for on, name in (
             (self.head_gate, "head_gate_dims"),
             (self.smear_gate and self.smear_form == "by_input", "smear_dims"),

@@ -26,6 +26,8 @@ from schemas.introspect import (
 from schemas.pipeline import PipelineSpec
 
 _STARTS_WITH_NAME = re.compile(r"[a-z_][a-z0-9_]*( = |: )")
+# With an underscore, or a value behind it, a word may be a setting.
+_MAYBE_A_SETTING = re.compile(r"(?<![\w.])(?=\w*_|[\w.]* ?=)[a-z][\w.]*\w")
 RENAMED = {
     "quantize.ecsq.loss_nats": "quantize.loss_budget_nats",
     "quantize.ecsq.measured_shares": "quantize.measured_shares",
@@ -306,11 +308,10 @@ def _in_words(finding: Any, name: str, infos: Mapping[str, Child]) -> str:
     )
     match finding["type"]:
         case "value_error":  # a schema's own check, which names the field first
-            return (
-                f"{name}.{message}"
-                if name and _STARTS_WITH_NAME.match(message)
-                else f"{name}: {message}".removeprefix(": ")
-            )
+            message = _with_full_names(message, name, infos)
+            if not name or message.startswith(f"{name}."):
+                return message
+            return f"{name}.{message}" if _STARTS_WITH_NAME.match(message) else f"{name}: {message}"
         case "extra_forbidden" | "unexpected_keyword_argument":
             return f"{name}: there is no such setting"
         case "tuple_type":
@@ -320,6 +321,16 @@ def _in_words(finding: Any, name: str, infos: Mapping[str, Child]) -> str:
             return f"{name} = {value}: is a section; set the settings inside it, as {name}.setting=value"
     info = infos.get(name)
     return f"{name} = {value}: {message}" + (f" ({info.summary})" if info and info.summary else "")
+
+
+def _with_full_names(message: str, section: str, infos: Mapping[str, Child]) -> str:
+    """The message of a check of `section`, which knows its settings by their names there."""
+
+    def full(found: re.Match[str]) -> str:
+        dotted = f"{section}.{found[0]}"
+        return dotted if dotted in infos else found[0]
+
+    return _MAYBE_A_SETTING.sub(full, message)
 
 
 def _as_list(name: str, value: Any, info: Child | None) -> str:

@@ -55,7 +55,7 @@ class ScoringSettings(Settings):
         if self.attention_window and self.stride:
             raise ValueError(
                 f"attention_window = {self.attention_window}: it takes the place of sliding windows; set "
-                f"stride = 0, which is {self.stride}"
+                f"stride=0, which is {self.stride}"
             )
         if self.stride > self.sequence_length:
             raise ValueError(

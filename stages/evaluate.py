@@ -53,8 +53,8 @@ def _learning_options(spec: EvaluateSpec, package: Package) -> list[str]:
     settings, has_it = spec.test_time_training, LORA_MODULE in package.modules
     if settings.on and not has_it:
         raise SpecError(
-            "test_time_training.on = true: the package was made without its code; make it again by a run "
-            "with evaluate.test_time_training.on=true"
+            "evaluate.test_time_training.on = true: the package was made without its code; make it again by "
+            "a run with that setting"
         )
     if not has_it:
         return []

@@ -167,8 +167,8 @@ class _CopyDetector:
         elif (copy := self._val.get(digest)) is not None:
             raise StageError(
                 f"document {index:,} of the training split has the same text as document {copy:,} of the "
-                "validation split (counted from 0). Remove one of them, or use split.kind = hash_fraction, "
-                "which keeps equal documents together"
+                "validation split (counted from 0). Remove one of them, or use "
+                "tokenize.split.kind=hash_fraction, which keeps equal documents together"
             )
 
 

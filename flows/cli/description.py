@@ -27,7 +27,7 @@ def describe_spec(preset: str, label: str, spec: PipelineSpec) -> dict[str, Any]
     try:
         size = measure_model(train.model, train.optimizer, spec.quantize)
     except ValueError as error:
-        raise SpecError(f"train.{error}") from error
+        raise SpecError(str(error)) from error
     source, _ = program(spec.package, spec.recipe())
     code_bytes = len(as_shipped(source, spec.package))
     fitted_to = spec.quantize.limit_bytes

@@ -43,7 +43,7 @@ def use_fused_kernels(model: GPT, device: torch.device) -> None:
     remedy = "leave train.compute.fused_kernels false"
     if major != 9:
         raise ValueError(
-            "compute.fused_kernels = true: needs a Hopper GPU (capability 9.0); this one has "
+            "train.compute.fused_kernels = true: needs a Hopper GPU (capability 9.0); this one has "
             f"{major}.{minor}: {remedy}"
         )
     if (
@@ -53,7 +53,8 @@ def use_fused_kernels(model: GPT, device: torch.device) -> None:
         or settings.mlp_hidden % 8
     ):
         raise ValueError(
-            f"compute.fused_kernels = true: a head's {settings.head_dim} dims must be a power of two from "
+            f"train.compute.fused_kernels = true: a head's {settings.head_dim} dims must be a power of two "
+            "from "
             f"16, model_dim = {settings.model_dim} and mlp_hidden = {settings.mlp_hidden} multiples of 8: "
             f"{remedy}"
         )

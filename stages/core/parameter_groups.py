@@ -36,7 +36,8 @@ def group_parameters(model: GPT, settings: OptimizerSettings) -> list[ParamGroup
     for pattern in settings.frozen:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(
-                f"optimizer.frozen: no parameter matches {pattern!r}; there are {', '.join(names[:8])}, …"
+                f"train.optimizer.frozen: no parameter matches {pattern!r}; there are "
+                f"{', '.join(names[:8])}, …"
             )
     embeddings = {"tok_emb.weight", "value_embedding.table.weight", "head.weight"}
     idle = set(model.idle_parameters())

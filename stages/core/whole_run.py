@@ -27,7 +27,7 @@ from stages.core.trainer import Hooks, StepMetrics, TrainedModel, Trainer, step_
 from stages.core.whole_files import write_whole
 
 LINES_EVERY_SECONDS = 5.0
-NO_EMA = "averaging.method = ema_of_steps: training kept no such mean; set train.snapshots.ema_horizon"
+NO_EMA = "merge.averaging.method = ema_of_steps: training kept no such mean; set train.snapshots.ema_horizon"
 
 
 def repeat_run(recipe: Recipe, shards: list[Path], blob_path: Path, say: Callable[[str], None]) -> None:

@@ -39,7 +39,7 @@ def locate(spec: TokenizeSpec, hashes: FileHashes = _READ_ANEW, memory: Path | N
     model = (
         None
         if spec.tokenizer.model_path is None
-        else source_file(spec.tokenizer.model_path, hashes, "tokenizer.model_path")
+        else source_file(spec.tokenizer.model_path, hashes, "tokenize.tokenizer.model_path")
     )
     if isinstance(corpus, SotuCorpus):
         return sotu.locate(corpus, hashes).derive(tokenizer_model=model)

@@ -82,7 +82,7 @@ _REFUSED: tuple[tuple[re.Pattern[bytes], str, str], ...] = tuple(
         (
             rb"\x88\xd8\x34\x01\x01\x00\x00\x00",
             "a token shard, not text",
-            "Set corpus.kind = shards to use ready-made shards",
+            "Set tokenize.corpus.kind=shards to use ready-made shards",
         ),
         (
             rb"\x00\x05\x16[\x00\x07]",

@@ -38,14 +38,16 @@ def locate(corpus: FilesCorpus, hashes: FileHashes, memory: Path | None = None) 
     kind is unknown by name and first bytes.
     """
     if not corpus.paths:
-        raise SpecError('corpus.paths = (): give at least one file or glob, for example "data/**/*.jsonl"')
+        raise SpecError(
+            'tokenize.corpus.paths = (): give at least one file or glob, for example "data/**/*.jsonl"'
+        )
     addresses = [path for path in corpus.paths if is_address(path)]
     matches = find_files(path for path in corpus.paths if not is_address(path))
     objects = find_objects(addresses, memory) if addresses else []
     left_out = _left_out(matches)
     if left_out:
-        log.info("corpus.paths: %s", left_out)
-    found = [source_file(path, hashes, "corpus.paths") for path in matches.paths] + objects
+        log.info("tokenize.corpus.paths: %s", left_out)
+    found = [source_file(path, hashes, "tokenize.corpus.paths") for path in matches.paths] + objects
     formats = [_format(path, corpus) for path in matches.paths]
     formats += [_format_by_name(item.path, corpus) for item in objects]
     source = f"{len(found)} file{'s' * (len(found) != 1)}: {', '.join(corpus.paths)}"
@@ -75,14 +77,15 @@ def documents(
                 if content.compression is not None:
                     raise SpecError(
                         f"{path}: is compressed with {content.compression}, not Parquet. Set "
-                        "corpus.format, or rename the file"
+                        "tokenize.corpus.format, or rename the file"
                     )
             yield from parquet_texts.documents(path, file.num_bytes, column, on_read, part)
             return
         with opened(path) as content:
             if content.is_parquet:
                 raise SpecError(
-                    f"{path}: is a Parquet file, not {file_format}. Rename it, or set corpus.format = parquet"
+                    f"{path}: is a Parquet file, not {file_format}. Rename it, or set "
+                    "tokenize.corpus.format=parquet"
                 )
             if file_format == "txt":
                 yield _text(read_whole(content), path)
@@ -101,8 +104,8 @@ def format_by_ending(path: str) -> TextFormat:
     except KeyError:
         compressed = f" (also compressed: {', '.join(COMPRESSED_ENDINGS)})"
         raise SpecError(
-            f"corpus.paths: {path} has none of the endings {', '.join(ENDINGS)}{compressed}. Rename "
-            "it or set corpus.format"
+            f"tokenize.corpus.paths: {path} has none of the endings {', '.join(ENDINGS)}{compressed}. Rename "
+            "it or set tokenize.corpus.format"
         ) from None
 
 
@@ -114,18 +117,19 @@ def data_ending(path: str) -> str:
 
 def _format(path: str, corpus: FilesCorpus) -> TextFormat:
     try:
-        refuse_special(Path(path), f"corpus.paths = {path}")
+        refuse_special(Path(path), f"tokenize.corpus.paths = {path}")
         with opened(Path(path)) as content:
             is_parquet = content.is_parquet
     except OSError as error:
         raise SpecError(
-            f"corpus.paths = {path}: cannot be read ({error.strerror or error}). Check its permissions"
+            f"tokenize.corpus.paths = {path}: cannot be read ({error.strerror or error}). Check its "
+            "permissions"
         ) from error
     if corpus.format == "auto":
         return "parquet" if is_parquet else format_by_ending(path)
     if is_parquet and corpus.format != "parquet":
         raise SpecError(
-            f"corpus.format = {corpus.format}: {path} is a Parquet file. Set it to parquet or auto"
+            f"tokenize.corpus.format = {corpus.format}: {path} is a Parquet file. Set it to parquet or auto"
         )
     return corpus.format
 

@@ -60,17 +60,18 @@ def locate(corpus: HuggingFaceCorpus, hashes: FileHashes, memory: Path | None = 
     """
     if not corpus.dataset:
         raise SpecError(
-            "corpus.dataset = '': give the id of a dataset repository, for example HuggingFaceFW/fineweb"
+            "tokenize.corpus.dataset = '': give the id of a dataset repository, for example "
+            "HuggingFaceFW/fineweb"
         )
     repository = _repository(corpus, memory)
     files = {file.name: file for file in repository.files}
     names = split_files(sorted(files), corpus.split, corpus.folder)
     if not names:
-        under = f" under corpus.folder = {corpus.folder!r}" if corpus.folder else ""
+        under = f" under tokenize.corpus.folder = {corpus.folder!r}" if corpus.folder else ""
         raise SpecError(
-            f"corpus.split = {corpus.split!r}: {corpus.dataset} has no {', '.join(ENDINGS)} file of that "
-            f"split{under}; its files are {', '.join(sorted(files)[:20]) or 'none'}. Set corpus.split or "
-            "corpus.folder to match some"
+            f"tokenize.corpus.split = {corpus.split!r}: {corpus.dataset} has no {', '.join(ENDINGS)} file of "
+            f"that split{under}; its files are {', '.join(sorted(files)[:20]) or 'none'}. Set "
+            "tokenize.corpus.split or tokenize.corpus.folder to match some"
         )
     return CorpusManifest(
         source=f"{corpus.dataset} at {repository.commit}, split {corpus.split}: {len(names)} files",
@@ -186,7 +187,7 @@ def _dataset_info(corpus: HuggingFaceCorpus) -> Any:
     """
     from huggingface_hub import errors
 
-    dataset = f"corpus.dataset = {corpus.dataset}"
+    dataset = f"tokenize.corpus.dataset = {corpus.dataset}"
     for again in range(1, TRIES + 1):
         try:
             return _hub().dataset_info(corpus.dataset, revision=corpus.revision, files_metadata=True)
@@ -199,7 +200,8 @@ def _dataset_info(corpus: HuggingFaceCorpus) -> Any:
             ) from error
         except errors.RevisionNotFoundError as error:
             raise SpecError(
-                f"corpus.revision = {corpus.revision}: {corpus.dataset} has no such branch, tag or commit"
+                f"tokenize.corpus.revision = {corpus.revision}: {corpus.dataset} has no such branch, tag or "
+                "commit"
             ) from error
         except errors.RepositoryNotFoundError as error:
             raise SpecError(
@@ -219,7 +221,7 @@ def _dataset_info(corpus: HuggingFaceCorpus) -> Any:
                 continue
             raise ConnectionError(
                 f"{dataset}: the Hugging Face hub cannot be reached ({error}). Check the network, "
-                "or download the files and use corpus.kind = files"
+                "or download the files and use tokenize.corpus.kind=files"
             ) from error
     raise AssertionError("not reached")
 
@@ -227,7 +229,8 @@ def _dataset_info(corpus: HuggingFaceCorpus) -> Any:
 def _pinned(corpus: HuggingFaceCorpus, commit: str, file: RepositoryFile, hashes: FileHashes) -> SourceFile:
     if file.num_bytes is not None and file.sha256 is not None:
         return SourceFile(path=file.name, num_bytes=file.num_bytes, sha256=file.sha256)
-    return source_file(_download(corpus, commit, file.name), hashes, "corpus.dataset").derive(path=file.name)
+    path = _download(corpus, commit, file.name)
+    return source_file(path, hashes, "tokenize.corpus.dataset").derive(path=file.name)
 
 
 def _download(corpus: HuggingFaceCorpus, commit: str, name: str, force_download: bool = False) -> Path:

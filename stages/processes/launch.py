@@ -161,9 +161,9 @@ def check_gpus(compute: ComputeSettings) -> None:
             "" if shown is None else f" with CUDA_VISIBLE_DEVICES = {shown!r}"
         )
         raise SpecError(
-            f"compute.device = cuda, compute.num_processes = {compute.num_processes}: each process needs a "
-            f"GPU, and {why}. Set compute.device=cpu (of a quantizer calibration.device), "
-            "fewer processes, or CUDA_VISIBLE_DEVICES"
+            f"device = cuda, num_processes = {compute.num_processes}: each process needs a GPU, and {why}. "
+            "Give --device cpu, fewer processes, or another CUDA_VISIBLE_DEVICES. As settings these are "
+            "train.compute.device=cpu, the same of merge and evaluate, and quantize.calibration.device=cpu"
         )
 
 

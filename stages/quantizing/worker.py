@@ -43,7 +43,7 @@ def main() -> None:
                 lambda done, total: say_progress(done, total, "calibration steps"),
             )
         except LimitTooSmallError as error:
-            raise SpecError(f"quantize.{error}") from error
+            raise SpecError(str(error)) from error
         except FormatRuleError as error:
             raise SpecError(f"quantize.rules: {error}") from error
         except ValueError as error:

@@ -41,11 +41,11 @@ def corpus_parts(spec: TokenizeSpec, manifest: CorpusManifest) -> list[CorpusPar
 def why_whole(spec: TokenizeSpec) -> str | None:
     """Why a corpus of this kind or split has no parts, however large it is; None if it may have some."""
     if not isinstance(spec.corpus, FilesCorpus | HuggingFaceCorpus):
-        return f"corpus.kind = {spec.corpus.kind} has none"
+        return f"tokenize.corpus.kind = {spec.corpus.kind} has none"
     if not isinstance(spec.split, HashFraction):
         return (
-            f"split.kind = {spec.split.kind} needs the number of each document, and compares all with those "
-            "of the validation split; hash_fraction needs neither"
+            f"tokenize.split.kind = {spec.split.kind} needs the number of each document, and compares all "
+            "with those of the validation split; hash_fraction needs neither"
         )
     return None
 

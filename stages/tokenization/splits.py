@@ -24,22 +24,22 @@ def split_of(split: Split, index: int, text: str) -> SplitName:
 def refuse_empty_split(split: Split, num_documents: int, num_train: int, num_val: int) -> None:
     """Raise SpecError unless both splits have a document with text, of `num_documents` in all."""
     if num_documents == 0:
-        raise SpecError("corpus: no documents: its files hold no document. Give files with text")
+        raise SpecError("tokenize.corpus: no documents: its files hold no document. Give files with text")
     if num_train + num_val == 0:
         raise SpecError(
-            f"corpus: no documents with text: all of its {num_documents:,} documents are empty. "
-            "Give files with text, or check corpus.text_column"
+            f"tokenize.corpus: no documents with text: all of its {num_documents:,} documents are empty. "
+            "Give files with text, or check tokenize.corpus.text_column"
         )
     if num_train and num_val:
         return
     missing, change = ("training", "Lower") if num_val else ("validation", "Raise")
     if isinstance(split, FirstDocuments):
         raise SpecError(
-            f"split.num_val_documents = {split.num_val_documents:,}: leaves no {missing} document with text, "
-            f"of {num_documents:,} in the corpus. Set it so that both splits have some"
+            f"tokenize.split.num_val_documents = {split.num_val_documents:,}: leaves no {missing} document "
+            f"with text, of {num_documents:,} in the corpus. Set it so that both splits have some"
         )
     raise SpecError(
-        f"split.val_fraction = {split.val_fraction}: by their hashes, none of the {num_documents:,} "
+        f"tokenize.split.val_fraction = {split.val_fraction}: by their hashes, none of the {num_documents:,} "
         f"documents with text is for {missing}. {change} it, give more documents, "
-        "or use split.kind = first_documents"
+        "or use tokenize.split.kind=first_documents"
     )

@@ -97,18 +97,19 @@ def sentences(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
 
 def check_tokenizer(path: Path, spec: TokenizerSpec) -> None:
     """Raise SpecError for an unreadable ready-made model, another size, or other special ids."""
-    tokenizer = ready_made_tokenizer(path, "tokenizer.model_path")
+    tokenizer = ready_made_tokenizer(path, "tokenize.tokenizer.model_path")
     size = tokenizer.vocab_size()
     if size != spec.vocab_size:
         raise SpecError(
-            f"tokenizer.vocab_size = {spec.vocab_size}: the model {path} has {size} pieces. Set it to {size}"
+            f"tokenize.tokenizer.vocab_size = {spec.vocab_size}: the model {path} has {size} pieces. Set it "
+            f"to {size}"
         )
     ids = (tokenizer.pad_id(), tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.unk_id())
     if ids != (PAD_ID, BOS_ID, EOS_ID, UNK_ID):
         raise SpecError(
-            f"tokenizer.model_path = {path}: its ids are pad {ids[0]}, bos {ids[1]}, eos {ids[2]}, unk "
-            f"{ids[3]} (-1: none); shards need pad {PAD_ID}, bos {BOS_ID}, eos {EOS_ID}, unk {UNK_ID}. Use "
-            "such a model, or leave model_path empty to train one"
+            f"tokenize.tokenizer.model_path = {path}: its ids are pad {ids[0]}, bos {ids[1]}, eos {ids[2]}, "
+            f"unk {ids[3]} (-1: none); shards need pad {PAD_ID}, bos {BOS_ID}, eos {EOS_ID}, unk {UNK_ID}. "
+            "Use such a model, or leave it empty to train one"
         )
 
 
@@ -146,7 +147,7 @@ class _Reading:
 
 def _training_error(spec: TokenizerSpec, error: RuntimeError) -> SpecError:
     message = str(error)
-    field = f"tokenizer.vocab_size = {spec.vocab_size}"
+    field = f"tokenize.tokenizer.vocab_size = {spec.vocab_size}"
     if most := re.search(r"set it to a value <= (\d+)", message):
         return VocabularyTooLargeError(
             f"{field}: the training text is too small for so many pieces. Set it to at most "
@@ -156,9 +157,10 @@ def _training_error(spec: TokenizerSpec, error: RuntimeError) -> SpecError:
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return SpecError(
             f"{field}: the training text has so many different characters that at least {least[1]} pieces "
-            f"are needed. Raise it, or lower tokenizer.character_coverage = {spec.character_coverage}"
+            "are needed. Raise it, or lower tokenize.tokenizer.character_coverage = "
+            f"{spec.character_coverage}"
         )
     return SpecError(
-        f"{field}: SentencePiece cannot train a model on this text ({message}). Change tokenizer or "
+        f"{field}: SentencePiece cannot train a model on this text ({message}). Change tokenize.tokenizer or "
         "give other text"
     )

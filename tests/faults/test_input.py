@@ -70,7 +70,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a Parquet file without the column": (
         "a.parquet",
         lambda path: parquet(path, words=plain()),
-        "corpus.text_column",
+        "tokenize.corpus.text_column",
     ),
     "a Parquet file cut off": (
         "a.parquet",

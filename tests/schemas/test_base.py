@@ -153,7 +153,7 @@ def test_schemas_import_neither_torch_nor_numpy() -> None:
         ({"rope_dims": 15}, "rope_dims = 15: must be even"),
         ({"xsa_layers": 12}, "xsa_layers = 12: must be at most num_layers = 11"),
         ({"value_embedding_layers": (11,)}, "layers count from 0 to 10"),
-        ({"value_embedding_layers": ()}, "turn it off with value_embedding_dim = 0"),
+        ({"value_embedding_layers": ()}, "turn it off with value_embedding_dim=0"),
         ({"vocab_size": 70_000}, "vocab_size = 70000: must be at most 65536"),
         ({"logit_softcap": float("nan")}, "must be a finite number"),
     ],

@@ -298,6 +298,35 @@ def test_giving_one_of_an_exclusive_pair_empties_the_other(fraction: str, steps:
         apply_overrides(SPEC, [f"{steps}=10", f"{fraction}=0.5"])
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["merge.scoring.attention_window=8"],
+            "merge.scoring.attention_window = 8: it takes the place of sliding windows; set "
+            "merge.scoring.stride=0, which is 64",
+        ),
+        (
+            ["train.model.unet_skips=false", "train.model.skip_gates=true"],
+            "train.model.skip_gates = True: there are no skips; set train.model.unet_skips=true",
+        ),
+        (
+            ["merge.compute.num_nodes=2"],
+            "merge.compute.num_nodes = 2: only training uses several machines; leave it at 1 here",
+        ),
+        (
+            ["evaluate.test_time_training.on=true", "evaluate.test_time_training.chunk_tokens=4000"],
+            "evaluate.test_time_training.chunk_tokens = 4000: must be at most "
+            "evaluate.scoring.sequence_length = 2048",
+        ),
+    ],
+)
+def test_a_check_of_a_section_names_settings_as_they_are_set(given: list[str], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        apply_overrides(SPEC, given)
+    assert str(caught.value) == message
+
+
 def test_list_items_go_by_index() -> None:
     changed = apply_overrides(SPEC, ["quantize.rules.0.format=int8", "quantize.clip_candidates.1=0.5"])
     assert changed.quantize.rules[0].format == "int8"

@@ -44,7 +44,7 @@ def test_test_time_training_that_is_off_leaves_a_run_its_name() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("chunk_tokens=65", r"chunk_tokens = 65: must be at most scoring\.sequence_length = 64"),
+        ("chunk_tokens=65", r"chunk_tokens = 65: must be at most evaluate\.scoring\.sequence_length = 64"),
         ('targets=["k", "k"]', r"targets = \('k', 'k'\): name at least one target, and each once"),
         ('targets=["up"]', r"targets"),
         ("rank=0", r"rank = 0: must be at least 1"),
@@ -78,7 +78,9 @@ def test_a_quantizer_computes_where_it_reads_its_text(device: Literal["cpu", "cu
 def test_an_attention_window_beside_sliding_windows_is_refused() -> None:
     """One of the two would be left out in silence."""
     smoke = load_preset("smoke")
-    with pytest.raises(SpecError, match=r"attention_window = 64: .*set stride = 0, which is 32"):
+    with pytest.raises(
+        SpecError, match=r"attention_window = 64: .*set evaluate\.scoring\.stride=0, which is 32"
+    ):
         apply_overrides(smoke, ["evaluate.scoring.attention_window=64"])
     both = apply_overrides(smoke, ["evaluate.scoring.attention_window=64", "evaluate.scoring.stride=0"])
     assert both.evaluate.scoring.overlapping == (1_024, 960)

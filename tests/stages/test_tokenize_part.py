@@ -322,7 +322,7 @@ def names_of(spec: TokenizeSpec, megabytes: dict[str, int]) -> list[list[str]]:
     ("changes", "said"),
     [
         ({"split": FirstDocuments(num_val_documents=1)}, "needs the number of each document"),
-        ({"corpus": SotuCorpus()}, "corpus.kind = sotu"),
+        ({"corpus": SotuCorpus()}, "tokenize.corpus.kind = sotu"),
     ],
 )
 def test_what_needs_the_order_of_all_documents_stays_whole_and_says_why(changes, said):

@@ -110,7 +110,9 @@ def test_a_hidden_gpu_is_named_by_the_variable_that_hides_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(SpecError, match=r"compute.device = cuda.* sees 0 with CUDA_VISIBLE_DEVICES = ''"):
+    with pytest.raises(
+        SpecError, match=r"^device = cuda.* sees 0 with CUDA_VISIBLE_DEVICES = ''.* Give --device cpu"
+    ):
         launch_module(
             "stages.training.worker",
             JOB,

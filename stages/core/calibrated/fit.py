@@ -24,7 +24,7 @@ class LimitTooSmallError(ValueError):
 
     def __init__(self, limit_bytes: int, smallest_bytes: int) -> None:
         super().__init__(
-            f"fit.limit_bytes = {limit_bytes}: cannot be met: the smallest possible is "
+            f"quantize.fit.limit_bytes = {limit_bytes}: cannot be met: the smallest possible is "
             f"{smallest_bytes:,} bytes, script included"
         )
 

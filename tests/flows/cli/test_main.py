@@ -277,7 +277,7 @@ def test_describe_writes_a_run_file_and_reads_it(tmp_path: Path) -> None:
         (("--like", "last", "--preset", "demo"), "--preset and --like: each names"),
         (("--like", "last"), "holds no finished run"),
         (("my.toml",), "my.toml: there is no such file. `fairway describe demo --toml > my.toml` writes one"),
-        (("--text", "books/*.txt"), "corpus.paths = books/*.txt: matches no file"),
+        (("--text", "books/*.txt"), "tokenize.corpus.paths = books/*.txt: matches no file"),
     ],
 )
 def test_run_says_what_is_wrong_with_what_it_starts_from(

@@ -105,7 +105,7 @@ def test_the_program_refuses_a_tokenizer_with_another_bos_before_it_works(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("--attention-window 16 --stride 8", "wrong option: attention_window = 16: .*set stride = 0"),
+        ("--attention-window 16 --stride 8", "wrong option: attention_window = 16: .*set stride=0"),
         ("--sequence-length 64 --stride 1000", "wrong option: stride = 1000: must be at most"),
         ("--sequence-length 0", "wrong option: sequence_length = 0: must be at least 2"),
         ("--threads 0", "wrong option: threads_per_process = 0: must be at least 1"),

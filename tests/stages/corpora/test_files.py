@@ -125,7 +125,7 @@ def test_unusable_content_is_named_with_its_place(tmp_path, name, content, said)
 def test_a_missing_parquet_column_is_answered_with_the_columns_there_are(tmp_path):
     pq.write_table(pa.table({"body": ["a"], "id": [1]}), tmp_path / "a.parquet")
     with pytest.raises(
-        SpecError, match=r"no column corpus\.text_column = 'text'; its columns are 'body', 'id'"
+        SpecError, match=r"no column tokenize\.corpus\.text_column = 'text'; its columns are 'body', 'id'"
     ):
         read(tmp_path / "a.parquet")
     with pytest.raises(SpecError, match="'id' holds int64, not text"):

@@ -176,9 +176,9 @@ def test_a_file_that_the_hub_changed_under_its_commit_is_not_read(hub):
         ({"dataset": "owner/absent"}, "no such dataset"),
         ({"dataset": "a/b/c/d"}, "is no repository id"),
         ({"dataset": "owner/gated"}, "grants access on request"),
-        ({"revision": "v9"}, "corpus.revision = v9: owner/corpus has no such branch"),
+        ({"revision": "v9"}, "tokenize.corpus.revision = v9: owner/corpus has no such branch"),
         ({"split": "test"}, "has no .* file of that split; its files are README.md, data/train"),
-        ({"folder": "sample"}, "under corpus.folder = 'sample'"),
+        ({"folder": "sample"}, "under tokenize.corpus.folder = 'sample'"),
     ],
 )
 def test_what_the_hub_does_not_have_is_refused_with_a_remedy(hub, corpus, said):
@@ -201,7 +201,7 @@ def cut_off(monkeypatch):
 
 def test_without_a_network_it_tries_again_and_then_says_so(cut_off):
     waits = cut_off()
-    with pytest.raises(ConnectionError, match=r"cannot be reached .*use corpus\.kind = files"):
+    with pytest.raises(ConnectionError, match=r"cannot be reached .*use tokenize\.corpus\.kind=files"):
         locate(spec_of())
     assert waits == [2.0, 4.0]
 

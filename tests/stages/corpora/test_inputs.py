@@ -715,7 +715,7 @@ def peak_of_reading(path: Path, num_documents: int) -> int:
 def test_a_token_shard_is_no_text(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "val") as writer:
         writer.write(np.array([1, 2, 3], np.uint16))
-    with pytest.raises(SpecError, match=r"a token shard, not text.*corpus\.kind = shards"):
+    with pytest.raises(SpecError, match=r"a token shard, not text.*tokenize\.corpus\.kind=shards"):
         read(writer.paths[0], format="txt")
 
 
