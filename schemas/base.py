@@ -15,6 +15,7 @@ from pathlib import PurePath
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 SCHEMA_VERSION = 4
 
@@ -69,11 +70,32 @@ class Schema(BaseModel):
         }
 
 
+_OUR_WORDS = (
+    ("Value error, ", ""),
+    ("Input should be greater than or equal to ", "must be at least "),
+    ("Input should be greater than ", "must be above "),
+    ("Input should be less than or equal to ", "must be at most "),
+    ("Input should be less than ", "must be below "),
+    ("Input should ", "must "),
+    ("String should ", "must "),
+    ("Tuple should ", "must "),
+)
+
+
+def in_our_words(finding: ErrorDetails) -> str:
+    """What pydantic says of a field, as `Settings` would say it: `must be at least 1`."""
+    message = finding["msg"]
+    for theirs, ours in _OUR_WORDS:
+        if message.startswith(theirs):
+            return ours + message.removeprefix(theirs)
+    return message
+
+
 def invalid_field(error: ValidationError) -> str:
-    """The first field that did not validate, in words: `Score.bpb = nan: Input should be a finite number`."""
+    """The first field that did not validate, in words: `Score.bpb = nan: must be a finite number`."""
     first = error.errors(include_url=False)[0]
     place = ".".join([error.title, *map(str, first["loc"])])
-    return f"{place} = {reprlib.repr(first['input'])}: {first['msg']}"
+    return f"{place} = {reprlib.repr(first['input'])}: {in_our_words(first)}"
 
 
 def identity(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from schemas.base import in_our_words
 from schemas.errors import SpecError
 from schemas.introspect import (
     Child,
@@ -91,7 +92,7 @@ def check_value(spec: PipelineSpec, dotted: str, text: str) -> Child:
     try:
         TypeAdapter(child.hint).validate_python(value)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        problem = in_our_words(error.errors(include_url=False)[0])
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         broken = [
             f"{_LIMITS[bound][0]} {limit:g}"
@@ -100,7 +101,7 @@ def check_value(spec: PipelineSpec, dotted: str, text: str) -> Child:
         ]
         problem = problem or "".join(f"must be {limit}" for limit in broken[:1])
     if problem:
-        raise SpecError(f"{dotted} = {text}: {problem}" + (f" ({child.summary})" if child.summary else ""))
+        raise SpecError(f"{dotted} = {text}: {_with_summary(problem, child)}")
     return child
 
 
@@ -303,7 +304,7 @@ def _explain_one(finding: Any, tree: Any, infos: Mapping[str, Child]) -> str:
 
 def _in_words(finding: Any, name: str, infos: Mapping[str, Child]) -> str:
     message, value = (
-        finding["msg"].removeprefix("Value error, "),
+        in_our_words(finding),
         json.dumps(finding["input"], default=str, ensure_ascii=False),
     )
     match finding["type"]:
@@ -319,8 +320,13 @@ def _in_words(finding: Any, name: str, infos: Mapping[str, Child]) -> str:
             return f"{name} = {value}: is a list; write it as JSON: {meant}"
         case "dataclass_type" | "model_type" | "model_attributes_type" | "dataclass_exact_type":
             return f"{name} = {value}: is a section; set the settings inside it, as {name}.setting=value"
-    info = infos.get(name)
-    return f"{name} = {value}: {message}" + (f" ({info.summary})" if info and info.summary else "")
+    return f"{name} = {value}: {_with_summary(message, infos.get(name))}"
+
+
+def _with_summary(message: str, info: Child | None) -> str:
+    """The message, and what the setting is where the message does not say its bound."""
+    says_bound = message.startswith(tuple(f"must be {words} " for words, _ in _LIMITS.values()))
+    return message if info is None or not info.summary or says_bound else f"{message}. It is: {info.summary}"
 
 
 def _with_full_names(message: str, section: str, infos: Mapping[str, Child]) -> str:

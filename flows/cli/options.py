@@ -95,6 +95,7 @@ class Terminal:
         """
         from pydantic import ValidationError
 
+        from schemas.base import in_our_words
         from schemas.errors import SpecError
         from schemas.runtime import RunOptions
         from stages.store.store import open_store_at
@@ -104,7 +105,7 @@ class Terminal:
             return RunOptions(**{**self._given, "store": str(store.root)})
         except ValidationError as error:
             messages = (
-                f"{_option_of(str(detail['loc'][0]))} = {detail['input']}: {detail['msg']}"
+                f"{_option_of(str(detail['loc'][0]))} = {detail['input']}: {in_our_words(detail)}"
                 for detail in error.errors()
             )
             raise SpecError("; ".join(messages)) from error

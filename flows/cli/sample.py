@@ -65,6 +65,7 @@ def _settings(**given: float) -> "SamplingSettings":
     """Raises SpecError that names the option."""
     from pydantic import ValidationError
 
+    from schemas.base import in_our_words
     from schemas.errors import SpecError
     from schemas.sample import SamplingSettings
 
@@ -72,7 +73,7 @@ def _settings(**given: float) -> "SamplingSettings":
         return SamplingSettings.model_validate(given)
     except ValidationError as error:
         said = (
-            f"--{str(item['loc'][0]).replace('_', '-')} = {item['input']}: {item['msg']}"
+            f"--{str(item['loc'][0]).replace('_', '-')} = {item['input']}: {in_our_words(item)}"
             for item in error.errors()
         )
         raise SpecError("; ".join(said)) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from schemas.base import Schema
+from schemas.base import Schema, in_our_words
 from schemas.benchmark import BenchmarkedModel, BenchmarkSpec
 from schemas.errors import SpecError
 from schemas.pipeline import PipelineReport
@@ -47,7 +47,7 @@ class Asked:
                 compute=replace(compute, num_processes=1),
             )
         except ValidationError as error:
-            said = (f"{item['loc'][0]} = {item['input']}: {item['msg']}" for item in error.errors())
+            said = (f"{item['loc'][0]} = {item['input']}: {in_our_words(item)}" for item in error.errors())
             raise SpecError("; ".join(said)) from error
 
     def inputs(self, run: PipelineReport, store: Store) -> dict[str, Schema]:

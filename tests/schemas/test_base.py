@@ -53,7 +53,7 @@ def test_a_number_that_is_not_finite_never_gets_into_a_record_and_is_named(numbe
     }
     with pytest.raises(ValidationError) as caught:
         Score(**score | {"seconds": 0.0, "loss": number})
-    assert invalid_field(caught.value) == f"Score.loss = {number}: Input should be a finite number"
+    assert invalid_field(caught.value) == f"Score.loss = {number}: must be a finite number"
     with pytest.raises(ValidationError) as caught:
         Finding(key="c", title="", verdict="holds", evidence="", figures={"a_bpb": number})
     assert invalid_field(caught.value).startswith(f"Finding.figures.a_bpb = {number}: ")

@@ -124,6 +124,27 @@ def test_what_is_no_finite_number_is_refused_for_a_number(name: str, text: str) 
     assert name.rpartition(".")[2] in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("check_size.limit_bytes=-1", "check_size.limit_bytes = -1: must be above 0"),
+        ("train.model.num_layers=0", "train.model.num_layers = 0: must be at least 1"),
+        ("tokenize.tokenizer.vocab_size=3", "tokenize.tokenizer.vocab_size = 3: must be at least 260"),
+        ("tokenize.split.val_fraction=1", "tokenize.split.val_fraction = 1: must be below 1"),
+        ("tokenize.shard_tokens=1e9", "tokenize.shard_tokens = 1000000000.0: must be at most 100000000"),
+        (
+            "check_size.limit_bytes=big",
+            'check_size.limit_bytes = "big": must be a valid integer, unable to parse string as an integer. '
+            "It is: bytes that the shipped files may have together, bytes, above 0",
+        ),
+    ],
+)
+def test_settings_of_both_kinds_of_class_are_refused_in_the_same_words(given: str, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        apply_overrides(SPEC, [given])
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize("text", ["quantize.method", "=3", "", " =1"])
 def test_text_without_a_name_and_a_value_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match=r"dotted\.name=value"):

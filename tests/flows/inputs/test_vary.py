@@ -62,7 +62,7 @@ def test_two_settings_vary_together() -> None:
     ("given", "message"),
     [
         ("train.optimizer.muon_rl=0.01:0.05", r"no such setting\. Did you mean train\.optimizer\.muon_lr"),
-        ("train.model.num_layers=0:8", r"num_layers = 0: must be at least 1 \(blocks, at least 1"),
+        ("train.model.num_layers=0:8", r"num_layers = 0: must be at least 1$"),
         ("train.model.num_layers=4,300", "num_layers = 300: must be at most 256"),
         ("train.model.num_layers=4.5,6", "num_layers = 4.5: .*integer"),
         ("train.model.num_layers=4:8:0.5", "the step must be one"),
