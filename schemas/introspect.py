@@ -34,7 +34,7 @@ class Child:
 
     @property
     def summary(self) -> str:
-        return ", ".join(part for part in (self.help, self.unit, self.bounds) if part)
+        return _summary(self)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,13 @@ class SettingInfo:
 
     @property
     def summary(self) -> str:
-        return ", ".join(part for part in (self.help, self.unit, self.bounds) if part)
+        return _summary(self)
+
+
+def _summary(info: Child | SettingInfo) -> str:
+    """Help, then unit and bounds in parentheses: `text that is read (bytes, above 0)`."""
+    limits = ", ".join(part for part in (info.unit, info.bounds) if part)
+    return f"{info.help} ({limits})" if info.help and limits else info.help or limits
 
 
 def describe_fields(spec: Schema) -> list[SettingInfo]:

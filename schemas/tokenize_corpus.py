@@ -97,7 +97,7 @@ class TokenizerSpec(Schema):
         0.999, gt=0, le=1, description="share of characters that get a piece; the rest fall back to bytes"
     )
     training_bytes: PositiveInt = Field(
-        100_000_000, description="text that the tokenizer is trained on at most, in bytes"
+        100_000_000, description="text that the tokenizer is trained on at most"
     )
 
 

@@ -135,7 +135,7 @@ def test_what_is_no_finite_number_is_refused_for_a_number(name: str, text: str) 
         (
             "check_size.limit_bytes=big",
             'check_size.limit_bytes = "big": must be a valid integer, unable to parse string as an integer. '
-            "It is: bytes that the shipped files may have together, bytes, above 0",
+            "It is: bytes that the shipped files may have together (bytes, above 0)",
         ),
     ],
 )

@@ -205,7 +205,7 @@ def test_an_editor_checks_a_file_as_fairway_does() -> None:
     assert steps == {
         "type": "integer",
         "minimum": 1,
-        "description": "optimizer steps at most, steps, at least 1",
+        "description": "optimizer steps at most (steps, at least 1)",
     }
 
 
