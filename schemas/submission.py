@@ -2,9 +2,10 @@
 check of any folder says.
 """
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from schemas.base import Schema
 from schemas.files import Sha256
@@ -18,17 +19,40 @@ GITHUB_ID = r"^[A-Za-z0-9][A-Za-z0-9-]{0,38}$"
 ONE_LINE = r"^[^\x00-\x1f]*[^\s\x00-\x1f][^\x00-\x1f]*$"
 
 
+def on_a_line(text: str) -> str:
+    """`text` if it is one line, perhaps an empty one. Raises ValueError."""
+    if re.search(r"[\x00-\x1f]", text):
+        raise ValueError("must be one line, without control characters")
+    return text
+
+
+def filled_in(text: str) -> str:
+    """`text` if it is not blank. Raises ValueError."""
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+def github_account(text: str) -> str:
+    """`text` if an account on GitHub can have that name. Raises ValueError."""
+    if not re.fullmatch(GITHUB_ID, text):
+        raise ValueError("must be letters, digits and hyphens, at most 39, and not begin with a hyphen")
+    return text
+
+
+OneLine = Annotated[str, AfterValidator(filled_in), AfterValidator(on_a_line)]
+
+
 class About(Schema):
     """What only the author knows."""
 
-    author: str = Field(pattern=ONE_LINE, max_length=120, description="full name")
-    github_id: str = Field(pattern=GITHUB_ID, description="account on GitHub")
-    name: str = Field(pattern=ONE_LINE, max_length=120, description="title of the submission")
-    blurb: str = Field(
-        "",
-        pattern=r"^[^\x00-\x1f]*$",
-        max_length=1000,
-        description="one or two sentences; empty: made from the settings",
+    author: OneLine = Field(max_length=120, description="full name")
+    github_id: Annotated[str, AfterValidator(filled_in), AfterValidator(github_account)] = Field(
+        description="account on GitHub"
+    )
+    name: OneLine = Field(max_length=120, description="title of the submission")
+    blurb: Annotated[str, AfterValidator(on_a_line)] = Field(
+        "", max_length=1000, description="one or two sentences; empty: made from the settings"
     )
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
+from schemas.base import in_our_words
 from schemas.compute_settings import ComputeSettings
 from schemas.errors import SpecError
 from schemas.submission import About
@@ -16,12 +18,16 @@ from stages.submission.export import Exported, export_submission
 
 
 def about_of(author: str, github_id: str, name: str, blurb: str) -> About:
-    """The author's details, checked. Raises SpecError that names the field."""
+    """The author's details, checked. Raises SpecError that names the option."""
     try:
         return About(author=author, github_id=github_id, name=name, blurb=blurb)
     except ValidationError as error:
-        messages = (f"{detail['loc'][0]} = {detail['input']!r}: {detail['msg']}" for detail in error.errors())
-        raise SpecError("; ".join(messages)) from error
+        raise SpecError("; ".join(map(_option_in_words, error.errors()))) from error
+
+
+def _option_in_words(finding: ErrorDetails) -> str:
+    option, value = f"--{finding['loc'][0]}".replace("_", "-"), finding["input"]
+    return f"{option} = {value!r}: {in_our_words(finding)}" if value else f"{option}: {in_our_words(finding)}"
 
 
 def write_submission(

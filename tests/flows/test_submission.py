@@ -362,8 +362,14 @@ def test_the_other_seeds_of_the_same_settings_and_code_are_in_the_folder(
     ("arguments", "named"),
     [
         (["export", "nothing", *ABOUT], ["nothing", "no such run"]),
-        (["export", "last", "--author", "A\nB", *ABOUT[2:]], ["author", "A\\nB"]),
-        (["export", "last", *ABOUT[:2], "--github-id", "a b", *ABOUT[4:]], ["github_id", "a b"]),
+        (
+            ["export", "last", "--author", "A\nB", *ABOUT[2:]],
+            ["--author = 'A\\nB': must be one line, without control characters"],
+        ),
+        (
+            ["export", "last", *ABOUT[:2], "--github-id", "a b", *ABOUT[4:]],
+            ["--github-id = 'a b': must be letters, digits and hyphens, at most 39"],
+        ),
         (["export", "last", *ABOUT, "--out", "/"], ["--out", "there already"]),
         (["check", "/nothing"], ["FOLDER", "/nothing"]),
         (["rescore", "/nothing", "--shards", "/nothing/*"], ["--shards", "no file matches"]),
