@@ -147,19 +147,22 @@ def _split_settings(spec: PipelineSpec, small: SmallText | None) -> list[str]:
         if not sizes:
             return []
     else:
-        sizes = [len(text.encode()) for text in small.texts]
+        sizes = small.sizes
         if all(sum(map(len, part)) >= needed for part in small.of(split)):
             return []
     fraction = split.val_fraction if isinstance(split, HashFraction) else _VAL_FRACTION
-    count = max(1, round(fraction * len(sizes)))
+    with_text = [index for index, size in enumerate(sizes) if size]
+    if not with_text:
+        return []
+    count = with_text[max(1, round(fraction * len(with_text))) - 1] + 1
     while sum(sizes[:count]) < needed <= sum(sizes[count + 1 :]):
         count += 1
-    if count >= len(sizes):  # one document, which `refuse_small_text` refuses with the remedy
+    if count > with_text[-1]:  # one document, which `refuse_small_text` refuses with the remedy
         return []
     log.info(
         "text: the first %d of %d documents are for validation, because %s would leave too little on a side",
-        count,
-        len(sizes),
+        sum(index < count for index in with_text),
+        len(with_text),
         f"tokenize.split.kind = {split.kind}",
     )
     return [f"{_SPLIT}kind=first_documents", f"{_SPLIT}num_val_documents={count}"]
@@ -178,8 +181,8 @@ def _sizes_of_few_files(spec: PipelineSpec) -> list[int]:
 def _vocabulary_settings(spec: PipelineSpec, small: SmallText) -> list[str]:
     """A smaller vocabulary where the text cannot carry that of `spec`."""
     tokenizer = spec.tokenize.tokenizer
-    train, _ = small.of(spec.tokenize.split)
-    if tokenizer.model_path is not None or len(small.texts) < 2:
+    train, val = small.of(spec.tokenize.split)
+    if tokenizer.model_path is not None or len(train) + len(val) < 2:
         return []
     carried = carried_vocabulary(tokenizer, train)
     if carried == tokenizer.vocab_size:

@@ -39,7 +39,7 @@ def refuse_empty_split(split: Split, num_documents: int, num_train: int, num_val
             f"with text, of {num_documents:,} in the corpus. Set it so that both splits have some"
         )
     raise SpecError(
-        f"tokenize.split.val_fraction = {split.val_fraction}: by their hashes, none of the {num_documents:,} "
-        f"documents with text is for {missing}. {change} it, give more documents, "
+        f"tokenize.split.val_fraction = {split.val_fraction}: by their hashes, none of the "
+        f"{num_train + num_val:,} documents with text is for {missing}. {change} it, give more documents, "
         "or use tokenize.split.kind=first_documents"
     )

@@ -38,11 +38,16 @@ class SmallText:
 
     texts: tuple[str, ...]
 
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each text; 0 for an empty one."""
+        return [len(text.encode()) if _has_text(text) else 0 for text in self.texts]
+
     def of(self, split: Split) -> tuple[list[str], list[str]]:
         """The training texts and the validation texts; those without text are left out."""
         parts: dict[str, list[str]] = {"train": [], "val": []}
         for index, text in enumerate(self.texts):
-            if text.replace("\0", "").strip():
+            if _has_text(text):
                 parts[split_of(split, index, text)].append(text)
         return parts["train"], parts["val"]
 
@@ -84,7 +89,8 @@ def refuse_small_text(spec: TokenizeSpec, text: SmallText, sequence_tokens: int)
     next token, with the bytes that are enough; or if the vocabulary is too large for it.
     """
     train, val = text.of(spec.split)
-    _refuse_one_document(spec.split, train, val)
+    if len(train) + len(val) == 1:
+        _refuse_one_document(len(text.texts) - 1)
     refuse_empty_split(spec.split, len(text.texts), len(train), len(val))
     needed = sequence_tokens + 1
     parts = {"training": train, "validation": val}
@@ -108,12 +114,12 @@ def refuse_small_text(spec: TokenizeSpec, text: SmallText, sequence_tokens: int)
             )
 
 
-def _refuse_one_document(split: Split, train: list[str], val: list[str]) -> None:
-    if len(train) + len(val) == 1:
-        raise SpecError(
-            "tokenize.corpus.paths: the text is one document, and a validation split needs a second one. Cut "
-            "it into several files, for example: split -n l/20 --additional-suffix=.txt book.txt part-"
-        )
+def _refuse_one_document(num_empty: int) -> None:
+    empty = f" ({num_empty:,} more without text)" if num_empty else ""
+    raise SpecError(
+        f"tokenize.corpus.paths: the text is one document{empty}, and a validation split needs a second one. "
+        "Cut it into several files, for example: split -n l/20 --additional-suffix=.txt book.txt part-"
+    )
 
 
 def _or_other_split(split: Split, name: str) -> str:
@@ -124,6 +130,10 @@ def _or_other_split(split: Split, name: str) -> str:
 
 def _trained(spec: TokenizerSpec, texts: Sequence[str]) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_proto=train_tokenizer(spec, texts))
+
+
+def _has_text(text: str) -> bool:
+    return bool(text.replace("\0", "").strip())
 
 
 def _num_bytes(texts: Sequence[str]) -> int:

@@ -150,6 +150,25 @@ def test_one_document_is_refused_with_the_command_that_cuts_it(here: Path, addre
         refuse_small_text(with_text("0.txt"))
 
 
+@pytest.mark.parametrize("empty", ["", " \n"])
+def test_empty_files_do_not_count(
+    empty: str, here: Path, addresses: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "flows")
+    books(here, [addresses[0], empty])
+    with pytest.raises(SpecError, match=r"the text is one document \(1 more without text\), and"):
+        refuse_small_text(with_text("*.txt"))
+    assert caplog.text == ""
+    books(here, [empty, *addresses[:2], empty])
+    spec = with_text("*.txt")
+    assert spec.tokenize.split.num_val_documents == 2  # in the order of the files, empty ones included
+    assert "the first 1 of 2 documents are for validation" in caplog.text
+    refuse_small_text(spec)
+    never = "tokenize.split.val_fraction=0.000001"
+    with pytest.raises(SpecError, match="none of the 2 documents with text"):
+        refuse_small_text(with_text("*.txt", never))
+
+
 def test_text_too_small_for_validation_is_refused_with_the_smallest_size_that_works(
     here: Path, addresses: list[str]
 ) -> None:
