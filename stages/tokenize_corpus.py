@@ -12,13 +12,16 @@ import logging
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from schemas.errors import StageError
+from schemas.printable import one_line
 from schemas.tokenize_corpus import (
     CorpusManifest,
+    FilesCorpus,
     FirstDocuments,
     ShardsCorpus,
     SplitCounts,
@@ -43,6 +46,7 @@ log = logging.getLogger(__name__)
 # Each thread learns the words anew, which does not pay for less.
 _SHARED_FROM_BYTES = 50_000_000
 _TOKENIZER = "tokenizer.model"
+_NAMED_FILES = 3
 
 
 def tokenize_corpus(spec: TokenizeSpec, manifest: CorpusManifest, work: Workspace) -> TokenizedCorpus:
@@ -56,16 +60,18 @@ def tokenize_corpus(spec: TokenizeSpec, manifest: CorpusManifest, work: Workspac
         return shards.verify(manifest, work.hashes, ReadBytes(manifest, work))
     train = ShardWriter(work.out_dir, "train", spec.shard_tokens)
     val = ShardWriter(work.out_dir, "val", spec.shard_tokens)
+    held_out = _HeldOut()
     if (parts := work.runtime.parts) is not None:
         check_parts(parts, manifest)
         counts = _from_parts(spec, parts, work, train, val)
     else:
-        counts = _from_text(spec, manifest, work, train, val)
+        counts = _from_text(spec, manifest, work, train, val, held_out)
     log.info(
-        "%s: %s training and %s validation documents",
+        "%s: %s training and %s validation documents%s",
         manifest.source,
         f"{counts[0].num_documents:,}",
         f"{counts[1].num_documents:,}",
+        held_out.in_words(spec, manifest),
     )
     tokenizer = work.ref(work.out_dir / _TOKENIZER)
     return TokenizedCorpus(
@@ -93,7 +99,12 @@ def _from_parts(
 
 
 def _from_text(
-    spec: TokenizeSpec, manifest: CorpusManifest, work: Workspace, train: ShardWriter, val: ShardWriter
+    spec: TokenizeSpec,
+    manifest: CorpusManifest,
+    work: Workspace,
+    train: ShardWriter,
+    val: ShardWriter,
+    held_out: "_HeldOut",
 ) -> tuple[SplitCounts, SplitCounts]:
     model_path = work.out_dir / _TOKENIZER
     try:
@@ -103,6 +114,12 @@ def _from_text(
         raise
     model, table = model_path.read_bytes(), load_token_bytes(model_path)
     texts = documents(spec.corpus, manifest, work.hashes, ReadBytes(manifest, work))
+    check_copies = _CopyDetector() if isinstance(spec.split, FirstDocuments) else _ignore_written
+
+    def on_written(split: str, index: int, ids: np.ndarray) -> None:
+        held_out.add(split, index)
+        check_copies(split, index, ids)
+
     # Unnamed, so that nothing of it is left among the results.
     with tempfile.TemporaryFile(dir=work.out_dir) as val_text:
         train_sums, val_sums = write_splits(
@@ -111,7 +128,7 @@ def _from_text(
             TextEncoder(model),
             SplitWriter(train, table),
             SplitWriter(val, table, val_text),
-            _CopyDetector() if isinstance(spec.split, FirstDocuments) else _ignore_written,
+            on_written,
         )
         _refuse_empty(spec, train_sums, val_sums)
         return _counts(train_sums), _val_counts(val_sums, [val_text], spec.compressor_baselines)
@@ -150,6 +167,25 @@ def _from_start(texts: list[BinaryIO]) -> Iterable[bytes]:
 
 def _ignore_written(split: str, index: int, ids: np.ndarray) -> None:
     """Splits by hash need no look: equal texts have equal hashes."""
+
+
+class _HeldOut:
+    """Names the files of the validation split where these are few and each is a document."""
+
+    def __init__(self) -> None:
+        self._numbers: list[int] = []
+
+    def add(self, split: str, index: int) -> None:
+        if split == "val" and len(self._numbers) <= _NAMED_FILES:
+            self._numbers.append(index)
+
+    def in_words(self, spec: TokenizeSpec, manifest: CorpusManifest) -> str:
+        """` (held out: d.txt)`, or an empty text."""
+        document_each = isinstance(spec.corpus, FilesCorpus) and set(manifest.formats) == {"txt"}
+        if not document_each or not 0 < len(self._numbers) <= _NAMED_FILES:
+            return ""
+        names = (one_line(Path(manifest.files[number].path).name) for number in self._numbers)
+        return f" (held out: {', '.join(names)})"
 
 
 class _CopyDetector:

@@ -4,6 +4,7 @@ work is refused.
 
 import hashlib
 import json
+import logging
 import lzma
 import shutil
 from pathlib import Path, PurePosixPath
@@ -94,6 +95,28 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path) -> Bench:
     return Bench(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "split", "named"),
+    [
+        (".txt", FirstDocuments(num_val_documents=1), " (held out: a.txt)"),
+        (".txt", FirstDocuments(num_val_documents=4), " (held out: a.txt, c.txt, d.txt)"),  # b.txt is empty
+        (".txt", FirstDocuments(num_val_documents=5), ""),
+        (".txt", HashFraction(val_fraction=0.3), " (held out: c.txt, d.txt)"),
+        (".jsonl", FirstDocuments(num_val_documents=1), ""),
+    ],
+)
+def test_the_log_names_the_files_of_a_validation_split_of_few_files(bench, caplog, ending, split, named):
+    caplog.set_level(logging.INFO, "stages.tokenize_corpus")
+    texts = [TEXTS[0], "", *TEXTS[1:6]]
+    for name, text in zip("abcdefg", texts, strict=True):
+        content = text if ending == ".txt" else json.dumps({"text": text})
+        (bench.folder / f"{name}{ending}").write_text(content)
+    corpus = FilesCorpus(paths=(str(bench.folder / f"*{ending}"),))
+    result, _ = bench.run(bench.spec([], corpus=corpus, split=split))
+    counts = f"{result.train.num_documents} training and {result.val.num_documents} validation documents"
+    assert caplog.messages[-1].endswith(counts + named)
 
 
 def split_texts(spec: TokenizeSpec, texts: list[str], name: str) -> list[str]:
