@@ -159,6 +159,15 @@ def make_console(stderr: bool = False) -> Any:
     return console
 
 
+def say_written(*files: Path | None, json: bool) -> None:
+    """A line for each file that a command wrote; beside JSON, on standard error."""
+    from schemas.printable import one_line
+
+    for file in files:
+        if file is not None:
+            typer.echo(f"written: {one_line(str(file))}", err=json)
+
+
 def print_json(value: Any) -> None:
     import json
 

@@ -15,6 +15,7 @@ from flows.cli.base import (
     clear_errors,
     make_console,
     print_json,
+    say_written,
 )
 
 
@@ -59,3 +60,4 @@ def compare(
             print_json(found.model_dump(mode="json"))
         else:
             print_compared(make_console(), found, everything)
+        say_written(csv, html, json=json)

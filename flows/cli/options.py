@@ -32,6 +32,7 @@ from flows.cli.base import (
     option_overrides,
     print_json,
     run_flow,
+    say_written,
 )
 
 PRESETS_HELP = "{presets}"
@@ -139,6 +140,9 @@ class Terminal:
             print_json(value())
         else:
             show(make_console())
+
+    def say_written(self, *files: Path | None) -> None:
+        say_written(*files, json=self._json)
 
 
 def with_run_options(*fields: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -15,6 +15,7 @@ from flows.cli.base import (
     clear_errors,
     make_console,
     print_json,
+    say_written,
 )
 
 
@@ -91,6 +92,7 @@ def runs(
             print_json(entries)
         else:
             print_runs(make_console(), entries, sort or "")
+        say_written(csv, parquet, json=json)
 
 
 def _entry(report: Any, root: Path, known: dict[str, Any]) -> dict[str, Any]:

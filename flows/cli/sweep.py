@@ -71,6 +71,7 @@ def sweep(
 
         write_file(csv, csv_text(found), "--csv")
     terminal.tell(lambda: found.model_dump(mode="json"), lambda console: _print(console, found))
+    terminal.say_written(csv)
 
 
 def _print(console: "Console", found: "Sweep") -> None:

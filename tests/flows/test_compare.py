@@ -184,6 +184,7 @@ def test_the_page_asks_nobody_and_follows_light_and_dark(
     names = (smoke_run.report.run_id, other_run.report.run_id)
     result = fairway("compare", *names, "--html", html, "--csv", table, "--store", smoke_store)
     assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-2:] == [f"written: {table}", f"written: {html}"]
     text = html.read_text(encoding="utf-8")
     # Names of XML namespaces are no addresses that a browser asks.
     assert re.findall(r"<(?:link|img|iframe)\b|<script .|@import|url\((?!#)", text) == []
@@ -199,6 +200,16 @@ def test_the_page_asks_nobody_and_follows_light_and_dark(
     assert setting["name"] == "audit.gap_tokens"
     [score] = [row for row in rows if row["name"] == "val_bpb quantized"]
     assert float(score[f"A {smoke_run.report.name}"]) == smoke_run.report.val_bpb_quantized
+
+
+def test_json_stays_alone_on_standard_output_beside_a_file(
+    smoke_run: Any, other_run: Any, smoke_store: Path, tmp_path: Path
+) -> None:
+    names = (smoke_run.report.run_id, other_run.report.run_id)
+    table = tmp_path / "compared.csv"
+    result = fairway("compare", *names, "--csv", table, "--json", "--store", smoke_store)
+    assert ComparedRuns.model_validate_json(result.stdout)
+    assert result.stderr.splitlines()[-1] == f"written: {table}"
 
 
 def test_names_and_values_are_text_on_the_page(smoke_run: Any, smoke_store: Path) -> None:

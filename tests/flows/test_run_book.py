@@ -158,7 +158,9 @@ def test_the_table_of_runs_loads_in_pandas_with_its_types(store: Store, tmp_path
     run, other = list_reports(store.root)
     add_tags(store, other, ["a", "b"])
     files = ("--csv", tmp_path / "runs.csv", "--parquet", tmp_path / "runs.parquet")
-    assert fairway("runs", "--sort", "audit.gap_tokens", *files, "--store", store.root).exit_code == 0
+    result = fairway("runs", "--sort", "audit.gap_tokens", *files, "--store", store.root)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-2:] == [f"written: {files[1]}", f"written: {files[3]}"]
     table = pd.read_csv(tmp_path / "runs.csv", parse_dates=["started"])
     assert list(table["run_id"]) == ["other", run.run_id]
     kinds = {"started": "M", "seed": "i", "val_bpb": "f", "pinned": "b", "audit.gap_tokens": "i"}
