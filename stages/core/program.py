@@ -92,7 +92,10 @@ def evaluate_blob(
     say_machine(compute, say)
     stream, table = TokenStream(_shards("--val", options.val)), _token_bytes(options.tokenizer)
     rank, _, device = join_processes(compute)
-    model = model_of_blob(_blob_of_first(blob_path), device)
+    try:
+        model = model_of_blob(_blob_of_first(blob_path), device)
+    except (OSError, BlobError) as error:
+        raise SystemExit(f"{BLOB_FILE} beside the script: {error}") from error
     group = patient_group()
     dtype, text = compute_dtype(compute), (stream, table)
 

@@ -123,6 +123,24 @@ def test_the_program_refuses_wrong_options_in_one_line_before_it_works(
         train_blob(Recipe.__new__(Recipe), options, tmp_path / "blob", print)
 
 
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "No such file"), (b"no blob", "not a blob of this version")]
+)
+def test_the_program_ends_in_one_line_without_a_sound_blob(
+    tmp_path: Path,
+    with_other_bos: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes | None,
+    why: str,
+) -> None:
+    monkeypatch.setattr("stages.core.program._token_bytes", lambda path: None)
+    path = tmp_path / "model.fwz"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit, match=f"^model.fwz beside the script: .*{why}"):
+        evaluate_blob(submission_parser(None).parse_args(with_other_bos), path, print)
+
+
 def test_rescoring_refuses_a_tokenizer_with_another_bos(
     tmp_path: Path, model: GPT, with_other_bos: list[str]
 ) -> None:
