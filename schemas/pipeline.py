@@ -77,9 +77,12 @@ class PipelineSpec(Schema):
         return self.derive(train=replace(self.train, qat=self._grid_of_quantizer()))
 
     def without_qat_grid(self) -> "PipelineSpec":
-        """The inverse: the grid left to the quantizer where it is the quantizer's."""
+        """The inverse: the grid left to the quantizer where it is the quantizer's. A quantizer without a grid
+        has no say in it.
+        """
         qat = self.train.qat
-        if qat.grid == "of_quantizer" or qat != self._grid_of_quantizer():
+        has_none = self.quantize.qat_grid is None
+        if qat.grid == "of_quantizer" or has_none or qat != self._grid_of_quantizer():
             return self
         return self.derive(
             train=replace(self.train, qat=replace(qat, grid="of_quantizer", clip_candidates=()))

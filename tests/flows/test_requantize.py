@@ -7,10 +7,12 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
+from flows.inputs.specs import plan_from
+from flows.inputs.starts import start_of_file
 from flows.requantize import _variants, requantize
 from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
-from stages.store.runs import load_report
+from stages.store.runs import RUN_FILE_NAME, load_report
 
 
 def test_variants_get_reports_of_their_own_and_nothing_before_quantize_runs(
@@ -52,6 +54,13 @@ def test_a_limit_is_met_within_a_thousandth_script_included(fitted: Any) -> None
     assert 0.999 * limit <= report.size.total_bytes <= limit
     assert report.packed.method == "ecsq"
     assert {tensor.format for tensor in report.packed.tensors} == {"coded", "fp32"}
+
+
+def test_a_fitted_run_leaves_a_run_file_that_repeats_it(fitted: Any, smoke_store: Path) -> None:
+    """Its training rounded to the grid of another method, which the file names."""
+    report = fitted.report
+    start = start_of_file(smoke_store / "runs" / report.run_id / RUN_FILE_NAME)
+    assert plan_from(start, ()).spec == report.spec
 
 
 def test_a_limit_that_cannot_be_met_is_answered_with_the_smallest(smoke_run: Any, smoke_store: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from flows.inputs.specs import Plan, check_quantizer, plan_run, resolve, settings_between
 from schemas.errors import SpecError
 from schemas.quantize import changed_to
-from schemas.quantizer_settings import RoundToNearest
+from schemas.quantizer_settings import Ecsq, QuantizerSettings, RoundToNearest
 from schemas.tokenize_corpus import TokenizedCorpus
 from stages.packaging.script import as_shipped, program
 
@@ -125,10 +125,13 @@ def test_a_run_is_made_of_its_preset_again_with_the_grid_left_to_the_quantizer(
     assert settings_between("demo", resolve("demo", changes)) == changes
 
 
-def test_weights_that_were_trained_for_another_quantizer_are_made_of_their_preset_again() -> None:
+@pytest.mark.parametrize("quantizer", [RoundToNearest, Ecsq])
+def test_weights_that_were_trained_for_another_quantizer_are_made_of_their_preset_again(
+    quantizer: type[QuantizerSettings],
+) -> None:
     """As `requantize` leaves them: the quantizer changed, the training did not."""
     earlier = resolve("smoke", [])
-    spec = earlier.derive(quantize=changed_to(RoundToNearest, earlier.quantize))
+    spec = earlier.derive(quantize=changed_to(quantizer, earlier.quantize))
     changes = settings_between("smoke", spec)
     assert "train.qat.grid=gptq_lite" in changes
     assert resolve("smoke", changes) == spec
