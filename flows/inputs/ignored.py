@@ -143,7 +143,8 @@ def without_ignored(before: PipelineSpec, settings: Sequence[str]) -> tuple[str,
 
 
 _CHOOSES_STEPS = (
-    "chooses its steps itself; leave it out, and say what they may cost: "
+    "chooses its steps itself. Choose a method that takes bits (quantize.method=gptq_lite; for requantize "
+    "--method gptq_lite), or another earlier run. Or leave it out, and say what the steps may cost: "
     "quantize.fit.limit_bytes=… or quantize.loss_budget_nats=…"
 )
 

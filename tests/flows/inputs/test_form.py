@@ -85,7 +85,7 @@ GRIDS = "quantize.clip_candidates=[1.0, 0.9]"
             "record",
             [],
             {"bits": "int4"},
-            "bits = int4: method ecsq chooses its steps itself; .*loss_bud",
+            r"bits = int4: method ecsq chooses its steps itself\. .*--method gptq_lite.*loss_bud",
         ),
         ("demo", ECSQ, {"bits": "int4"}, "bits = int4: method ecsq chooses its steps itself"),
         ("demo", ECSQ, {"edge_bits": "int7"}, "edge_bits = int7: method ecsq chooses"),
