@@ -20,6 +20,7 @@ from flows.inputs.ignored import without_ignored
 from flows.inputs.specs import run_options, settings_between
 from flows.pipeline import pipeline
 from flows.results.ablation import Variant, ablation_rows, plan_variants
+from flows.results.endings import reason
 from flows.results.tables import Row
 from flows.tasks.run_end import tell_end
 from flows.tasks.showing import only_shown
@@ -98,4 +99,4 @@ def ablate(
 def _outcome(state: State[Any], store: Path) -> PipelineReport | str:
     report = load_report(store, str(state.state_details.flow_run_id))
     # A run over its limit leaves a report, and its score counts here.
-    return report if report is not None else (state.message or state.name or "failed")
+    return report if report is not None else (reason(state.message) or state.name or "failed")

@@ -34,6 +34,7 @@ from flows.inputs.ignored import ANY_INTEGER, as_given, refuse_foreign, refuse_i
 from flows.inputs.specs import Plan, run_options, with_changes
 from flows.pipeline import ship
 from flows.results.comparison import comparison_rows, publish_comparison
+from flows.results.endings import reason
 from flows.results.tables import Row
 from flows.tasks.run_end import tell_end
 from flows.tasks.showing import only_shown
@@ -178,7 +179,7 @@ def requantize(
     with only_shown("table and plot of the comparison"):
         publish_comparison(earlier, compared, rows)
     finished = [report for report in reports if report is not None]
-    failed = [f"{name}: {state.message}" for name, report, state in compared if report is None]
+    failed = [f"{name}: {reason(state.message)}" for name, report, state in compared if report is None]
     if failed or not any(report.size.fits for report in finished):
         raise StageError("\n".join(failed) or "no variant fits the limit: take fewer bits")
     return rows, finished

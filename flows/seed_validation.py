@@ -22,6 +22,7 @@ from pydantic import Field
 from flows.inputs.form import Assignment, Options, Preset, number_field, with_empty_fields
 from flows.inputs.specs import Plan, as_overrides, plan_run
 from flows.pipeline import pipeline
+from flows.results.endings import reason
 from flows.results.seeds import conclusions, mark_line, publish_seeds, seed_figures
 from flows.tasks.run_end import set_labels, tell_end
 from flows.tasks.showing import only_shown
@@ -187,7 +188,7 @@ def _train(book: Ledger, plan: Plan, overrides: tuple[str, ...], options: RunOpt
         code_sha256=_code(),
         machine=machine_kind(plan.spec.train.compute),
         tries=before.tries + 1 if before else 1,
-        error="" if state.is_completed() else (state.message or state.name or ""),
+        error="" if state.is_completed() else (reason(state.message) or state.name or ""),
         figures=seed_figures(report) if report else None,
     )
 

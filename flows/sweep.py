@@ -22,6 +22,7 @@ from flows.inputs.form import Assignment, Options, Preset, with_empty_fields
 from flows.inputs.specs import Plan, as_overrides
 from flows.inputs.vary import SweepPlan, assignments, plan_sweep
 from flows.pipeline import pipeline
+from flows.results.endings import reason
 from flows.results.sweeps import compare_command, conclusions, sweep_rows
 from flows.tasks.run_end import tell_end
 from flows.tasks.showing import only_shown
@@ -150,9 +151,9 @@ class SweepRuns:
             self.mark(report, what)
             return _outcome_of(report, trial), _curve(self.store, report)
         stopped = load_stopped(self.store.root / "runs" / run_id)
-        reason = first_line(stopped.reason if stopped else state.message or state.name or "failed")
-        reason = reason.partition(". Its metrics stay")[0]  # the advice is for a run that goes on alone
-        outcome = {"state": "pruned" if stopped else "failed", "reason": reason, "run_id": run_id}
+        why = first_line(stopped.reason if stopped else reason(state.message) or state.name or "failed")
+        why = why.partition(". Its metrics stay")[0]  # the advice is for a run that goes on alone
+        outcome = {"state": "pruned" if stopped else "failed", "reason": why, "run_id": run_id}
         return trial.derive(**outcome, run_name=plan.label), _curve(self.store, stopped) if stopped else []
 
     def mark(self, report: PipelineReport, what: str) -> None:
@@ -168,7 +169,8 @@ def _base(store: Store, plan: SweepPlan, options: RunOptions) -> tuple[PipelineR
     _require_outcome(state)
     report = load_report(store.root, str(state.state_details.flow_run_id))
     if report is None:
-        raise StageError(f"the base failed, so that no trial can be compared with it: {state.message}")
+        why = reason(state.message)
+        raise StageError(f"the base failed, so that no trial can be compared with it: {why}")
     # A base over the limit of its package still is what trials are compared with.
     outcome = _outcome_of(report, SweepTrial(number=0, state="complete", values=plan.base_values()))
     return report, outcome.derive(state="complete")

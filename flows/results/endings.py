@@ -1,5 +1,6 @@
 """The end of a run in words and figures, for its event and the message about it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,8 @@ STAGE, RESULT, VAL_BPB, TOTAL_BYTES, LIMIT_BYTES, REPORT = (
 )
 """Labels of a run on the server: the stage at work, a result in words, and the figures once known."""
 _WORDS = {FINISHED: "finished", FAILED: "failed", OVER_LIMIT: "is over the limit"}
-_NOISE = "Flow run encountered an exception: "
+_NOISE = re.compile(r"(Flow|Task) run encountered an exception:? ?((Spec|Stage|Stopped|Storage)Error: )?")
+"""What Prefect writes before the message of an exception; of our own errors the class says nothing more."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Ending:
         return {"subject": self.subject, "text": self.text, **self.figures}
 
 
+def reason(message: str | None) -> str:
+    """The message of a state without Prefect's words, wherever they stand; empty where there is none."""
+    return _NOISE.sub("", message or "")
+
+
 def ending(name: str, completed: bool, message: str, labels: Mapping[str, Any]) -> Ending:
     """The ending of the run `name`. `message`: that of its last state; `labels`: those of the run."""
     figures = {
@@ -44,7 +51,7 @@ def ending(name: str, completed: bool, message: str, labels: Mapping[str, Any]) 
     if event == FAILED and "stage" in figures:
         lines.append(f"Stage: {figures['stage']}")
     if event != FINISHED:
-        lines.append(message.removeprefix(_NOISE))
+        lines.append(reason(message))
     if "result" in figures:
         lines.append(figures["result"])
     if "val_bpb" in figures:

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from flows import FLOW_NAMES
+from flows.results.endings import reason
 from flows.results.tables import Row
 from flows.server.environment import require_answer
 from flows.server.settings import check_settings, settings_first
@@ -62,7 +63,7 @@ def server_runs() -> list[dict[str, Any]]:
             "name": run.name,
             "flow": names.get(run.flow_id, ""),
             "state": run.state.name if run.state else "",
-            "message": (run.state.message or "") if run.state else "",
+            "message": reason(run.state.message) if run.state else "",
             "started": run.start_time.isoformat(timespec="seconds") if run.start_time else "",
         }
         for run in reversed(runs)
@@ -110,7 +111,7 @@ def task_rows(run_id: str) -> list[Row]:
             "stage": task.name,
             "state": task.state.name or "" if task.state else "",
             "seconds": f"{task.estimated_run_time.total_seconds():.1f}",
-            "message": first_line((task.state.message or "") if task.state else ""),
+            "message": first_line(reason(task.state.message) if task.state else ""),
         }
         for task in tasks
     ]

@@ -97,7 +97,7 @@ def test_each_end_of_a_run_is_told_once(notifying: Served, inbox: Any) -> None:
     failed = notifying.wait(notifying.start_run("pipeline", preset="smoke", seed=8, options=rule), 500)
     said = _message(got, failed)
     assert said["title"] == f"Fairway: {failed['name']} failed"
-    assert said["message"].startswith("Stage: train\nStoppedError: ")
+    assert said["message"].startswith("Stage: train\ntraining was stopped")
 
     long = notifying.start_run("pipeline", preset="smoke", seed=9, max_steps=100_000)
     deadline = time.monotonic() + 300

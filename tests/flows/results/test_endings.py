@@ -1,6 +1,8 @@
 """What a message says about the end of a run."""
 
-from flows.results.endings import FAILED, FINISHED, OVER_LIMIT, ending
+import pytest
+
+from flows.results.endings import FAILED, FINISHED, OVER_LIMIT, ending, reason
 
 FIGURES = {
     "fairway.val_bpb": 1.50228,
@@ -21,10 +23,28 @@ def test_a_finished_run_gives_score_bytes_and_report() -> None:
 
 
 def test_a_failed_run_gives_stage_and_reason() -> None:
-    reason = "Flow run encountered an exception: StageError: the loss diverged at step 7"
-    end = ending("demo-seed1", False, reason, {"fairway.stage": "train"})
+    said = "Flow run encountered an exception: StageError: the loss diverged at step 7"
+    end = ending("demo-seed1", False, said, {"fairway.stage": "train"})
     assert (end.event, end.subject) == (FAILED, "Fairway: demo-seed1 failed")
-    assert end.text == "Stage: train\nStageError: the loss diverged at step 7"
+    assert end.text == "Stage: train\nthe loss diverged at step 7"
+
+
+@pytest.mark.parametrize(
+    ("message", "left"),
+    [
+        ("int4: Flow run encountered an exception: SpecError: bits = int4: no", "int4: bits = int4: no"),
+        (
+            "Flow run encountered an exception: StageError: 4: Task run encountered an exception KeyError: 5",
+            "4: KeyError: 5",
+        ),
+        ("Task run encountered an exception StageError: the loss diverged", "the loss diverged"),
+        ("Flow run encountered an exception: KeyError: 'loss'", "KeyError: 'loss'"),
+        (None, ""),
+    ],
+)
+def test_prefects_words_are_taken_away_wherever_they_stand(message: str | None, left: str) -> None:
+    """The class of an error that is not ours stays: it says what happened."""
+    assert reason(message) == left
 
 
 def test_a_run_over_its_limit_is_no_failed_one() -> None:
