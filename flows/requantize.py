@@ -6,11 +6,9 @@ Each variant is a flow run of its own with its own report; this run compares the
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from typing import Annotated
 
 from prefect import flow
@@ -25,12 +23,10 @@ from flows.inputs.form import (
     ClipGrid,
     FormatOrNone,
     Options,
-    clip_override,
-    format_overrides,
     number_field,
     with_empty_fields,
 )
-from flows.inputs.ignored import ANY_INTEGER, as_given, refuse_foreign, refuse_ignored, why_ignored
+from flows.inputs.requantization import Asked
 from flows.inputs.specs import Plan, run_options, with_changes
 from flows.pipeline import ship
 from flows.results.comparison import comparison_rows, publish_comparison
@@ -40,36 +36,19 @@ from flows.tasks.run_end import tell_end
 from flows.tasks.showing import only_shown
 from flows.tasks.stage_task import stage_runner, stream_logs
 from flows.tasks.tries import begin_try
-from schemas.errors import SpecError, StageError
-from schemas.overrides import foreign_settings
+from schemas.errors import StageError
 from schemas.pipeline import PipelineReport
 from schemas.quantize import QuantizeMethod
-from schemas.quantizer_settings import Ecsq
 from schemas.runtime import RunOptions
 from schemas.stages import STAGES
 from stages.execution.runner import StageOutcome
 from stages.processes.stopping import Stopping
-from stages.store.runs import find_run, load_report, named_after, require_files
-from stages.store.store import Store, open_store
+from stages.store.runs import find_run, load_report, named_after
+from stages.store.store import open_store
 
 log = logging.getLogger(__name__)
 
 BEFORE_QUANTIZE = ("tokenize_corpus", "train", "merge")
-CHANGEABLE = ("quantize", "package", "check_size", "evaluate", "publish")
-MAX_VARIANTS = 32
-FITTING = Ecsq.method
-"""The method that meets a limit."""
-
-
-@dataclass(frozen=True)
-class Variation:
-    """A variant: its name, the settings of each field that makes it, and all of its settings, as
-    dotted.name=value.
-    """
-
-    name: str
-    fields: Mapping[str, Sequence[str]]
-    settings: list[str]
 
 
 def _run_name() -> str:
@@ -123,41 +102,19 @@ def requantize(
     stream_logs()
     options = begin_try(options)
     store = open_store(options)
-    earlier = find_run(store.runs_root(), run, fitting=True)
-    common = [] if zstd_level is None else [f"quantize.zstd_level={zstd_level}"]
-    if limit_bytes is not None:
-        common += [
-            f"quantize.method={FITTING}",
-            f"quantize.fit.limit_bytes={limit_bytes}",
-            "quantize.fit.code_bytes=null",
-        ]
-        if bits or clip_grids or set(methods) - {FITTING}:
-            raise SpecError(
-                f"limit_bytes = {limit_bytes}: is met by the method {FITTING}, which takes neither bits nor "
-                "clip_grids; choose none of them and no other method"
-            )
-    rules = earlier.spec.quantize.rules
-    asked = {
-        name: wanted
-        for name, wanted in (("edge_bits", edge_bits), ("embedding_format", embedding_format))
-        if wanted != AS_IT_IS
-    }
-    fields = {
-        f"{name} = {wanted}": format_overrides("quantize.rules", rules, {name: wanted})
-        for name, wanted in asked.items()
-    }
-    common += [setting for settings in fields.values() for setting in settings]
-    if "embedding_format" not in asked and (limit_bytes is not None or set(methods) == {FITTING}):
-        common += format_overrides("quantize.rules", rules, {"embedding_format": ANY_INTEGER})
-    variants = _variants(earlier, bits, clip_grids, methods, common, overrides)
-    if limit_bytes is not None:
-        variants = [
-            Variation(f"at most {limit_bytes:,} bytes", item.fields, item.settings) for item in variants
-        ]
-    for item in variants:
-        refuse_foreign(earlier.spec, item.fields, item.settings)
-    plans = [Plan(earlier.preset, with_changes(earlier.spec, item.settings)) for item in variants]
-    _check(store, earlier, variants, plans, fields, overrides)
+    asked = Asked(
+        run,
+        bits,
+        edge_bits,
+        embedding_format,
+        clip_grids,
+        methods,
+        limit_bytes,
+        zstd_level,
+        overrides,
+    )
+    found = asked.variants(store)
+    earlier, variants, plans = found.earlier, found.items, found.plans
     log.info(
         "%s: %d variants of the quantization, %d side by side",
         earlier.name,
@@ -219,93 +176,3 @@ def _run_variants(
 
 def _run_variant(run_id: str, overrides: list[str], options: RunOptions, name: str) -> State[PipelineReport]:
     return requantized(run_id, overrides, options, name, return_state=True)
-
-
-def _variants(
-    earlier: PipelineReport,
-    bits: Sequence[str],
-    clip_grids: Sequence[str],
-    methods: Sequence[str],
-    common: list[str],
-    overrides: Sequence[str],
-) -> list[Variation]:
-    """Every combination of what was chosen, each with `common` and with the `overrides` that it can have."""
-    rules = earlier.spec.quantize.rules
-    axes = [
-        [
-            (wanted, f"bits = {wanted}", format_overrides("quantize.rules", rules, {"bits": wanted}))
-            for wanted in bits
-        ],
-        [
-            (f"clips {grid.strip()}", f"clip_grids = {grid}", [clip_override(grid)])
-            for grid in clip_grids
-            if grid.strip()
-        ],
-        [(method, f"methods = {method}", [f"quantize.method={method}"]) for method in methods],
-    ]
-    variants = []
-    for combination in product(*(axis for axis in axes if axis)):
-        shared = [*common, *overrides]
-        name = ", ".join(label for label, _, _ in combination) or ", ".join(shared) or "the same settings"
-        fields = {field: settings for _, field, settings in combination}
-        own = [setting for settings in fields.values() for setting in settings]
-        variants.append(Variation(name, fields, [*own, *shared]))
-    if len(variants) > MAX_VARIANTS:
-        raise SpecError(
-            f"bits × clip_grids × methods = {len(variants)} variants: at most {MAX_VARIANTS} at "
-            "once; choose fewer"
-        )
-    return _without_those_of_others(earlier, variants, overrides)
-
-
-def _without_those_of_others(
-    earlier: PipelineReport, variants: Sequence[Variation], overrides: Sequence[str]
-) -> list[Variation]:
-    """The variants, each without those of `overrides` that only other variants' methods have.
-
-    One that no variant's method has stays, and is refused where it is applied.
-    """
-    foreign = [foreign_settings(earlier.spec, item.settings) for item in variants]
-    of_some = set(overrides) - set(foreign[0]).intersection(*foreign)
-    return [
-        replace(item, settings=[text for text in item.settings if text not in of_some or text not in others])
-        for item, others in zip(variants, foreign, strict=True)
-    ]
-
-
-def _check(
-    store: Store,
-    earlier: PipelineReport,
-    variants: list[Variation],
-    plans: list[Plan],
-    fields: Mapping[str, Sequence[str]],
-    overrides: Sequence[str],
-) -> None:
-    """Refuse settings that this flow would not carry out, and an earlier run whose files are gone, before
-    anything runs.
-
-    `fields`: the filled fields that all variants share, with their settings. A field must count in every
-    variant that has it; an override of all variants is refused where no variant has a use for it.
-    """
-    specs = [plan.spec for plan in plans]
-    for item, spec in zip(variants, specs, strict=True):
-        for section in ("tokenize", "train", "merge"):
-            if getattr(spec, section) != getattr(earlier.spec, section):
-                named = next(change for change in item.settings if change.startswith(f"{section}."))
-                raise SpecError(
-                    f"{named}: is decided before quantization; requantize changes "
-                    f"{', '.join(CHANGEABLE)}. Use `fairway run`"
-                )
-        refuse_ignored(earlier.spec, spec, {**item.fields, **fields})
-    for given, settings in as_given(overrides).items():
-        users = [spec for spec, item in zip(specs, variants, strict=True) if settings[0] in item.settings]
-        if all(why_ignored(earlier.spec, spec, settings[0]) for spec in users):
-            refuse_ignored(earlier.spec, users[0], {given: settings})
-    needed = (
-        earlier.merged.weights,
-        earlier.tokenized.train_shards,
-        earlier.tokenized.val_shards,
-        earlier.tokenized.tokenizer,
-        earlier.trained.metrics,
-    )
-    require_files(store, earlier, needed)

@@ -178,11 +178,18 @@ def check_quantizer(plan: Plan, tokenized: TokenizedCorpus) -> None:
             quantizer.calibration.count_in(tokenized.train.num_tokens)
         except ValueError as error:
             raise SpecError(f"quantize.{error}") from error
+    refuse_small_limit(plan)
+
+
+def refuse_small_limit(plan: Plan) -> None:
+    """Raises SpecError where the script alone takes the bytes that the package is to be fitted to."""
+    quantizer = plan.quantize
     code_bytes = quantizer.fit.code_bytes or 0 if isinstance(quantizer, FittingSettings) else 0
     if quantizer.limit_bytes is not None and code_bytes >= quantizer.limit_bytes:
+        smaller = "" if plan.spec.package.compressed else ", or ship it smaller with package.compressed=true"
         raise SpecError(
             f"quantize.fit.limit_bytes = {quantizer.limit_bytes}: the script alone has {code_bytes:,} bytes; "
-            "allow more, or ship it smaller with package.compressed=true"
+            f"allow more{smaller}"
         )
 
 

@@ -7,9 +7,10 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
+from flows.inputs.requantization import _variants
 from flows.inputs.specs import plan_from
 from flows.inputs.starts import start_of_file
-from flows.requantize import _variants, requantize
+from flows.requantize import requantize
 from schemas.errors import SpecError, StageError
 from schemas.runtime import RunOptions
 from stages.store.runs import RUN_FILE_NAME, load_report
@@ -64,11 +65,13 @@ def test_a_fitted_run_leaves_a_run_file_that_repeats_it(fitted: Any, smoke_store
 
 
 def test_a_limit_that_cannot_be_met_is_answered_with_the_smallest(smoke_run: Any, smoke_store: Path) -> None:
+    limit = smoke_run.report.size.code_bytes + 1_000
     state = requantize(
-        smoke_run.report.run_id, limit_bytes=1_000, options=_options(smoke_store), return_state=True
+        smoke_run.report.run_id, limit_bytes=limit, options=_options(smoke_store), return_state=True
     )
     with pytest.raises(
-        StageError, match=r"quantize\.fit\.limit_bytes = 1000: .* the smallest possible is [\d,]+ bytes"
+        StageError,
+        match=rf"^at most {limit:,} bytes: quantize\.fit\.limit_bytes = {limit}: .* smallest possible is ",
     ):
         state.result()
 
@@ -84,6 +87,14 @@ def test_a_limit_that_cannot_be_met_is_answered_with_the_smallest(smoke_run: Any
                 "clip_grids": tuple(f".{n}" for n in range(1, 8)),
             },
             "42 variants",
+        ),
+        (
+            {"limit_bytes": 1_000},
+            r"quantize\.fit\.limit_bytes = 1000: the script alone has [\d,]+ bytes; .*compressed=true",
+        ),
+        (
+            {"limit_bytes": 1_000, "overrides": ("package.compressed=true",)},
+            r"quantize\.fit\.limit_bytes = 1000: the script alone has [\d,]+ bytes; allow more$",
         ),
         ({"limit_bytes": 100_000, "bits": ("int4",)}, "limit_bytes = 100000: is met by the method ecsq"),
         (
