@@ -27,6 +27,7 @@ from flows.inputs.own_text import refuse_small_text
 from flows.inputs.specs import Plan, check_quantizer, plan_run, run_file_of
 from flows.planning.gpus import check_run_gpus
 from flows.results.run_report import (
+    fit_message,
     over_limit_message,
     publish_artifacts,
     publish_spec,
@@ -128,6 +129,8 @@ def ship(
     packed = run("quantize", plan.quantize, merged=merged, tokenized=tokenized)
     package = run("package", spec.package_spec(), packed=packed)
     size = run("check_size", spec.check_size, package=package, packed=packed)
+    if (message := fit_message(plan.quantize, size)) is not None:
+        log.info("%s", message)
     evaluation = run("evaluate", spec.evaluate, package=package, tokenized=tokenized)
     run.training.add_score("quantized model", evaluation.non_overlapping)
     results = RunResults(

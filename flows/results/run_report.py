@@ -11,6 +11,7 @@ from flows.results.tables import reported, run_table, stage_rows
 from schemas.check_size import SizeReport
 from schemas.pipeline import PipelineReport, PipelineSpec, StageSummary
 from schemas.publish import PublishSpec
+from schemas.quantize import QuantizeSpec
 from stages.execution.runner import StageOutcome
 from stages.report.rows import (
     audit_table,
@@ -48,6 +49,21 @@ def over_limit_message(size: SizeReport) -> str:
         f"the submission is over the limit by {-size.margin_bytes:,} bytes ({size.total_bytes:,} of "
         f"{size.limit_bytes:,}). The largest parts: {largest}. Store tensors in fewer bits (quantize.rules) "
         "or make the model smaller (train.model)"
+    )
+
+
+def fit_message(quantizer: QuantizeSpec, size: SizeReport) -> str | None:
+    """A message with the bytes that a fit was asked for, beside the limit of the submission; None without a
+    fit.
+    """
+    asked = quantizer.limit_bytes
+    if asked is None:
+        return None
+    left = asked - size.total_bytes
+    found = f"is kept, {left:,} left" if left >= 0 else f"is exceeded by {-left:,}"
+    return (
+        f"quantize.fit.limit_bytes = {asked:,} {found}; the submission's own limit (check_size.limit_bytes) "
+        f"is {size.limit_bytes:,}"
     )
 
 
