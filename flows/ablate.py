@@ -8,6 +8,7 @@ variants, so the differences are taken seed by seed.
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
 from flows.inputs.ignored import without_ignored
-from flows.inputs.specs import run_options, settings_between
-from flows.pipeline import pipeline
+from flows.inputs.parameters import checked_by
+from flows.inputs.specs import plan_run, run_options, settings_between
+from flows.pipeline import check_run, pipeline
 from flows.results.ablation import Variant, ablation_rows, plan_variants
 from flows.results.endings import reason
 from flows.results.tables import Row
@@ -31,7 +33,7 @@ from schemas.errors import StageError
 from schemas.pipeline import PipelineReport
 from schemas.runtime import RunOptions
 from stages.store.runs import find_run, load_report, named_after
-from stages.store.store import open_store
+from stages.store.store import Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,13 @@ def _run_name() -> str:
     return named_after(open_store(run_options(given["options"])).runs_root(), given["run"], "ablated")
 
 
+def _check(given: Mapping[str, Any], options: RunOptions, store: Store) -> None:
+    earlier = find_run(store.runs_root(), given["run"])
+    plan_variants(earlier.spec, given["off"])
+    check_run(plan_run(earlier.preset, settings_between(earlier.preset, earlier.spec)), options, store)
+
+
+@checked_by(_check)
 @flow(
     name="ablate",
     flow_run_name=_run_name,

@@ -9,11 +9,11 @@ resumes with the scheme it was at, and a second call computes nothing.
 
 import base64
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -21,6 +21,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.inputs.form import Options, with_empty_fields
+from flows.inputs.parameters import checked_by
 from flows.inputs.specs import run_options
 from flows.results.frontier_points import frontier_rows, make_folder, write_frontier
 from flows.tasks.progress import stage_progress
@@ -53,6 +54,12 @@ def _run_name() -> str:
     return named_after(open_store(run_options(given["options"])).runs_root(), given["run"], "frontier")
 
 
+def _check(given: Mapping[str, Any], options: RunOptions, store: Store) -> None:
+    choose_schemes(given["schemes"])
+    _check_files(store, find_run(store.runs_root(), given["run"]))
+
+
+@checked_by(_check)
 @with_empty_fields
 @flow(
     name="frontier",

@@ -6,8 +6,10 @@ A stage whose result is in the store already shows as `Cached` and is not run.
 """
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -22,9 +24,10 @@ from flows.inputs.form import (
     with_empty_fields,
     with_setting_fields,
 )
-from flows.inputs.held_out import plan_held_out
+from flows.inputs.held_out import HeldOutPlan, plan_held_out
 from flows.inputs.own_text import refuse_small_text
-from flows.inputs.specs import Plan, check_quantizer, plan_run, run_file_of
+from flows.inputs.parameters import checked_by
+from flows.inputs.specs import Plan, check_quantizer, plan_run, refuse_small_limit, run_file_of
 from flows.planning.gpus import check_run_gpus
 from flows.results.run_report import (
     fit_message,
@@ -46,12 +49,14 @@ from schemas.errors import SpecError, StageError
 from schemas.merge import MergedModel
 from schemas.pipeline import PipelineReport
 from schemas.results import RunResults
-from schemas.tokenize_corpus import TokenizedCorpus
+from schemas.runtime import RunOptions
+from schemas.tokenize_corpus import CorpusManifest, TokenizedCorpus
 from schemas.train import TrainingResult
 from stages.corpora import locate
 from stages.processes.hosts import check_launcher
 from stages.scoring.isolated import check_isolated
 from stages.store.runs import save_report, save_run_file
+from stages.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +69,27 @@ def _run_name() -> str:
         return f"{given['preset']}-refused"  # the flow itself says why
 
 
+def check_run(plan: Plan, options: RunOptions, store: Store) -> tuple[HeldOutPlan | None, CorpusManifest]:
+    """What the options ask of the training, and the corpus.
+
+    Raises SpecError for what would end the run before its first stage.
+    """
+    spec = plan.spec
+    refuse_small_text(spec)
+    check_launcher(spec.train.compute, options)
+    check_isolated()
+    check_tracker(options.report_to)
+    check_run_gpus(plan, store)
+    refuse_small_limit(plan)
+    held_out = plan_held_out(options, spec, store)
+    return held_out, locate(spec.tokenize, store.hashes, store.root / "cache" / "hub")
+
+
+def _check(given: Mapping[str, Any], options: RunOptions, store: Store) -> None:
+    check_run(plan_run(given["preset"], given["overrides"], given), options, store)
+
+
+@checked_by(_check)
 @with_empty_fields
 @flow(
     name="pipeline",
@@ -99,16 +125,10 @@ def pipeline(
         options: Where and how the stages run; never changes a result.
     """
     plan, options = plan_run(preset, overrides, fields), begin_try(options)
-    refuse_small_text(plan.spec)
     run = stage_runner(options, plan.label, [], again)
     spec, store = plan.spec, run.store
-    check_launcher(spec.train.compute, options)
-    check_isolated()
-    check_run_gpus(plan, store)
-    check_tracker(options.report_to)
+    held_out, manifest = check_run(plan, options, store)
     show_plan(plan, store, options)
-    held_out = plan_held_out(options, spec, store)
-    manifest = locate(spec.tokenize, store.hashes, store.root / "cache" / "hub")
     tokenized = tokenize(run, spec.tokenize, manifest)
     check_quantizer(plan, tokenized)
     with reporting_to(tracking_job(run, plan, tokenized)) as reporting:

@@ -26,6 +26,7 @@ from flows.inputs.form import (
     number_field,
     with_empty_fields,
 )
+from flows.inputs.parameters import checked_by
 from flows.inputs.requantization import Asked
 from flows.inputs.specs import Plan, run_options, with_changes
 from flows.pipeline import ship
@@ -57,6 +58,7 @@ def _run_name() -> str:
     return named_after(store.runs_root(), given["run"], "requantized", fitting=True)
 
 
+@checked_by(lambda given, _, store: Asked.of(given).variants(store))
 @with_empty_fields
 @flow(
     name="requantize",

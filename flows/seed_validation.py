@@ -11,17 +11,19 @@ it.
 
 import logging
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.inputs.form import Assignment, Options, Preset, number_field, with_empty_fields
+from flows.inputs.parameters import checked_by
 from flows.inputs.specs import Plan, as_overrides, plan_run
-from flows.pipeline import pipeline
+from flows.pipeline import check_run, pipeline
 from flows.results.endings import reason
 from flows.results.seeds import conclusions, mark_line, publish_seeds, seed_figures
 from flows.tasks.run_end import set_labels, tell_end
@@ -36,7 +38,14 @@ from schemas.pipeline import PipelineSpec
 from schemas.runtime import RunOptions
 from schemas.seeds import Ledger, SeedEntry, SeedFigures
 from schemas.stages import STAGES
-from stages.seeds.ledger import find_ledger, ledger_files, open_locked, write_ledger
+from stages.seeds.ledger import (
+    find_ledger,
+    ledger_files,
+    open_locked,
+    read_ledger,
+    refuse_other_plan,
+    write_ledger,
+)
 from stages.store.machine import machine_kind, precision_note
 from stages.store.runs import load_report
 from stages.store.source import code_digest
@@ -51,6 +60,31 @@ def _run_name() -> str:
     return f"{given['ledger'] or given['preset']}-{'seeds' if seed is None else f'recheck-seed{seed}'}"
 
 
+def _check(given: Mapping[str, Any], options: RunOptions, store: Store) -> None:
+    """Of the seeds to train, the first stands for all; the ledger is as it lies in the store."""
+    plan = plan_run(given["preset"], given["overrides"])
+    _refuse_seed(plan)
+    if given["against"]:
+        find_ledger(store.runs_root(), given["against"])
+    name = given["ledger"] or given["preset"]
+    book = wanted = _wanted_ledger(plan, name, given["first_seed"], given["max_seeds"])
+    paths = {path.parent.name: path for path in ledger_files(store.runs_root())}
+    if wanted.label in paths:
+        book = read_ledger(paths[wanted.label])
+        refuse_other_plan(book, wanted)
+    if given["recheck_seed"] is not None:
+        _to_recheck(book, given["recheck_seed"], plan.spec.train.compute)
+    check_run(plan.with_seed(given["first_seed"]), options, store)
+
+
+def _wanted_ledger(plan: Plan, name: str, first_seed: int, max_seeds: int) -> Ledger:
+    """The ledger of this name for the plan's configuration, with no seed in it yet."""
+    # Seed 0, so that the seed counts for nothing in the configuration's fingerprint.
+    configuration = fingerprint(plan.with_seed(0).spec)
+    return Ledger(name=name, configuration=configuration, first_seed=first_seed, max_seeds=max_seeds)
+
+
+@checked_by(_check)
 @with_empty_fields
 @flow(
     name="seed-validation",
@@ -101,18 +135,11 @@ def seed_validation(
     plan = plan_run(preset, overrides)
     overrides = overrides if preset == plan.preset else as_overrides(plan)
     _refuse_seed(plan)
-    # Seed 0, so that the seed counts for nothing in the configuration's fingerprint.
-    configuration = plan.with_seed(0).spec
-    wanted = Ledger(
-        name=ledger or preset,
-        configuration=fingerprint(configuration),
-        first_seed=first_seed,
-        max_seeds=max_seeds,
-    )
+    wanted = _wanted_ledger(plan, ledger or preset, first_seed, max_seeds)
     other = find_ledger(store.runs_root(), against) if against else None
     with open_locked(store.root, wanted) as book:
         book = store.share_ledger(book)
-        _name_others(store.runs_root(), book, configuration)
+        _name_others(store.runs_root(), book, plan.spec)
         if recheck_seed is None:
             book = _train_next(store, book, new_seeds_per_run, plan, overrides, options)
         else:

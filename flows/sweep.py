@@ -9,8 +9,9 @@ after an interruption, and repeats no finished trial.
 import base64
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from prefect import flow, tags
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -19,9 +20,10 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.inputs.form import Assignment, Options, Preset, with_empty_fields
+from flows.inputs.parameters import checked_by
 from flows.inputs.specs import Plan, as_overrides
 from flows.inputs.vary import SweepPlan, assignments, plan_sweep
-from flows.pipeline import pipeline
+from flows.pipeline import check_run, pipeline
 from flows.results.endings import reason
 from flows.results.sweeps import compare_command, conclusions, sweep_rows
 from flows.tasks.run_end import tell_end
@@ -54,6 +56,12 @@ def _run_name() -> str:
     return f"{flow_run.parameters['preset']}-sweep"
 
 
+def _check(given: Mapping[str, Any], options: RunOptions, store: Store) -> None:
+    names = ("preset", "overrides", "vary", "objective", "confirm_seeds")
+    check_run(plan_sweep(*(given[name] for name in names)).base(), options, store)
+
+
+@checked_by(_check)
 @with_empty_fields
 @flow(
     name="sweep",

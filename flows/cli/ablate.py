@@ -30,7 +30,6 @@ def ablate(
     Without --off it lists the techniques and trains nothing.
     """
     from flows.cli.terminal import print_ablation, report_json, techniques_table
-    from flows.results.ablation import plan_variants
     from schemas.techniques import TECHNIQUES
     from stages.store.runs import find_run
 
@@ -47,7 +46,6 @@ def ablate(
         )
         return
 
-    plan_variants(earlier.spec, keys)  # refuses bad input before anything is started
     state = terminal.run("flows.ablate:ablate", earlier.run_id, keys, seeds)
     rows, reports = state.result(raise_on_failure=True)
     terminal.tell(

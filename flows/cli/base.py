@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
@@ -75,13 +75,15 @@ NewestRun = Annotated[
 DEFAULT_STORE = Path(".fairway")
 
 
-def run_flow(flow: str, options: Any, debug: bool, *args: Any, **kwargs: Any) -> Any:
+def run_flow(
+    flow: str, options: Any, debug: bool, check: Callable[[Any], None], *args: Any, **kwargs: Any
+) -> Any:
     """Run the flow (module:name) with `options` and the other arguments, and show its lines and progress.
 
-    Returns the state in which it ended.
+    Returns the state in which it ended. `check` gets the flow before a server is started.
     """
     from flows.cli.live import live_output, waiting_on
-    from flows.server.environment import prefect_api
+    from flows.server.environment import prefect_api, prefect_settings
     from flows.tasks.progress import stage_progress
     from stages.processes.own_process import hangup_interrupts
 
@@ -90,17 +92,18 @@ def run_flow(flow: str, options: Any, debug: bool, *args: Any, **kwargs: Any) ->
             "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"
         )  # our own lines and messages say it all
     console = make_console(stderr=True)
-    with (
-        hangup_interrupts(),
-        live_output(console) as show_progress,
-        prefect_api(Path(options.store), waiting_on(console)),
-    ):
-        token = stage_progress.set(show_progress)
-        try:
-            # Not before: Prefect reads its settings when it is imported.
-            return resolve_name(flow)(*args, options=options, return_state=True, **kwargs)
-        finally:
-            stage_progress.reset(token)
+    store = Path(options.store)
+    with hangup_interrupts(), live_output(console) as show_progress:
+        prefect_settings(store)
+        # Not before: Prefect reads its settings when it is imported.
+        made = resolve_name(flow)
+        check(made)
+        with prefect_api(store, waiting_on(console)):
+            token = stage_progress.set(show_progress)
+            try:
+                return made(*args, options=options, return_state=True, **kwargs)
+            finally:
+                stage_progress.reset(token)
 
 
 def option_overrides(

@@ -81,6 +81,21 @@ TextOption = Annotated[
 ]
 
 
+_OTHER_NAMES = {
+    "run": "RUN",
+    "overrides": "--set",
+    "clip_grids": "--clip-grid",
+    "methods": "--method",
+    "schemes": "--scheme",
+    "folder": "--output",
+    "num_seeds": "--seeds",
+    "new_seeds_per_run": "--new",
+    "mark_nats": "--mark",
+    "margin_nats": "--margin",
+}
+"""Parameters of flows whose option has another name."""
+
+
 class Terminal:
     """Run and output options that the user gave to a command."""
 
@@ -131,8 +146,16 @@ class Terminal:
     def run(self, flow: str, *args: Any, **kwargs: Any) -> Any:
         """Run the flow (module:name) with `options` and the other arguments; returns the state in which it
         ended.
+
+        Raises SpecError, before a server is started, for arguments that the flow would refuse.
         """
-        return run_flow(flow, self.options, self._debug, *args, **kwargs)
+
+        def check(made: Any) -> None:
+            from flows.inputs.parameters import check_parameters
+
+            check_parameters(made, args, kwargs, self.options, self.opened, _option_of_parameter)
+
+        return run_flow(flow, self.options, self._debug, check, *args, **kwargs)
 
     def tell(self, value: Callable[[], Any], show: Callable[[Console], None]) -> None:
         """Print the value as JSON with --json, else call the function that shows it."""
@@ -267,6 +290,11 @@ def _parameter_of(field: str) -> str:
 
 def _option_of(field: str) -> str:
     return f"--{_parameter_of(field).replace('_', '-')}"
+
+
+def _option_of_parameter(name: str) -> str:
+    """What a terminal calls a parameter of a flow, or a field of RunOptions."""
+    return _OTHER_NAMES.get(name) or _option_of(name)
 
 
 def _with_presets(signature: inspect.Signature) -> inspect.Signature:

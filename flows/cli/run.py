@@ -24,13 +24,8 @@ def run(
     """Run the whole chain. Stages whose results are stored do not run again."""
     from flows.cli.terminal import print_report, report_json
     from flows.inputs.specs import as_overrides, known_stages
-    from flows.tracking.reporting import check_tracker
-    from stages.processes.hosts import check_launcher
     from stages.store.runs import load_report
 
-    # Both refuse bad input before anything is started.
-    check_tracker(terminal.options.report_to)
-    check_launcher(chosen.spec.train.compute, terminal.options)
     stages = known_stages(again or (), "--again")
     state = terminal.run(
         "flows.pipeline:pipeline", chosen.preset, overrides=as_overrides(chosen), again=stages

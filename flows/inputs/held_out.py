@@ -62,7 +62,10 @@ def plan_held_out(options: RunOptions, spec: PipelineSpec, store: Store) -> Held
     if not options.stop_behind:
         return HeldOutPlan(asked, None)
     name, margin = parse_behind(options.stop_behind)
-    other = find_run(store.runs_root(), name)
+    try:
+        other = find_run(store.runs_root(), name)
+    except SpecError as error:
+        raise SpecError(f"stop_behind = {options.stop_behind}: {error}") from error
     curve = _curve_of(other, asked, store, options.stop_behind)
     return HeldOutPlan(asked.derive(behind=Behind(run=other.name, margin=margin, curve=curve)), other)
 

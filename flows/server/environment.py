@@ -54,6 +54,12 @@ def say_waiting(what: str) -> Iterator[None]:
     yield
 
 
+def prefect_settings(store: Path) -> None:
+    """Give Prefect its settings, before it is imported. Raises SpecError for settings that cannot be used."""
+    settings_first(store / "prefect" / "home")
+    check_settings()
+
+
 @contextmanager
 def prefect_api(store: Path, waiting: Waiting = say_waiting) -> Iterator[str]:
     """Address of a Prefect API for the time of the block: the configured server's, else a temporary one's.
@@ -62,8 +68,7 @@ def prefect_api(store: Path, waiting: Waiting = say_waiting) -> Iterator[str]:
     keeps its database under `<store>/prefect/temporary-N`, one N for each simultaneous run. It ends with the
     block, or with this process however that ends. Raises SpecError if the configured server does not answer.
     """
-    settings_first(store / "prefect" / "home")
-    check_settings()
+    prefect_settings(store)
     from prefect.settings import (
         PREFECT_API_URL,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,

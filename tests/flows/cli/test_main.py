@@ -142,7 +142,7 @@ def test_describe_for_people_names_parts_and_limit() -> None:
         (["run", "--preset", "smoke", "--processes", "99"], ["num_processes", "99", "at most 8"]),
         (
             ["run", "--preset", "smoke", "--launcher", "slurm"],
-            ["launcher = slurm", "num_nodes = 1", "--nodes"],
+            ["--launcher slurm", "num_nodes = 1", "--nodes"],
         ),
         (["run", "--preset", "smoke", "--nodes", "3"], ["batch_tokens", "num_nodes = 3", "num_processes"]),
         (
@@ -168,6 +168,37 @@ def test_bad_input_is_answered_with_one_message_and_status_2(
     assert all(text in result.stderr for text in named), result.stderr
     assert "Traceback" not in result.output
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["requantize", "RUN", "--bits", "int9"], "--bits int9: must be one of"),
+        (["requantize", "RUN", "--method", "ecqs"], "Did you mean ecsq?"),
+        (["requantize", "RUN", "--set", "quantize.methd=x"], "quantize.methd"),
+        (["requantize", "RUN", "--limit-bytes", "1000"], "the script alone has"),
+        (["validate-seeds", "--preset", "smoke", "--mark", "-1"], "--mark -1.0: must be greater than 0"),
+        (["run", "--preset", "smoke", "--stop-behind", "nope:0.1"], "--stop-behind nope:0.1: RUN = nope"),
+        (["run", "--preset", "record"], "corpus.folder"),
+        (["sweep", "--preset", "record", "--vary", "train.seed=1,2"], "vary = train.seed"),
+        (["ablate", "RUN", "--off", "xxx"], "--off xxx"),
+        (["frontier", "RUN", "--retries", "0", "--scheme", "gptq:int9"], "scheme = gptq:int9"),
+    ],
+)
+def test_what_a_flow_would_refuse_is_refused_before_a_server_starts(
+    arguments: list[str],
+    named: str,
+    smoke_run: Any,
+    smoke_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flows.server.environment.prefect_api", lambda *_: pytest.fail("a server starts"))
+    given = [smoke_run.report.run_id if item == "RUN" else item for item in arguments]
+    result = fairway(*given, "--store", smoke_store)
+    assert (result.exit_code, result.stdout) == (2, ""), result.stderr
+    assert named in result.stderr
 
 
 def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
