@@ -24,7 +24,7 @@ from stages.corpora.sources import ready_made_tokenizer
 from stages.sampling.generator import Generator
 from stages.sampling.of_run import model_of_run, tokenizer_of_run
 from stages.store.runs import LAST, find_run
-from stages.store.store import Store, open_store_at
+from stages.store.store import Store, open_existing_store
 from stages.submission.untrusted import UnreadableError, read_bytes, read_json_object
 
 BLOB_LIMIT_BYTES = 64 * 2**20
@@ -51,7 +51,7 @@ def load(
     if tokenizer is not None:
         raise SpecError(f"--tokenizer = {tokenizer}: a run has its own. Leave it out, or name a folder")
     folder = store or os.environ.get("FAIRWAY_STORE", ".fairway")
-    opened = open_store_at(folder, os.environ.get("FAIRWAY_REMOTE") if remote is None else remote)
+    opened = open_existing_store(folder, os.environ.get("FAIRWAY_REMOTE") if remote is None else remote)
     return _of_run(opened, find_run(opened.runs_root(), str(source)), weights)
 
 

@@ -9,7 +9,7 @@ from flows.cli.options import TRAINING, OnDemand, Terminal, with_run_options
 
 
 @app.command(cls=OnDemand)
-@with_run_options(*TRAINING)
+@with_run_options(*TRAINING, existing=True)
 def ablate(
     run: NewestRun = "last",
     off: Annotated[

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @app.command(cls=OnDemand)
-@with_run_options(*ANY_STAGE)
+@with_run_options(*ANY_STAGE, existing=True)
 def benchmark(
     run: NewestRun = "last",
     tasks: Annotated[

@@ -42,9 +42,9 @@ def compare(
         from flows.cli.terminal import print_compared
         from flows.results.compared import compare_runs, find_runs
         from stages.store.runs import list_reports
-        from stages.store.store import open_store_at
+        from stages.store.store import open_existing_store
 
-        opened = open_store_at(store, remote)
+        opened = open_existing_store(store, remote)
         finished = list_reports(opened.runs_root())
         reports = find_runs(opened, finished, runs)
         found = compare_runs(opened, reports, finished)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @app.command(cls=OnDemand)
-@with_run_options(*STORE)
+@with_run_options(*STORE, existing=True)
 def export_hf(
     run: NewestRun = "last",
     weights: WeightsOption = "packed",

@@ -10,7 +10,7 @@ from flows.cli.options import STORE, OnDemand, Terminal, with_run_options
 
 
 @app.command(cls=OnDemand)
-@with_run_options(*STORE)
+@with_run_options(*STORE, existing=True)
 def note(
     run: RunName,
     text: Annotated[
@@ -34,7 +34,7 @@ def note(
 
 
 @app.command(cls=OnDemand)
-@with_run_options(*STORE)
+@with_run_options(*STORE, existing=True)
 def tag(
     run: RunName,
     tags: Annotated[list[str], typer.Argument(metavar="TAG…", help="one or more words")],
@@ -54,7 +54,7 @@ def tag(
 
 
 @app.command(cls=OnDemand)
-@with_run_options(*STORE)
+@with_run_options(*STORE, existing=True)
 def pin(
     run: RunName,
     remove: Annotated[bool, typer.Option("--remove", help="unpin the run")] = False,
@@ -73,7 +73,7 @@ def pin(
 
 
 @app.command(cls=OnDemand)
-@with_run_options(*STORE)
+@with_run_options(*STORE, existing=True)
 def forget(
     runs: Annotated[
         list[str],

@@ -99,13 +99,13 @@ _OTHER_NAMES = {
 class Terminal:
     """Run and output options that the user gave to a command."""
 
-    def __init__(self, given: dict[str, Any], json: bool, debug: bool) -> None:
-        """`given`: field of RunOptions -> value."""
-        self._given, self._json, self._debug = given, json, debug
+    def __init__(self, given: dict[str, Any], existing: bool, json: bool, debug: bool) -> None:
+        """`given`: field of RunOptions -> value. `existing`: the command makes no store."""
+        self._given, self._existing, self._json, self._debug = given, existing, json, debug
 
     @cached_property
     def options(self) -> Any:
-        """RunOptions with the given values; creates the store if it is missing.
+        """RunOptions with the given values; creates the store if it is missing, unless it must be there.
 
         Raises SpecError naming the option.
         """
@@ -114,10 +114,11 @@ class Terminal:
         from schemas.base import in_our_words
         from schemas.errors import SpecError
         from schemas.runtime import RunOptions
-        from stages.store.store import open_store_at
+        from stages.store.store import open_existing_store, open_store_at
 
+        opened = open_existing_store if self._existing else open_store_at
         try:
-            store = open_store_at(self._given["store"], self._given["remote"])
+            store = opened(self._given["store"], self._given["remote"])
             return RunOptions(**{**self._given, "store": str(store.root)})
         except ValidationError as error:
             messages = (
@@ -168,11 +169,14 @@ class Terminal:
         say_written(*files, json=self._json)
 
 
-def with_run_options(*fields: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_run_options(
+    *fields: str, existing: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give the command these fields of RunOptions as options, --json and --debug; it gets them as one
     `terminal`.
 
-    Its errors become one message. Register the command with `cls=OnDemand`.
+    `existing`: it works on runs of a store that is there. Its errors become one message. Register the command
+    with `cls=OnDemand`.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -180,7 +184,7 @@ def with_run_options(*fields: str) -> Callable[[Callable[..., None]], Callable[.
         def call(json: bool, debug: bool, **given: Any) -> None:
             with clear_errors(debug):
                 chosen = {field: given.pop(_parameter_of(field)) for field in fields}
-                command(**given, terminal=Terminal(chosen, json, debug))
+                command(**given, terminal=Terminal(chosen, existing, json, debug))
 
         call.__signature__ = inspect.Signature()  # type: ignore[attr-defined]  # all that a list needs
         call.__annotations__ = {}

@@ -9,7 +9,7 @@ from flows.cli.options import ANY_STAGE, OnDemand, Terminal, with_run_options
 
 
 @app.command(cls=OnDemand)
-@with_run_options(*ANY_STAGE)
+@with_run_options(*ANY_STAGE, existing=True)
 def requantize(
     run: Annotated[
         str,

@@ -58,12 +58,13 @@ def runs(
         from stages.store.notes import notes_of
         from stages.store.runs import list_reports
         from stages.store.stopped import list_stopped
-        from stages.store.store import open_store_at
+        from stages.store.store import awaits_store, open_existing_store
 
         if curves and csv is None and parquet is None:
             raise SpecError("--curves: names no file. Give --csv FILE or --parquet FILE")
+        awaits_store(store, remote)  # refuses what is no store
         root = store.expanduser().resolve()
-        opened = open_store_at(store, remote) if remote or curves else None  # not made to look at it
+        opened = open_existing_store(store, remote) if remote or curves else None  # not made to look at it
         place = opened.runs_root() if opened else root
         known = {item.run_id: as_server_run(item) for item in list_stopped(root)}
         known |= {item["run_id"]: item for item in (server_runs() if configured_server(root) else ())}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @app.command(cls=OnDemand)
-@with_run_options(*STORE)
+@with_run_options(*STORE, existing=True)
 def sample(
     source: Annotated[
         str,
@@ -47,16 +47,11 @@ def sample(
         tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, count=count
     )  # refuses bad input before torch is imported
     chosen = weights_of(weights)
-    from stages.generate import load
+    from stages.generate import is_folder, load
     from stages.generate import sample as write
 
-    generator = load(
-        source,
-        store=terminal.store,
-        remote=terminal.options.remote,
-        weights=chosen,
-        tokenizer=tokenizer,
-    )
+    store, remote = (None, None) if is_folder(source) else (terminal.store, terminal.options.remote)
+    generator = load(source, store=store, remote=remote, weights=chosen, tokenizer=tokenizer)
     made = write(generator, chosen, prompt, settings)
     terminal.tell(lambda: made.model_dump(mode="json"), partial(print_sample, sample=made))
 

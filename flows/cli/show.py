@@ -75,10 +75,11 @@ def show(
         from stages.store.notes import notes_of
         from stages.store.runs import find_run
         from stages.store.stopped import is_called, list_stopped
-        from stages.store.store import open_store_at
+        from stages.store.store import awaits_store, open_existing_store
 
+        awaits_store(store, remote)  # refuses what is no store
         root = store.expanduser().resolve()
-        shared = open_store_at(store, remote) if remote else None  # a store is not made to look at it
+        shared = open_existing_store(store, remote) if remote else None  # a store is not made to look at it
         place = shared.runs_root() if shared else root
         try:
             report = find_run(place, run)

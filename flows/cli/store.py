@@ -41,15 +41,16 @@ def gc(
     with clear_errors(debug):
         from flows.cli.terminal import print_unneeded, unneeded_json
         from stages.store.housekeeping import OLDER_THAN_HOURS, find_unneeded, remove_unneeded
-        from stages.store.store import Store
+        from stages.store.store import Store, awaits_store
 
         if shared:
             root, unneeded = Path(), _unneeded_of_remote(remote, remove, keep_runs, older_than)
         else:
             hours = OLDER_THAN_HOURS if older_than is None else older_than
-            with Store(store) as opened:
-                root = opened.root
-                unneeded = (remove_unneeded if remove else find_unneeded)(opened, keep_runs, hours)
+            root, unneeded = store.expanduser().resolve(), []
+            if not awaits_store(store, remote):
+                with Store(store) as opened:
+                    unneeded = (remove_unneeded if remove else find_unneeded)(opened, keep_runs, hours)
         if json:
             print_json(unneeded_json(unneeded, remove))
         else:
@@ -84,13 +85,17 @@ def verify(
     with clear_errors(debug):
         from schemas.printable import printable
         from stages.store.housekeeping import find_damage
-        from stages.store.store import open_remote_at, open_store_at
+        from stages.store.store import awaits_store, open_remote_at, open_store_at
 
+        sound = "all sound"
         if shared:
             far = open_remote_at(remote)
             from stages.store.remote_housekeeping import find_damaged_objects
 
             place, damage = far.url, list(find_damaged_objects(far))
+        elif awaits_store(store, remote):
+            place, damage = str(store.expanduser().resolve()), []
+            sound = "there is no store yet. `fairway run` makes one"
         else:
             with open_store_at(store, remote) as opened:
                 place, damage = str(opened.root), list(find_damage(opened))
@@ -102,7 +107,7 @@ def verify(
             typer.echo(
                 f"{len(damage)} damaged; repeat the same `fairway run` to make it again"
                 if damage
-                else f"{printable(place)}: all sound"
+                else f"{printable(place)}: {sound}"
             )
         if damage:
             raise typer.Exit(1)

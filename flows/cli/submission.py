@@ -47,12 +47,12 @@ def export(
     with clear_errors(debug):
         from flows.cli.live import log_to
         from flows.cli.terminal import print_rules
-        from stages.store.store import open_store_at
+        from stages.store.store import open_existing_store
         from stages.submission.inputs import about_of, write_submission
 
         about = about_of(author, github_id, name, blurb)
         with log_to(make_console(stderr=True)):
-            made = write_submission(open_store_at(store, remote), run, about, out, only_this_seed)
+            made = write_submission(open_existing_store(store, remote), run, about, out, only_this_seed)
         if json:
             info = made.info.model_dump(mode="json")
             print_json(

@@ -28,16 +28,18 @@ def watch(
 ) -> None:
     """Draw loss, held-out score and learning rate of the training in progress, or of an earlier run."""
     with clear_errors(debug):
+        from stages.store.store import awaits_store, open_existing_store
+
+        awaits_store(store, remote)  # refuses what is no store
         if run is None:
             _follow(store.expanduser().resolve(), once)
             return
         from flows.results.compared import find_runs
         from schemas.stopped import StoppedRun
         from stages.store.runs import list_reports
-        from stages.store.store import open_store_at
         from stages.training.metrics import HELD_OUT_COLUMNS, read_metrics
 
-        opened = open_store_at(store, remote)
+        opened = open_existing_store(store, remote)
         [found] = find_runs(opened, list_reports(opened.runs_root()), [run])
         ref = found.metrics if isinstance(found, StoppedRun) else found.trained.metrics
         columns = ("step", "loss", "lr_scale", "seconds", *HELD_OUT_COLUMNS)

@@ -35,7 +35,11 @@ def configured_server(store: Path) -> str | None:
 
 
 def _home(store: Path) -> Path:
-    """Prefect's folder in the store; a folder for this command alone if the store is read-only."""
+    """Prefect's folder in the store; a folder for this command alone if the store is read-only, or is not
+    made yet.
+    """
+    if not store.is_dir():
+        return private_folder()
     try:
         home = store / "prefect" / "home"
         home.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
@@ -45,13 +46,21 @@ USERS_LOCK = "users.lock"
 RECHECKS = "recheck"  # results that were computed again and differ
 FETCHED = "fetched"  # beside the unfinished results: records on their way from a remote store
 _KEY_CHARACTERS = 32
+_SIGNS = (f"locks/{USERS_LOCK}", f"stages/*/*/{RECORD_NAME}", "runs/*/report.json")
+"""Any of them shows that a folder is a store, whatever version made it."""
+_OWN = (
+    *("stages", "work", "locks", "runs", "hashes.sqlite*", "cache", "prefect", "ledgers", "sweeps"),
+    *(RECHECKS, "comparisons", "frontiers", "huggingface", "submissions"),
+)
+_BESIDE = (".*", "lost+found", "logs", "*.log", "*.out", "*.err")
+"""What may lie in a folder before a store is made there: what belongs to a disk, and logs."""
 
 
 class Store:
     """A folder of finished results. Raises SpecError when the folder cannot be one."""
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root).expanduser().resolve()
+        self.root = _root_of(root)
         try:
             for name in ("stages", "work", "locks", "runs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
@@ -237,14 +246,72 @@ def open_store(options: RunOptions) -> Store:
 def open_store_at(folder: Path | str, remote: str | None) -> Store:
     """The store in `folder`; with the address of a remote store, as the cache of it.
 
-    Raises SpecError when either cannot be used.
+    Raises SpecError when either cannot be used, and for a folder of other files, which a store would fill.
     """
+    _refuse_other_files(_root_of(folder))
     if not remote:
         return Store(folder)
     opened = open_remote_at(remote)
     from stages.store.shared import SharedStore
 
     return SharedStore(folder, opened)
+
+
+def open_existing_store(folder: Path | str, remote: str | None) -> Store:
+    """As `open_store_at`, but makes no store, except as the cache of a remote one.
+
+    Raises SpecError too for a folder that is no store.
+    """
+    if awaits_store(folder, remote) and not remote:
+        raise SpecError(f"store = {_root_of(folder)}: holds no finished run. `fairway run` makes one")
+    return open_store_at(folder, remote)
+
+
+def awaits_store(folder: Path | str, remote: str | None) -> bool:
+    """Whether the folder is no store yet but may become one: the default one, or the cache of a remote store.
+
+    False: it is a store. Raises SpecError for any other folder.
+    """
+    root = _root_of(folder)
+    if is_store(root):
+        return False
+    default = RunOptions.model_fields["store"].default
+    if (remote or Path(folder) == Path(default)) and not _other_files(root):
+        return True
+    place = "in this folder" if root.is_dir() else "and no such folder"
+    raise SpecError(
+        f"--store {folder}: there is no store {place}. Check --store or FAIRWAY_STORE; `fairway run` makes a "
+        "store"
+    )
+
+
+def is_store(root: Path) -> bool:
+    """Whether the folder was opened as a store, or holds a result or a run."""
+    return any(next(root.glob(pattern), None) is not None for pattern in _SIGNS)
+
+
+def _root_of(folder: Path | str) -> Path:
+    return Path(folder).expanduser().resolve()
+
+
+def _refuse_other_files(root: Path) -> None:
+    if root.is_dir() and not is_store(root) and (found := _other_files(root)):
+        names = f"{', '.join(found[:3])}{', …' * (len(found) > 3)}"
+        raise SpecError(
+            f"--store {root}: is no store, and holds other files ({names}), among which a store would lie. "
+            "Give a new or an empty folder by --store or FAIRWAY_STORE"
+        )
+
+
+def _other_files(root: Path) -> list[str]:
+    """What lies there and neither belongs to a store nor is a log or hidden; a file in its place counts."""
+    try:
+        names = sorted(path.name for path in root.iterdir())
+    except NotADirectoryError:
+        return [root.name]
+    except OSError:  # nothing there, or not to be read: opening it says so
+        return []
+    return [name for name in names if not any(fnmatch(name, pattern) for pattern in (*_OWN, *_BESIDE))]
 
 
 def open_remote_at(remote: str | None) -> "Remote":

@@ -25,6 +25,7 @@ from schemas.tokenize_corpus import HuggingFaceCorpus
 from stages.corpora import huggingface
 from stages.processes.surroundings import UNUSABLE_PROXY, leave_out_unusable_proxies, reach_loopback
 from stages.store.hashing import FileHashes
+from stages.store.store import Store
 
 ROOT = Path(__file__).parents[2]
 PROXY = "http://127.0.0.1:9"
@@ -207,6 +208,7 @@ def test_a_prefect_home_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyP
 
 
 def test_a_prefect_setting_that_prefect_refuses_is_named_by_its_variable(tmp_path: Path) -> None:
+    Store(tmp_path).close()
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "runs", "--store", str(tmp_path)],
         cwd=ROOT,

@@ -153,10 +153,8 @@ def test_describe_for_people_names_parts_and_limit() -> None:
         (["run", "--preset", "smoke", "--retries", "-1"], ["retries", "-1"]),
         (["run", "--preset", "smoke", "--timeout", "0"], ["timeout", "0"]),
         (["describe", "demo", "--set", "train.model.num_heads=7"], ["model_dim", "num_heads"]),
-        (["requantize", "nothing"], ["nothing", "no finished run"]),
-        (["requantize"], ["last", "no finished run"]),
         (["validate-seeds", "--preset", "dmeo"], ["preset", "dmeo", "demo"]),
-        (["show", "nothing"], ["nothing", "no finished run"]),
+        (["run", "--like", "nothing"], ["nothing", "no finished run"]),
     ],
 )
 def test_bad_input_is_answered_with_one_message_and_status_2(
@@ -168,6 +166,72 @@ def test_bad_input_is_answered_with_one_message_and_status_2(
     assert all(text in result.stderr for text in named), result.stderr
     assert "Traceback" not in result.output
     assert result.stdout == ""
+
+
+OF_A_STORE = [
+    ["verify"],
+    ["gc", "--remove"],
+    ["runs"],
+    ["runs", "--curves", "--csv", "curves.csv"],
+    ["show"],
+    ["compare", "last", "last"],
+    ["watch", "--once"],
+    ["watch", "last"],
+    ["note", "last"],
+    ["tag", "last", "good"],
+    ["pin", "last"],
+    ["forget", "last"],
+    ["sample"],
+    ["benchmark", "--tasks", "piqa"],
+    ["export", "--author", "a", "--github-id", "a", "--name", "a"],
+    ["export-hf"],
+    ["requantize"],
+    ["frontier"],
+    ["ablate"],
+]
+"""Commands that read a store or change its runs, and make none."""
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("command", OF_A_STORE, ids=" ".join)
+def test_a_folder_that_is_no_store_is_refused_and_left_as_it_is(
+    command: list[str], there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stages.benchmark.require_harness", lambda: None)
+    folder = tmp_path / "texts"
+    if there:
+        folder.mkdir()
+        (folder / "book.txt").write_text("text")
+    result = fairway(*command, "--store", "texts")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--store texts: there is no store" in result.stderr
+    assert "FAIRWAY_STORE" in result.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == (["texts", "book.txt"] if there else [])
+
+
+@pytest.mark.parametrize("command", OF_A_STORE, ids=" ".join)
+def test_before_the_first_run_the_default_store_is_empty_and_not_made(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FAIRWAY_STORE", raising=False)
+    monkeypatch.setattr("stages.benchmark.require_harness", lambda: None)
+    result = fairway(*command)
+    friendly = ("`fairway run` makes one", "no training is in progress", "0 in all", "Runs")
+    assert any(text in result.output for text in friendly), result.output
+    assert "there is no store in" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["run", "--preset", "smoke"], ["validate-seeds"], ["plan"], ["sweep"]])
+def test_a_store_is_not_made_among_other_files(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("text")
+    more = ["--vary", "train.schedule.max_steps=4,5"] if command == ["sweep"] else []
+    result = fairway(*command, *more, "--store", tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "holds other files (book.txt)" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["book.txt"]
 
 
 @pytest.mark.parametrize(

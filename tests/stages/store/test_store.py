@@ -23,7 +23,7 @@ from schemas.runtime import RunOptions
 from schemas.stages import STAGES
 from stages.execution.runner import StageOutcome, run_stage
 from stages.store.keys import stage_key
-from stages.store.store import Store
+from stages.store.store import Store, awaits_store, is_store, open_existing_store, open_store_at
 from stages.store.workspace import DamagedFileError, Workspace
 
 PACKAGE = STAGES["package"]
@@ -160,6 +160,54 @@ def test_a_store_that_cannot_be_one_is_refused_with_the_remedy(tmp_path: Path) -
     file.touch()
     with pytest.raises(SpecError, match="FAIRWAY_STORE"):
         Store(file)
+
+
+def test_a_folder_of_other_files_is_neither_read_as_a_store_nor_made_one(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("text")
+    (tmp_path / "stages").mkdir()  # a name alone makes no store
+    with pytest.raises(SpecError, match=r"^--store .*there is no store in this folder.*FAIRWAY_STORE"):
+        open_existing_store(tmp_path, None)
+    for remote in (None, (tmp_path / "far").as_uri()):
+        with pytest.raises(SpecError, match=r"^--store .*holds other files \(book\.txt\)"):
+            open_store_at(tmp_path, remote)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["book.txt", "stages"]
+
+
+def test_a_missing_folder_is_made_a_store_by_a_run_alone(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="there is no store and no such folder"):
+        open_existing_store(tmp_path / "new", None)
+    assert not (tmp_path / "new").exists()
+    open_store_at(tmp_path / "new", None).close()
+    open_existing_store(tmp_path / "new", None).close()
+
+
+@pytest.mark.parametrize("name", ["run.log", "lost+found", "logs", "prefect", ".hidden"])
+def test_logs_and_prefects_files_may_lie_where_a_store_is_made(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    open_store_at(tmp_path, None).close()
+
+
+@pytest.mark.parametrize("sign", ["stages/package/0123/record.json", "runs/0123/report.json"])
+def test_a_store_of_an_earlier_version_opens_by_what_it_holds(sign: str, tmp_path: Path) -> None:
+    (tmp_path / sign).parent.mkdir(parents=True)
+    (tmp_path / sign).touch()
+    (tmp_path / "of-the-user.txt").touch()
+    open_existing_store(tmp_path, None).close()
+    open_store_at(tmp_path, None).close()
+
+
+def test_the_cache_of_a_remote_store_may_be_new(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    open_existing_store(tmp_path / "cache", (tmp_path / "far").as_uri()).close()
+    assert is_store(tmp_path / "cache")
+
+
+def test_the_default_store_may_not_be_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert awaits_store(".fairway", None)
+    with pytest.raises(SpecError, match=r"holds no finished run\. `fairway run` makes one"):
+        open_existing_store(".fairway", None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def hold_lock(root: Path, ready) -> None:
