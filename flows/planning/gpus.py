@@ -30,4 +30,4 @@ def check_run_gpus(plan: Plan, store: Store) -> None:
             try:
                 check_gpus(compute)
             except SpecError as error:
-                raise SpecError(f"{name}.{error}") from error
+                raise SpecError(f"{name}.compute.{error}") from error
