@@ -16,6 +16,7 @@ from schemas.tokenize_corpus import TokenizerSpec
 from stages.core.blob.packing import pack
 from stages.core.calibrated.whole_model import quantize_state
 from stages.generate import DEFAULT_CONTEXT_TOKENS, is_folder, load
+from stages.store.store import Store
 from stages.tokenization.tokenizer import train_tokenizer
 
 
@@ -77,8 +78,11 @@ def test_what_cannot_be_used_is_refused(folder: Path, tokenizer: Path, tmp_path:
         load(folder, tokenizer=tokenizer, weights="merged")
     with pytest.raises(SpecError, match=r"--tokenizer = .*: a run has its own"):
         load("last", tokenizer=tokenizer, store=tmp_path)
-    with pytest.raises(SpecError, match="holds no finished run"):
+    with pytest.raises(SpecError, match="there is no store in this folder"):
         load("last", store=tmp_path)
+    Store(tmp_path / "store")
+    with pytest.raises(SpecError, match="holds no finished run"):
+        load("last", store=tmp_path / "store")
 
 
 def test_a_link_or_a_pipe_in_place_of_the_model_is_refused(folder: Path, tokenizer: Path) -> None:

@@ -241,7 +241,7 @@ def test_a_store_is_not_made_among_other_files(command: list[str], tmp_path: Pat
         (["requantize", "RUN", "--method", "ecqs"], "Did you mean ecsq?"),
         (["requantize", "RUN", "--set", "quantize.methd=x"], "quantize.methd"),
         (["requantize", "RUN", "--limit-bytes", "1000"], "the script alone has"),
-        (["validate-seeds", "--preset", "smoke", "--mark", "-1"], "--mark -1.0: must be greater than 0"),
+        (["validate-seeds", "--preset", "smoke", "--mark", "-1"], "--mark -1.0: must be above 0"),
         (["run", "--preset", "smoke", "--stop-behind", "nope:0.1"], "--stop-behind nope:0.1: RUN = nope"),
         (["run", "--preset", "record"], "corpus.folder"),
         (["sweep", "--preset", "record", "--vary", "train.seed=1,2"], "vary = train.seed"),
