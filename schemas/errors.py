@@ -52,6 +52,20 @@ def on_one_line(error: Exception | str, limit: int = 300) -> str:
 
 
 @contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Within the block a Ctrl-C stays a KeyboardInterrupt.
+
+    During the import of a C++ module it becomes an ImportError of pybind11, which would be retried.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+
+
+@contextmanager
 def clear_storage_errors(folder: Path) -> Iterator[None]:
     """Say an error of the disk that holds `folder` as one: what happened, how much room there is, what to
     do.

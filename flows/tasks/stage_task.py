@@ -32,7 +32,7 @@ from flows.tasks.run_end import set_labels
 from flows.tasks.showing import only_shown
 from flows.tasks.training_artifact import TrainingArtifact
 from schemas.base import Schema
-from schemas.errors import FairwayError, first_line
+from schemas.errors import FairwayError, first_line, interrupts_kept
 from schemas.runtime import RunOptions
 from schemas.stages import KNOWN_STAGES
 from stages.execution.runner import StageOutcome, is_made, run_stage
@@ -190,7 +190,7 @@ def _run_in_task(
     _running[context.task_run.id] = copy_context()
     shared = options.remote and (again or store.find(KNOWN_STAGES[stage], key) is None)
     try:
-        with one_maker(stage, key) if shared else nullcontext():
+        with interrupts_kept(), one_maker(stage, key) if shared else nullcontext():
             outcome = run_stage(store, stage, spec, inputs, options, on_progress, again)
     finally:
         del _running[context.task_run.id]
