@@ -61,7 +61,9 @@ def _run_name() -> str:
 
 
 def _check(given: Mapping[str, Any], options: RunOptions, store: Store) -> None:
-    """Of the seeds to train, the first stands for all; the ledger is as it lies in the store."""
+    """Of the seeds to train, the first stands for all; the ledger is as it lies in the store. Where none is
+    to be trained, neither text nor GPU is needed.
+    """
     plan = plan_run(given["preset"], given["overrides"])
     _refuse_seed(plan)
     if given["against"]:
@@ -72,9 +74,12 @@ def _check(given: Mapping[str, Any], options: RunOptions, store: Store) -> None:
     if wanted.label in paths:
         book = read_ledger(paths[wanted.label])
         refuse_other_plan(book, wanted)
-    if given["recheck_seed"] is not None:
-        _to_recheck(book, given["recheck_seed"], plan.spec.train.compute)
-    check_run(plan.with_seed(given["first_seed"]), options, store)
+    seeds = book.next_seeds(given["new_seeds_per_run"])
+    if (again := given["recheck_seed"]) is not None:
+        _to_recheck(book, again, plan.spec.train.compute)
+        seeds = [again]
+    if seeds:
+        check_run(plan.with_seed(seeds[0]), options, store)
 
 
 def _wanted_ledger(plan: Plan, name: str, first_seed: int, max_seeds: int) -> Ledger:

@@ -313,14 +313,12 @@ def _conclusions(
 
 def _other_scores(report: PipelineReport, other: PipelineReport) -> str:
     """Which scores are of two kinds, in a sentence; empty where all compare."""
-    one, two = report.spec.evaluate.scoring, other.spec.evaluate.scoring
-    if windows_of(one) != windows_of(two):
-        what, kinds = "scores", (windows_of(one), windows_of(two))
-    elif one.overlapping and two.overlapping and sliding_of(one) != sliding_of(two):
-        what, kinds = "sliding scores", (sliding_of(one), sliding_of(two))
-    else:
-        return ""
-    return f"the {what} are of two kinds, {kinds[0]} and {kinds[1]}, so they do not compare."
+    settings = [run.spec.evaluate.scoring for run in (report, other)]
+    for what, words in (("scores", windows_of), ("sliding scores", sliding_of)):
+        one, two = map(words, settings)
+        if one and two and one != two:
+            return f"the {what} are of two kinds, {one} and {two}, so they do not compare."
+    return ""
 
 
 def _of_one_configuration(

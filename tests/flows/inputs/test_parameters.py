@@ -63,6 +63,11 @@ def test_what_a_flow_itself_refuses_is_refused_by_its_own_check(
         _check(flow, given, tmp_path, **options)
 
 
+def test_the_statistics_of_a_ledger_need_no_text_where_no_seed_is_to_be_trained(tmp_path: Path) -> None:
+    """The preset's folder of shards is not there; with a seed to train that is refused (above)."""
+    _check(seed_validation, {"preset": "record", "new_seeds_per_run": 0}, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
